@@ -1,0 +1,46 @@
+# Every command says with `make help` what it does. All but test-unit and check run the mesh and need root.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+TOOLS_DIR := .tools
+MESH_TOOLS := envoy etcd istioctl istiod kube-apiserver
+# How long a test binary may run: the mesh's are the slow ones.
+TEST_TIMEOUT ?= 15m
+
+.PHONY: help
+help: ## Show this.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build the controller, the picker and the model server stand-in into bin/.
+	go build -o bin/ ./cmd/... ./samples/modelserver
+
+.PHONY: tools
+tools: ## Build or install what the mesh runs (once a version; kept outside the checkout).
+	@integration/tools/install.sh $(TOOLS_DIR) $(MESH_TOOLS)
+
+.PHONY: demo
+demo: tools ## Start a mesh, call a model through its waypoint, compare with round robin. KEEP=1 leaves it running.
+	@go build -o bin/demo ./integration/demo
+	@bin/demo $(if $(KEEP),-keep)
+
+.PHONY: test
+test: tools ## Run all tests, those in the real mesh among them.
+	go test -timeout $(TEST_TIMEOUT) ./...
+
+.PHONY: test-unit
+test-unit: ## Run the tests that need neither root nor tools, with the race detector.
+	go test -race -timeout $(TEST_TIMEOUT) $$(go list ./... | grep -v /integration)
+
+.PHONY: check
+check: ## Check format, vet, lint and that generated files and modules are up to date.
+	@integration/tools/install.sh $(TOOLS_DIR) golangci-lint
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet ./...
+	go mod tidy -diff
+	@test "$$(integration/tools/install.sh --version istiod)" = "$$(integration/tools/install.sh --version istioctl)" || { echo "istiod and istioctl are of different versions"; exit 1; }
+	$(TOOLS_DIR)/golangci-lint run ./...
+
+.PHONY: clean
+clean: ## Remove what was built in the checkout; the cache of tools stays.
+	rm -rf bin $(TOOLS_DIR) .mesh

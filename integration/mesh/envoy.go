@@ -1,0 +1,87 @@
+package mesh
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/yaml"
+)
+
+const (
+	relayAddress = "127.0.0.1:15999"
+	adminPort    = 15000
+	// emulatedIstio is the version that Envoy claims to be. From later ones on istiod uses a filter state object that
+	// only Istio's own build of Envoy has.
+	emulatedIstio = "1.29.1"
+)
+
+// waypointImage runs a stock Envoy for the pod that istiod's Deployment of a waypoint asks for.
+func waypointImage(path string) Image {
+	return Image{
+		Path:      path,
+		OwnTunnel: true,
+		Ready:     &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/ready", Port: intstr.FromInt32(adminPort)}}},
+		Args: func(p *corev1.Pod, dir string, _ []string) ([]string, error) {
+			file := filepath.Join(dir, "bootstrap.yaml")
+			content, err := yaml.Marshal(bootstrap(p))
+			if err != nil {
+				return nil, fmt.Errorf("encoding Envoy's bootstrap: %w", err)
+			}
+			if err := os.WriteFile(file, content, 0o644); err != nil {
+				return nil, fmt.Errorf("writing Envoy's bootstrap: %w", err)
+			}
+			return []string{"--config-path", file, "--disable-hot-restart", "--concurrency", "2", "--log-level", "warning", "--drain-time-s", "1"}, nil
+		},
+	}
+}
+
+type object = map[string]any
+
+// bootstrap is what Istio's agent would give Envoy for this pod: where its configuration and certificates come from.
+func bootstrap(p *corev1.Pod) object {
+	account := accountOf(p)
+	return object{
+		"node": object{
+			"id":      fmt.Sprintf("waypoint~%s~%s.%s~%s.svc.cluster.local", p.Status.PodIP, p.Name, p.Namespace, p.Namespace),
+			"cluster": account + "." + p.Namespace,
+			"metadata": object{
+				"NAMESPACE": p.Namespace, "SERVICE_ACCOUNT": account, "NAME": p.Name, "LABELS": p.Labels, "CLUSTER_ID": "Kubernetes",
+				"ENABLE_HBONE": "true", "ISTIO_VERSION": emulatedIstio, "INSTANCE_IPS": p.Status.PodIP,
+			},
+		},
+		"admin": object{"address": socket(p.Status.PodIP, adminPort)},
+		"bootstrap_extensions": []object{{
+			"name":         "envoy.bootstrap.internal_listener",
+			"typed_config": object{"@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener"},
+		}},
+		"dynamic_resources": object{
+			"ads_config": object{
+				"api_type": "GRPC", "transport_api_version": "V3", "set_node_on_first_message_only": true,
+				"grpc_services": []object{{"envoy_grpc": object{"cluster_name": "xds-grpc"}}},
+			},
+			"cds_config": object{"ads": object{}, "resource_api_version": "V3"},
+			"lds_config": object{"ads": object{}, "resource_api_version": "V3"},
+		},
+		"static_resources": object{"clusters": []object{relayCluster("xds-grpc"), relayCluster("sds-grpc")}},
+	}
+}
+
+func relayCluster(name string) object {
+	return object{
+		"name": name, "type": "STATIC", "connect_timeout": "1s",
+		"typed_extension_protocol_options": object{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": object{
+			"@type":                "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+			"explicit_http_config": object{"http2_protocol_options": object{}},
+		}},
+		"load_assignment": object{"cluster_name": name, "endpoints": []object{{"lb_endpoints": []object{{
+			"endpoint": object{"address": socket("127.0.0.1", 15999)},
+		}}}}},
+	}
+}
+
+func socket(address string, port int) object {
+	return object{"socket_address": object{"address": address, "port_value": port}}
+}

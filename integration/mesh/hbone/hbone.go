@@ -1,0 +1,155 @@
+// Package hbone speaks HBONE, the tunnel of Istio's ambient mesh: HTTP/2 CONNECT over mutual TLS, port 15008. It does
+// for a pod of the mesh what ztunnel does for it on a node, in both directions, and nothing more.
+package hbone
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// Port is where a pod, or a waypoint, takes HBONE.
+const Port = 15008
+
+// Serve takes the pod's side of HBONE: every CONNECT is joined to the port of the pod that its authority names. It
+// returns when ctx ends, with the tunnels that are open cut.
+func Serve(ctx context.Context, pod netip.Addr, config *tls.Config) error {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", netip.AddrPortFrom(pod, Port).String())
+	if err != nil {
+		return fmt.Errorf("listening for HBONE: %w", err)
+	}
+	server := &http.Server{
+		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { join(w, r, pod) }),
+		TLSConfig:         config,
+		ReadHeaderTimeout: 10 * time.Second,
+		Protocols:         new(http.Protocols),
+	}
+	server.Protocols.SetHTTP2(true)
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.ServeTLS(listener, "", ""); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving HBONE: %w", err)
+	}
+	return nil
+}
+
+func join(w http.ResponseWriter, r *http.Request, pod netip.Addr) {
+	_, port, err := net.SplitHostPort(r.Host)
+	if r.Method != http.MethodConnect || err != nil {
+		http.Error(w, "this is a tunnel: CONNECT address:port", http.StatusMethodNotAllowed)
+		return
+	}
+	upstream, err := new(net.Dialer).DialContext(r.Context(), "tcp", net.JoinHostPort(pod.String(), port))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	defer func() { _ = upstream.Close() }()
+	control := http.NewResponseController(w)
+	w.WriteHeader(http.StatusOK)
+	if control.Flush() != nil {
+		return
+	}
+	go func() {
+		_, err := io.Copy(upstream, r.Body)
+		if tcp, ok := upstream.(*net.TCPConn); ok && err == nil {
+			_ = tcp.CloseWrite()
+		} else {
+			_ = upstream.Close() // the caller broke off: so does the tunnel
+		}
+	}()
+	_, _ = io.Copy(flushing{w, control}, upstream)
+}
+
+// flushing sends every piece on at once: a tunnel must not hold bytes back.
+type flushing struct {
+	io.Writer
+	control *http.ResponseController
+}
+
+func (f flushing) Write(p []byte) (int, error) {
+	n, err := f.Writer.Write(p)
+	if err != nil {
+		return n, err
+	}
+	return n, f.control.Flush()
+}
+
+// Dialer opens tunnels through one waypoint or pod with one identity. Tunnels share a connection, as ztunnel's do.
+type Dialer struct {
+	transport *http2.Transport
+	via       string
+}
+
+// NewDialer makes a Dialer that shows the identity in config to the HBONE port of via.
+func NewDialer(via netip.Addr, config *tls.Config) *Dialer {
+	return &Dialer{transport: &http2.Transport{TLSClientConfig: config}, via: netip.AddrPortFrom(via, Port).String()}
+}
+
+// Close ends the connection that the tunnels share once they are done.
+func (d *Dialer) Close() { d.transport.CloseIdleConnections() }
+
+// Dial opens a tunnel to an address as the other end knows it. ctx bounds the opening only.
+func (d *Dialer) Dial(ctx context.Context, target string) (net.Conn, error) {
+	body, in := io.Pipe()
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, cancel)
+	request, err := http.NewRequestWithContext(life, http.MethodConnect, "https://"+d.via, body)
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("opening a tunnel to %s: %w", target, err)
+	}
+	request.Host = target
+	response, err := d.transport.RoundTrip(request)
+	if err == nil && !stop() {
+		err = ctx.Err()
+	}
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = errors.New(response.Status)
+	}
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("opening a tunnel to %s by %s: %w", target, d.via, err)
+	}
+	return &tunnel{in: in, out: response.Body, cancel: cancel, target: target, via: d.via}, nil
+}
+
+// tunnel is an open CONNECT as a connection. Deadlines are not kept: its users bound their calls by contexts.
+type tunnel struct {
+	in          *io.PipeWriter
+	out         io.ReadCloser
+	cancel      context.CancelFunc
+	once        sync.Once
+	target, via string
+}
+
+type address string
+
+func (a address) Network() string { return "hbone" }
+func (a address) String() string  { return string(a) }
+
+func (t *tunnel) Read(p []byte) (int, error)       { return t.out.Read(p) }
+func (t *tunnel) Write(p []byte) (int, error)      { return t.in.Write(p) }
+func (t *tunnel) LocalAddr() net.Addr              { return address(t.via) }
+func (t *tunnel) RemoteAddr() net.Addr             { return address(t.target) }
+func (t *tunnel) SetDeadline(time.Time) error      { return nil }
+func (t *tunnel) SetReadDeadline(time.Time) error  { return nil }
+func (t *tunnel) SetWriteDeadline(time.Time) error { return nil }
+
+func (t *tunnel) Close() error {
+	t.once.Do(func() {
+		_ = t.in.Close()
+		t.cancel()
+		_ = t.out.Close()
+	})
+	return nil
+}

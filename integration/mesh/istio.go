@@ -1,0 +1,100 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+const (
+	istioNamespace = "istio-system"
+	validator      = "istiod-default-validator"
+)
+
+// istiodImage binds istiod's ports to its pod's address.
+func istiodImage(path string) Image {
+	return Image{Path: path, Args: func(p *corev1.Pod, _ string, args []string) ([]string, error) {
+		args = slices.DeleteFunc(slices.Clone(args), func(a string) bool { return strings.HasPrefix(a, "--monitoringAddr") })
+		for flag, port := range map[string]string{
+			"httpAddr": "8080", "grpcAddr": "15010", "secureGRPCAddr": "15012", "httpsAddr": "15017", "monitoringAddr": "15014",
+		} {
+			args = append(args, "--"+flag+"="+p.Status.PodIP+":"+port)
+		}
+		return args, nil
+	}}
+}
+
+// renderIstio turns our overlay into the objects that istioctl install would write.
+func renderIstio(ctx context.Context, tools, overlay string) ([]*unstructured.Unstructured, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(tools, "istioctl"), "manifest", "generate", "-f", overlay)
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			err = fmt.Errorf("%w: %s", err, exit.Stderr)
+		}
+		return nil, fmt.Errorf("rendering %s: %w", overlay, err)
+	}
+	objects, err := decode(out)
+	if err != nil {
+		return nil, fmt.Errorf("reading what istioctl rendered: %w", err)
+	}
+	// Definitions first, as everything else may be of their kinds; namespaces' contents in the order given.
+	slices.SortStableFunc(objects, func(a, b *unstructured.Unstructured) int { return rank(a) - rank(b) })
+	return objects, nil
+}
+
+func rank(o *unstructured.Unstructured) int {
+	switch o.GetKind() {
+	case "CustomResourceDefinition", "Namespace":
+		return 0
+	case "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ConfigMap":
+		return 1
+	default:
+		return 2
+	}
+}
+
+// awaitDeployment waits until a Deployment has all its pods ready, of its newest template.
+func (c *cluster) awaitDeployment(ctx context.Context, namespace, name string) error {
+	return await(ctx, "deployment "+namespace+"/"+name, func(ctx context.Context) error {
+		var d appsv1.Deployment
+		if err := c.client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &d); err != nil {
+			return err
+		}
+		want := int32(1)
+		if d.Spec.Replicas != nil {
+			want = *d.Spec.Replicas
+		}
+		if d.Status.ObservedGeneration != d.Generation || d.Status.ReadyReplicas != want || d.Status.Replicas != want {
+			return fmt.Errorf("%d of %d pods ready", d.Status.ReadyReplicas, want)
+		}
+		return nil
+	}, c.apiServer)
+}
+
+// awaitValidator waits until istiod checks every Istio object that is written, and a write without its check fails.
+func (c *cluster) awaitValidator(ctx context.Context) error {
+	return await(ctx, "istiod's webhook", func(ctx context.Context) error {
+		var w admissionv1.ValidatingWebhookConfiguration
+		if err := c.client.Get(ctx, client.ObjectKey{Name: validator}, &w); err != nil {
+			return err
+		}
+		for _, hook := range w.Webhooks {
+			if len(hook.ClientConfig.CABundle) == 0 || hook.FailurePolicy == nil || *hook.FailurePolicy != admissionv1.Fail {
+				return errors.New("istiod has not turned it on yet")
+			}
+		}
+		return nil
+	}, c.apiServer)
+}

@@ -1,0 +1,139 @@
+package mesh
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+)
+
+// insideEnv marks the process that runs inside the namespaces; its value means nothing.
+const insideEnv = "INFERENCE_WAYPOINT_MESH_INSIDE"
+
+// workDir holds everything that a mesh writes while it runs. It is a tmpfs in the mesh's own mount namespace: it is
+// gone with the last process, however that ended, and two meshes do not see each other's.
+const workDir = "/run"
+
+// Enter runs the rest of the program in network, process and mount namespaces of its own: the first call starts this
+// same program again inside them, waits for it and exits with its status; the call inside sets them up and returns.
+// The program inside is process 1 there, so the kernel ends every process of the mesh with it; and it dies with the
+// one outside, even by kill -9. So nothing is ever left behind, and meshes do not meet. It needs root.
+func Enter() {
+	if os.Getenv(insideEnv) != "" {
+		if err := setUp(); err != nil {
+			fmt.Fprintf(os.Stderr, "mesh: setting up its namespaces: %v\n", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if err := checkHost(); err != nil {
+		fmt.Fprintf(os.Stderr, "mesh: %v\n", err)
+		os.Exit(1)
+	}
+	os.Exit(runInside())
+}
+
+// checkHost names what the machine lacks.
+func checkHost() error {
+	if os.Geteuid() != 0 {
+		return errors.New("the mesh makes a network namespace, which needs root: run it as root")
+	}
+	if _, err := exec.LookPath("ip"); err != nil {
+		return errors.New("the command ip is missing: install it, on Debian with: apt-get install iproute2")
+	}
+	return nil
+}
+
+func runInside() int {
+	// Pdeathsig follows the thread that made the child, not the process: this one must stay.
+	runtime.LockOSThread()
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(os.Environ(), insideEnv+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	numberIn, numberOut, err := os.Pipe()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "mesh: %v\n", err)
+		return 1
+	}
+	cmd.ExtraFiles = []*os.File{numberIn} // file 3 inside
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS,
+		Pdeathsig:  syscall.SIGKILL,
+	}
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintf(os.Stderr, "mesh: making its namespaces: %v\n", err)
+		return 1
+	}
+	_, _ = fmt.Fprintln(numberOut, cmd.Process.Pid)
+	_ = numberOut.Close()
+	go func() {
+		for s := range signals {
+			// A terminal's Ctrl-C reaches both; a second copy does no harm.
+			_ = cmd.Process.Signal(s)
+		}
+	}()
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit) && exit.ExitCode() >= 0:
+		return exit.ExitCode()
+	default:
+		fmt.Fprintf(os.Stderr, "mesh: %v\n", err)
+		return 1
+	}
+}
+
+// The address ranges of the mesh. Each is local as a whole, so that any address in it can be listened on at once.
+const (
+	podRange       = "10.244.0.0/16"
+	serviceRange   = "10.96.0.0/16"
+	waypointRange  = "240.240.0.0/16" // where istiod takes the addresses of ServiceEntries from
+	machineAddress = "10.0.0.1"       // the source for everything that does not choose one
+)
+
+// OutsidePID is the number that the program inside has outside: what nsenter wants of somebody who looks in.
+var OutsidePID int
+
+func setUp() error {
+	number := os.NewFile(3, "pid")
+	if _, err := fmt.Fscan(number, &OutsidePID); err != nil {
+		return fmt.Errorf("learning the process number: %w", err)
+	}
+	_ = number.Close()
+	mounts := []struct {
+		source, target, kind string
+		flags                uintptr
+	}{
+		{"", "/", "", syscall.MS_PRIVATE | syscall.MS_REC}, // what follows stays in here
+		{"proc", "/proc", "proc", 0},
+		{"tmpfs", workDir, "tmpfs", 0},
+	}
+	for _, m := range mounts {
+		if err := syscall.Mount(m.source, m.target, m.kind, m.flags, ""); err != nil {
+			return fmt.Errorf("mounting %s: %w", m.target, err)
+		}
+	}
+	commands := []string{
+		"link set lo up",
+		"route add local " + podRange + " dev lo",
+		"route add local " + serviceRange + " dev lo",
+		"route add local " + waypointRange + " dev lo",
+		"address add " + machineAddress + "/32 dev lo",
+		"route add default dev lo src " + machineAddress,
+	}
+	for _, c := range commands {
+		if out, err := exec.Command("ip", strings.Fields(c)...).CombinedOutput(); err != nil {
+			return fmt.Errorf("ip %s: %w: %s", c, err, strings.TrimSpace(string(out)))
+		}
+	}
+	return nil
+}

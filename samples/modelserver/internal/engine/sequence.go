@@ -1,0 +1,157 @@
+package engine
+
+import (
+	"fmt"
+
+	"github.com/inference-waypoint/inference-waypoint/samples/modelserver/internal/kvcache"
+)
+
+// Request is one prompt to be continued.
+type Request struct {
+	// Adapter is the LoRA adapter, or empty for the base model.
+	Adapter string
+	// CacheSalt keeps the prefix cache of its bearer apart from all others.
+	CacheSalt string
+	// Prompt is the text as the model sees it; not empty.
+	Prompt []byte
+	// MaxTokens bounds the answer; 0 means up to the context's length.
+	MaxTokens int
+	// IgnoreEOS makes the answer MaxTokens long, where it would end earlier.
+	IgnoreEOS bool
+}
+
+// FinishReason says why an answer ended, in vLLM's words.
+type FinishReason string
+
+const (
+	FinishStop   FinishReason = "stop"   // the answer ended by itself
+	FinishLength FinishReason = "length" // MaxTokens or the context's length was reached
+	FinishAbort  FinishReason = "abort"  // the caller left, or the engine stopped
+)
+
+// Output is what has happened to a request since the last one.
+type Output struct {
+	// Text is what is new: whole tokens.
+	Text string
+	// PromptTokens, CachedTokens and AnswerTokens count all tokens so far.
+	PromptTokens, CachedTokens, AnswerTokens int
+	// Finish is empty until the last output.
+	Finish FinishReason
+}
+
+// ContextLengthError refuses a request that is longer than the context.
+type ContextLengthError struct {
+	// ContextLength, Prompt and MaxTokens are in tokens. MaxTokens is 0 if the
+	// request named none.
+	ContextLength, Prompt, MaxTokens int
+}
+
+func (e *ContextLengthError) Error() string {
+	return fmt.Sprintf("This model's maximum context length is %d tokens. However, the prompt has %d tokens and %d are requested for the answer.",
+		e.ContextLength, e.Prompt, max(1, e.MaxTokens))
+}
+
+// sequence is a request on its way through the engine. The engine's lock
+// guards all that changes.
+type sequence struct {
+	adapter      string
+	promptBytes  int
+	promptTokens int
+	answer       []byte
+	answerTokens int
+	ends         bool // by itself
+	hashes       []uint64
+	blockSize    int
+
+	lease     *kvcache.Lease // nil while the sequence waits
+	cached    int            // prompt tokens found in the cache
+	prefilled int            // prompt tokens computed or found
+	generated int            // answer tokens
+	finish    FinishReason
+	err       error
+
+	// changed holds one signal when there is something new for the caller.
+	changed chan struct{}
+}
+
+// newSequence prepares all that needs no lock: the answer and the hashes of
+// all blocks.
+func newSequence(cfg Config, req Request) (*sequence, error) {
+	promptTokens := ceilDiv(len(req.Prompt), BytesPerToken)
+	limit := req.MaxTokens
+	if limit == 0 {
+		limit = cfg.ContextLength() - promptTokens
+	}
+	if limit < 1 || limit > cfg.ContextLength()-promptTokens {
+		return nil, &ContextLengthError{ContextLength: cfg.ContextLength(), Prompt: promptTokens, MaxTokens: req.MaxTokens}
+	}
+	name := cfg.Model
+	if req.Adapter != "" {
+		name = req.Adapter
+	}
+	seed := seedOf(name, req.CacheSalt)
+	text, ends := answer(seed, req.Prompt, limit, cfg.AnswerTokens, req.IgnoreEOS)
+	whole := append(req.Prompt[:len(req.Prompt):len(req.Prompt)], text...)
+	return &sequence{
+		adapter:      req.Adapter,
+		promptBytes:  len(req.Prompt),
+		promptTokens: promptTokens,
+		answer:       text,
+		answerTokens: len(text) / BytesPerToken,
+		ends:         ends,
+		hashes:       blockHashes(seed, whole, cfg.BlockSize*BytesPerToken),
+		blockSize:    cfg.BlockSize,
+		changed:      make(chan struct{}, 1),
+	}, nil
+}
+
+// reusable returns the blocks that may be found in the cache. The prompt's last
+// token is always computed, since the first answer token comes from it.
+func (s *sequence) reusable() []uint64 {
+	return s.hashes[:min((s.promptTokens-1)/s.blockSize, len(s.hashes))]
+}
+
+// blocks returns how many blocks the whole sequence fills. The last answer
+// token is never computed on, so it needs no place.
+func (s *sequence) blocks() int {
+	return ceilDiv(s.promptTokens+s.answerTokens-1, s.blockSize)
+}
+
+func (s *sequence) decoding() bool { return s.generated > 0 }
+
+// computePrompt takes the blocks for n more prompt tokens and fills them.
+func (s *sequence) computePrompt(n int) {
+	s.prefilled += n
+	s.lease.Extend(ceilDiv(s.prefilled, s.blockSize))
+	s.publish(min(s.prefilled*BytesPerToken, s.promptBytes))
+}
+
+// computeAnswer takes the block for the last generated token and fills it.
+func (s *sequence) computeAnswer() {
+	s.lease.Extend(ceilDiv(s.promptTokens+s.generated, s.blockSize))
+	s.publish(s.promptBytes + s.generated*BytesPerToken)
+}
+
+// publish makes the full blocks of the first so many bytes findable.
+func (s *sequence) publish(bytes int) {
+	s.lease.Publish(s.hashes[:bytes/(s.blockSize*BytesPerToken)])
+}
+
+// output returns what is new since seen answer tokens.
+func (s *sequence) output(seen int) Output {
+	return Output{
+		Text:         string(s.answer[seen*BytesPerToken : s.generated*BytesPerToken]),
+		PromptTokens: s.promptTokens,
+		CachedTokens: s.cached,
+		AnswerTokens: s.generated,
+		Finish:       s.finish,
+	}
+}
+
+// signal tells the caller that something is new, and never blocks.
+func (s *sequence) signal() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}

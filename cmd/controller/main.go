@@ -1,0 +1,52 @@
+// Command controller makes Istio waypoints serve InferencePools: see the flags for what it can be told.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/pflag"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/poolcontroller"
+	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, os.Args[1:], os.Stderr)
+	if errors.Is(err, pflag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "controller:", err)
+		os.Exit(1)
+	}
+}
+
+// run serves until ctx ends.
+func run(ctx context.Context, args []string, stderr io.Writer) error {
+	o, err := parseOptions(args, stderr)
+	if err != nil {
+		return err
+	}
+	logger := logr.FromSlogHandler(telemetry.NewLogger(stderr, o.level).Handler())
+	ctrl.SetLogger(logger)
+	klog.SetLogger(logger) // leader election and the API client
+	manager, err := o.manager()
+	if err != nil {
+		return err
+	}
+	if err := poolcontroller.Add(ctx, manager, o.settings()); err != nil {
+		return fmt.Errorf("adding the pool controller: %w", err)
+	}
+	return manager.Start(ctx)
+}

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
+)
+
+// options are all that the controller can be told.
+type options struct {
+	defaultPicker  string
+	hostSuffix     string
+	clusterDomain  string
+	kubeconfig     string
+	leaderElect    bool
+	leaseNamespace string
+	metricsAddress string
+	healthAddress  string
+	logLevel       string
+
+	// Set from the above when they are validated.
+	picker *meshconfig.ServicePort
+	level  slog.Level
+}
+
+// parseOptions reads the flags and says all that is wrong with them in one error.
+func parseOptions(args []string, stderr io.Writer) (*options, error) {
+	o := &options{}
+	flags := pflag.NewFlagSet("controller", pflag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.SortFlags = false
+	flags.StringVar(&o.defaultPicker, "default-picker", "inference-system/inference-picker:9002",
+		"`namespace/service:port` of the endpoint picker for pools that name none; empty for none")
+	flags.StringVar(&o.hostSuffix, "host-suffix", "inference.internal",
+		"what a pool's host ends in: <pool>.<namespace>.`suffix`")
+	flags.StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "the cluster's `domain` in DNS")
+	flags.StringVar(&o.kubeconfig, "kubeconfig", "",
+		"`file` that says how to reach the API server; if empty, $KUBECONFIG, ~/.kube/config or the pod's own service account")
+	flags.BoolVar(&o.leaderElect, "leader-elect", false, "act only while holding a lease, so that several replicas can run")
+	flags.StringVar(&o.leaseNamespace, "leader-elect-namespace", "inference-system", "`namespace` of the lease")
+	flags.StringVar(&o.metricsAddress, "metrics-address", ":9090", "`host:port` of Prometheus metrics; 0 for none")
+	flags.StringVar(&o.healthAddress, "health-address", ":8081", "`host:port` of /healthz and /readyz; 0 for none")
+	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	if err := flags.Parse(args); err != nil {
+		return nil, err
+	}
+	if flags.NArg() > 0 {
+		return nil, fmt.Errorf("unexpected arguments: %s", strings.Join(flags.Args(), " "))
+	}
+	return o, o.validate()
+}
+
+func (o *options) validate() error {
+	var errs []error
+	invalid := func(flag, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("--%s: %s", flag, fmt.Sprintf(format, args...)))
+	}
+	if o.defaultPicker != "" {
+		picker, err := parseServicePort(o.defaultPicker)
+		if err != nil {
+			invalid("default-picker", "%v", err)
+		}
+		o.picker = &picker
+	}
+	domain := func(flag, value string) {
+		if problems := validation.IsDNS1123Subdomain(value); len(problems) > 0 {
+			invalid(flag, "%q: %s", value, strings.Join(problems, "; "))
+		}
+	}
+	domain("host-suffix", o.hostSuffix)
+	domain("cluster-domain", o.clusterDomain)
+	address := func(flag, value string) {
+		if _, _, err := net.SplitHostPort(value); err != nil && value != "0" {
+			invalid(flag, "%v", err)
+		}
+	}
+	address("metrics-address", o.metricsAddress)
+	address("health-address", o.healthAddress)
+	if problems := validation.IsDNS1123Label(o.leaseNamespace); o.leaderElect && len(problems) > 0 {
+		invalid("leader-elect-namespace", "%q: %s", o.leaseNamespace, strings.Join(problems, "; "))
+	}
+	if err := o.level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		invalid("log-level", "%q is none of debug, info, warn, error", o.logLevel)
+	}
+	return errors.Join(errs...)
+}
+
+// parseServicePort reads namespace/service:port.
+func parseServicePort(s string) (meshconfig.ServicePort, error) {
+	name, portText, ok1 := strings.Cut(s, ":")
+	namespace, service, ok2 := strings.Cut(name, "/")
+	port, err := strconv.ParseUint(portText, 10, 16)
+	if !ok1 || !ok2 || err != nil || port == 0 ||
+		len(validation.IsDNS1123Label(namespace)) > 0 || len(validation.IsDNS1035Label(service)) > 0 {
+		return meshconfig.ServicePort{}, fmt.Errorf("%q is not namespace/service:port", s)
+	}
+	return meshconfig.ServicePort{
+		Service: types.NamespacedName{Namespace: namespace, Name: service},
+		Port:    int32(port),
+	}, nil
+}
+
+func (o *options) settings() meshconfig.Settings {
+	return meshconfig.Settings{HostSuffix: o.hostSuffix, ClusterDomain: o.clusterDomain, DefaultPicker: o.picker}
+}

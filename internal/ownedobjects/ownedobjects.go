@@ -1,0 +1,210 @@
+// Package ownedobjects brings a cluster's objects to what they should be for one owner: it applies those that differ,
+// deletes those that should no longer be, and touches none that another made. Owners are not Kubernetes owners, since
+// an object may lie in another namespace than its owner; a label says whose an object is. What the objects hold is not
+// this package's business.
+package ownedobjects
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+)
+
+// FieldOwner is the name under which we own fields in server-side apply.
+const FieldOwner = client.FieldOwner("inference-waypoint")
+
+const (
+	// OwnedLabel is on every object that we made. Without it we neither change nor delete an object.
+	OwnedLabel = pool.Prefix + "owned"
+	ownedValue = "true"
+
+	// OwnerAnnotation names the owner as namespace/name, which is too long for a label.
+	OwnerAnnotation = pool.Prefix + "owner"
+)
+
+// OwnerIndex is the name of the cache's index by owner, which lists of kinds that we own are read by.
+const OwnerIndex = "inference-waypoint.owner"
+
+// NotOursError says that an object's name is taken by one that we did not make.
+type NotOursError struct {
+	Kind string
+	Name types.NamespacedName
+}
+
+func (e *NotOursError) Error() string {
+	return fmt.Sprintf("%s %s exists and is not ours: it lacks the label %s", e.Kind, e.Name, OwnedLabel)
+}
+
+// Owner is the owner of an object that we made, and false for any other object.
+func Owner(o client.Object) (types.NamespacedName, bool) {
+	if o.GetLabels()[OwnedLabel] != ownedValue {
+		return types.NamespacedName{}, false
+	}
+	namespace, name, ok := cut(o.GetAnnotations()[OwnerAnnotation])
+	return types.NamespacedName{Namespace: namespace, Name: name}, ok
+}
+
+// OwnerKeys are an object's keys in OwnerIndex.
+func OwnerKeys(o client.Object) []string {
+	owner, ok := Owner(o)
+	if !ok {
+		return nil
+	}
+	return []string{owner.String()}
+}
+
+// Set brings objects of some kinds to what they should be. Its client reads from a cache that has OwnerIndex for each of
+// the kinds.
+type Set struct {
+	Client client.Client
+	// Kinds are empty lists of every kind that an owner can have.
+	Kinds []client.ObjectList
+}
+
+// Change is a write that was made.
+type Change struct {
+	Verb string // "applied" or "deleted"
+	Kind string
+	Name types.NamespacedName
+}
+
+// Sync applies the objects, in their order, where the cluster differs from them, and deletes what else the owner has.
+// Where all is as it should be, it writes nothing. It goes on past an error, so that one object's fault does not keep
+// others from being right; the errors are joined, and a *NotOursError is among them for each name that is taken.
+func (s Set) Sync(ctx context.Context, owner types.NamespacedName, desired []client.Object) ([]Change, error) {
+	var changes []Change
+	var errs []error
+	keep := map[objectKey]bool{}
+	for _, o := range desired {
+		key, changed, err := s.apply(ctx, owner, o)
+		keep[key] = true
+		if err != nil {
+			errs = append(errs, err)
+		} else if changed {
+			changes = append(changes, Change{"applied", key.kind, key.name})
+		}
+	}
+	pruned, err := s.prune(ctx, owner, keep)
+	return append(changes, pruned...), errors.Join(append(errs, err)...)
+}
+
+type objectKey struct {
+	kind string
+	name types.NamespacedName
+}
+
+func (s Set) apply(ctx context.Context, owner types.NamespacedName, o client.Object) (objectKey, bool, error) {
+	kind, err := s.Client.GroupVersionKindFor(o)
+	if err != nil {
+		return objectKey{}, false, fmt.Errorf("finding the kind of a %T: %w", o, err)
+	}
+	key := objectKey{kind.Kind, client.ObjectKeyFromObject(o)}
+	want, err := desiredFields(o, kind, owner)
+	if err != nil {
+		return key, false, fmt.Errorf("encoding %s %s: %w", key.kind, key.name, err)
+	}
+	live := reflect.New(reflect.TypeOf(o).Elem()).Interface().(client.Object)
+	switch err := s.Client.Get(ctx, key.name, live); {
+	case apierrors.IsNotFound(err):
+		return key, true, s.create(ctx, key, want)
+	case err != nil:
+		return key, false, fmt.Errorf("reading %s %s: %w", key.kind, key.name, err)
+	}
+	if who, ours := Owner(live); !ours || who != owner {
+		return key, false, &NotOursError{key.kind, key.name}
+	}
+	changed, err := s.repair(ctx, key, want, live)
+	return key, changed, err
+}
+
+// create applies without force: had somebody made an object of that name since the cache was read, its fields conflict
+// with ours and it stays as it is.
+func (s Set) create(ctx context.Context, key objectKey, want *unstructured.Unstructured) error {
+	err := s.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(want), FieldOwner)
+	if err != nil {
+		return fmt.Errorf("creating %s %s: %w", key.kind, key.name, err)
+	}
+	return nil
+}
+
+// repair writes what differs between the live object and the wanted one. An apply leaves the fields that another added
+// to the spec, be it a port to a list; where any is left after it, the spec is replaced.
+func (s Set) repair(ctx context.Context, key objectKey, want *unstructured.Unstructured, live client.Object) (bool, error) {
+	same, err := matches(live, want.Object)
+	if err != nil {
+		return false, fmt.Errorf("encoding %s %s: %w", key.kind, key.name, err)
+	}
+	if same {
+		return false, nil
+	}
+	applied := want.DeepCopy()
+	applied.SetUID(live.GetUID()) // an object that was deleted and made anew meanwhile is another one
+	err = s.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(applied), FieldOwner, client.ForceOwnership)
+	if err != nil {
+		return false, fmt.Errorf("applying %s %s: %w", key.kind, key.name, err)
+	}
+	if reflect.DeepEqual(applied.Object["spec"], want.Object["spec"]) {
+		return true, nil
+	}
+	if err := s.replaceSpec(ctx, applied, want.Object["spec"]); err != nil {
+		return true, fmt.Errorf("replacing the spec of %s %s: %w", key.kind, key.name, err)
+	}
+	return true, nil
+}
+
+func (s Set) prune(ctx context.Context, owner types.NamespacedName, keep map[objectKey]bool) ([]Change, error) {
+	var changes []Change
+	var errs []error
+	for _, kind := range s.Kinds {
+		owned, err := s.list(ctx, owner, kind)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		for _, o := range owned {
+			gvk, err := s.Client.GroupVersionKindFor(o)
+			key := objectKey{gvk.Kind, client.ObjectKeyFromObject(o)}
+			if err == nil && (keep[key] || o.GetDeletionTimestamp() != nil) {
+				continue
+			}
+			if err == nil {
+				err = s.remove(ctx, o)
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("deleting %s %s: %w", key.kind, key.name, err))
+				continue
+			}
+			changes = append(changes, Change{"deleted", key.kind, key.name})
+		}
+	}
+	return changes, errors.Join(errs...)
+}
+
+// remove deletes this very object; one that is gone already is no error.
+func (s Set) remove(ctx context.Context, o client.Object) error {
+	uid := o.GetUID()
+	return client.IgnoreNotFound(s.Client.Delete(ctx, o, client.Preconditions{UID: &uid}))
+}
+
+// desiredFields is the object as it is to be applied, with our mark on it.
+func desiredFields(o client.Object, kind schema.GroupVersionKind, owner types.NamespacedName) (*unstructured.Unstructured, error) {
+	content, err := fields(o)
+	if err != nil {
+		return nil, err
+	}
+	delete(content, "status")
+	out := &unstructured.Unstructured{Object: content}
+	out.SetGroupVersionKind(kind)
+	unstructured.RemoveNestedField(content, "metadata", "creationTimestamp")
+	out.SetLabels(with(out.GetLabels(), OwnedLabel, ownedValue))
+	out.SetAnnotations(with(out.GetAnnotations(), OwnerAnnotation, owner.String()))
+	return out, nil
+}

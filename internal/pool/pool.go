@@ -1,0 +1,165 @@
+// Package pool holds what both sides know of an InferencePool: its name, its endpoints and how it fails.
+// Values only, made from the API types; nothing here talks to a cluster, and no sibling is imported.
+package pool
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+)
+
+const (
+	// Prefix starts every label and annotation of this project.
+	Prefix = "inference-waypoint.io/"
+
+	// NameHeader is the gRPC metadata key in which a waypoint names the pool ("namespace/name") when it opens
+	// a stream to the picker. It is the contract between the controller and the picker.
+	NameHeader = "inference-waypoint-pool"
+
+	// FailureModeAnnotation on an InferencePool without an endpointPickerRef says what becomes of a call while
+	// our picker does not answer: FailOpen (the default) or FailClose. A pool with a reference says it there.
+	FailureModeAnnotation = Prefix + "failure-mode"
+)
+
+// FailureMode says what becomes of a call when the endpoint picker does not answer.
+type FailureMode string
+
+const (
+	// FailOpen lets the waypoint choose any endpoint of the pool.
+	FailOpen FailureMode = "FailOpen"
+	// FailClose refuses the call.
+	FailClose FailureMode = "FailClose"
+)
+
+// PickerRef names the Service of an endpoint picker, in the pool's own namespace.
+type PickerRef struct {
+	Service string
+	Port    int32
+}
+
+// Pool is one InferencePool.
+type Pool struct {
+	Name types.NamespacedName
+	// Selector matches the labels of the pool's pods. An empty one matches no pod.
+	Selector map[string]string
+	// TargetPorts are in the order of the spec, without repeats: each port of each pod is one endpoint.
+	TargetPorts []int32
+	// H2C says that the endpoints are to be spoken to in cleartext HTTP/2.
+	H2C bool
+	// Picker is nil where the pool names no endpoint picker and ours serves it.
+	Picker      *PickerRef
+	FailureMode FailureMode
+}
+
+// FromAPI reads an InferencePool. It fails only where the object is not what its CRD admits.
+func FromAPI(p *inferencev1.InferencePool) (Pool, error) {
+	out := Pool{
+		Name:        types.NamespacedName{Namespace: p.Namespace, Name: p.Name},
+		Selector:    make(map[string]string, len(p.Spec.Selector.MatchLabels)),
+		H2C:         p.Spec.AppProtocol == inferencev1.AppProtocolH2C,
+		FailureMode: FailOpen,
+	}
+	for k, v := range p.Spec.Selector.MatchLabels {
+		out.Selector[string(k)] = string(v)
+	}
+	for _, port := range p.Spec.TargetPorts {
+		if !slices.Contains(out.TargetPorts, int32(port.Number)) {
+			out.TargetPorts = append(out.TargetPorts, int32(port.Number))
+		}
+	}
+	if len(out.TargetPorts) == 0 {
+		return out, fmt.Errorf("pool %s: spec.targetPorts is empty", out.Name)
+	}
+	ref := p.Spec.EndpointPickerRef
+	if ref == nil {
+		return out, out.readFailureMode(p.Annotations[FailureModeAnnotation])
+	}
+	out.FailureMode = FailureMode(ref.FailureMode)
+	if out.FailureMode == "" {
+		out.FailureMode = FailClose
+	}
+	if ref.Port == nil {
+		return out, fmt.Errorf("pool %s: spec.endpointPickerRef.port is missing", out.Name)
+	}
+	out.Picker = &PickerRef{Service: string(ref.Name), Port: int32(ref.Port.Number)}
+	return out, nil
+}
+
+func (p *Pool) readFailureMode(value string) error {
+	switch FailureMode(value) {
+	case "":
+	case FailOpen, FailClose:
+		p.FailureMode = FailureMode(value)
+	default:
+		return fmt.Errorf("pool %s: annotation %s is %q: want FailOpen or FailClose", p.Name, FailureModeAnnotation, value)
+	}
+	return nil
+}
+
+// Selects reports whether a pod with these labels belongs to the pool.
+func (p Pool) Selects(labels map[string]string) bool {
+	for k, v := range p.Selector {
+		if got, ok := labels[k]; !ok || got != v {
+			return false
+		}
+	}
+	return len(p.Selector) > 0
+}
+
+// Endpoint is one port of one pod: what a picker can choose.
+type Endpoint struct {
+	Address netip.AddrPort
+	// Pod is the pod's name, for people; it is empty for endpoints that are not pods.
+	Pod string
+}
+
+// Endpoints lists the endpoints of those of the pods that the pool selects and that can take a call now, in the
+// order of their addresses. Pods of other namespaces are left out.
+func (p Pool) Endpoints(pods []*corev1.Pod) []Endpoint {
+	var out []Endpoint
+	for _, pod := range pods {
+		if pod.Namespace != p.Name.Namespace || !p.Selects(pod.Labels) || !Serving(pod) {
+			continue
+		}
+		addr, err := netip.ParseAddr(pod.Status.PodIP)
+		if err != nil {
+			continue // no address yet
+		}
+		for _, port := range p.TargetPorts {
+			out = append(out, Endpoint{Address: netip.AddrPortFrom(addr, uint16(port)), Pod: pod.Name})
+		}
+	}
+	slices.SortFunc(out, func(a, b Endpoint) int { return a.Address.Compare(b.Address) })
+	return out
+}
+
+// Serving reports whether a pod can take a new call: it is ready and is not being deleted.
+func Serving(pod *corev1.Pod) bool {
+	if pod.DeletionTimestamp != nil {
+		return false
+	}
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// Host is the pool's own host name in the mesh: <pool>.<namespace>.<suffix>.
+func (p Pool) Host(suffix string) string {
+	return strings.Join([]string{p.Name.Name, p.Name.Namespace, suffix}, ".")
+}
+
+// Equal reports whether two pools are the same in everything.
+func (p Pool) Equal(o Pool) bool {
+	samePicker := p.Picker == nil && o.Picker == nil || p.Picker != nil && o.Picker != nil && *p.Picker == *o.Picker
+	return samePicker && p.Name == o.Name && p.H2C == o.H2C && p.FailureMode == o.FailureMode &&
+		maps.Equal(p.Selector, o.Selector) && slices.Equal(p.TargetPorts, o.TargetPorts)
+}

@@ -1,0 +1,227 @@
+// Package poolcontroller keeps the cluster as its InferencePools say: it watches them and what they depend on, has them
+// translated, applies the result and reports it in their status. What a pool becomes is decided in package meshconfig,
+// how objects are written in ownedobjects, and what a status says in poolstatus.
+package poolcontroller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
+	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
+	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
+)
+
+// Times after which a pool is looked at again without an event that asks for it.
+const (
+	// conflictRetry is for a status that another controller wrote at the same time.
+	conflictRetry = 200 * time.Millisecond
+	// takenRetry is for a name that another's object holds: nothing tells when that one goes.
+	takenRetry = 30 * time.Second
+)
+
+// Reconciler brings one pool's objects and status to what they should be.
+type Reconciler struct {
+	client   client.Client
+	objects  ownedobjects.Set
+	events   events.EventRecorder
+	settings meshconfig.Settings
+	now      func() time.Time
+}
+
+// Reconcile is called with a pool's name whenever something that it depends on may have changed.
+func (r *Reconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
+	in, err := r.gather(ctx, request.NamespacedName)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	out := meshconfig.Translate(in, r.settings)
+	changes, err := r.apply(ctx, request.NamespacedName, out)
+	taken := rejectTaken(&out, err)
+	if err != nil && taken == nil {
+		return reconcile.Result{}, err
+	}
+	if in.Pool == nil {
+		return reconcile.Result{}, nil
+	}
+	return r.report(ctx, in.Pool, out, changes, taken)
+}
+
+// gather reads all that a pool's translation depends on. A pool that is gone, or on its way out, is nil in it.
+func (r *Reconciler) gather(ctx context.Context, name types.NamespacedName) (meshconfig.Inputs, error) {
+	in := meshconfig.Inputs{
+		Gateways: map[types.NamespacedName]*gatewayv1.Gateway{},
+		Services: map[types.NamespacedName]*corev1.Service{},
+	}
+	pool, err := get[inferencev1.InferencePool](ctx, r.client, name)
+	if err != nil || pool == nil || pool.DeletionTimestamp != nil {
+		return in, err
+	}
+	in.Pool = pool
+	if in.Namespace, err = get[corev1.Namespace](ctx, r.client, types.NamespacedName{Name: name.Namespace}); err != nil {
+		return in, err
+	}
+	if waypoint, ok := meshconfig.WaypointOf(pool, in.Namespace); ok {
+		if err := getInto(ctx, r.client, waypoint, in.Gateways); err != nil {
+			return in, err
+		}
+	}
+	if picker, ok := meshconfig.PickerOf(pool, r.settings); ok {
+		if err := getInto(ctx, r.client, picker.Service, in.Services); err != nil {
+			return in, err
+		}
+	}
+	return in, nil
+}
+
+func (r *Reconciler) apply(ctx context.Context, name types.NamespacedName, out meshconfig.Output) ([]ownedobjects.Change, error) {
+	if out.Keep {
+		return nil, nil
+	}
+	var objects []client.Object
+	for _, o := range out.Objects() {
+		objects = append(objects, o)
+	}
+	return r.objects.Sync(ctx, name, objects)
+}
+
+// rejectTaken says in every parent that the pool is not served because a name is taken, where that is all that went
+// wrong; it is nil otherwise.
+func rejectTaken(out *meshconfig.Output, err error) *ownedobjects.NotOursError {
+	taken := onlyTaken(err)
+	if taken == nil {
+		return nil
+	}
+	for i := range out.Parents {
+		out.Parents[i].Accepted = poolstatus.Verdict{
+			Reason:  inferencev1.InferencePoolReasonNotSupportedByParent,
+			Message: taken.Error(),
+		}
+	}
+	return taken
+}
+
+// onlyTaken finds the first taken name in joined errors, if each of them is one.
+func onlyTaken(err error) *ownedobjects.NotOursError {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var first *ownedobjects.NotOursError
+		for _, e := range joined.Unwrap() {
+			taken := onlyTaken(e)
+			if taken == nil {
+				return nil
+			}
+			if first == nil {
+				first = taken
+			}
+		}
+		return first
+	}
+	var taken *ownedobjects.NotOursError
+	if errors.As(err, &taken) {
+		return taken
+	}
+	return nil
+}
+
+// report writes our part of the pool's status where it changed, and tells of changes in events.
+func (r *Reconciler) report(ctx context.Context, pool *inferencev1.InferencePool, out meshconfig.Output, changes []ownedobjects.Change, taken *ownedobjects.NotOursError) (reconcile.Result, error) {
+	if len(changes) > 0 { // in one event: those that differ in their text alone become one
+		r.events.Eventf(pool, nil, corev1.EventTypeNormal, "Synced", "Sync", "%s", describe(changes))
+	}
+	changed, err := r.writeStatus(ctx, pool, out.Parents)
+	switch {
+	case apierrors.IsConflict(err):
+		return reconcile.Result{RequeueAfter: conflictRetry}, nil
+	case apierrors.IsNotFound(err):
+		return reconcile.Result{}, nil // the pool went meanwhile, and its deletion is another event
+	case err != nil:
+		return reconcile.Result{}, err
+	}
+	if changed {
+		r.tell(pool, out.Parents)
+	}
+	if taken != nil {
+		return reconcile.Result{RequeueAfter: takenRetry}, nil
+	}
+	return reconcile.Result{}, nil
+}
+
+func (r *Reconciler) writeStatus(ctx context.Context, pool *inferencev1.InferencePool, ours []poolstatus.Parent) (bool, error) {
+	parents, changed, err := poolstatus.Merge(pool.Status.Parents, ours, pool.Generation, r.now())
+	if err != nil || !changed {
+		return false, err
+	}
+	next := pool.DeepCopy()
+	next.Status.Parents = parents
+	// The list is replaced as a whole, so the write must fail if another controller wrote its entry meanwhile.
+	patch := client.MergeFromWithOptions(pool, client.MergeFromWithOptimisticLock{})
+	if err := r.client.Status().Patch(ctx, next, patch, ownedobjects.FieldOwner); err != nil {
+		return false, fmt.Errorf("writing the status of pool %s/%s: %w", pool.Namespace, pool.Name, err)
+	}
+	return true, nil
+}
+
+// tell puts what is new in the pool's status into events: each condition that is false, or that the waypoint serves it.
+func (r *Reconciler) tell(pool *inferencev1.InferencePool, parents []poolstatus.Parent) {
+	for _, p := range parents {
+		if p.SaidBy(pool.Status.Parents) {
+			continue
+		}
+		well := true
+		for _, v := range []poolstatus.Verdict{p.Accepted, p.ResolvedRefs} {
+			if !v.OK() {
+				well = false
+				r.events.Eventf(pool, nil, corev1.EventTypeWarning, string(v.Reason), "Translate", "waypoint %s: %s", p.Gateway, v.Message)
+			}
+		}
+		if well {
+			r.events.Eventf(pool, nil, corev1.EventTypeNormal, string(p.Accepted.Reason), "Translate", "waypoint %s: %s", p.Gateway, p.Accepted.Message)
+		}
+	}
+}
+
+func describe(changes []ownedobjects.Change) string {
+	var parts []string
+	for _, c := range changes {
+		parts = append(parts, fmt.Sprintf("%s %s %s", c.Verb, c.Kind, c.Name))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// get reads an object, nil where it does not exist.
+func get[T any, O interface {
+	*T
+	client.Object
+}](ctx context.Context, c client.Client, name types.NamespacedName) (*T, error) {
+	out := O(new(T))
+	if err := c.Get(ctx, name, out); apierrors.IsNotFound(err) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("reading %T %s: %w", out, name, err)
+	}
+	return (*T)(out), nil
+}
+
+// getInto reads an object into a map, where it exists.
+func getInto[T any, O interface {
+	*T
+	client.Object
+}](ctx context.Context, c client.Client, name types.NamespacedName, into map[types.NamespacedName]*T) error {
+	o, err := get[T, O](ctx, c, name)
+	if err == nil && o != nil {
+		into[name] = o
+	}
+	return err
+}

@@ -1,0 +1,267 @@
+package poolcontroller
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
+	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
+)
+
+var (
+	poolName     = types.NamespacedName{Namespace: "models", Name: "llama"}
+	waypointName = types.NamespacedName{Namespace: "infra", Name: "shared"}
+)
+
+func TestReconcile(t *testing.T) {
+	ctx := context.Background()
+	c, writes := newClient(t, pool(), namespace(), waypoint(), pickerService())
+	recorder := events.NewFakeRecorder(16)
+	r := newReconciler(c, recorder, settings())
+
+	reconcileOnce(t, r, reconcile.Result{})
+	wantObjects(t, c, []string{"infra"}, []string{"models"})
+	if got := accepted(t, c); got != "True Accepted: the waypoint serves the pool" {
+		t.Errorf("status %q", got)
+	}
+	if got := <-recorder.Events; !strings.Contains(got, "applied EnvoyFilter infra/") {
+		t.Errorf("first event %q: the EnvoyFilter must come before the host that it is for", got)
+	}
+
+	*writes = 0
+	reconcileOnce(t, r, reconcile.Result{})
+	if *writes > 0 {
+		t.Errorf("%d writes where nothing had changed", *writes)
+	}
+
+	// A slip in the live pool is told, and its host stays.
+	edit(t, c, func(p *inferencev1.InferencePool) {
+		p.Annotations = map[string]string{"inference-waypoint.io/failure-mode": "?"}
+	})
+	reconcileOnce(t, r, reconcile.Result{})
+	wantObjects(t, c, []string{"infra"}, []string{"models"})
+	if got := accepted(t, c); !strings.HasPrefix(got, "False NotSupportedByParent: ") {
+		t.Errorf("status %q", got)
+	}
+
+	if err := c.Delete(ctx, &inferencev1.InferencePool{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "llama"}}); err != nil {
+		t.Fatal(err)
+	}
+	reconcileOnce(t, r, reconcile.Result{})
+	wantObjects(t, c, nil, nil)
+}
+
+func TestReconcileTakenName(t *testing.T) {
+	taken := &networkingv1.ServiceEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "llama"}}
+	c, _ := newClient(t, pool(), namespace(), waypoint(), pickerService(), taken)
+	reconcileOnce(t, newReconciler(c, events.NewFakeRecorder(16), settings()), reconcile.Result{RequeueAfter: takenRetry})
+	want := "False NotSupportedByParent: ServiceEntry models/llama exists and is not ours: it lacks the label " + ownedobjects.OwnedLabel
+	if got := accepted(t, c); got != want {
+		t.Errorf("status %q, want %q", got, want)
+	}
+}
+
+// TestWatches checks that an event of each kind reaches the pools that it matters to, and no others.
+func TestWatches(t *testing.T) {
+	elsewhere := pool()
+	elsewhere.Namespace = "other"
+	foreign := pool()
+	foreign.Name = "foreign"
+	port := inferencev1.Port{Number: 9002}
+	foreign.Spec.EndpointPickerRef = &inferencev1.EndpointPickerRef{Name: "epp", Port: &port}
+	c, _ := newClient(t, pool(), elsewhere, foreign, namespace())
+	r := newReconciler(c, events.NewFakeRecorder(16), settings())
+
+	ours := &networkingv1alpha3.EnvoyFilter{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "infra", Name: "x",
+		Labels:      map[string]string{ownedobjects.OwnedLabel: "true"},
+		Annotations: map[string]string{ownedobjects.OwnerAnnotation: "models/gone"},
+	}}
+	epp := pickerService()
+	epp.Namespace, epp.Name = "models", "epp"
+	otherGateway := waypoint()
+	otherGateway.Name = "other"
+	tests := map[string]struct {
+		mapper func(context.Context, client.Object) []reconcile.Request
+		object client.Object
+		want   []string
+	}{
+		"an object of ours":            {ownerOf, ours, []string{"models/gone"}},
+		"an object of another's":       {ownerOf, &networkingv1alpha3.EnvoyFilter{}, nil},
+		"a namespace":                  {r.poolsIn, namespace(), []string{"models/foreign", "models/llama"}},
+		"the waypoint of a namespace":  {r.poolsAt, waypoint(), []string{"models/foreign", "models/llama"}},
+		"a Gateway that nothing names": {r.poolsAt, otherGateway, nil},
+		"the default picker":           {r.poolsPickedBy, pickerService(), []string{"models/llama", "other/llama"}},
+		"a pool's own picker":          {r.poolsPickedBy, epp, []string{"models/foreign"}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			var got []string
+			for _, request := range tt.mapper(context.Background(), tt.object) {
+				got = append(got, request.String())
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("pools (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func reconcileOnce(t *testing.T, r *Reconciler, want reconcile.Result) {
+	t.Helper()
+	got, err := r.Reconcile(context.Background(), reconcile.Request{NamespacedName: poolName})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != want {
+		t.Errorf("result %+v, want %+v", got, want)
+	}
+}
+
+// wantObjects checks in which namespaces the controller's objects are.
+func wantObjects(t *testing.T, c client.Client, wantFilters, wantEntries []string) {
+	t.Helper()
+	var filters networkingv1alpha3.EnvoyFilterList
+	var entries networkingv1.ServiceEntryList
+	for _, list := range []client.ObjectList{&filters, &entries} {
+		if err := c.List(context.Background(), list); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var gotFilters, gotEntries []string
+	for _, f := range filters.Items {
+		gotFilters = append(gotFilters, f.Namespace)
+	}
+	for _, e := range entries.Items {
+		gotEntries = append(gotEntries, e.Namespace)
+	}
+	if diff := cmp.Diff(wantFilters, gotFilters); diff != "" {
+		t.Errorf("namespaces of EnvoyFilters (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(wantEntries, gotEntries); diff != "" {
+		t.Errorf("namespaces of ServiceEntries (-want +got):\n%s", diff)
+	}
+}
+
+// accepted is what the pool's only parent says of being accepted.
+func accepted(t *testing.T, c client.Client) string {
+	t.Helper()
+	var p inferencev1.InferencePool
+	if err := c.Get(context.Background(), poolName, &p); err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Status.Parents) != 1 {
+		t.Fatalf("%d parents, want 1", len(p.Status.Parents))
+	}
+	condition := p.Status.Parents[0].Conditions[0]
+	return string(condition.Status) + " " + condition.Reason + ": " + condition.Message
+}
+
+func edit(t *testing.T, c client.Client, change func(*inferencev1.InferencePool)) {
+	t.Helper()
+	var p inferencev1.InferencePool
+	if err := c.Get(context.Background(), poolName, &p); err != nil {
+		t.Fatal(err)
+	}
+	change(&p)
+	if err := c.Update(context.Background(), &p); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// newClient makes an API server in memory, and counts what the controller writes to it.
+func newClient(t *testing.T, objects ...client.Object) (client.Client, *int) {
+	t.Helper()
+	scheme, err := Scheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	writes := new(int)
+	return fake.NewClientBuilder().WithScheme(scheme).WithReturnManagedFields().
+		WithObjects(objects...).
+		WithStatusSubresource(&inferencev1.InferencePool{}).
+		WithIndex(&networkingv1.ServiceEntry{}, ownedobjects.OwnerIndex, ownedobjects.OwnerKeys).
+		WithIndex(&networkingv1alpha3.EnvoyFilter{}, ownedobjects.OwnerIndex, ownedobjects.OwnerKeys).
+		WithInterceptorFuncs(countWrites(writes)).
+		Build(), writes
+}
+
+func countWrites(n *int) interceptor.Funcs {
+	return interceptor.Funcs{
+		Apply: func(ctx context.Context, c client.WithWatch, o runtime.ApplyConfiguration, opts ...client.ApplyOption) error {
+			*n++
+			return c.Apply(ctx, o, opts...)
+		},
+		Patch: func(ctx context.Context, c client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
+			*n++
+			return c.Patch(ctx, o, p, opts...)
+		},
+		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
+			*n++
+			return c.SubResource(sub).Patch(ctx, o, p, opts...)
+		},
+	}
+}
+
+func settings() meshconfig.Settings {
+	return meshconfig.Settings{
+		HostSuffix:    "inference.internal",
+		ClusterDomain: "cluster.local",
+		DefaultPicker: &meshconfig.ServicePort{Service: client.ObjectKeyFromObject(pickerService()), Port: 9002},
+	}
+}
+
+func pool() *inferencev1.InferencePool {
+	return &inferencev1.InferencePool{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "llama", Generation: 1, CreationTimestamp: metav1.NewTime(time.Unix(0, 0))},
+		Spec: inferencev1.InferencePoolSpec{
+			Selector:    inferencev1.LabelSelector{MatchLabels: map[inferencev1.LabelKey]inferencev1.LabelValue{"app": "llama"}},
+			TargetPorts: []inferencev1.Port{{Number: 8000}},
+		},
+	}
+}
+
+func namespace() *corev1.Namespace {
+	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "models", Labels: map[string]string{
+		"istio.io/use-waypoint":           waypointName.Name,
+		"istio.io/use-waypoint-namespace": waypointName.Namespace,
+	}}}
+}
+
+func waypoint() *gatewayv1.Gateway {
+	all := gatewayv1.NamespacesFromAll
+	return &gatewayv1.Gateway{
+		ObjectMeta: metav1.ObjectMeta{Namespace: waypointName.Namespace, Name: waypointName.Name},
+		Spec: gatewayv1.GatewaySpec{
+			GatewayClassName: "istio-waypoint",
+			Listeners: []gatewayv1.Listener{{
+				Name: "mesh", Port: 15008, Protocol: "HBONE",
+				AllowedRoutes: &gatewayv1.AllowedRoutes{Namespaces: &gatewayv1.RouteNamespaces{From: &all}},
+			}},
+		},
+	}
+}
+
+func pickerService() *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "inference-system", Name: "inference-picker"},
+		Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 9002}}},
+	}
+}

@@ -1,0 +1,140 @@
+// Package poolstatus turns what became of an InferencePool into the conditions of its status. It is pure: it reads the
+// parents that the status lists, makes the list as it should be and says whether that is a change. Nothing here writes
+// to a cluster or decides what is wrong with a pool.
+package poolstatus
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+)
+
+// ControllerName marks the entries that are ours. Several controllers share a pool's status.
+const ControllerName inferencev1.ControllerName = "inference-waypoint.io/controller"
+
+// maxParents is the longest list that the API takes.
+const maxParents = 32
+
+const (
+	gatewayGroup inferencev1.Group = "gateway.networking.k8s.io"
+	gatewayKind  inferencev1.Kind  = "Gateway"
+)
+
+// Verdict is the outcome of one condition: its reason, which also decides whether it is true, and a message for people.
+type Verdict struct {
+	Reason  inferencev1.InferencePoolReason
+	Message string
+}
+
+// Accepted says that the waypoint serves the pool.
+func Accepted() Verdict {
+	return Verdict{inferencev1.InferencePoolReasonAccepted, "the waypoint serves the pool"}
+}
+
+// ResolvedRefs says that the pool's endpoint picker was found.
+func ResolvedRefs() Verdict {
+	return Verdict{inferencev1.InferencePoolReasonResolvedRefs, "the endpoint picker is there"}
+}
+
+// OK reports whether the condition is true.
+func (v Verdict) OK() bool {
+	return v.Reason == inferencev1.InferencePoolReasonAccepted || v.Reason == inferencev1.InferencePoolReasonResolvedRefs
+}
+
+// Parent is what became of a pool at one waypoint.
+type Parent struct {
+	Gateway      types.NamespacedName
+	Accepted     Verdict
+	ResolvedRefs Verdict
+}
+
+// Merge makes the list of parents that the status should have: other controllers' entries as they are, then ours,
+// sorted by the Gateway's namespace and name. A condition keeps its time while its status stays. The result reports
+// whether ours differ from those in current; if not, there is nothing to write. It fails where other controllers'
+// entries leave no room.
+func Merge(current []inferencev1.ParentStatus, ours []Parent, generation int64, now time.Time) ([]inferencev1.ParentStatus, bool, error) {
+	var others, before, after []inferencev1.ParentStatus
+	for _, p := range current {
+		if p.ControllerName == ControllerName {
+			before = append(before, p)
+		} else {
+			others = append(others, *p.DeepCopy())
+		}
+	}
+	for _, p := range ours {
+		after = append(after, p.status(before, generation, now))
+	}
+	slices.SortFunc(after, compare)
+	if equality.Semantic.DeepEqual(before, after) {
+		return current, false, nil
+	}
+	if n := len(others) + len(after); n > maxParents && len(after) > 0 {
+		return nil, false, fmt.Errorf("the status has room for %d parents, and other controllers hold %d", maxParents, len(others))
+	}
+	return append(others, after...), true, nil
+}
+
+// SaidBy reports whether a status says all this of the parent already, of whatever generation of the pool.
+func (p Parent) SaidBy(current []inferencev1.ParentStatus) bool {
+	want := p.status(nil, 0, time.Time{})
+	i := slices.IndexFunc(current, func(c inferencev1.ParentStatus) bool {
+		return c.ControllerName == ControllerName && compare(c, want) == 0
+	})
+	return i >= 0 && slices.EqualFunc(current[i].Conditions, want.Conditions, func(a, b metav1.Condition) bool {
+		return a.Type == b.Type && a.Reason == b.Reason && a.Message == b.Message
+	})
+}
+
+func (p Parent) status(before []inferencev1.ParentStatus, generation int64, now time.Time) inferencev1.ParentStatus {
+	group := gatewayGroup
+	out := inferencev1.ParentStatus{
+		ControllerName: ControllerName,
+		ParentRef: inferencev1.ParentReference{
+			Group:     &group,
+			Kind:      gatewayKind,
+			Namespace: inferencev1.Namespace(p.Gateway.Namespace),
+			Name:      inferencev1.ObjectName(p.Gateway.Name),
+		},
+	}
+	var old []metav1.Condition
+	if i := slices.IndexFunc(before, func(b inferencev1.ParentStatus) bool { return compare(b, out) == 0 }); i >= 0 {
+		old = before[i].Conditions
+	}
+	out.Conditions = []metav1.Condition{
+		condition(inferencev1.InferencePoolConditionAccepted, p.Accepted, old, generation, now),
+		condition(inferencev1.InferencePoolConditionResolvedRefs, p.ResolvedRefs, old, generation, now),
+	}
+	return out
+}
+
+func condition(kind inferencev1.InferencePoolConditionType, v Verdict, old []metav1.Condition, generation int64, now time.Time) metav1.Condition {
+	out := metav1.Condition{
+		Type:               string(kind),
+		Status:             metav1.ConditionFalse,
+		Reason:             string(v.Reason),
+		Message:            v.Message,
+		ObservedGeneration: generation,
+		LastTransitionTime: metav1.NewTime(now.Truncate(time.Second)), // as the API server keeps it
+	}
+	if v.OK() {
+		out.Status = metav1.ConditionTrue
+	}
+	if was := meta.FindStatusCondition(old, out.Type); was != nil && was.Status == out.Status {
+		out.LastTransitionTime = was.LastTransitionTime
+	}
+	return out
+}
+
+func compare(a, b inferencev1.ParentStatus) int {
+	return cmp.Or(
+		cmp.Compare(a.ParentRef.Namespace, b.ParentRef.Namespace),
+		cmp.Compare(a.ParentRef.Name, b.ParentRef.Name),
+	)
+}

@@ -1,0 +1,162 @@
+package poolstatus
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+)
+
+var (
+	before = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	now    = before.Add(time.Hour)
+)
+
+func TestMerge(t *testing.T) {
+	waypoint := types.NamespacedName{Namespace: "models", Name: "waypoint"}
+	well := Parent{Gateway: waypoint, Accepted: Accepted(), ResolvedRefs: ResolvedRefs()}
+	broken := well
+	broken.ResolvedRefs = Verdict{inferencev1.InferencePoolReasonInvalidExtensionRef, "no such Service"}
+	other := foreign("ingress")
+
+	tests := map[string]struct {
+		current     []inferencev1.ParentStatus
+		ours        []Parent
+		generation  int64
+		want        []inferencev1.ParentStatus
+		wantChanged bool
+	}{
+		"first entry": {
+			current:     []inferencev1.ParentStatus{other},
+			ours:        []Parent{well},
+			generation:  1,
+			want:        []inferencev1.ParentStatus{other, entry("models", "waypoint", 1, now, now, "")},
+			wantChanged: true,
+		},
+		"the same again": {
+			current:    []inferencev1.ParentStatus{entry("models", "waypoint", 1, before, before, ""), other},
+			ours:       []Parent{well},
+			generation: 1,
+			want:       []inferencev1.ParentStatus{entry("models", "waypoint", 1, before, before, ""), other},
+		},
+		"a new generation keeps the times": {
+			current:     []inferencev1.ParentStatus{entry("models", "waypoint", 1, before, before, "")},
+			ours:        []Parent{well},
+			generation:  2,
+			want:        []inferencev1.ParentStatus{entry("models", "waypoint", 2, before, before, "")},
+			wantChanged: true,
+		},
+		"one condition turns false": {
+			current:     []inferencev1.ParentStatus{entry("models", "waypoint", 1, before, before, "")},
+			ours:        []Parent{broken},
+			generation:  1,
+			want:        []inferencev1.ParentStatus{entry("models", "waypoint", 1, before, now, "no such Service")},
+			wantChanged: true,
+		},
+		"another waypoint": {
+			current:     []inferencev1.ParentStatus{entry("models", "old", 1, before, before, ""), other},
+			ours:        []Parent{well},
+			generation:  1,
+			want:        []inferencev1.ParentStatus{other, entry("models", "waypoint", 1, now, now, "")},
+			wantChanged: true,
+		},
+		"two waypoints are sorted": {
+			ours:       []Parent{well, {Gateway: types.NamespacedName{Namespace: "edge", Name: "z"}, Accepted: Accepted(), ResolvedRefs: ResolvedRefs()}},
+			generation: 1,
+			want: []inferencev1.ParentStatus{
+				entry("edge", "z", 1, now, now, ""),
+				entry("models", "waypoint", 1, now, now, ""),
+			},
+			wantChanged: true,
+		},
+		"none serves the pool": {
+			current:     []inferencev1.ParentStatus{entry("models", "waypoint", 1, before, before, ""), other},
+			want:        []inferencev1.ParentStatus{other},
+			wantChanged: true,
+		},
+		"none served it before": {
+			current: []inferencev1.ParentStatus{other},
+			want:    []inferencev1.ParentStatus{other},
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, changed, err := Merge(tt.current, tt.ours, tt.generation, now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if changed != tt.wantChanged {
+				t.Errorf("changed %t, want %t", changed, tt.wantChanged)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("parents (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestMergeWithoutRoom(t *testing.T) {
+	var current []inferencev1.ParentStatus
+	for i := range maxParents {
+		current = append(current, foreign(fmt.Sprint("gateway-", i)))
+	}
+	ours := []Parent{{Gateway: types.NamespacedName{Namespace: "models", Name: "waypoint"}, Accepted: Accepted(), ResolvedRefs: ResolvedRefs()}}
+	if got, _, err := Merge(current, ours, 1, now); err == nil {
+		t.Errorf("a list of %d parents was made, and the API takes %d", len(got), maxParents)
+	}
+}
+
+func foreign(gateway string) inferencev1.ParentStatus {
+	return inferencev1.ParentStatus{
+		ControllerName: "istio.io/inference-pool-controller",
+		ParentRef:      inferencev1.ParentReference{Namespace: "edge", Name: inferencev1.ObjectName(gateway)},
+		Conditions: []metav1.Condition{{
+			Type: "Accepted", Status: metav1.ConditionTrue, Reason: "Accepted", LastTransitionTime: metav1.NewTime(before),
+		}},
+	}
+}
+
+// entry is ours for a Gateway; problem is what is wrong with the pool's references, if anything.
+func entry(namespace, name string, generation int64, accepted, resolved time.Time, problem string) inferencev1.ParentStatus {
+	group := inferencev1.Group("gateway.networking.k8s.io")
+	refs := metav1.Condition{
+		Type: "ResolvedRefs", Status: metav1.ConditionTrue, Reason: "ResolvedRefs", Message: ResolvedRefs().Message,
+		ObservedGeneration: generation, LastTransitionTime: metav1.NewTime(resolved),
+	}
+	if problem != "" {
+		refs.Status, refs.Reason, refs.Message = metav1.ConditionFalse, "InvalidExtensionRef", problem
+	}
+	return inferencev1.ParentStatus{
+		ControllerName: ControllerName,
+		ParentRef: inferencev1.ParentReference{
+			Group: &group, Kind: "Gateway", Namespace: inferencev1.Namespace(namespace), Name: inferencev1.ObjectName(name),
+		},
+		Conditions: []metav1.Condition{
+			{
+				Type: "Accepted", Status: metav1.ConditionTrue, Reason: "Accepted", Message: Accepted().Message,
+				ObservedGeneration: generation, LastTransitionTime: metav1.NewTime(accepted),
+			},
+			refs,
+		},
+	}
+}
+
+func TestSaidBy(t *testing.T) {
+	well := Parent{Gateway: types.NamespacedName{Namespace: "models", Name: "waypoint"}, Accepted: Accepted(), ResolvedRefs: ResolvedRefs()}
+	broken := well
+	broken.ResolvedRefs = Verdict{inferencev1.InferencePoolReasonInvalidExtensionRef, "no such Service"}
+	current := []inferencev1.ParentStatus{foreign("waypoint"), entry("models", "waypoint", 7, before, before, "no such Service")}
+	if well.SaidBy(current) {
+		t.Error("a status with a problem says that all is well")
+	}
+	if !broken.SaidBy(current) {
+		t.Error("a status does not say the problem that it has")
+	}
+	if well.SaidBy([]inferencev1.ParentStatus{foreign("waypoint")}) {
+		t.Error("another controller's entry speaks for us")
+	}
+}

@@ -7,11 +7,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
@@ -23,15 +21,9 @@ const (
 
 // istiodImage binds istiod's ports to its pod's address.
 func istiodImage(path string) Image {
-	return Image{Path: path, Args: func(p *corev1.Pod, _ string, args []string) ([]string, error) {
-		args = slices.DeleteFunc(slices.Clone(args), func(a string) bool { return strings.HasPrefix(a, "--monitoringAddr") })
-		for flag, port := range map[string]string{
-			"httpAddr": "8080", "grpcAddr": "15010", "secureGRPCAddr": "15012", "httpsAddr": "15017", "monitoringAddr": "15014",
-		} {
-			args = append(args, "--"+flag+"="+p.Status.PodIP+":"+port)
-		}
-		return args, nil
-	}}
+	return Image{Path: path, Args: bound(map[string]string{
+		"httpAddr": "8080", "grpcAddr": "15010", "secureGRPCAddr": "15012", "httpsAddr": "15017", "monitoringAddr": "15014",
+	})}
 }
 
 // renderIstio turns our overlay into the objects that istioctl install would write.

@@ -190,7 +190,7 @@ func (m *machine) syncDeployment(ctx context.Context, d *appsv1.Deployment, pods
 			return fmt.Errorf("deleting pod %s: %w", current[i].Name, err)
 		}
 	}
-	for i := len(current); i < want; i++ {
+	if len(current) < want {
 		if err := m.client.Create(ctx, podOf(d, hash, freeName(d.Name, pods))); err != nil {
 			return fmt.Errorf("creating a pod of %s: %w", d.Name, err)
 		}

@@ -193,11 +193,26 @@ func (m *Mesh) toolsDir() (string, error) {
 	return dir, nil
 }
 
-// ours are the programs of this checkout, by the image that stands for them in manifests and samples.
-var ours = map[string]string{
-	"inference-waypoint/controller":  "./cmd/controller",
-	"inference-waypoint/picker":      "./cmd/picker",
-	"inference-waypoint/modelserver": "./samples/modelserver",
+// ours are the programs of this checkout, by the image that stands for them in manifests and samples. Their flags for
+// addresses are given the pod's own in the place of all addresses.
+var ours = map[string]struct {
+	pkg   string
+	ports map[string]string // flag → port
+}{
+	"inference-waypoint/controller":  {"./cmd/controller", map[string]string{"metrics-address": "9090", "health-address": "8081"}},
+	"inference-waypoint/picker":      {"./cmd/picker", map[string]string{"extproc-address": "9002", "health-address": "9003", "metrics-address": "9090"}},
+	"inference-waypoint/modelserver": {"./samples/modelserver", map[string]string{"address": "8000"}},
+}
+
+// bound makes the arguments that bind a program's ports to its pod's address.
+func bound(ports map[string]string) func(*corev1.Pod, string, []string) ([]string, error) {
+	return func(p *corev1.Pod, _ string, args []string) ([]string, error) {
+		args = slices.Clone(args)
+		for flag, port := range ports {
+			args = append(args, "--"+flag+"="+net.JoinHostPort(p.Status.PodIP, port))
+		}
+		return args, nil
+	}
 }
 
 // ClientImage is the image of a pod that runs nothing and is only called from.
@@ -206,8 +221,8 @@ const ClientImage = "inference-waypoint/client"
 // build builds our programs, so that no test ever runs old ones.
 func (m *Mesh) build(ctx context.Context) error {
 	args := []string{"build", "-o", filepath.Join(m.Root, "bin") + string(filepath.Separator)}
-	for _, pkg := range ours {
-		args = append(args, pkg)
+	for _, program := range ours {
+		args = append(args, program.pkg)
 	}
 	slices.Sort(args[3:])
 	cmd := exec.CommandContext(ctx, "go", args...)
@@ -236,8 +251,11 @@ func (m *Mesh) renderAll(ctx context.Context, tools string) ([]*unstructured.Uns
 			return nil, fmt.Errorf("finding module %s: %w", module, err)
 		}
 		files, err := filepath.Glob(filepath.Join(strings.TrimSpace(string(dir)), pattern))
-		if err != nil || len(files) == 0 {
-			return nil, fmt.Errorf("no definitions found in module %s (%v)", module, err)
+		if err != nil {
+			return nil, fmt.Errorf("looking for definitions in module %s: %w", module, err)
+		}
+		if len(files) == 0 {
+			return nil, fmt.Errorf("module %s holds no definitions at %s", module, pattern)
 		}
 		for _, file := range files {
 			objects, err := decodeFile(file)
@@ -269,8 +287,8 @@ func (m *Mesh) startMachine(tools string) error {
 		"registry.istio.io/testing/proxyv2": waypointImage(filepath.Join(tools, "envoy")),
 		ClientImage:                         {},
 	}
-	for image, pkg := range ours {
-		images[image] = Image{Path: filepath.Join(m.Root, "bin", filepath.Base(pkg))}
+	for image, program := range ours {
+		images[image] = Image{Path: filepath.Join(m.Root, "bin", filepath.Base(program.pkg)), Args: bound(program.ports)}
 	}
 	log, err := m.logger("machine")
 	if err != nil {

@@ -94,7 +94,7 @@ func await(ctx context.Context, what string, check func(context.Context) error, 
 		for _, p := range needs {
 			select {
 			case <-p.done:
-				return fmt.Errorf("waiting for %s: %s ended (%v); before that: %w", what, p.name, p.err, err)
+				return fmt.Errorf("waiting for %s: %s ended (%w); before that: %w", what, p.name, p.err, err)
 			default:
 			}
 		}

@@ -92,7 +92,8 @@ func TestDrainFinishesWhatRuns(t *testing.T) {
 			case <-time.After(5 * time.Second):
 				t.Fatal("did not exit after its last request")
 			}
-			if _, err := client.Get(p.url + "/health"); err == nil {
+			if response, err := client.Get(p.url + "/health"); err == nil {
+				_ = response.Body.Close()
 				t.Error("still serving after exit")
 			}
 		})

@@ -13,8 +13,6 @@ import (
 	"net/netip"
 	"sync"
 	"time"
-
-	"golang.org/x/net/http2"
 )
 
 // Port is where a pod, or a waypoint, takes HBONE.
@@ -86,13 +84,15 @@ func (f flushing) Write(p []byte) (int, error) {
 
 // Dialer opens tunnels through one waypoint or pod with one identity. Tunnels share a connection, as ztunnel's do.
 type Dialer struct {
-	transport *http2.Transport
+	transport *http.Transport
 	via       string
 }
 
 // NewDialer makes a Dialer that shows the identity in config to the HBONE port of via.
 func NewDialer(via netip.Addr, config *tls.Config) *Dialer {
-	return &Dialer{transport: &http2.Transport{TLSClientConfig: config}, via: netip.AddrPortFrom(via, Port).String()}
+	transport := &http.Transport{TLSClientConfig: config, Protocols: new(http.Protocols)}
+	transport.Protocols.SetHTTP2(true)
+	return &Dialer{transport: transport, via: netip.AddrPortFrom(via, Port).String()}
 }
 
 // Close ends the connection that the tunnels share once they are done.
@@ -109,7 +109,7 @@ func (d *Dialer) Dial(ctx context.Context, target string) (net.Conn, error) {
 		return nil, fmt.Errorf("opening a tunnel to %s: %w", target, err)
 	}
 	request.Host = target
-	response, err := d.transport.RoundTrip(request)
+	response, err := d.transport.RoundTrip(request) //nolint:bodyclose // it is the tunnel's other half, closed with it
 	if err == nil && !stop() {
 		err = ctx.Err()
 	}

@@ -331,7 +331,10 @@ func TestBreakingOffTheLoopAborts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for range outputs {
+		for _, err := range outputs {
+			if err != nil {
+				t.Fatal(err)
+			}
 			break
 		}
 		if got := e.Stats(); got.Running+got.UsedBlocks != 0 {

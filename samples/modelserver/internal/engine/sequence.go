@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/inference-waypoint/inference-waypoint/samples/modelserver/internal/kvcache"
 )
@@ -23,6 +24,7 @@ type Request struct {
 // FinishReason says why an answer ended, in vLLM's words.
 type FinishReason string
 
+// The reasons.
 const (
 	FinishStop   FinishReason = "stop"   // the answer ended by itself
 	FinishLength FinishReason = "length" // MaxTokens or the context's length was reached
@@ -91,7 +93,7 @@ func newSequence(cfg Config, req Request) (*sequence, error) {
 	}
 	seed := seedOf(name, req.CacheSalt)
 	text, ends := answer(seed, req.Prompt, limit, cfg.AnswerTokens, req.IgnoreEOS)
-	whole := append(req.Prompt[:len(req.Prompt):len(req.Prompt)], text...)
+	whole := slices.Concat(req.Prompt, text)
 	return &sequence{
 		adapter:      req.Adapter,
 		promptBytes:  len(req.Prompt),

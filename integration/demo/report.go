@@ -1,0 +1,96 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"time"
+)
+
+// table shows calls as they end.
+type table struct{ out io.Writer }
+
+func newTable(out io.Writer, title string) *table {
+	_, _ = fmt.Fprintf(out, "\nCalls %s:\n%-9s %12s %4s %13s  %-9s %13s %12s %9s\n", title,
+		"service", "conversation", "turn", "prompt tokens", "endpoint", "cached tokens", "first token", "whole")
+	return &table{out: out}
+}
+
+func (t *table) row(c call) {
+	if c.err != nil {
+		_, _ = fmt.Fprintf(t.out, "%-9s %12d %4d  failed: %v\n", c.service, c.conversation, c.turn, c.err)
+		return
+	}
+	_, _ = fmt.Fprintf(t.out, "%-9s %12d %4d %13d  %-9s %13d %9d ms %6d ms\n", c.service, c.conversation, c.turn,
+		c.PromptTokens, c.Endpoint, c.CachedTokens, c.FirstToken.Milliseconds(), c.Total.Milliseconds())
+}
+
+// figures sum up a run.
+type figures struct {
+	calls, failed int
+	cachedShare   float64 // of the prompts' tokens
+	meanFirst     time.Duration
+	p90First      time.Duration
+	spread        map[string]int // endpoint → calls
+}
+
+func sum(calls []call) figures {
+	f := figures{calls: len(calls), spread: map[string]int{}}
+	var prompt, cached int
+	var first []time.Duration
+	var total time.Duration
+	for _, c := range calls {
+		if c.err != nil {
+			f.failed++
+			continue
+		}
+		prompt += c.PromptTokens
+		cached += c.CachedTokens
+		first = append(first, c.FirstToken)
+		total += c.FirstToken
+		f.spread[c.Endpoint]++
+	}
+	if len(first) == 0 {
+		return f
+	}
+	slices.Sort(first)
+	f.cachedShare = float64(cached) / float64(prompt)
+	f.meanFirst = total / time.Duration(len(first))
+	f.p90First = first[int(math.Ceil(0.9*float64(len(first))))-1]
+	return f
+}
+
+func (f figures) spreadText() string {
+	out := make([]string, 0, len(f.spread))
+	for _, endpoint := range slices.Sorted(maps.Keys(f.spread)) {
+		out = append(out, fmt.Sprint(f.spread[endpoint]))
+	}
+	return strings.Join(out, " / ")
+}
+
+// summarise compares the runs, and fails where a call failed or picking was not clearly better.
+func summarise(out io.Writer, picked, roundRobin []call) error {
+	p, r := sum(picked), sum(roundRobin)
+	row := func(name, p, r string) { _, _ = fmt.Fprintf(out, "%-34s %18s %18s\n", name, p, r) }
+	ms := func(d time.Duration) string { return fmt.Sprintf("%d ms", d.Milliseconds()) }
+	percent := func(x float64) string { return fmt.Sprintf("%.0f %%", 100*x) }
+	_, _ = fmt.Fprintln(out, "\nThe same conversations, compared:")
+	row("", "picking", "round robin")
+	row("calls served", fmt.Sprintf("%d of %d", p.calls-p.failed, p.calls), fmt.Sprintf("%d of %d", r.calls-r.failed, r.calls))
+	row("prompt tokens from cache", percent(p.cachedShare), percent(r.cachedShare))
+	row("time to first token, mean", ms(p.meanFirst), ms(r.meanFirst))
+	row("time to first token, p90", ms(p.p90First), ms(r.p90First))
+	row("calls on each endpoint", p.spreadText(), r.spreadText())
+	switch {
+	case p.failed+r.failed > 0:
+		return fmt.Errorf("%d calls were not served", p.failed+r.failed)
+	case p.cachedShare < wantedGain*r.cachedShare:
+		return fmt.Errorf("picking served %s of the prompt tokens from cache, round robin %s: less than %g times as much",
+			percent(p.cachedShare), percent(r.cachedShare), wantedGain)
+	}
+	_, err := fmt.Fprintf(out, "\nPicking served %.1f times as many prompt tokens from cache.\n", p.cachedShare/r.cachedShare)
+	return err
+}

@@ -1,0 +1,142 @@
+// Package integration tests the whole in the real mesh: calls of services through a real waypoint, with the controller,
+// the picker and the model servers as processes. One mesh serves all tests.
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
+)
+
+const (
+	model = "llama-3.1-8b"
+	llama = "http://llama.models.inference.internal"
+)
+
+// the is what all tests share: the mesh, and a service that calls.
+var the struct {
+	*mesh.Mesh
+	caller *mesh.Caller
+}
+
+func TestMain(m *testing.M) {
+	mesh.Enter()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	ctx := context.Background()
+	started, err := mesh.Start(ctx, mesh.Options{Progress: os.Stderr})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer started.Close()
+	the.Mesh = started
+	if err := install(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		started.ShowLogs(os.Stderr, 30)
+		return 1
+	}
+	code := m.Run()
+	if code != 0 {
+		started.ShowLogs(os.Stderr, 30)
+		dir := filepath.Join(started.Root, ".mesh", fmt.Sprintf("test-%d", time.Now().Unix()))
+		fmt.Fprintln(os.Stderr, "the mesh's logs:", dir, started.KeepLogs(dir))
+	}
+	return code
+}
+
+// install puts up what a user would, and waits until a call is served.
+func install(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("not within two minutes"))
+	defer cancel()
+	if err := the.Apply(ctx, "manifests", "samples/quickstart"); err != nil {
+		return err
+	}
+	for _, name := range [][2]string{
+		{"inference-system", "inference-controller"}, {"inference-system", "inference-picker"}, {"models", "waypoint"}, {"models", "llama"},
+	} {
+		if err := the.AwaitDeployment(ctx, name[0], name[1]); err != nil {
+			return err
+		}
+	}
+	if err := the.ApplyYAML(ctx, `{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}`); err != nil {
+		return err
+	}
+	var err error
+	if the.caller, err = the.NewCaller(ctx, "shop", "checkout", "checkout"); err != nil {
+		return err
+	}
+	return the.Await(ctx, "a served call", func(ctx context.Context) error { return ask(ctx, "Are you there?") })
+}
+
+// ask makes one short call to the pool.
+func ask(ctx context.Context, text string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	_, err := traffic.Chat(ctx, the.caller.HTTP, llama, model, []traffic.Message{{Role: "user", Content: text}}, 1)
+	return err
+}
+
+// begin readies a test: it ends within the limit, and fails where a waypoint refuses configuration while it runs.
+func begin(t *testing.T, limit time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("not within %s", limit))
+	t.Cleanup(cancel)
+	before := len(the.Refusals())
+	t.Cleanup(func() {
+		for _, refusal := range the.Refusals()[before:] {
+			t.Error(refusal)
+		}
+	})
+	return ctx
+}
+
+// must fails the test on an error.
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// modelServers lists the pods of the quickstart's model servers.
+func modelServers(ctx context.Context, t *testing.T) []corev1.Pod {
+	t.Helper()
+	return pods(ctx, t, "models", client.MatchingLabels{"app": "llama"})
+}
+
+// pickers lists the pods of the picker, those on their way out among them.
+func pickers(ctx context.Context, t *testing.T) []corev1.Pod {
+	t.Helper()
+	return pods(ctx, t, "inference-system", client.MatchingLabels{"app.kubernetes.io/name": "inference-picker"})
+}
+
+// picker finds the one pod of the picker that is to stay.
+func picker(ctx context.Context, t *testing.T) *corev1.Pod {
+	t.Helper()
+	staying := slices.DeleteFunc(pickers(ctx, t), func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
+	if len(staying) != 1 {
+		t.Fatalf("%d pickers, want 1", len(staying))
+	}
+	return &staying[0]
+}
+
+func pods(ctx context.Context, t *testing.T, namespace string, labels client.MatchingLabels) []corev1.Pod {
+	t.Helper()
+	var list corev1.PodList
+	must(t, the.Client.List(ctx, &list, client.InNamespace(namespace), labels))
+	return list.Items
+}

@@ -1,0 +1,162 @@
+// Package traffic calls models as services do: streamed chat completions and conversations that grow turn by turn. It
+// measures what a caller can see, and knows nothing of the mesh that carries the calls.
+package traffic
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Message is one message of a chat.
+type Message struct {
+	Role    string `json:"role"`
+	Content string `json:"content"`
+}
+
+// Answer is what came of one call.
+type Answer struct {
+	Text         string
+	PromptTokens int
+	CachedTokens int // of the prompt's, as the model server reports them
+	// Endpoint is the name that the model server gives itself.
+	Endpoint string
+	// FirstToken and Total are the times from the call's start to the first piece of text and to the end.
+	FirstToken, Total time.Duration
+}
+
+// Refused is a call that was answered, but not by a model.
+type Refused struct {
+	Status int
+	Body   string
+}
+
+func (r *Refused) Error() string { return fmt.Sprintf("status %d: %s", r.Status, r.Body) }
+
+// Chat asks a model for the next message of a chat, streamed, of up to maxTokens tokens.
+func Chat(ctx context.Context, client *http.Client, url, model string, messages []Message, maxTokens int) (*Answer, error) {
+	body, err := json.Marshal(map[string]any{
+		"model": model, "messages": messages, "max_tokens": maxTokens,
+		"stream": true, "stream_options": map[string]bool{"include_usage": true},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encoding a chat: %w", err)
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/v1/chat/completions", bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("making a chat request: %w", err)
+	}
+	request.Header.Set("Content-Type", "application/json")
+	began := time.Now()
+	response, err := client.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("calling %s: %w", url, err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	if response.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
+		return nil, &Refused{Status: response.StatusCode, Body: strings.TrimSpace(string(text))}
+	}
+	answer := &Answer{Endpoint: response.Header.Get("X-Served-By")}
+	if err := answer.read(response.Body, began); err != nil {
+		return nil, fmt.Errorf("reading the answer of %s: %w", answer.Endpoint, err)
+	}
+	answer.Total = time.Since(began)
+	return answer, nil
+}
+
+// chunk is the part of a streamed piece that is looked at.
+type chunk struct {
+	Choices []struct {
+		Delta struct {
+			Content string `json:"content"`
+		} `json:"delta"`
+	} `json:"choices"`
+	Usage *struct {
+		PromptTokens        int `json:"prompt_tokens"`
+		PromptTokensDetails struct {
+			CachedTokens int `json:"cached_tokens"`
+		} `json:"prompt_tokens_details"`
+	} `json:"usage"`
+}
+
+func (a *Answer) read(body io.Reader, began time.Time) error {
+	var text strings.Builder
+	lines := bufio.NewScanner(body)
+	for lines.Scan() {
+		data, ok := bytes.CutPrefix(lines.Bytes(), []byte("data: "))
+		if !ok {
+			continue
+		}
+		if string(data) == "[DONE]" {
+			a.Text = text.String()
+			return nil
+		}
+		var c chunk
+		if err := json.Unmarshal(data, &c); err != nil {
+			return fmt.Errorf("decoding a piece: %w", err)
+		}
+		if len(c.Choices) > 0 && c.Choices[0].Delta.Content != "" {
+			if a.FirstToken == 0 {
+				a.FirstToken = time.Since(began)
+			}
+			text.WriteString(c.Choices[0].Delta.Content)
+		}
+		if c.Usage != nil {
+			a.PromptTokens, a.CachedTokens = c.Usage.PromptTokens, c.Usage.PromptTokensDetails.CachedTokens
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return err
+	}
+	return errors.New("the stream ended before [DONE]")
+}
+
+// Conversation is a chat that grows: each turn sends all that was said before.
+type Conversation struct {
+	Messages []Message
+	random   *rand.Rand
+}
+
+// NewConversation begins with a system prompt. Conversations of different seeds say different things; those of one
+// seed the same, whenever they are held.
+func NewConversation(system string, seed uint64) *Conversation {
+	return &Conversation{
+		Messages: []Message{{Role: "system", Content: system}},
+		random:   rand.New(rand.NewPCG(seed, 0)),
+	}
+}
+
+// Ask takes one turn: a question of about so many tokens, answered with up to maxTokens.
+func (c *Conversation) Ask(ctx context.Context, client *http.Client, url, model string, tokens, maxTokens int) (*Answer, error) {
+	asked := append(slices.Clone(c.Messages), Message{Role: "user", Content: Text(c.random, tokens)})
+	answer, err := Chat(ctx, client, url, model, asked, maxTokens)
+	if err != nil {
+		return nil, err
+	}
+	asked = append(asked, Message{Role: "assistant", Content: answer.Text})
+	c.Messages = asked
+	return answer, nil
+}
+
+var words = strings.Fields("order parcel refund invoice account address delivery carrier warehouse return colour size stock price discount voucher " +
+	"basket checkout payment card bank transfer customer support ticket reply manager region country tax customs label")
+
+// Text makes text of about so many tokens, at four bytes a token.
+func Text(random *rand.Rand, tokens int) string {
+	var out strings.Builder
+	for out.Len() < 4*tokens {
+		out.WriteString(words[random.IntN(len(words))])
+		out.WriteByte(' ')
+	}
+	return out.String()
+}

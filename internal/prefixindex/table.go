@@ -1,0 +1,96 @@
+package prefixindex
+
+import (
+	"math/bits"
+	"math/rand/v2"
+	"sync/atomic"
+)
+
+// table finds a run by its first block. One writer changes it while readers look things up: a slot is set with one
+// store, removed runs leave a mark behind so that no reader loses its way, and a table that fills up is copied.
+type table struct {
+	slots []atomic.Pointer[run]
+	shift int
+	// factor is odd and random, so that nobody can prepare prompts whose blocks meet in few slots.
+	factor uint64
+	live   int
+	used   int // live ones and marks
+}
+
+const minSlots = 64
+
+// removed marks a slot that held a run.
+var removed = &run{blocks: []uint64{0}}
+
+func newTable(slots int) *table {
+	return &table{
+		slots:  make([]atomic.Pointer[run], slots),
+		shift:  64 - bits.TrailingZeros(uint(slots)),
+		factor: rand.Uint64() | 1,
+	}
+}
+
+func (t *table) get(block uint64) *run {
+	if i := t.find(block); i >= 0 {
+		return t.slots[i].Load()
+	}
+	return nil
+}
+
+func (t *table) find(block uint64) int {
+	mask := len(t.slots) - 1
+	for i := int(block * t.factor >> t.shift); ; i++ {
+		switch r := t.slots[i&mask].Load(); {
+		case r == nil:
+			return -1
+		case r != removed && r.blocks[0] == block:
+			return i & mask
+		}
+	}
+}
+
+// add puts a run into the table, which must have no other of that first block, and returns the table to use from now
+// on. At most half of the slots are used, by live runs and by marks.
+func (t *table) add(r *run) *table {
+	if t.used*2 >= len(t.slots) {
+		t = t.copy()
+	}
+	mask := len(t.slots) - 1
+	i := int(r.blocks[0] * t.factor >> t.shift)
+	for t.slots[i&mask].Load() != nil {
+		i++
+	}
+	t.slots[i&mask].Store(r)
+	t.live++
+	t.used++
+	return t
+}
+
+// copy makes a table without marks, at most a quarter full.
+func (t *table) copy() *table {
+	slots := minSlots
+	for slots < t.live*4 {
+		slots *= 2
+	}
+	c := newTable(slots)
+	for i := range t.slots {
+		if r := t.slots[i].Load(); r != nil && r != removed {
+			c = c.add(r)
+		}
+	}
+	return c
+}
+
+func (t *table) replace(old, r *run) {
+	t.slots[t.find(old.blocks[0])].Store(r)
+}
+
+// remove takes a run out, and returns the table to use from now on.
+func (t *table) remove(r *run) *table {
+	t.slots[t.find(r.blocks[0])].Store(removed)
+	t.live--
+	if len(t.slots) > minSlots && t.live*16 < len(t.slots) {
+		return t.copy()
+	}
+	return t
+}

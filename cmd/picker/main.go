@@ -1,0 +1,21 @@
+// Command picker is the endpoint picker: the ext_proc server that a waypoint asks which endpoint of a pool is to
+// serve a call.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// The first signal drains; with the handler gone, a second one ends the process at once.
+	context.AfterFunc(ctx, stop)
+	if err := run(ctx, os.Args[1:], os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "picker:", err)
+		os.Exit(1)
+	}
+}

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/pflag"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+	inferenceclient "sigs.k8s.io/gateway-api-inference-extension/client-go/clientset/versioned"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/extproc"
+	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
+)
+
+// fileInterval is how often a file of pools is looked at: reading a few kilobytes a second costs nothing to speak of.
+const fileInterval = time.Second
+
+// source tells the fleet of pools until its context ends. It calls synced once, when all is known that was there at
+// the start.
+type source interface {
+	Run(ctx context.Context, synced func())
+}
+
+// run is the whole program: it serves until ctx ends, then drains. Logs go to stderr.
+func run(ctx context.Context, args []string, stderr io.Writer) error {
+	o, err := parseOptions(args, stderr)
+	if errors.Is(err, pflag.ErrHelp) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	log := telemetry.NewLogger(stderr, o.LogLevel)
+	klog.SetSlogLogger(log) // what the Kubernetes client tells
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	metrics := telemetry.NewMetrics(registry)
+	pools := fleet.New(fleet.Options{Metrics: metrics, Seed: rand.Uint64()})
+	from, err := newSource(o, pools, log)
+	if err != nil {
+		return err
+	}
+	s, err := listen(o, extproc.New(pools, metrics, log), telemetry.Handler(registry), log)
+	if err != nil {
+		return err
+	}
+	return s.serve(ctx, from)
+}
+
+func newSource(o Options, pools *fleet.Fleet, log *slog.Logger) (source, error) {
+	if o.Static != "" {
+		return fleet.OpenFile(o.Static, fileInterval, pools, log)
+	}
+	config, err := clusterConfig(o.Kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("reaching Kubernetes (--static FILE works without it): %w", err)
+	}
+	config.UserAgent = "inference-waypoint-picker"
+	inference, err := inferenceclient.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("making the client for InferencePools: %w", err)
+	}
+	binary := rest.CopyConfig(config)
+	binary.ContentType = "application/vnd.kubernetes.protobuf" // a fraction of the cost of JSON for 10,000 pods
+	core, err := kubernetes.NewForConfig(binary)
+	if err != nil {
+		return nil, fmt.Errorf("making the client for pods: %w", err)
+	}
+	return fleet.NewCluster(core, inference, pools, log)
+}
+
+func clusterConfig(kubeconfig string) (*rest.Config, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules() // $KUBECONFIG, else ~/.kube/config, else the pod's account
+	rules.ExplicitPath = kubeconfig
+	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+}

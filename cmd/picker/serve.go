@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/extproc"
+)
+
+// Names under which health is asked, by the Endpoint Picker Protocol; "" is gRPC's own name for the whole server.
+const (
+	livenessService  = "liveness"
+	readinessService = "readiness"
+)
+
+// servers are the three servers of the program, on listeners that are open.
+type servers struct {
+	options Options
+	log     *slog.Logger
+
+	extproc, probes                *grpc.Server
+	metrics                        *http.Server
+	health                         *health.Server
+	onExtproc, onProbes, onMetrics net.Listener
+
+	mu       sync.Mutex
+	draining bool // never ready again
+}
+
+// listen makes the servers and opens their addresses; where one cannot be opened, all are closed again.
+func listen(o Options, picker *extproc.Server, metrics http.Handler, log *slog.Logger) (*servers, error) {
+	s := &servers{
+		options: o,
+		log:     log,
+		extproc: grpc.NewServer(extproc.ServerOptions(o.MaxMessageBytes)...),
+		probes:  grpc.NewServer(),
+		metrics: &http.Server{Handler: metrics, ReadHeaderTimeout: 10 * time.Second},
+		health:  health.NewServer(),
+	}
+	picker.Register(s.extproc)
+	reflection.Register(s.extproc)
+	healthv1.RegisterHealthServer(s.extproc, s.health)
+	healthv1.RegisterHealthServer(s.probes, s.health)
+	s.health.SetServingStatus(livenessService, healthv1.HealthCheckResponse_SERVING)
+	s.setReady(healthv1.HealthCheckResponse_NOT_SERVING)
+
+	var open []net.Listener
+	for _, a := range []struct {
+		name, address string
+		listener      *net.Listener
+	}{
+		{"extproc", o.ExtprocAddress, &s.onExtproc},
+		{"health", o.HealthAddress, &s.onProbes},
+		{"metrics", o.MetricsAddress, &s.onMetrics},
+	} {
+		l, err := net.Listen("tcp", a.address)
+		if err != nil {
+			for _, l := range open {
+				_ = l.Close() // the first error is the one to tell
+			}
+			return nil, fmt.Errorf("listening for %s: %w", a.name, err)
+		}
+		open = append(open, l)
+		*a.listener = l
+		log.Info("listening", "for", a.name, "address", l.Addr().String())
+	}
+	return s, nil
+}
+
+func (s *servers) setReady(status healthv1.HealthCheckResponse_ServingStatus) {
+	for _, name := range []string{"", readinessService, extproc.Service} {
+		s.health.SetServingStatus(name, status)
+	}
+}
+
+// synced makes the servers ready, unless they are ending already.
+func (s *servers) synced() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining {
+		return
+	}
+	s.setReady(healthv1.HealthCheckResponse_SERVING)
+	s.log.Info("ready")
+}
+
+func (s *servers) unready() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.draining = true
+	s.setReady(healthv1.HealthCheckResponse_NOT_SERVING)
+}
+
+// serve runs the servers and the source until ctx ends or one of them fails, then drains: the source goes on telling
+// of endpoints until the last call has ended.
+func (s *servers) serve(ctx context.Context, from source) error {
+	sourceContext, stopSource := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopSource()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		from.Run(sourceContext, s.synced)
+		return nil
+	})
+	group.Go(func() error { return named("ext_proc", s.extproc.Serve(s.onExtproc)) })
+	group.Go(func() error { return named("health", s.probes.Serve(s.onProbes)) })
+	group.Go(func() error { return named("metrics", s.metrics.Serve(s.onMetrics)) })
+	group.Go(func() error {
+		<-ctx.Done()
+		s.drain()
+		stopSource()
+		return nil
+	})
+	return group.Wait()
+}
+
+// drain tells proxies first and ends last, so that between the two no call meets a closed door.
+func (s *servers) drain() {
+	s.log.Info("draining")
+	s.unready()
+	time.Sleep(s.options.DrainDelay)
+	late := time.AfterFunc(s.options.DrainTimeout, func() {
+		s.log.Warn("calls in flight were cut off at the end of the drain timeout")
+		s.extproc.Stop()
+	})
+	s.extproc.GracefulStop()
+	late.Stop()
+	s.probes.Stop()
+	_ = s.metrics.Close() // the listeners are all that is left to close
+	s.log.Info("stopped")
+}
+
+// named says which server failed; one that was stopped did not.
+func named(server string, err error) error {
+	if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, grpc.ErrServerStopped) {
+		return nil
+	}
+	return fmt.Errorf("serving %s: %w", server, err)
+}

@@ -1,0 +1,66 @@
+package extproc
+
+import (
+	"fmt"
+	"testing"
+
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/grpc"
+)
+
+// BenchmarkStream is a whole stream over the loopback, client included: headers, body and the answer's headers, each
+// replied to. Server "nothing" replies the same messages without looking at anything: what is above it is ours.
+func BenchmarkStream(b *testing.B) {
+	servers := map[string]func(b *testing.B) *world{
+		"picker":  func(b *testing.B) *world { return newWorld(b, fourEndpoints...) },
+		"nothing": func(b *testing.B) *world { return &world{client: serve(b, registerNothing)} },
+	}
+	for _, size := range []int{1 << 10, 8 << 10, 64 << 10, 512 << 10} {
+		for _, name := range []string{"picker", "nothing"} {
+			b.Run(fmt.Sprintf("body=%dKiB/%s", size>>10, name), func(b *testing.B) {
+				w := servers[name](b)
+				body := completion(1, size)
+				b.ReportAllocs()
+				for b.Loop() {
+					x := w.open(b, llama, withModes(partial, none))
+					x.send(requestHeaders(false))
+					x.recv()
+					x.send(requestBody(body, true))
+					x.recv()
+					x.send(answerHeaders("200", false))
+					x.recv()
+					x.close()
+					x.cancel()
+				}
+			})
+		}
+	}
+}
+
+// nothing is an ext_proc server built the ordinary way that only says CONTINUE.
+type nothing struct {
+	extprocv3.UnimplementedExternalProcessorServer
+}
+
+func registerNothing(r grpc.ServiceRegistrar) {
+	extprocv3.RegisterExternalProcessorServer(r, nothing{})
+}
+
+func (nothing) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return ended(err)
+		}
+		reply := continueRequestHeaders
+		switch m.GetRequest().(type) {
+		case *extprocv3.ProcessingRequest_RequestBody:
+			reply = continueRequestBody
+		case *extprocv3.ProcessingRequest_ResponseHeaders:
+			reply = continueAnswerHeaders
+		}
+		if err := stream.Send(reply); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,213 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+	inferenceclient "sigs.k8s.io/gateway-api-inference-extension/client-go/clientset/versioned"
+	inferenceinformers "sigs.k8s.io/gateway-api-inference-extension/client-go/informers/externalversions"
+	inferencelisters "sigs.k8s.io/gateway-api-inference-extension/client-go/listers/api/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+)
+
+// Cluster is the source of pools in Kubernetes: its InferencePools and the pods that they select.
+type Cluster struct {
+	fleet *Fleet
+	log   *slog.Logger
+
+	core      informers.SharedInformerFactory
+	inference inferenceinformers.SharedInformerFactory
+	pods      corelisters.PodLister
+	pools     inferencelisters.InferencePoolLister
+	events    []cache.InformerSynced
+	// queue holds the pools that have to be looked at again; events only name pools, so that a burst of them costs
+	// one look.
+	queue workqueue.TypedInterface[types.NamespacedName]
+}
+
+// NewCluster prepares the source; Run starts it.
+func NewCluster(core kubernetes.Interface, inference inferenceclient.Interface, f *Fleet, log *slog.Logger) (*Cluster, error) {
+	c := &Cluster{
+		fleet:     f,
+		log:       log,
+		core:      informers.NewSharedInformerFactoryWithOptions(core, 0, informers.WithTransform(strip)),
+		inference: inferenceinformers.NewSharedInformerFactoryWithOptions(inference, 0, inferenceinformers.WithTransform(strip)),
+		queue:     workqueue.NewTyped[types.NamespacedName](),
+	}
+	pods := c.core.Core().V1().Pods()
+	pools := c.inference.Inference().V1().InferencePools()
+	c.pods, c.pools = pods.Lister(), pools.Lister()
+	if err := c.listen(pods.Informer(), c.podHandler()); err != nil {
+		return nil, fmt.Errorf("watching pods: %w", err)
+	}
+	if err := c.listen(pools.Informer(), c.poolHandler()); err != nil {
+		return nil, fmt.Errorf("watching InferencePools: %w", err)
+	}
+	return c, nil
+}
+
+func (c *Cluster) listen(informer cache.SharedIndexInformer, handler cache.ResourceEventHandler) error {
+	registration, err := informer.AddEventHandler(handler)
+	if err != nil {
+		return err
+	}
+	c.events = append(c.events, registration.HasSynced)
+	return nil
+}
+
+// Run keeps the fleet as the cluster is until the context ends. It calls synced once, when every pool that there was
+// at the start can be picked from.
+func (c *Cluster) Run(ctx context.Context, synced func()) {
+	c.core.Start(ctx.Done())
+	c.inference.Start(ctx.Done())
+	defer c.core.Shutdown()
+	defer c.inference.Shutdown()
+	// The queue is asked only once all events of the start are in it, pods first or pools first.
+	if !cache.WaitForCacheSync(ctx.Done(), c.events...) {
+		return // the context ended first
+	}
+	stop := context.AfterFunc(ctx, c.queue.ShutDown)
+	defer stop()
+	for c.queue.Len() > 0 {
+		c.next()
+	}
+	synced()
+	for c.next() {
+	}
+}
+
+// next looks at one pool again, and waits for one; it reports false when there will be none any more.
+func (c *Cluster) next() bool {
+	name, shutdown := c.queue.Get()
+	if shutdown {
+		return false
+	}
+	defer c.queue.Done(name)
+	c.sync(name)
+	return true
+}
+
+// sync makes the fleet's pool what the cluster's is.
+func (c *Cluster) sync(name types.NamespacedName) {
+	object, err := c.pools.InferencePools(name.Namespace).Get(name.Name)
+	if err != nil { // the lister knows no other error than that it is gone
+		c.fleet.RemovePool(name)
+		return
+	}
+	p, err := pool.FromAPI(object)
+	if err != nil {
+		// What it could read still serves: what is wrong may be none of the picker's business.
+		c.log.Warn("InferencePool is not in order", "pool", name.String(), "error", err)
+	}
+	pods, err := c.pods.Pods(name.Namespace).List(labels.SelectorFromSet(p.Selector))
+	if err != nil {
+		c.log.Error("cannot list the pods of a pool; its endpoints stay as they are", "pool", name.String(), "error", err)
+		return
+	}
+	c.fleet.SetPool(p, p.Endpoints(pods))
+}
+
+func (c *Cluster) poolHandler() cache.ResourceEventHandler {
+	enqueue := func(object any) {
+		if p, ok := last[*inferencev1.InferencePool](object); ok {
+			c.queue.Add(types.NamespacedName{Namespace: p.Namespace, Name: p.Name})
+		}
+	}
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc:    enqueue,
+		UpdateFunc: func(_, now any) { enqueue(now) },
+		DeleteFunc: enqueue,
+	}
+}
+
+func (c *Cluster) podHandler() cache.ResourceEventHandler {
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc: c.enqueuePoolsOf,
+		UpdateFunc: func(before, now any) {
+			c.enqueuePoolsOf(before) // the pools that it may have left
+			c.enqueuePoolsOf(now)
+		},
+		DeleteFunc: c.enqueuePoolsOf,
+	}
+}
+
+// enqueuePoolsOf has the pools looked at that select a pod. Pools that come later look at all pods anyway.
+func (c *Cluster) enqueuePoolsOf(object any) {
+	pod, ok := last[*corev1.Pod](object)
+	if !ok {
+		return
+	}
+	pools, err := c.pools.InferencePools(pod.Namespace).List(labels.Everything())
+	if err != nil {
+		c.log.Error("cannot list the pools of a namespace", "namespace", pod.Namespace, "error", err)
+		return
+	}
+	for _, object := range pools {
+		if selects(object, pod.Labels) {
+			c.queue.Add(types.NamespacedName{Namespace: object.Namespace, Name: object.Name})
+		}
+	}
+}
+
+func selects(p *inferencev1.InferencePool, podLabels map[string]string) bool {
+	for k, v := range p.Spec.Selector.MatchLabels {
+		if got, ok := podLabels[string(k)]; !ok || got != string(v) {
+			return false
+		}
+	}
+	return true
+}
+
+// last is the object of an event, or its last known state where the deletion itself was missed.
+func last[T any](object any) (T, bool) {
+	if unknown, ok := object.(cache.DeletedFinalStateUnknown); ok {
+		object = unknown.Obj
+	}
+	t, ok := object.(T)
+	return t, ok
+}
+
+// strip leaves of an object what the picker needs. Pods of the whole cluster are held, 10,000 and more, and a whole one
+// takes some 10 KB.
+func strip(object any) (any, error) {
+	switch o := object.(type) {
+	case *corev1.Pod:
+		return stripPod(o), nil
+	case *inferencev1.InferencePool:
+		o.ManagedFields = nil
+		o.Status = inferencev1.InferencePoolStatus{}
+	}
+	return object, nil
+}
+
+func stripPod(pod *corev1.Pod) *corev1.Pod {
+	out := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Name:              pod.Name,
+			Namespace:         pod.Namespace,
+			UID:               pod.UID,
+			ResourceVersion:   pod.ResourceVersion,
+			Labels:            pod.Labels,
+			DeletionTimestamp: pod.DeletionTimestamp,
+		},
+		Status: corev1.PodStatus{PodIP: pod.Status.PodIP},
+	}
+	for _, condition := range pod.Status.Conditions {
+		if condition.Type == corev1.PodReady {
+			out.Status.Conditions = []corev1.PodCondition{{Type: condition.Type, Status: condition.Status}}
+		}
+	}
+	return out
+}

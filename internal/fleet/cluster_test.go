@@ -1,0 +1,166 @@
+package fleet
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/tools/cache"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+	inferencefake "sigs.k8s.io/gateway-api-inference-extension/client-go/clientset/versioned/fake"
+)
+
+func podOf(name, ip string, ready corev1.ConditionStatus, change ...func(*corev1.Pod)) *corev1.Pod {
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: name, Labels: map[string]string{"app": "llama"}},
+		Spec:       corev1.PodSpec{NodeName: "node", Containers: []corev1.Container{{Name: "vllm", Image: "vllm"}}},
+		Status: corev1.PodStatus{
+			PodIP:      ip,
+			Conditions: []corev1.PodCondition{{Type: corev1.ContainersReady, Status: ready}, {Type: corev1.PodReady, Status: ready}},
+		},
+	}
+	for _, c := range change {
+		c(p)
+	}
+	return p
+}
+
+func inferencePool(name string, selector map[string]string, ports ...int32) *inferencev1.InferencePool {
+	p := &inferencev1.InferencePool{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: name}}
+	p.Spec.Selector.MatchLabels = map[inferencev1.LabelKey]inferencev1.LabelValue{}
+	for k, v := range selector {
+		p.Spec.Selector.MatchLabels[inferencev1.LabelKey(k)] = inferencev1.LabelValue(v)
+	}
+	for _, port := range ports {
+		p.Spec.TargetPorts = append(p.Spec.TargetPorts, inferencev1.Port{Number: inferencev1.PortNumber(port)})
+	}
+	return p
+}
+
+// newInferenceClient has no field management: the generated one of the API's module lacks the schema for it.
+func newInferenceClient(objects ...runtime.Object) *inferencefake.Clientset {
+	return inferencefake.NewSimpleClientset(objects...) //nolint:staticcheck // see above
+}
+
+// The whole life of pools and pods. The API server is client-go's stand-in here; the mesh's tests use the real one.
+func TestClusterFollowsPoolsAndPods(t *testing.T) {
+	core := fake.NewClientset(
+		podOf("a", "10.244.0.1", corev1.ConditionTrue),
+		podOf("b", "10.244.0.2", corev1.ConditionFalse),
+		podOf("other", "10.244.0.9", corev1.ConditionTrue, func(p *corev1.Pod) { p.Labels["app"] = "other" }),
+	)
+	llamaPool := inferencePool("llama", map[string]string{"app": "llama"}, 8000, 8001)
+	inference := newInferenceClient(llamaPool)
+	f, _ := newFleet(t)
+	source, err := NewCluster(core, inference, f, silent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	synced := make(chan struct{})
+	var running sync.WaitGroup
+	running.Go(func() { source.Run(ctx, func() { close(synced) }) })
+	defer running.Wait()
+	defer stop()
+	select {
+	case <-synced:
+	case <-time.After(10 * time.Second):
+		t.Fatal("not synced within 10 s")
+	}
+
+	// 1. At synced, all that there was is known: no later event is needed.
+	if diff := cmp.Diff([]string{"10.244.0.1:8000", "10.244.0.1:8001"}, addressesOf(f, "models/llama")); diff != "" {
+		t.Fatalf("endpoints at the start (-want +got):\n%s", diff)
+	}
+	is := func(name string, want ...string) func() bool {
+		return func() bool { return cmp.Equal(want, addressesOf(f, name)) }
+	}
+	pods, pools := core.CoreV1().Pods("models"), inference.InferenceV1().InferencePools("models")
+	must := func(_ any, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// 2. A pod becomes ready.
+	must(pods.Update(ctx, podOf("b", "10.244.0.2", corev1.ConditionTrue), metav1.UpdateOptions{}))
+	eventually(t, "the pod that is ready now", is("models/llama", "10.244.0.1:8000", "10.244.0.1:8001", "10.244.0.2:8000", "10.244.0.2:8001"))
+	// 3. A pod begins to end.
+	must(pods.Update(ctx, podOf("a", "10.244.0.1", corev1.ConditionTrue, func(p *corev1.Pod) {
+		p.DeletionTimestamp = &metav1.Time{Time: time.Now()}
+	}), metav1.UpdateOptions{}))
+	eventually(t, "the end of the pod that is being deleted", is("models/llama", "10.244.0.2:8000", "10.244.0.2:8001"))
+	// 4. A pool is changed and another made.
+	must(pools.Update(ctx, inferencePool("llama", map[string]string{"app": "llama"}, 9000), metav1.UpdateOptions{}))
+	must(pools.Create(ctx, inferencePool("other", map[string]string{"app": "other"}, 8000), metav1.CreateOptions{}))
+	eventually(t, "the pool's new port", is("models/llama", "10.244.0.2:9000"))
+	eventually(t, "the new pool", is("models/other", "10.244.0.9:8000"))
+	// 5. A pod's labels move it from one pool to another.
+	must(pods.Update(ctx, podOf("other", "10.244.0.9", corev1.ConditionTrue), metav1.UpdateOptions{}))
+	eventually(t, "the pod's move away", is("models/other", []string{}...))
+	eventually(t, "the pod's move", is("models/llama", "10.244.0.2:9000", "10.244.0.9:9000"))
+	// 6. A pod is deleted, and a pool.
+	must(nil, pods.Delete(ctx, "b", metav1.DeleteOptions{}))
+	eventually(t, "the deleted pod's end", is("models/llama", "10.244.0.9:9000"))
+	must(nil, pools.Delete(ctx, "llama", metav1.DeleteOptions{}))
+	eventually(t, "the deleted pool's end", func() bool { return addressesOf(f, "models/llama") == nil })
+}
+
+// A fault of a pool that is not the picker's business is told, and the pool serves.
+func TestClusterServesPoolsThatAreNotInOrder(t *testing.T) {
+	p := inferencePool("llama", map[string]string{"app": "llama"}, 8000)
+	p.Annotations = map[string]string{"inference-waypoint.io/failure-mode": "sometimes"}
+	f, _ := newFleet(t)
+	var log lockedBuffer
+	source, err := NewCluster(fake.NewClientset(podOf("a", "10.244.0.1", corev1.ConditionTrue)), newInferenceClient(p),
+		f, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	source.Run(ctx, stop) // ends as soon as it is synced
+	if diff := cmp.Diff([]string{"10.244.0.1:8000"}, addressesOf(f, "models/llama")); diff != "" {
+		t.Errorf("endpoints (-want +got):\n%s", diff)
+	}
+	if !strings.Contains(log.String(), "sometimes") {
+		t.Errorf("the log does not tell what is wrong: %s", log.String())
+	}
+}
+
+func TestStripKeepsWhatMakesEndpoints(t *testing.T) {
+	deleted := &metav1.Time{Time: time.Unix(1, 0)}
+	full := podOf("a", "10.244.0.1", corev1.ConditionTrue, func(p *corev1.Pod) {
+		p.UID, p.ResourceVersion, p.DeletionTimestamp = "uid", "7", deleted
+		p.Annotations = map[string]string{"long": strings.Repeat("x", 1000)}
+		p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubelet"}}
+	})
+	want := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "models", Name: "a", UID: "uid", ResourceVersion: "7", DeletionTimestamp: deleted,
+			Labels: map[string]string{"app": "llama"},
+		},
+		Status: corev1.PodStatus{PodIP: "10.244.0.1", Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
+	}
+	got, err := strip(full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("stripped pod (-want +got):\n%s", diff)
+	}
+	tombstone := cache.DeletedFinalStateUnknown{Key: "models/a", Obj: full}
+	if got, err := strip(tombstone); err != nil || got != any(tombstone) {
+		t.Errorf("what is no pod came back as %v, %v", got, err)
+	}
+	if pod, ok := last[*corev1.Pod](tombstone); !ok || pod != full {
+		t.Error("the last state of a pod whose deletion was missed is not found")
+	}
+}

@@ -1,0 +1,92 @@
+// Package fleet holds the pools that the picker serves: their endpoints as an immutable snapshot, what each endpoint
+// has to do and has cached, and the reservations of calls in flight; and the sources that tell of pools, a cluster or
+// a file. The rule by which an endpoint is chosen is selection's; messages of a proxy may not enter.
+package fleet
+
+import (
+	"maps"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
+)
+
+// Options are what a Fleet is made of.
+type Options struct {
+	Metrics *telemetry.Metrics
+	// Seed fixes the lots that are drawn between equal endpoints.
+	Seed uint64
+	// Clock is a monotonic clock with any origin; nil is the process's own.
+	Clock func() time.Duration
+}
+
+// Fleet is all pools by name. Its methods may be called from several goroutines.
+type Fleet struct {
+	options Options
+	pools   atomic.Pointer[map[types.NamespacedName]*Pool]
+
+	mu   sync.Mutex // serialises writers of pools
+	made uint64     // pools made so far
+}
+
+// New makes a fleet without pools.
+func New(o Options) *Fleet {
+	if o.Clock == nil {
+		start := time.Now()
+		o.Clock = func() time.Duration { return time.Since(start) }
+	}
+	f := &Fleet{options: o}
+	f.pools.Store(&map[types.NamespacedName]*Pool{})
+	return f
+}
+
+// Pool finds a pool by its name, or returns nil.
+func (f *Fleet) Pool(name types.NamespacedName) *Pool { return (*f.pools.Load())[name] }
+
+// SetPool makes a pool known, or replaces its endpoints by these. What is known of an endpoint that stays is kept;
+// one that left takes no more calls from now on.
+func (f *Fleet) SetPool(p pool.Pool, endpoints []pool.Endpoint) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known := f.Pool(p.Name)
+	if known == nil {
+		f.made++
+		known = newPool(p.Name, f.options.Metrics.ForPool(p.Name.String()), rand.New(rand.NewPCG(f.options.Seed, f.made)), f.options.Clock)
+		f.swap(func(pools map[types.NamespacedName]*Pool) { pools[p.Name] = known })
+	}
+	known.setEndpoints(endpoints)
+}
+
+// RemovePool forgets a pool. Calls in flight end as they would have.
+func (f *Fleet) RemovePool(name types.NamespacedName) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.Pool(name) == nil {
+		return
+	}
+	f.swap(func(pools map[types.NamespacedName]*Pool) { delete(pools, name) })
+	f.options.Metrics.DropPool(name.String())
+}
+
+// Names lists the pools, in no order.
+func (f *Fleet) Names() []types.NamespacedName {
+	pools := *f.pools.Load()
+	names := make([]types.NamespacedName, 0, len(pools))
+	for name := range pools {
+		names = append(names, name)
+	}
+	return names
+}
+
+// swap puts a changed copy of the pools in place of the one that readers hold.
+func (f *Fleet) swap(change func(map[types.NamespacedName]*Pool)) {
+	next := maps.Clone(*f.pools.Load())
+	change(next)
+	f.pools.Store(&next)
+	f.options.Metrics.SetPools(len(next))
+}

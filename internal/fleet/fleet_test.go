@@ -1,0 +1,517 @@
+package fleet
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/inferencereq"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+	"github.com/inference-waypoint/inference-waypoint/internal/refusal"
+	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
+)
+
+var llama = types.NamespacedName{Namespace: "models", Name: "llama"}
+
+// testClock is a clock that stands still unless it is moved.
+type testClock struct{ now time.Duration }
+
+func newFleet(t testing.TB) (*Fleet, *testClock) {
+	t.Helper()
+	clock := &testClock{}
+	return New(Options{
+		Metrics: telemetry.NewMetrics(prometheus.NewRegistry()),
+		Seed:    1,
+		Clock:   func() time.Duration { return clock.now },
+	}), clock
+}
+
+func endpointsOf(addresses ...string) []pool.Endpoint {
+	var out []pool.Endpoint
+	for _, a := range addresses {
+		out = append(out, pool.Endpoint{Address: netip.MustParseAddrPort(a)})
+	}
+	return out
+}
+
+// numbered makes n endpoints 10.0.0.1:8000, 10.0.0.2:8000 and so on.
+func numbered(n int) []pool.Endpoint {
+	var out []pool.Endpoint
+	for i := range n {
+		out = append(out, pool.Endpoint{Address: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i / 250), byte(i%250 + 1)}), 8000)})
+	}
+	return out
+}
+
+func poolOf(t testing.TB, endpoints ...pool.Endpoint) (*Pool, *testClock) {
+	t.Helper()
+	f, clock := newFleet(t)
+	f.SetPool(pool.Pool{Name: llama}, endpoints)
+	return f.Pool(llama), clock
+}
+
+// prompt makes the facts of a prompt of so many whole blocks; prompts of other seeds share nothing with it, and a
+// longer one of the same seed continues it.
+func prompt(seed uint64, blocks int) *inferencereq.Facts {
+	f := &inferencereq.Facts{PromptBytes: blocks * inferencereq.BlockBytes}
+	for i := range blocks {
+		f.Blocks = append(f.Blocks, seed<<32|uint64(i+1))
+	}
+	return f
+}
+
+// pick picks without a restriction and returns the reservation and its first choice.
+func pick(t testing.TB, p *Pool, facts *inferencereq.Facts) (*Reservation, string) {
+	t.Helper()
+	r := &Reservation{}
+	if err := p.Pick(facts, &Subset{}, r); err != nil {
+		t.Fatalf("pick: %v", err)
+	}
+	first, _, _ := strings.Cut(string(r.Endpoints(nil)), ",")
+	return r, first
+}
+
+func (p *Pool) requests(addr string) int {
+	n, ok := p.byAddr[netip.MustParseAddrPort(addr)]
+	if !ok {
+		return -1
+	}
+	return p.view.Loads[n].Requests
+}
+
+func (p *Pool) queue(addr string) float64 {
+	return p.view.Loads[p.byAddr[netip.MustParseAddrPort(addr)]].Queue(p.clock())
+}
+
+func TestPickRefuses(t *testing.T) {
+	tests := map[string]struct {
+		endpoints []pool.Endpoint
+		subset    Subset
+		want      refusal.Reason
+	}{
+		"no endpoint":               {want: refusal.NoEndpoints},
+		"no endpoint, and a subset": {subset: Subset{Given: true}, want: refusal.NoEndpoints},
+		"an empty subset":           {endpoints: numbered(2), subset: Subset{Given: true}, want: refusal.NotInSubset},
+		"a subset of other endpoints": {
+			endpoints: numbered(2),
+			subset:    Subset{Given: true, Endpoints: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.9:8000")}},
+			want:      refusal.NotInSubset,
+		},
+		"a subset of the right address and another port": {
+			endpoints: numbered(2),
+			subset:    Subset{Given: true, Endpoints: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:8001")}},
+			want:      refusal.NotInSubset,
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			p, _ := poolOf(t, tt.endpoints...)
+			r := &Reservation{}
+			err := p.Pick(prompt(1, 4), &tt.subset, r)
+			if err == nil {
+				t.Fatal("picked, want a refusal")
+			}
+			got := refusal.Of(err)
+			if got.Reason != tt.want || !strings.Contains(got.Message, "models/llama") {
+				t.Errorf("refused as %s: %q; want %s, with the pool's name", got.Reason, got.Message, tt.want)
+			}
+			if r.Held() {
+				t.Error("a refused call holds a reservation")
+			}
+		})
+	}
+}
+
+func TestPickHoldsToSubset(t *testing.T) {
+	endpoints := endpointsOf("10.0.0.1:8000", "10.0.0.1:8001", "10.0.0.2:8000", "[fd00::1]:8000", "[fd00::2]:8000")
+	tests := map[string]struct {
+		texts []string
+		want  []string
+	}{
+		"one":                         {texts: []string{"10.0.0.2:8000"}, want: []string{"10.0.0.2:8000"}},
+		"two, one of them twice":      {texts: []string{"10.0.0.2:8000", " 10.0.0.1:8001", "10.0.0.2:8000"}, want: []string{"10.0.0.1:8001", "10.0.0.2:8000"}},
+		"IPv6":                        {texts: []string{"[fd00::1]:8000"}, want: []string{"[fd00::1]:8000"}},
+		"all ports of an address":     {texts: []string{"10.0.0.1"}, want: []string{"10.0.0.1:8000", "10.0.0.1:8001"}},
+		"IPv6 without port":           {texts: []string{"fd00::2"}, want: []string{"[fd00::2]:8000"}},
+		"IPv6 in brackets, no port":   {texts: []string{"[fd00::2]"}, want: []string{"[fd00::2]:8000"}},
+		"internal address":            {texts: []string{"envoy://connect_originate/10.0.0.2:8000"}, want: []string{"10.0.0.2:8000"}},
+		"IPv4 written as IPv6":        {texts: []string{"[::ffff:10.0.0.2]:8000"}, want: []string{"10.0.0.2:8000"}},
+		"what is not understood, too": {texts: []string{"", "model-server:8000", "10.0.0.2:8000"}, want: []string{"10.0.0.2:8000"}},
+		"one that is not in the pool": {texts: []string{"10.0.0.7:8000", "10.0.0.2:8000"}, want: []string{"10.0.0.2:8000"}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			p, _ := poolOf(t, endpoints...)
+			// The prompt is cached, and only there, where the subset does not allow it to go.
+			facts := prompt(1, 8)
+			for range 3 {
+				subset := Subset{Given: true}
+				for _, text := range tt.texts {
+					subset.Add(text)
+				}
+				r := &Reservation{}
+				if err := p.Pick(facts, &subset, r); err != nil {
+					t.Fatal(err)
+				}
+				got := strings.Split(string(r.Endpoints(nil)), ",")
+				slices.Sort(got)
+				if diff := cmp.Diff(tt.want, got); diff != "" {
+					t.Fatalf("endpoints (-want +got):\n%s", diff)
+				}
+				r.Release(Answered)
+			}
+		})
+	}
+}
+
+func TestConversationStays(t *testing.T) {
+	p, clock := poolOf(t, numbered(8)...)
+	home := map[uint64]string{}
+	for turn := 1; turn <= 5; turn++ {
+		for conversation := range uint64(40) {
+			r, got := pick(t, p, prompt(conversation, turn*3))
+			if turn == 1 {
+				home[conversation] = got
+			}
+			if got != home[conversation] {
+				t.Fatalf("turn %d of conversation %d goes to %s, turn 1 went to %s", turn, conversation, got, home[conversation])
+			}
+			if want := (turn - 1) * 3 * 64; r.CachedTokens != want {
+				t.Fatalf("turn %d: %d tokens cached, want %d", turn, r.CachedTokens, want)
+			}
+			clock.now += time.Second
+			r.Release(Answered)
+		}
+	}
+	spread := map[string]int{}
+	for _, e := range home {
+		spread[e]++
+	}
+	for e, n := range spread {
+		if n > 12 {
+			t.Errorf("%d of 40 conversations began at %s of 8 endpoints", n, e)
+		}
+	}
+}
+
+func TestFirstTurnsGoByLoad(t *testing.T) {
+	p, _ := poolOf(t, numbered(8)...)
+	count := map[string]int{}
+	for conversation := range uint64(64) {
+		_, e := pick(t, p, prompt(conversation, 10))
+		count[e]++
+	}
+	for e, n := range count {
+		if n != 8 {
+			t.Errorf("%d of 64 equal calls in flight at %s, want 8", n, e)
+		}
+	}
+}
+
+// A burst of one prompt that nobody has cached: 64 calls come before the first ends.
+func TestBurstNeitherHerdsNorScatters(t *testing.T) {
+	for _, blocks := range []int{8, 32, 128, 1024} {
+		t.Run(fmt.Sprintf("blocks=%d", blocks), func(t *testing.T) {
+			p, _ := poolOf(t, numbered(8)...)
+			var mu sync.Mutex
+			count, cached := map[string]int{}, 0
+			var all sync.WaitGroup
+			for range 64 {
+				all.Go(func() {
+					r, e := pick(t, p, prompt(1, blocks))
+					mu.Lock()
+					defer mu.Unlock()
+					count[e]++
+					cached += r.CachedTokens
+				})
+			}
+			all.Wait()
+			for e, n := range count {
+				if n > 16 {
+					t.Errorf("%d of 64 calls herd on %s of 8 endpoints", n, e)
+				}
+			}
+			// At best all but the first call find the prompt; each endpoint more has to prefill it once.
+			if best := 63 * blocks * 64; cached*10 < best*8 {
+				t.Errorf("%d prompt tokens cached of %d at best: the burst scatters", cached, best)
+			}
+		})
+	}
+}
+
+func TestSmallBurstStaysTogether(t *testing.T) {
+	p, _ := poolOf(t, numbered(8)...)
+	used := map[string]bool{}
+	for range 8 {
+		_, e := pick(t, p, prompt(1, 128))
+		used[e] = true
+	}
+	if len(used) != 1 {
+		t.Errorf("8 calls with one prompt of 8,192 tokens went to %d endpoints, want 1", len(used))
+	}
+}
+
+func TestReservationLifecycle(t *testing.T) {
+	const a, b = "10.0.0.1:8000", "10.0.0.2:8000"
+	type state struct {
+		RequestsA, RequestsB int
+		QueueA, QueueB       float64
+	}
+	tests := map[string]struct {
+		do   func(r *Reservation, clock *testClock)
+		want state
+	}{
+		"held":              {do: func(*Reservation, *testClock) {}, want: state{RequestsA: 1, QueueA: 640}},
+		"answered":          {do: func(r *Reservation, _ *testClock) { r.Release(Answered) }},
+		"abandoned":         {do: func(r *Reservation, _ *testClock) { r.Release(Abandoned) }},
+		"released again":    {do: func(r *Reservation, _ *testClock) { r.Release(Answered); r.Release(Abandoned) }},
+		"served as picked":  {do: func(r *Reservation, _ *testClock) { r.Served(netip.MustParseAddrPort(a)) }, want: state{RequestsA: 1, QueueA: 640}},
+		"served by another": {do: func(r *Reservation, _ *testClock) { r.Served(netip.MustParseAddrPort(b)) }, want: state{RequestsB: 1, QueueB: 640}},
+		"served by another, then back": {
+			do: func(r *Reservation, _ *testClock) {
+				r.Served(netip.MustParseAddrPort(b))
+				r.Served(netip.MustParseAddrPort(a))
+			}, want: state{RequestsA: 1, QueueA: 640},
+		},
+		"served by another, released": {
+			do: func(r *Reservation, _ *testClock) { r.Served(netip.MustParseAddrPort(b)); r.Release(Answered) },
+		},
+		"served by a stranger": {do: func(r *Reservation, _ *testClock) { r.Served(netip.MustParseAddrPort("10.9.9.9:1")) }},
+		"served after release": {do: func(r *Reservation, _ *testClock) { r.Release(Answered); r.Served(netip.MustParseAddrPort(b)) }},
+		"the queue drains":     {do: func(_ *Reservation, c *testClock) { c.now += time.Minute }, want: state{RequestsA: 1}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			p, clock := poolOf(t, numbered(2)...)
+			r := &Reservation{}
+			subset := Subset{Given: true}
+			subset.Add(a)
+			if err := p.Pick(prompt(1, 10), &subset, r); err != nil {
+				t.Fatal(err)
+			}
+			tt.do(r, clock)
+			got := state{p.requests(a), p.requests(b), p.queue(a), p.queue(b)}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("state (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestServedElsewhereHoldsThePromptThere(t *testing.T) {
+	p, clock := poolOf(t, numbered(8)...)
+	r, first := pick(t, p, prompt(1, 50))
+	other := "10.0.0.1:8000"
+	if first == other {
+		other = "10.0.0.2:8000"
+	}
+	r.Served(netip.MustParseAddrPort(other))
+	r.Release(Answered)
+	clock.now += time.Minute
+	var n int
+	for i := range 20 { // a conversation's next turns, wherever they go
+		r, e := pick(t, p, prompt(1, 51+i))
+		r.Release(Answered)
+		clock.now += time.Minute
+		if e == other {
+			n++
+		}
+	}
+	if n == 0 {
+		t.Error("the endpoint that served is never taken to hold the prompt")
+	}
+}
+
+func TestEndpointThatLeaves(t *testing.T) {
+	f, _ := newFleet(t)
+	f.SetPool(pool.Pool{Name: llama}, numbered(2))
+	p := f.Pool(llama)
+	facts := prompt(1, 50)
+	r, gone := pick(t, p, facts)
+	var stays []pool.Endpoint
+	for _, e := range numbered(2) {
+		if e.Address.String() != gone {
+			stays = append(stays, e)
+		}
+	}
+	f.SetPool(pool.Pool{Name: llama}, stays)
+
+	// 1. It takes no call any more, though it holds the prompt.
+	other, e := pick(t, p, facts)
+	if e == gone {
+		t.Fatalf("picked %s, which has left", gone)
+	}
+	other.Release(Answered)
+	//    Not even where the proxy allows no other.
+	only := Subset{Given: true}
+	only.Add(gone)
+	if err := p.Pick(facts, &only, &Reservation{}); refusal.Of(err).Reason != refusal.NotInSubset {
+		t.Errorf("a subset of the one that has left gives %v, want a refusal", err)
+	}
+	// 2. Its state lives until the call there has ended, then it is gone.
+	if got := p.requests(gone); got != 1 {
+		t.Errorf("%d calls in flight there, want 1", got)
+	}
+	r.Release(Answered)
+	if got := p.requests(gone); got != -1 {
+		t.Errorf("its state is still there")
+	}
+	// 3. Back under the same address it is new: the prompt is at the other one.
+	f.SetPool(pool.Pool{Name: llama}, numbered(2))
+	for range 10 {
+		r, e := pick(t, p, facts)
+		if e == gone {
+			t.Fatalf("picked %s, which cannot hold the prompt any more", gone)
+		}
+		r.Release(Answered)
+	}
+}
+
+func TestEndpointThatComesBackWhileBusy(t *testing.T) {
+	f, _ := newFleet(t)
+	f.SetPool(pool.Pool{Name: llama}, numbered(1))
+	p := f.Pool(llama)
+	r, e := pick(t, p, prompt(1, 10))
+	f.SetPool(pool.Pool{Name: llama}, nil)
+	f.SetPool(pool.Pool{Name: llama}, numbered(1))
+	if got := p.requests(e); got != 1 {
+		t.Errorf("%d calls in flight, want the 1 that still runs", got)
+	}
+	r.Release(Answered)
+	if got := p.requests(e); got != 0 {
+		t.Errorf("%d calls in flight after the last, want 0", got)
+	}
+}
+
+func TestNumbersAreReused(t *testing.T) {
+	f, _ := newFleet(t)
+	for i := range 100 {
+		f.SetPool(pool.Pool{Name: llama}, endpointsOf(fmt.Sprintf("10.0.1.%d:80", i+1), fmt.Sprintf("10.0.2.%d:80", i+1)))
+		r, _ := pick(t, f.Pool(llama), prompt(1, 2))
+		r.Release(Answered)
+	}
+	if got := len(f.Pool(llama).slots); got > 4 {
+		t.Errorf("%d numbers for 2 endpoints at a time, want at most 4", got)
+	}
+}
+
+func TestPools(t *testing.T) {
+	f, _ := newFleet(t)
+	qwen := types.NamespacedName{Namespace: "models", Name: "qwen"}
+	if f.Pool(llama) != nil {
+		t.Fatal("a pool that nobody made")
+	}
+	f.SetPool(pool.Pool{Name: llama}, numbered(2))
+	f.SetPool(pool.Pool{Name: qwen}, numbered(2))
+	// Pools are isolated: what one has cached and carries is nothing to the other.
+	r, _ := pick(t, f.Pool(llama), prompt(1, 10))
+	if other, _ := pick(t, f.Pool(qwen), prompt(1, 10)); other.CachedTokens != 0 {
+		t.Error("a pool knows the other's prefixes")
+	}
+	f.RemovePool(llama)
+	f.RemovePool(llama)
+	if f.Pool(llama) != nil || len(f.Names()) != 1 {
+		t.Errorf("pools after a removal: %v", f.Names())
+	}
+	r.Release(Answered) // a pool removed while a call is in flight
+	f.SetPool(pool.Pool{Name: llama}, append(numbered(2), numbered(2)...))
+	if got := len(f.Pool(llama).Endpoints()); got != 2 {
+		t.Errorf("%d endpoints of 2 that are named twice", got)
+	}
+}
+
+// Everything at once, for the race detector, and the books must balance at the end.
+func TestConcurrentUse(t *testing.T) {
+	f := New(Options{Metrics: telemetry.NewMetrics(prometheus.NewRegistry()), Seed: 1})
+	f.SetPool(pool.Pool{Name: llama}, numbered(10))
+	p := f.Pool(llama)
+	var workers sync.WaitGroup
+	for w := range 8 {
+		workers.Go(func() {
+			for i := range 200 {
+				r := &Reservation{}
+				if err := p.Pick(prompt(uint64(i%7), 5), &Subset{}, r); err != nil {
+					continue
+				}
+				if i%3 == 0 {
+					r.Served(numbered(10)[(i+w)%10].Address)
+				}
+				r.Release(Outcome(i % 2))
+			}
+		})
+	}
+	workers.Go(func() {
+		for i := range 200 {
+			f.SetPool(pool.Pool{Name: llama}, numbered(10)[i%5:5+i%6])
+		}
+	})
+	workers.Wait()
+	f.SetPool(pool.Pool{Name: llama}, numbered(10))
+	for _, e := range numbered(10) {
+		if got := p.requests(e.Address.String()); got != 0 {
+			t.Errorf("%d calls in flight at %s after all have ended", got, e.Address)
+		}
+	}
+	if len(p.slots) > 20 {
+		t.Errorf("%d numbers for 10 endpoints", len(p.slots))
+	}
+}
+
+func TestParseEndpoint(t *testing.T) {
+	tests := map[string]struct {
+		want   string
+		wantOK bool
+	}{
+		"10.0.0.1:8000":  {"10.0.0.1:8000", true},
+		"[fd00::1]:8000": {"[fd00::1]:8000", true},
+		"10.0.0.1":       {"10.0.0.1:0", true},
+		"fd00::1":        {"[fd00::1]:0", true},
+		"[fd00::1]":      {"[fd00::1]:0", true},
+		"envoy://connect_originate/10.0.0.1:8000":  {"10.0.0.1:8000", true},
+		"envoy://connect_originate/[fd00::1]:8000": {"[fd00::1]:8000", true},
+		" 10.0.0.1:8000 ":                          {"10.0.0.1:8000", true},
+		"[::ffff:10.0.0.1]:8000":                   {"10.0.0.1:8000", true},
+		"":                                         {},
+		"/":                                        {},
+		"10.0.0.1:80000":                           {},
+		"model-server:8000":                        {},
+	}
+	for text, tt := range tests {
+		t.Run(text, func(t *testing.T) {
+			got, ok := ParseEndpoint(text)
+			if ok != tt.wantOK {
+				t.Fatalf("understood: %v, want %v", ok, tt.wantOK)
+			}
+			if ok && got.String() != tt.want {
+				t.Errorf("read as %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+func BenchmarkPoolPick(b *testing.B) {
+	for _, n := range []int{10, 100, 1000} {
+		for _, blocks := range []int{4, 32, 256, 2048} {
+			b.Run(fmt.Sprintf("endpoints=%d/blocks=%d", n, blocks), func(b *testing.B) {
+				f := New(Options{Metrics: telemetry.NewMetrics(prometheus.NewRegistry()), Seed: 1})
+				f.SetPool(pool.Pool{Name: llama}, numbered(n))
+				p, facts, r := f.Pool(llama), prompt(1, blocks), &Reservation{}
+				b.ReportAllocs()
+				for b.Loop() {
+					if err := p.Pick(facts, &Subset{}, r); err != nil {
+						b.Fatal(err)
+					}
+					r.Release(Answered)
+				}
+			})
+		}
+	}
+}

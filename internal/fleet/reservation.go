@@ -1,0 +1,140 @@
+package fleet
+
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/selection"
+	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
+)
+
+// Reservation is one call's claim on an endpoint: a call in flight and the prompt tokens that it brings. The zero
+// value holds nothing. It belongs to one goroutine.
+type Reservation struct {
+	// PromptTokens is the prompt's length, and CachedTokens the part of it that the endpoint is taken to hold.
+	PromptTokens, CachedTokens int
+
+	pool   *Pool
+	number int32
+	ticket selection.Ticket
+	blocks []uint64
+	texts  [selection.Choices]string
+	picked int
+}
+
+// Outcome is how a call ended.
+type Outcome uint8
+
+const (
+	// Abandoned says that no answer was seen: the caller left, or the call failed.
+	Abandoned Outcome = iota
+	// Answered says that the endpoint answered, and so has prefilled the prompt.
+	Answered
+)
+
+// Held says whether the reservation holds an endpoint.
+func (r *Reservation) Held() bool { return r.pool != nil }
+
+// Metrics are those of the pool of a reservation that holds an endpoint.
+func (r *Reservation) Metrics() *telemetry.PoolMetrics { return r.pool.metrics }
+
+// Endpoints is the ranking as "ip:port,ip:port", best first, appended to dst.
+func (r *Reservation) Endpoints(dst []byte) []byte {
+	for i, text := range r.texts[:r.picked] {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = append(dst, text...)
+	}
+	return dst
+}
+
+// Served moves the reservation to the endpoint that really serves the call, and with it the memory of the prompt. An
+// address that is not one of the pool's leaves the reservation without a charge: whatever serves is not ours to plan.
+// Without a reservation it does nothing.
+func (r *Reservation) Served(addr netip.AddrPort) {
+	p := r.pool
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n, known := p.byAddr[canonical(addr)]
+	if known && n == r.number {
+		return
+	}
+	p.metrics.ServedElsewhere()
+	now := p.clock()
+	p.view.Loads[r.number].Withdraw(now, r.ticket)
+	p.reuse(r.number)
+	if !known {
+		r.end()
+		return
+	}
+	r.number = n
+	r.ticket = p.view.Loads[n].Add(now, r.ticket.Tokens())
+	if p.slots[n].member {
+		p.index.Insert(int(n), r.blocks)
+	}
+}
+
+// Release gives the claim back. Again, or without a reservation, it does nothing.
+func (r *Reservation) Release(outcome Outcome) {
+	p := r.pool
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	load := &p.view.Loads[r.number]
+	if outcome == Answered {
+		load.Answered(p.clock(), r.ticket)
+	} else {
+		load.Withdraw(p.clock(), r.ticket)
+	}
+	p.reuse(r.number)
+	r.end()
+}
+
+func (r *Reservation) end() {
+	r.pool.metrics.RequestEnded()
+	r.pool, r.blocks = nil, nil
+}
+
+// Subset is a proxy's list of the endpoints that a call may go to.
+type Subset struct {
+	// Given says that the proxy restricts the call: with no endpoint in the list, none may serve.
+	Given bool
+	// Endpoints are the admitted ones, in no order. Port 0 stands for all ports of an address.
+	Endpoints []netip.AddrPort
+}
+
+// Add admits an endpoint by the text that a proxy uses for it: ip:port, [ipv6]:port, an address without a port, or
+// the name of an internal address that ends in one of these. It reports whether the text was understood.
+func (s *Subset) Add(text string) bool {
+	addr, ok := ParseEndpoint(text)
+	if ok {
+		s.Endpoints = append(s.Endpoints, addr)
+	}
+	return ok
+}
+
+// ParseEndpoint reads an endpoint's address in any of the forms in which proxies name it: "10.0.0.1:8000",
+// "[fd00::1]:8000", "10.0.0.1", "fd00::1", "[fd00::1]", and Envoy's names of internal addresses such as
+// "envoy://connect_originate/10.0.0.1:8000". The port is 0 where there is none.
+func ParseEndpoint(text string) (netip.AddrPort, bool) {
+	text = strings.TrimSpace(text[strings.LastIndexByte(text, '/')+1:])
+	if addr, err := netip.ParseAddrPort(text); err == nil {
+		return canonical(addr), true
+	}
+	if bare, ok := strings.CutPrefix(text, "["); ok {
+		text = strings.TrimSuffix(bare, "]")
+	}
+	addr, err := netip.ParseAddr(text)
+	return canonical(netip.AddrPortFrom(addr, 0)), err == nil
+}
+
+// canonical makes the two writings of an IPv4 address in an IPv6 one and its own the same.
+func canonical(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}

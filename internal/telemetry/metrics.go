@@ -1,0 +1,185 @@
+package telemetry
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// namespace starts the name of every metric of the project.
+const namespace = "inference_waypoint"
+
+// Metrics are the picker's metrics. The pool label takes only the names of pools that exist, so its cardinality is
+// bounded by the cluster's pools and never by what clients send.
+type Metrics struct {
+	streams   prometheus.Gauge
+	panics    prometheus.Counter
+	pools     prometheus.Gauge
+	picks     *prometheus.CounterVec
+	refusals  *prometheus.CounterVec
+	responses *prometheus.CounterVec
+	elsewhere *prometheus.CounterVec
+	tokens    *prometheus.CounterVec
+	matched   *prometheus.CounterVec
+	duration  *prometheus.HistogramVec
+	hitRatio  *prometheus.HistogramVec
+	inFlight  *prometheus.GaugeVec
+	endpoints *prometheus.GaugeVec
+}
+
+// NewMetrics makes the metrics and registers them. It panics where they are registered already, as a second set in
+// one registry is a fault of the program and not of its input.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	pool := []string{"pool"}
+	m := &Metrics{
+		streams: gauge("streams_in_flight", "ext_proc streams that are open now."),
+		panics:  counter("panics_total", "Streams that were ended by a fault of the picker."),
+		pools:   gauge("pools", "Pools that the picker serves."),
+		picks: counterVec("picks_total",
+			"Picks by what decided: prefix, where the endpoint is taken to hold a part of the prompt, or load.", "pool", "outcome"),
+		refusals: counterVec("refusals_total",
+			"Refused calls by reason. The pool is empty where the call names none that exists.", "pool", "reason"),
+		responses: counterVec("responses_total", "Answers of model servers by class of status: 2xx, 4xx, 5xx, other.", "pool", "class"),
+		elsewhere: counterVec("served_elsewhere_total", "Calls that an endpoint other than the first choice served.", pool...),
+		tokens:    counterVec("prompt_tokens_total", "Estimated prompt tokens of picked calls, at four bytes a token.", pool...),
+		matched: counterVec("prompt_tokens_matched_total",
+			"Estimated prompt tokens that the picked endpoint is taken to hold in its prefix cache.", pool...),
+		duration: histogramVec("pick_duration_seconds",
+			"Time from the message that decides to the reply: facts, pick and reservation.",
+			prometheus.ExponentialBuckets(2e-6, 2, 14)), // 2 µs to 16 ms
+		hitRatio: histogramVec("prefix_hit_ratio",
+			"Share of a prompt's tokens that the picked endpoint is taken to hold.",
+			prometheus.LinearBuckets(0, 0.1, 11)),
+		inFlight:  gaugeVec("requests_in_flight", "Picked calls that have not ended.", pool...),
+		endpoints: gaugeVec("endpoints", "Endpoints that can be picked now.", pool...),
+	}
+	reg.MustRegister(m.streams, m.panics, m.pools, m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched,
+		m.duration, m.hitRatio, m.inFlight, m.endpoints)
+	return m
+}
+
+// StreamOpened notes that a stream began; StreamClosed must follow.
+func (m *Metrics) StreamOpened() { m.streams.Inc() }
+
+// StreamClosed notes that a stream ended.
+func (m *Metrics) StreamClosed() { m.streams.Dec() }
+
+// Panicked notes a stream that a fault of the picker ended.
+func (m *Metrics) Panicked() { m.panics.Inc() }
+
+// SetPools tells how many pools are served.
+func (m *Metrics) SetPools(n int) { m.pools.Set(float64(n)) }
+
+// RefusedWithoutPool notes a refused call that names no pool that exists.
+func (m *Metrics) RefusedWithoutPool(reason string) { m.refusals.WithLabelValues("", reason).Inc() }
+
+// PoolMetrics are the metrics of one pool, looked up once: a pick then costs no look-up of labels.
+type PoolMetrics struct {
+	parent             *Metrics
+	name               string
+	byPrefix, byLoad   prometheus.Counter
+	elsewhere          prometheus.Counter
+	tokens, matched    prometheus.Counter
+	duration, hitRatio prometheus.Observer
+	inFlight           prometheus.Gauge
+	endpoints          prometheus.Gauge
+	responses          [4]prometheus.Counter // in the order of responseClasses
+}
+
+var responseClasses = [4]string{"2xx", "4xx", "5xx", "other"}
+
+// ForPool makes the metrics of a pool; DropPool ends them.
+func (m *Metrics) ForPool(name string) *PoolMetrics {
+	p := &PoolMetrics{
+		parent:    m,
+		name:      name,
+		byPrefix:  m.picks.WithLabelValues(name, "prefix"),
+		byLoad:    m.picks.WithLabelValues(name, "load"),
+		elsewhere: m.elsewhere.WithLabelValues(name),
+		tokens:    m.tokens.WithLabelValues(name),
+		matched:   m.matched.WithLabelValues(name),
+		duration:  m.duration.WithLabelValues(name),
+		hitRatio:  m.hitRatio.WithLabelValues(name),
+		inFlight:  m.inFlight.WithLabelValues(name),
+		endpoints: m.endpoints.WithLabelValues(name),
+	}
+	for i, class := range responseClasses {
+		p.responses[i] = m.responses.WithLabelValues(name, class)
+	}
+	return p
+}
+
+// DropPool removes the series of a pool that is gone.
+func (m *Metrics) DropPool(name string) {
+	labels := prometheus.Labels{"pool": name}
+	for _, v := range []interface{ DeletePartialMatch(prometheus.Labels) int }{
+		m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched, m.duration, m.hitRatio, m.inFlight, m.endpoints,
+	} {
+		v.DeletePartialMatch(labels)
+	}
+}
+
+// Picked notes a pick: the prompt's tokens, those of them that the endpoint is taken to hold, and the time it took.
+func (p *PoolMetrics) Picked(promptTokens, matchedTokens int, took time.Duration) {
+	if matchedTokens > 0 {
+		p.byPrefix.Inc()
+	} else {
+		p.byLoad.Inc()
+	}
+	if promptTokens > 0 {
+		p.tokens.Add(float64(promptTokens))
+		p.matched.Add(float64(matchedTokens))
+		p.hitRatio.Observe(float64(matchedTokens) / float64(promptTokens))
+	}
+	p.duration.Observe(took.Seconds())
+}
+
+// Refused notes a refused call.
+func (p *PoolMetrics) Refused(reason string) { p.parent.refusals.WithLabelValues(p.name, reason).Inc() }
+
+// Responded notes a model server's answer by its HTTP status.
+func (p *PoolMetrics) Responded(status int) {
+	class := 3
+	switch status / 100 {
+	case 2:
+		class = 0
+	case 4:
+		class = 1
+	case 5:
+		class = 2
+	}
+	p.responses[class].Inc()
+}
+
+// ServedElsewhere notes a call that the first choice did not serve.
+func (p *PoolMetrics) ServedElsewhere() { p.elsewhere.Inc() }
+
+// RequestStarted notes a picked call; RequestEnded must follow.
+func (p *PoolMetrics) RequestStarted() { p.inFlight.Inc() }
+
+// RequestEnded notes the end of a picked call.
+func (p *PoolMetrics) RequestEnded() { p.inFlight.Dec() }
+
+// SetEndpoints tells how many endpoints can be picked.
+func (p *PoolMetrics) SetEndpoints(n int) { p.endpoints.Set(float64(n)) }
+
+func gauge(name, help string) prometheus.Gauge {
+	return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help})
+}
+
+func counter(name, help string) prometheus.Counter {
+	return prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help})
+}
+
+func gaugeVec(name, help string, labels ...string) *prometheus.GaugeVec {
+	return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help}, labels)
+}
+
+func counterVec(name, help string, labels ...string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, labels)
+}
+
+func histogramVec(name, help string, buckets []float64) *prometheus.HistogramVec {
+	return prometheus.NewHistogramVec(
+		prometheus.HistogramOpts{Namespace: namespace, Name: name, Help: help, Buckets: buckets}, []string{"pool"})
+}

@@ -376,3 +376,28 @@ func TestPoolWithoutWaypoint(t *testing.T) {
 		t.Errorf("its status is %v, want none of ours", lost.Status.Parents)
 	}
 }
+
+// The picker names more than one endpoint, so a call whose first choice has just crashed is served by the second.
+func TestCrashedEndpointCostsNoCall(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	conversation := traffic.NewConversation("Crash test.", 21)
+	first, err := conversation.Ask(ctx, the.caller.HTTP, llama, model, 400, 4)
+	must(t, err)
+	all := modelServers(ctx, t)
+	victim := all[slices.IndexFunc(all, func(p corev1.Pod) bool { return p.Name == first.Endpoint })]
+	before, err := the.ProcessID(victim.UID)
+	must(t, err)
+	must(t, the.Kill(victim.UID))
+	next, err := conversation.Ask(ctx, the.caller.HTTP, llama, model, 40, 4)
+	must(t, err)
+	if next.Endpoint == first.Endpoint {
+		t.Errorf("%s served a call while its program was gone", first.Endpoint)
+	}
+	must(t, the.Await(ctx, "the model server's restart", func(context.Context) error {
+		if now, err := the.ProcessID(victim.UID); err != nil || now == before {
+			return errors.Join(errors.New("not yet"), err)
+		}
+		return nil
+	}))
+	must(t, the.AwaitDeployment(ctx, "models", "llama"))
+}

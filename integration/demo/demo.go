@@ -23,10 +23,10 @@ const (
 	rotatedHost = "http://llama-rotated.models.inference.internal"
 
 	conversations = 28
-	turns         = 5
-	systemTokens  = 300  // shared by all conversations, as a product's system prompt is
-	firstTokens   = 1200 // the document that a conversation is about
-	nextTokens    = 200  // each question after it
+	turns         = 7
+	systemTokens  = 200  // shared by all conversations, as a product's system prompt is
+	firstTokens   = 1000 // the document that a conversation is about
+	nextTokens    = 130  // each question after it
 	answerTokens  = 48
 
 	// wantedGain is by how much picking must raise the share of prompt tokens that come from the cache.

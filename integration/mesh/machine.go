@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/pki"
 )
@@ -61,7 +62,9 @@ func newMachine(c *cluster, logs, dir string, images map[string]Image, log *slog
 // run works until ctx ends and then stops all pods, model servers and waypoints before what they depend on.
 func (m *machine) run(ctx context.Context) error {
 	defer m.stopAll()
-	watches := []client.ObjectList{&appsv1.DeploymentList{}, &corev1.PodList{}, &corev1.ServiceList{}, &corev1.NamespaceList{}}
+	watches := []client.ObjectList{
+		&appsv1.DeploymentList{}, &corev1.PodList{}, &corev1.ServiceList{}, &corev1.NamespaceList{}, &gatewayv1.GatewayList{},
+	}
 	for _, list := range watches {
 		w, err := m.client.Watch(ctx, list)
 		if err != nil {
@@ -113,23 +116,34 @@ type state struct {
 	deployments []appsv1.Deployment
 	pods        []corev1.Pod
 	services    []corev1.Service
+	owners      map[types.UID]bool // what exists of the kinds in ownerKinds
 }
+
+// ownerKinds are those whose end takes away what they own, as the garbage collector of a cluster sees to.
+var ownerKinds = []string{"Deployment", "Gateway"}
 
 func (m *machine) look(ctx context.Context) (*state, error) {
 	var (
-		s           = state{namespaces: map[string]*corev1.Namespace{}}
+		s           = state{namespaces: map[string]*corev1.Namespace{}, owners: map[types.UID]bool{}}
 		namespaces  corev1.NamespaceList
 		deployments appsv1.DeploymentList
 		pods        corev1.PodList
 		services    corev1.ServiceList
+		gateways    gatewayv1.GatewayList
 	)
-	for _, list := range []client.ObjectList{&namespaces, &deployments, &pods, &services} {
+	for _, list := range []client.ObjectList{&namespaces, &deployments, &pods, &services, &gateways} {
 		if err := m.client.List(ctx, list); err != nil {
 			return nil, fmt.Errorf("listing %T: %w", list, err)
 		}
 	}
 	for i := range namespaces.Items {
 		s.namespaces[namespaces.Items[i].Name] = &namespaces.Items[i]
+	}
+	for i := range deployments.Items {
+		s.owners[deployments.Items[i].UID] = true
+	}
+	for i := range gateways.Items {
+		s.owners[gateways.Items[i].UID] = true
 	}
 	s.deployments, s.pods, s.services = deployments.Items, pods.Items, services.Items
 	return &s, nil
@@ -140,7 +154,7 @@ func (m *machine) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var problems []error
+	problems := []error{m.collect(ctx, s)}
 	for i := range s.deployments {
 		problems = append(problems, m.syncDeployment(ctx, &s.deployments[i], s.pods))
 	}
@@ -152,6 +166,32 @@ func (m *machine) sync(ctx context.Context) error {
 	m.stopMissing(present)
 	for i := range s.services {
 		problems = append(problems, m.syncEndpoints(ctx, &s.services[i], s.pods))
+	}
+	return errors.Join(problems...)
+}
+
+// collect deletes what has lost its owner.
+func (m *machine) collect(ctx context.Context, s *state) error {
+	var problems []error
+	look := func(o client.Object) {
+		orphan := slices.ContainsFunc(o.GetOwnerReferences(), func(r metav1.OwnerReference) bool {
+			return slices.Contains(ownerKinds, r.Kind) && !s.owners[r.UID]
+		})
+		if !orphan || o.GetDeletionTimestamp() != nil {
+			return
+		}
+		if err := m.client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
+			problems = append(problems, fmt.Errorf("deleting %s, whose owner is gone: %w", o.GetName(), err))
+		}
+	}
+	for i := range s.deployments {
+		look(&s.deployments[i])
+	}
+	for i := range s.services {
+		look(&s.services[i])
+	}
+	for i := range s.pods {
+		look(&s.pods[i])
 	}
 	return errors.Join(problems...)
 }

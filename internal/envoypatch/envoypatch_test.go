@@ -22,7 +22,7 @@ import (
 var front = Front{Host: "llama.models.inference.internal", Port: 80}
 
 func TestFilters(t *testing.T) {
-	patches, err := Filters(front, Picker{Host: "picker.inference-system.svc.cluster.local", Port: 9002, FailOpen: true})
+	patches, err := Filters(front, Picker{Host: "picker.inference-system.svc.cluster.local", Port: 9002, FailOpen: true}, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestExternalProcessor(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			patches, err := Filters(front, tt.picker)
+			patches, err := Filters(front, tt.picker, false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -135,10 +135,10 @@ func TestClusterSpeaksItsProtocol(t *testing.T) {
 func TestInvalid(t *testing.T) {
 	tests := map[string]func() error{
 		"cluster without a name":      func() error { _, err := ClusterPatch(Cluster{Endpoints: front}); return err },
-		"virtual host without a name": func() error { _, err := VirtualHostPatch(front, VirtualHost{Cluster: "c"}); return err },
-		"route to no cluster":         func() error { _, err := VirtualHostPatch(front, VirtualHost{Name: "v"}); return err },
+		"virtual host without a name": func() error { _, err := VirtualHostPatches(front, VirtualHost{}); return err },
+		"route of a malformed prefix": func() error { return Route{Match: Match{Path: PathMatch{Value: "/a?b"}}, Status: 404}.Check() },
 		"line break in metadata": func() error {
-			_, err := Filters(front, Picker{Host: "h", Port: 1, Metadata: map[string]string{"key": "a\nb"}})
+			_, err := Filters(front, Picker{Host: "h", Port: 1, Metadata: map[string]string{"key": "a\nb"}}, false)
 			return err
 		},
 	}
@@ -151,49 +151,44 @@ func TestInvalid(t *testing.T) {
 	}
 }
 
-// TestVirtualHostWins matches authorities as Envoy does: an exact domain first, then the longest wildcard, then "*".
-func TestVirtualHostWins(t *testing.T) {
-	patch, err := VirtualHostPatch(front, VirtualHost{Name: "pool", Cluster: "c"})
+// TestVirtualHostReplaces applies the patches as istiod does, by merging one message after the other into the chain's
+// own, and finds that nothing of istiod's routes is left.
+func TestVirtualHostReplaces(t *testing.T) {
+	patches, err := VirtualHostPatches(front, VirtualHost{Name: "pool", Routes: []Route{{To: []Destination{{Cluster: "c", Weight: 1}}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	manager := &hcmv3.HttpConnectionManager{}
-	unpack(t, read(t, patch, &listenerv3.Filter{}).GetTypedConfig(), manager)
-	hosts := append(manager.GetRouteConfig().GetVirtualHosts(), &routev3.VirtualHost{Name: "istiod", Domains: []string{"*"}})
-	for _, authority := range []string{
-		front.Host, front.Host + ":80", strings.ToUpper(front.Host), front.Host + ".", "llama", "llama.models",
-		"240.240.0.7", "240.240.0.7:80", "[2001:db8::1]", "[2001:db8::1]:80", "anything-else.example.com", "under_score_",
-	} {
-		if got := match(hosts, authority); got != "pool" {
-			t.Errorf("%s goes to the virtual host of %s", authority, got)
+	manager := &hcmv3.HttpConnectionManager{
+		StatPrefix: "kept",
+		RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
+			Name:         "istiod's",
+			VirtualHosts: []*routev3.VirtualHost{{Name: "istiod's", Domains: []string{"*"}}},
+		}},
+	}
+	for _, p := range patches {
+		if p.Patch.Operation != networkingv1alpha3.EnvoyFilter_Patch_MERGE {
+			t.Errorf("operation %s, want MERGE", p.Patch.Operation)
+		}
+		next := &hcmv3.HttpConnectionManager{}
+		unpack(t, read(t, p, &listenerv3.Filter{}).GetTypedConfig(), next)
+		proto.Merge(manager, next)
+	}
+	var hosts []string
+	for _, h := range manager.GetRouteConfig().GetVirtualHosts() {
+		hosts = append(hosts, h.Name)
+		if diff := cmp.Diff([]string{"*"}, h.Domains); diff != "" {
+			t.Errorf("domains (-want +got):\n%s", diff)
 		}
 	}
-	seen := map[string]bool{}
-	for _, h := range hosts {
-		for _, d := range h.Domains {
-			if seen[d] {
-				t.Errorf("domain %s is there twice, which Envoy refuses", d)
-			}
-			seen[d] = true
-		}
+	if diff := cmp.Diff([]string{"pool"}, hosts); diff != "" {
+		t.Errorf("virtual hosts (-want +got):\n%s", diff)
 	}
-}
-
-func match(hosts []*routev3.VirtualHost, authority string) string {
-	authority = strings.ToLower(authority)
-	best, length := "", -1
-	for _, h := range hosts {
-		for _, d := range h.Domains {
-			suffix, wildcard := strings.CutPrefix(d, "*")
-			switch {
-			case d == authority:
-				return h.Name
-			case wildcard && len(authority) > len(suffix) && strings.HasSuffix(authority, suffix) && len(suffix) > length:
-				best, length = h.Name, len(suffix)
-			}
-		}
+	if validate := manager.GetRouteConfig().GetValidateClusters(); validate == nil || validate.Value {
+		t.Error("a cluster that does not exist would make Envoy refuse the listener")
 	}
-	return best
+	if manager.StatPrefix != "kept" {
+		t.Error("the rest of the connection manager is lost")
+	}
 }
 
 // read parses a patch's value strictly, as Envoy would take it.

@@ -37,6 +37,7 @@ const (
 	guardFilter     = "inference-waypoint.guard"
 	pickerFilter    = "inference-waypoint.picker"
 	endpointsFilter = "inference-waypoint.endpoints"
+	servedFilter    = "inference-waypoint.served"
 )
 
 // callerAttribute is the caller's mTLS identity (a SPIFFE URI), as the waypoint's HBONE listener keeps it.
@@ -74,17 +75,23 @@ type Picker struct {
 }
 
 // Filters are the patches that let a picker choose for the calls to one front, in the order of the filters: what a
-// client says of endpoints is removed, the picker is asked, and its answer is handed to the pool's cluster.
-func Filters(at Front, picker Picker) ([]*Patch, error) {
-	var out []*Patch
-	for _, f := range []struct {
+// client says of endpoints is removed, the picker is asked, and its answer is handed to the pool's cluster. On the way
+// back, in the opposite order, served names the endpoint that served, if plainServed wants it plain.
+func Filters(at Front, picker Picker, plainServed bool) ([]*Patch, error) {
+	type filter struct {
 		name   string
 		config message
-	}{
+	}
+	filters := []filter{
 		{guardFilter, guard()},
 		{pickerFilter, externalProcessor(picker)},
-		{endpointsFilter, endpointsToMetadata()},
-	} {
+		{endpointsFilter, endpointsToMetadata(plainServed)},
+	}
+	if plainServed {
+		filters = append(filters, filter{servedFilter, servedToHeader()})
+	}
+	var out []*Patch
+	for _, f := range filters {
 		config, err := pack(f.config)
 		if err != nil {
 			return nil, fmt.Errorf("filter %s: %w", f.name, err)
@@ -113,12 +120,7 @@ func guard() *headermutationv3.HeaderMutation {
 
 func externalProcessor(p Picker) *extprocv3.ExternalProcessor {
 	return &extprocv3.ExternalProcessor{
-		GrpcService: &corev3.GrpcService{
-			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{
-				ClusterName: p.cluster(),
-			}},
-			InitialMetadata: headerValues(p.Metadata),
-		},
+		GrpcService:      p.service(),
 		FailureModeAllow: p.FailOpen,
 		// The protocol's status for a pool that cannot be picked from; Envoy's own would be 500.
 		StatusOnError:     &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
@@ -132,6 +134,15 @@ func externalProcessor(p Picker) *extprocv3.ExternalProcessor {
 			ForwardingNamespaces: namespaces(pickNamespace, subsetNamespace),
 			ReceivingNamespaces:  namespaces(pickNamespace),
 		},
+	}
+}
+
+func (p Picker) service() *corev3.GrpcService {
+	return &corev3.GrpcService{
+		TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{
+			ClusterName: p.cluster(),
+		}},
+		InitialMetadata: headerValues(p.Metadata),
 	}
 }
 
@@ -178,11 +189,14 @@ func headerValues(metadata map[string]string) []*corev3.HeaderValue {
 	return out
 }
 
+// originate is how the waypoint's address of an endpoint in the mesh begins: by the listener that originates HBONE.
+const originate = "envoy://connect_originate/"
+
 // endpointsToMetadata reads the picker's list and names each endpoint as the waypoint does: an endpoint in the mesh is
-// an internal address, reached by the listener that originates HBONE; one outside it is its plain address. The cluster
-// skips the name that does not exist.
-func endpointsToMetadata() *headertometadatav3.Config {
-	return &headertometadatav3.Config{RequestRules: []*headertometadatav3.Config_Rule{{
+// an internal address; one outside it is its plain address. The cluster skips the name that does not exist. It also
+// takes the endpoint that served from servedToHeader, if that runs.
+func endpointsToMetadata(plainServed bool) *headertometadatav3.Config {
+	out := &headertometadatav3.Config{RequestRules: []*headertometadatav3.Config_Rule{{
 		Header: destinationHeader,
 		OnHeaderPresent: &headertometadatav3.Config_KeyValuePair{
 			MetadataNamespace: endpointsNamespace,
@@ -190,8 +204,41 @@ func endpointsToMetadata() *headertometadatav3.Config {
 			Type:              headertometadatav3.Config_STRING,
 			RegexValueRewrite: &matcherv3.RegexMatchAndSubstitute{
 				Pattern:      &matcherv3.RegexMatcher{Regex: `([^, ]+)`},
-				Substitution: `envoy://connect_originate/\1,\1`,
+				Substitution: originate + `\1,\1`,
 			},
 		},
 	}}}
+	if plainServed {
+		out.ResponseRules = []*headertometadatav3.Config_Rule{{
+			Header: servedKey,
+			OnHeaderPresent: &headertometadatav3.Config_KeyValuePair{
+				MetadataNamespace: pickNamespace,
+				Key:               servedKey,
+				Type:              headertometadatav3.Config_STRING,
+				RegexValueRewrite: &matcherv3.RegexMatchAndSubstitute{
+					Pattern: &matcherv3.RegexMatcher{Regex: "^" + originate},
+				},
+			},
+			Remove: true,
+		}}
+	}
+	return out
+}
+
+// servedToHeader puts the endpoint that served into a header of the response, in the place of whatever the endpoint
+// itself said there. It is the only way by which header_to_metadata, which runs next, can rewrite a metadata's value
+// into the plain ip:port that the Endpoint Picker Protocol promises to a picker; the header goes no further.
+func servedToHeader() *headermutationv3.HeaderMutation {
+	return &headermutationv3.HeaderMutation{Mutations: &headermutationv3.Mutations{
+		ResponseMutations: []*mutationrulesv3.HeaderMutation{
+			{Action: &mutationrulesv3.HeaderMutation_Remove{Remove: servedKey}},
+			{Action: &mutationrulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
+				Header: &corev3.HeaderValue{
+					Key:   servedKey,
+					Value: "%DYNAMIC_METADATA(" + pickNamespace + ":" + servedKey + ")%",
+				},
+				AppendAction: corev3.HeaderValueOption_ADD_IF_ABSENT,
+			}}},
+		},
+	}}
 }

@@ -4,6 +4,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
+	"net/http"
+	"slices"
 	"strings"
 
 	"istio.io/api/networking/v1alpha3"
@@ -15,23 +18,33 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/internal/envoypatch"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+	"github.com/inference-waypoint/inference-waypoint/internal/routes"
 )
 
 // referencedServices makes istiod send a waypoint the clusters of Services that no host of the waypoint is for.
 const referencedServices = "envoyfilter.istio.io/referenced-services"
 
-// envoyFilter makes the waypoint ask the picker for each call to the pool's host and take its choice. It lives beside
-// the waypoint: istiod reads only that namespace for the EnvoyFilters of a Gateway.
-func envoyFilter(p pool.Pool, waypoint types.NamespacedName, choose picker, settings Settings) (*networkingv1alpha3.EnvoyFilter, error) {
-	patches, err := patches(p, choose, settings)
-	if err != nil {
+// chosenBy annotates an EnvoyFilter, for people, with the picker that is asked, and how.
+const chosenBy = pool.Prefix + "picker"
+
+// envoyFilter makes a waypoint ask the picker for each call to the pool's fronts there and take its choice. It lives
+// beside the waypoint: istiod reads only that namespace for the EnvoyFilters of a Gateway.
+func (t translator) envoyFilter(r readPool, waypoint types.NamespacedName, fronts []front) (*networkingv1alpha3.EnvoyFilter, error) {
+	b := &filterBuilder{translator: t, pool: r, backends: map[types.NamespacedName]readPool{}, services: map[string]bool{}}
+	for _, f := range fronts {
+		if err := b.front(f); err != nil {
+			return nil, err
+		}
+	}
+	if err := b.clusters(); err != nil {
 		return nil, err
 	}
 	out := &networkingv1alpha3.EnvoyFilter{
 		TypeMeta: metav1.TypeMeta{APIVersion: networkingv1alpha3.SchemeGroupVersion.String(), Kind: "EnvoyFilter"},
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: waypoint.Namespace,
-			Name:      envoyFilterName(p.Name, waypoint),
+			Namespace:   waypoint.Namespace,
+			Name:        envoyFilterName(r.Name, waypoint),
+			Annotations: map[string]string{chosenBy: r.choose.String()},
 		},
 		Spec: v1alpha3.EnvoyFilter{
 			TargetRefs: []*v1beta1.PolicyTargetReference{{
@@ -39,55 +52,148 @@ func envoyFilter(p pool.Pool, waypoint types.NamespacedName, choose picker, sett
 				Kind:  "Gateway",
 				Name:  waypoint.Name,
 			}},
-			ConfigPatches: patches,
+			ConfigPatches: b.patches,
 		},
 	}
-	if !choose.missing {
-		out.Annotations = map[string]string{
-			referencedServices: choose.at.Service.Namespace + "/" + choose.host(settings),
-		}
+	if len(b.services) > 0 {
+		out.Annotations[referencedServices] = strings.Join(slices.Sorted(maps.Keys(b.services)), ",")
 	}
 	return out, nil
 }
 
-func patches(p pool.Pool, choose picker, settings Settings) ([]*envoypatch.Patch, error) {
-	front := envoypatch.Front{Host: p.Host(settings.HostSuffix), Port: frontPort}
-	cluster := envoypatch.Cluster{
-		Name:      clusterName(p.Name),
-		Endpoints: front,
-		H2C:       p.H2C,
-		Service:   p.Name.Name,
-		Namespace: p.Name.Namespace,
-	}
-	out, err := envoypatch.Filters(front, pickerSettings(p, choose, settings))
-	if err != nil {
-		return nil, err
-	}
-	clusterPatch, err := envoypatch.ClusterPatch(cluster)
-	if err != nil {
-		return nil, err
-	}
-	hostPatch, err := envoypatch.VirtualHostPatch(front, envoypatch.VirtualHost{Name: cluster.Name, Cluster: cluster.Name})
-	if err != nil {
-		return nil, err
-	}
-	return append(out, clusterPatch, hostPatch), nil
+// filterBuilder gathers the patches of one EnvoyFilter, and what they refer to.
+type filterBuilder struct {
+	translator
+	pool     readPool
+	patches  []*envoypatch.Patch
+	backends map[types.NamespacedName]readPool
+	services map[string]bool // namespace/host
 }
 
-func pickerSettings(p pool.Pool, choose picker, settings Settings) envoypatch.Picker {
-	out := envoypatch.Picker{Protocol: envoypatch.Duplex, FailOpen: p.FailureMode == pool.FailOpen}
-	if !choose.missing {
-		out.Host, out.Port = choose.host(settings), uint32(choose.at.Port)
+// front adds the patches of each host and port of a front.
+func (b *filterBuilder) front(f front) error {
+	own := b.asked(b.pool)
+	b.refer(b.pool)
+	for _, port := range f.ports {
+		list, _ := routes.Merge(b.attached(f, port, b.resolve))
+		if list == nil {
+			list = []envoypatch.Route{{
+				Name: clusterName(b.pool.Name, b.pool.Name),
+				To:   []envoypatch.Destination{{Cluster: clusterName(b.pool.Name, b.pool.Name), Weight: 1, Picker: &own}},
+			}}
+		}
+		for _, host := range f.hosts {
+			if err := b.host(envoypatch.Front{Host: host, Port: uint32(port.Number)}, own, list); err != nil {
+				return err
+			}
+		}
 	}
-	if choose.ours {
-		out.Protocol = envoypatch.Buffered
-		out.Metadata = map[string]string{pool.NameHeader: p.Name.String()}
+	if f.object.Kind == entryKind {
+		return b.closed(f.hosts)
 	}
-	return out
+	return nil
 }
 
-// clusterName is the pool's cluster in Envoy. Bars and slashes are in no name of Kubernetes, so no two pools share it.
-func clusterName(name types.NamespacedName) string { return "inference|" + name.String() }
+func (b *filterBuilder) host(at envoypatch.Front, own envoypatch.Picker, list []envoypatch.Route) error {
+	filters, err := envoypatch.Filters(at, own, others(own, list))
+	if err != nil {
+		return err
+	}
+	hostPatches, err := envoypatch.VirtualHostPatches(at, envoypatch.VirtualHost{
+		Name: "inference|" + b.pool.Name.String(), Picker: own, Routes: list,
+	})
+	if err != nil {
+		return err
+	}
+	b.patches = append(append(b.patches, filters...), hostPatches...)
+	return nil
+}
+
+// closed answers for the ports that a host has only to bring the endpoints of further target ports: calls there would
+// reach an endpoint that nobody picked.
+func (b *filterBuilder) closed(hosts []string) error {
+	for i := 1; i < len(b.pool.TargetPorts); i++ {
+		for _, host := range hosts {
+			patches, err := envoypatch.VirtualHostPatches(envoypatch.Front{Host: host, Port: frontPort + uint32(i)}, envoypatch.VirtualHost{
+				Name:   "inference|" + b.pool.Name.String(),
+				Routes: []envoypatch.Route{{Name: "no-port", Status: http.StatusNotFound}},
+			})
+			if err != nil {
+				return err
+			}
+			b.patches = append(b.patches, patches...)
+		}
+	}
+	return nil
+}
+
+// others reports whether any of the pickers is not ours: those expect the served endpoint as the protocol says.
+func others(own envoypatch.Picker, list []envoypatch.Route) bool {
+	if own.Protocol == envoypatch.Duplex {
+		return true
+	}
+	for _, r := range list {
+		for _, d := range r.To {
+			if d.Picker != nil && d.Picker.Protocol == envoypatch.Duplex {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// resolve finds a backend and notes what it needs.
+func (b *filterBuilder) resolve(namespace string, ref gatewayv1.BackendObjectReference) (envoypatch.Destination, *routes.Problem) {
+	to, problem := b.backend(b.pool.Name, namespace, ref)
+	if problem != nil {
+		return to.Destination, problem
+	}
+	if to.pool != nil {
+		b.refer(*to.pool)
+	}
+	if to.service != (types.NamespacedName{}) {
+		b.services[to.service.Namespace+"/"+b.serviceHost(to.service)] = true
+	}
+	return to.Destination, nil
+}
+
+// refer notes that a pool's cluster and picker are needed.
+func (b *filterBuilder) refer(r readPool) {
+	b.backends[r.Name] = r
+	if !r.choose.missing {
+		b.services[r.choose.at.Service.Namespace+"/"+b.serviceHost(r.choose.at.Service)] = true
+	}
+}
+
+// clusters adds the cluster of each pool that is referred to. Its endpoints are those of the pool's own host, which
+// istiod sends to any waypoint that asks for them.
+func (b *filterBuilder) clusters() error {
+	for _, name := range sortedNames(b.backends) {
+		r := b.backends[name]
+		patch, err := envoypatch.ClusterPatch(envoypatch.Cluster{
+			Name:      clusterName(b.pool.Name, name),
+			Endpoints: envoypatch.Front{Host: r.Host(b.settings.HostSuffix), Port: frontPort},
+			H2C:       r.H2C,
+			Service:   name.Name,
+			Namespace: name.Namespace,
+		})
+		if err != nil {
+			return err
+		}
+		b.patches = append(b.patches, patch)
+	}
+	return nil
+}
+
+// clusterName is a pool's cluster in Envoy, as the EnvoyFilter of an owner has it. Bars and slashes are in no name of
+// Kubernetes, so no two pools share it, and neither do two EnvoyFilters: what one of them says of a pool's endpoints
+// does not hang on another.
+func clusterName(owner, name types.NamespacedName) string {
+	if owner == name {
+		return "inference|" + name.String()
+	}
+	return "inference|" + owner.String() + "|" + name.String()
+}
 
 // maxReadable is how much of a pool's name an EnvoyFilter's name shows: with prefix and hash it stays within 63
 // characters, the length of a label's value.

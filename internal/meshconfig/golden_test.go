@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -14,14 +13,8 @@ import (
 	"testing"
 	"time"
 
-	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"github.com/google/go-cmp/cmp"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
-	"istio.io/api/networking/v1alpha3"
-	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -35,6 +28,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
+	"github.com/inference-waypoint/inference-waypoint/internal/routes"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files and remove those without an input")
@@ -44,19 +38,19 @@ const (
 	outputSuffix = ".out.yaml"
 )
 
-// TestGolden translates each testdata/*.in.yaml, the objects of a cluster with one InferencePool among them, and
-// compares the objects and the pool's status with the .out.yaml beside it. A file whose name begins with "nopicker-"
+// TestGolden translates each testdata/*.in.yaml, the objects of a cluster. It compares with the .out.yaml beside it the
+// objects and the status of the first InferencePool, and the status of each HTTPRoute. A file whose name begins with "nopicker-"
 // is translated by a controller without a default picker.
 func TestGolden(t *testing.T) {
 	inputs, err := filepath.Glob(filepath.Join("testdata", "*"+inputSuffix))
 	if err != nil || len(inputs) == 0 {
 		t.Fatalf("no inputs: %v", err)
 	}
-	crd := poolSchema(t)
+	crds := schemas(t)
 	for _, path := range inputs {
 		name := strings.TrimSuffix(filepath.Base(path), inputSuffix)
 		t.Run(name, func(t *testing.T) {
-			in := readInputs(t, path, crd)
+			subject, in := readInputs(t, path, crds)
 			settings := Settings{
 				HostSuffix:    "inference.internal",
 				ClusterDomain: "cluster.local",
@@ -68,7 +62,7 @@ func TestGolden(t *testing.T) {
 			if strings.HasPrefix(name, "nopicker-") {
 				settings.DefaultPicker = nil
 			}
-			got := render(t, in, Translate(in, settings))
+			got := render(t, subject, in, settings)
 			outPath := strings.TrimSuffix(path, inputSuffix) + outputSuffix
 			if *update {
 				if err := os.WriteFile(outPath, got, 0o644); err != nil {
@@ -105,105 +99,65 @@ func TestGoldenStale(t *testing.T) {
 	}
 }
 
-// TestGoldenPatchesAreEnvoys reads every patch of every golden EnvoyFilter back as the Envoy message that istiod takes
-// it for, strictly: an unknown field, a wrong type or an invalid value fails.
-func TestGoldenPatchesAreEnvoys(t *testing.T) {
-	outputs, err := filepath.Glob(filepath.Join("testdata", "*"+outputSuffix))
-	if err != nil {
-		t.Fatal(err)
-	}
-	patches := 0
-	for _, path := range outputs {
-		for _, doc := range documents(t, path) {
-			var filter networkingv1alpha3.EnvoyFilter
-			if kind(t, doc) != "EnvoyFilter" {
-				continue
-			}
-			if err := yaml.Unmarshal(doc, &filter); err != nil {
-				t.Fatalf("%s: %v", path, err)
-			}
-			for i, p := range filter.Spec.ConfigPatches {
-				patches++
-				if err := parsePatch(p); err != nil {
-					t.Errorf("%s: patch %d: %v", path, i, err)
-				}
-			}
-		}
-	}
-	if patches == 0 {
-		t.Error("the golden files hold no patch")
-	}
-}
-
-func parsePatch(p *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) error {
-	raw, err := protojson.Marshal(p.Patch.Value)
-	if err != nil {
-		return err
-	}
-	switch p.ApplyTo {
-	case v1alpha3.EnvoyFilter_HTTP_FILTER:
-		return parse(raw, &hcmv3.HttpFilter{})
-	case v1alpha3.EnvoyFilter_CLUSTER:
-		return parse(raw, &clusterv3.Cluster{})
-	case v1alpha3.EnvoyFilter_NETWORK_FILTER:
-		filter, manager := &listenerv3.Filter{}, &hcmv3.HttpConnectionManager{}
-		if err := parse(raw, filter); err != nil {
-			return err
-		}
-		if err := filter.GetTypedConfig().UnmarshalTo(manager); err != nil {
-			return err
-		}
-		// The patch is merged into a whole manager: what it brings must be valid, not the rest.
-		return manager.GetRouteConfig().ValidateAll()
-	default:
-		return fmt.Errorf("unexpected applyTo %s", p.ApplyTo)
-	}
-}
-
-func parse(raw []byte, into interface {
-	proto.Message
-	ValidateAll() error
-}) error {
-	if err := protojson.Unmarshal(raw, into); err != nil {
-		return err
-	}
-	return into.ValidateAll()
-}
-
-// readInputs reads the objects of a cluster. The pool's namespace is made where the file has none.
-func readInputs(t *testing.T, path string, crd *validate.SchemaValidator) Inputs {
+// readInputs reads the objects of a cluster, and names the first pool. The namespace of a pool or Service is made where
+// the file has none.
+func readInputs(t *testing.T, path string, crds map[string]*validate.SchemaValidator) (*inferencev1.InferencePool, Inputs) {
 	t.Helper()
 	in := Inputs{
-		Gateways: map[types.NamespacedName]*gatewayv1.Gateway{},
-		Services: map[types.NamespacedName]*corev1.Service{},
+		Pools:      map[types.NamespacedName]*inferencev1.InferencePool{},
+		Namespaces: map[string]*corev1.Namespace{},
+		Gateways:   map[types.NamespacedName]*gatewayv1.Gateway{},
+		Services:   map[types.NamespacedName]*corev1.Service{},
+		Routes:     map[types.NamespacedName]*gatewayv1.HTTPRoute{},
+		Grants:     map[types.NamespacedName]*gatewayv1.ReferenceGrant{},
+		Entries:    map[types.NamespacedName]*networkingv1.ServiceEntry{},
 	}
-	namespaces := map[string]*corev1.Namespace{}
+	var subject *inferencev1.InferencePool
 	for _, doc := range documents(t, path) {
-		switch k := kind(t, doc); k {
+		k := kind(t, doc)
+		checkSchema(t, doc, crds[k])
+		switch k {
 		case "InferencePool":
-			checkSchema(t, doc, crd)
-			in.Pool = decode[inferencev1.InferencePool](t, doc)
+			p := put(t, doc, in.Pools)
+			if subject == nil {
+				subject = p
+			}
 		case "Namespace":
 			ns := decode[corev1.Namespace](t, doc)
-			namespaces[ns.Name] = ns
+			in.Namespaces[ns.Name] = ns
 		case "Gateway":
-			g := decode[gatewayv1.Gateway](t, doc)
-			in.Gateways[types.NamespacedName{Namespace: g.Namespace, Name: g.Name}] = g
+			put(t, doc, in.Gateways)
 		case "Service":
-			s := decode[corev1.Service](t, doc)
-			in.Services[types.NamespacedName{Namespace: s.Namespace, Name: s.Name}] = s
+			put(t, doc, in.Services)
+		case "HTTPRoute":
+			put(t, doc, in.Routes)
+		case "ReferenceGrant":
+			put(t, doc, in.Grants)
+		case "ServiceEntry":
+			put(t, doc, in.Entries)
 		default:
 			t.Fatalf("unexpected kind %q", k)
 		}
 	}
-	if in.Pool == nil {
+	if subject == nil {
 		t.Fatal("no InferencePool")
 	}
-	in.Namespace = namespaces[in.Pool.Namespace]
-	if in.Namespace == nil {
-		in.Namespace = &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: in.Pool.Namespace}}
+	for name := range in.Pools {
+		if in.Namespaces[name.Namespace] == nil {
+			in.Namespaces[name.Namespace] = &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name.Namespace}}
+		}
 	}
-	return in
+	return subject, in
+}
+
+func put[T any, O interface {
+	*T
+	metav1.Object
+}](t *testing.T, doc []byte, into map[types.NamespacedName]*T) *T {
+	t.Helper()
+	o := decode[T](t, doc)
+	into[types.NamespacedName{Namespace: O(o).GetNamespace(), Name: O(o).GetName()}] = o
+	return o
 }
 
 func decode[T any](t *testing.T, doc []byte) *T {
@@ -215,28 +169,45 @@ func decode[T any](t *testing.T, doc []byte) *T {
 	return out
 }
 
-// render prints the objects in the order in which they are applied, and then the pool's status.
-func render(t *testing.T, in Inputs, out Output) []byte {
+// render prints the pool's objects in the order in which they are applied, and then its status and that of the routes.
+func render(t *testing.T, subject *inferencev1.InferencePool, in Inputs, settings Settings) []byte {
 	t.Helper()
+	out := Translate(types.NamespacedName{Namespace: subject.Namespace, Name: subject.Name}, in, settings)
 	var docs [][]byte
 	for _, o := range out.Objects() {
 		docs = append(docs, toYAML(t, o, "status", "metadata.creationTimestamp"))
 	}
-	parents, _, err := poolstatus.Merge(in.Pool.Status.Parents, out.Parents, in.Pool.Generation, time.Unix(0, 0).UTC())
+	parents, _, err := poolstatus.Merge(subject.Status.Parents, out.Parents, subject.Generation, time.Unix(0, 0).UTC())
 	if err != nil {
 		t.Fatal(err)
 	}
-	status := &inferencev1.InferencePool{
-		TypeMeta:   in.Pool.TypeMeta,
-		ObjectMeta: metav1.ObjectMeta{Namespace: in.Pool.Namespace, Name: in.Pool.Name},
+	docs = append(docs, toYAML(t, &inferencev1.InferencePool{
+		TypeMeta:   subject.TypeMeta,
+		ObjectMeta: metav1.ObjectMeta{Namespace: subject.Namespace, Name: subject.Name},
 		Status:     inferencev1.InferencePoolStatus{Parents: parents},
+	}, "spec", "metadata.creationTimestamp"))
+	for _, name := range sortedNames(in.Routes) {
+		docs = append(docs, routeStatus(t, in.Routes[name], in, settings))
 	}
-	docs = append(docs, toYAML(t, status, "spec", "metadata.creationTimestamp"))
 	header := []byte("")
 	if out.Keep {
 		header = []byte("# What was made of the pool before stays.\n")
 	}
 	return append(header, bytes.Join(docs, []byte("---\n"))...)
+}
+
+func routeStatus(t *testing.T, route *gatewayv1.HTTPRoute, in Inputs, settings Settings) []byte {
+	t.Helper()
+	verdicts := RouteVerdicts(route, in, settings)
+	parents, _, err := routes.MergeStatus(route.Status.Parents, verdicts, gatewayv1.GatewayController(poolstatus.ControllerName), route.Generation, time.Unix(0, 0).UTC())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return toYAML(t, &gatewayv1.HTTPRoute{
+		TypeMeta:   route.TypeMeta,
+		ObjectMeta: metav1.ObjectMeta{Namespace: route.Namespace, Name: route.Name},
+		Status:     gatewayv1.HTTPRouteStatus{RouteStatus: gatewayv1.RouteStatus{Parents: parents}},
+	}, "spec", "metadata.creationTimestamp")
 }
 
 // toYAML prints an object without the fields named.
@@ -297,15 +268,31 @@ func kind(t *testing.T, doc []byte) string {
 	return meta.Kind
 }
 
-// poolSchema is the schema of the InferencePool's CRD, from the module that the API types come from.
-func poolSchema(t *testing.T) *validate.SchemaValidator {
+// definitions are where the CRDs lie that inputs must keep to, by kind. HTTPRoute's retry is in the experimental one.
+var definitions = map[string][2]string{
+	"InferencePool":  {"sigs.k8s.io/gateway-api-inference-extension", "config/crd/bases/inference.networking.k8s.io_inferencepools.yaml"},
+	"HTTPRoute":      {"sigs.k8s.io/gateway-api", "config/crd/experimental/gateway.networking.k8s.io_httproutes.yaml"},
+	"Gateway":        {"sigs.k8s.io/gateway-api", "config/crd/standard/gateway.networking.k8s.io_gateways.yaml"},
+	"ReferenceGrant": {"sigs.k8s.io/gateway-api", "config/crd/standard/gateway.networking.k8s.io_referencegrants.yaml"},
+}
+
+// schemas are the schemas of the CRDs, from the modules that the API types come from.
+func schemas(t *testing.T) map[string]*validate.SchemaValidator {
 	t.Helper()
-	const module = "sigs.k8s.io/gateway-api-inference-extension"
-	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", module).Output()
-	if err != nil {
-		t.Fatalf("finding %s: %v", module, err)
+	out := map[string]*validate.SchemaValidator{}
+	for kind, where := range definitions {
+		dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", where[0]).Output()
+		if err != nil {
+			t.Fatalf("finding %s: %v", where[0], err)
+		}
+		out[kind] = schema(t, filepath.Join(strings.TrimSpace(string(dir)), where[1]))
 	}
-	raw, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(dir)), "config", "crd", "bases", "inference.networking.k8s.io_inferencepools.yaml"))
+	return out
+}
+
+func schema(t *testing.T, path string) *validate.SchemaValidator {
+	t.Helper()
+	raw, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -326,11 +313,14 @@ func poolSchema(t *testing.T) *validate.SchemaValidator {
 
 func checkSchema(t *testing.T, doc []byte, crd *validate.SchemaValidator) {
 	t.Helper()
+	if crd == nil {
+		return
+	}
 	var fields any
 	if err := yaml.Unmarshal(doc, &fields); err != nil {
 		t.Fatal(err)
 	}
 	if result := crd.Validate(fields); !result.IsValid() {
-		t.Fatalf("the CRD does not admit the InferencePool: %v", result.AsError())
+		t.Fatalf("the CRD does not admit the object: %v", result.AsError())
 	}
 }

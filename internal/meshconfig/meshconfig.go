@@ -1,10 +1,17 @@
-// Package meshconfig translates an InferencePool into the Istio objects by which a waypoint serves it. It is pure: all
-// that it reads of a cluster comes in one Inputs value, and what it finds wrong comes out as a verdict for the pool's
-// status. It reads no cluster, writes nothing, and leaves Envoy's configuration to package envoypatch.
+// Package meshconfig translates InferencePools, and the HTTPRoutes that lead to them, into the Istio objects by which
+// waypoints serve them. It is pure: all that it reads of a cluster comes in one Inputs value, and what it finds wrong
+// comes out as verdicts for the status of a pool or of a route. It reads no cluster, writes nothing, leaves Envoy's
+// configuration to package envoypatch and the meaning of an HTTPRoute to package routes.
+//
+// Each pool's objects are made from that pool and what routes at its own hosts lead to, and hold all that they need:
+// no pool's fault reaches another pool's objects.
 package meshconfig
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -38,12 +45,16 @@ type ServicePort struct {
 
 func (s ServicePort) String() string { return fmt.Sprintf("%s:%d", s.Service, s.Port) }
 
-// Inputs are all that the translation of one pool reads. An object that is not in its map does not exist.
+// Inputs are all that a translation reads. An object that is not here does not exist.
 type Inputs struct {
-	Pool      *inferencev1.InferencePool
-	Namespace *corev1.Namespace // the pool's
-	Gateways  map[types.NamespacedName]*gatewayv1.Gateway
-	Services  map[types.NamespacedName]*corev1.Service
+	Pools      map[types.NamespacedName]*inferencev1.InferencePool
+	Namespaces map[string]*corev1.Namespace
+	Gateways   map[types.NamespacedName]*gatewayv1.Gateway
+	Services   map[types.NamespacedName]*corev1.Service
+	Routes     map[types.NamespacedName]*gatewayv1.HTTPRoute
+	Grants     map[types.NamespacedName]*gatewayv1.ReferenceGrant
+	// Entries are other people's.
+	Entries map[types.NamespacedName]*networkingv1.ServiceEntry
 }
 
 // Output is what the cluster should hold for one pool.
@@ -76,53 +87,122 @@ func (o Output) Objects() []Object {
 	return out
 }
 
-// Translate says what the cluster should hold for a pool. A pool that is bound to no waypoint gets nothing.
-func Translate(in Inputs, settings Settings) Output {
-	waypoint, bound := WaypointOf(in.Pool, in.Namespace)
-	if !bound {
+// Translate says what the cluster should hold for a pool. A pool that no waypoint serves gets nothing.
+func Translate(name types.NamespacedName, in Inputs, settings Settings) Output {
+	if in.Pools[name] == nil {
 		return Output{}
 	}
-	parent := poolstatus.Parent{Gateway: waypoint, Accepted: poolstatus.Accepted(), ResolvedRefs: poolstatus.ResolvedRefs()}
-	picker, resolved := resolvePicker(in, settings)
-	parent.ResolvedRefs = resolved
-
-	p, err := readPool(in.Pool, settings)
-	switch {
-	case err != nil:
-		parent.Accepted = notSupported("%v", err)
-		return Output{Parents: []poolstatus.Parent{parent}, Keep: true}
-	case picker == nil:
-		parent.Accepted = poolstatus.Verdict{
-			Reason:  inferencev1.InferencePoolReasonEndpointPickerRefMissing,
-			Message: "the pool names no endpoint picker, and the controller has no default one",
-		}
-		return Output{Parents: []poolstatus.Parent{parent}}
+	t := translator{in, settings}
+	read := t.read(name)
+	fronts, notes := t.fronts(name)
+	places := append(placesOf(fronts), t.referrals(name)...)
+	if read.problem != nil {
+		return Output{Parents: parents(places, read.problem, read.resolved, notes), Keep: read.unreadable}
 	}
-
-	// A host that is bound to a waypoint that is not there yet is still a host, as a Service would be: it keeps its
-	// name and address, and gets its picker when the waypoint comes.
-	out := Output{ServiceEntries: []*networkingv1.ServiceEntry{serviceEntry(p, waypoint, settings)}}
-	parent.Accepted = acceptedBy(in, waypoint)
-	if parent.Accepted.OK() {
-		filter, err := envoyFilter(p, waypoint, *picker, settings)
+	var out Output
+	for _, waypoint := range served(fronts) {
+		filter, err := t.envoyFilter(read, waypoint, atWaypoint(fronts, waypoint))
 		if err != nil {
-			parent.Accepted = notSupported("%v", err)
-		} else {
-			out.EnvoyFilters = append(out.EnvoyFilters, filter)
+			problem := notSupported("%v", err)
+			return Output{Parents: parents(places, &problem, read.resolved, notes), Keep: true}
 		}
+		out.EnvoyFilters = append(out.EnvoyFilters, filter)
 	}
-	out.Parents = []poolstatus.Parent{parent}
+	if entry := t.serviceEntry(read, fronts, places); entry != nil {
+		out.ServiceEntries = append(out.ServiceEntries, entry)
+	}
+	out.Parents = parents(places, nil, read.resolved, notes)
 	return out
 }
 
-// readPool reads the pool and checks that its host is a name that can be looked up.
-func readPool(api *inferencev1.InferencePool, settings Settings) (pool.Pool, error) {
-	p, err := pool.FromAPI(api)
-	// A reference that is no Service's may have no port; that is the picker's verdict and no fault in the pool.
-	if err != nil && !refersElsewhere(api.Spec.EndpointPickerRef) {
-		return p, err
+type translator struct {
+	Inputs
+	settings Settings
+}
+
+// readPool is a pool with its picker, or with what is wrong with it.
+type readPool struct {
+	pool.Pool
+	choose   picker
+	resolved poolstatus.Verdict
+	// problem is why nobody can serve the pool, whatever the waypoint.
+	problem *poolstatus.Verdict
+	// unreadable says that the problem is in how the pool is written.
+	unreadable bool
+}
+
+func (t translator) read(name types.NamespacedName) readPool {
+	p, err := pool.FromAPI(t.Pools[name])
+	if err == nil {
+		err = checkHost(p.Host(t.settings.HostSuffix))
 	}
-	return p, checkHost(p.Host(settings.HostSuffix))
+	out := readPool{Pool: p, resolved: poolstatus.ResolvedRefs("none")}
+	choose, resolved := t.resolvePicker(p)
+	if choose != nil {
+		out.choose, out.resolved = *choose, resolved
+	}
+	var problem poolstatus.Verdict
+	switch {
+	case err != nil:
+		problem, out.unreadable = notSupported("%v", err), true
+	case choose == nil:
+		problem = poolstatus.Verdict{
+			Reason:  inferencev1.InferencePoolReasonEndpointPickerRefMissing,
+			Message: "the pool names no endpoint picker, and the controller has no default one",
+		}
+	default:
+		if rival := t.rival(p, p.Host(t.settings.HostSuffix)); rival != "" {
+			problem = notSupported("host %s is taken: %s has it and is older", p.Host(t.settings.HostSuffix), rival)
+			break
+		}
+		return out
+	}
+	out.problem = &problem
+	return out
+}
+
+// place is a waypoint that has to do with a pool.
+type place struct {
+	waypoint types.NamespacedName
+	verdict  poolstatus.Verdict
+	// hosts are the pool's own there; none where only routes of others lead to it.
+	hosts []string
+}
+
+func placesOf(fronts []front) []place {
+	var out []place
+	for _, f := range fronts {
+		out = append(out, place{f.waypoint, f.verdict, f.hosts})
+	}
+	return out
+}
+
+// parents makes one parent for each waypoint of the places. At one of several ways of serving a pool there, the pool is
+// accepted.
+func parents(places []place, problem *poolstatus.Verdict, resolved poolstatus.Verdict, notes []string) []poolstatus.Parent {
+	byWaypoint := map[types.NamespacedName]poolstatus.Parent{}
+	hosts := map[types.NamespacedName][]string{}
+	for _, p := range places {
+		if p.verdict.OK() {
+			hosts[p.waypoint] = append(hosts[p.waypoint], p.hosts...)
+		}
+		if before, ok := byWaypoint[p.waypoint]; !ok || !before.Accepted.OK() {
+			byWaypoint[p.waypoint] = poolstatus.Parent{Gateway: p.waypoint, Accepted: p.verdict, ResolvedRefs: resolved}
+		}
+	}
+	var out []poolstatus.Parent
+	for waypoint, parent := range byWaypoint {
+		switch {
+		case problem != nil:
+			parent.Accepted = *problem
+		case parent.Accepted.OK() && len(hosts[waypoint]) > 0:
+			parent.Accepted.Message += " as " + strings.Join(hosts[waypoint], ", ")
+		}
+		parent.Accepted.Message = strings.Join(append([]string{parent.Accepted.Message}, notes...), "; ")
+		out = append(out, parent)
+	}
+	slices.SortFunc(out, func(a, b poolstatus.Parent) int { return cmp.Compare(a.Gateway.String(), b.Gateway.String()) })
+	return out
 }
 
 func notSupported(format string, args ...any) poolstatus.Verdict {
@@ -130,4 +210,14 @@ func notSupported(format string, args ...any) poolstatus.Verdict {
 		Reason:  inferencev1.InferencePoolReasonNotSupportedByParent,
 		Message: fmt.Sprintf(format, args...),
 	}
+}
+
+// sortedNames are a map's keys in the order of namespace and name.
+func sortedNames[T any](m map[types.NamespacedName]T) []types.NamespacedName {
+	var out []types.NamespacedName
+	for name := range m {
+		out = append(out, name)
+	}
+	slices.SortFunc(out, func(a, b types.NamespacedName) int { return cmp.Compare(a.String(), b.String()) })
+	return out
 }

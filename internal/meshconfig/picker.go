@@ -8,8 +8,15 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/envoypatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 )
+
+// OwnPickerAnnotation says, where it is "true" on a Service, that what answers there is this project's picker, so that a
+// pool may name one of its own by its endpointPickerRef. It is how the controller tells its picker from others', beside its
+// address: the one that the controller has as its default is its own.
+const OwnPickerAnnotation = pool.Prefix + "picker"
 
 // picker is who chooses for a pool.
 type picker struct {
@@ -23,54 +30,64 @@ type picker struct {
 
 // PickerOf names the Service of the picker that a pool asks for, which need not exist. It is false where the pool names
 // none and there is no default, or where what it names is no Service.
-func PickerOf(p *inferencev1.InferencePool, settings Settings) (ServicePort, bool) {
-	ref := p.Spec.EndpointPickerRef
-	switch {
-	case ref == nil && settings.DefaultPicker == nil:
-		return ServicePort{}, false
-	case ref == nil:
-		return *settings.DefaultPicker, true
-	case refersElsewhere(ref) || ref.Port == nil:
-		return ServicePort{}, false
-	}
-	return ServicePort{
-		Service: types.NamespacedName{Namespace: p.Namespace, Name: string(ref.Name)},
-		Port:    int32(ref.Port.Number),
-	}, true
+func PickerOf(api *inferencev1.InferencePool, settings Settings) (ServicePort, bool) {
+	p, _ := pool.FromAPI(api) // a picker counts whatever else is wrong
+	return pickerOf(p, settings)
 }
 
-// refersElsewhere reports whether a reference names something other than a Service.
-func refersElsewhere(ref *inferencev1.EndpointPickerRef) bool {
-	return ref != nil && (ref.Kind != "" && ref.Kind != "Service" || ref.Group != nil && *ref.Group != "")
+func pickerOf(p pool.Pool, settings Settings) (ServicePort, bool) {
+	switch {
+	case p.Picker == nil && settings.DefaultPicker == nil:
+		return ServicePort{}, false
+	case p.Picker == nil:
+		return *settings.DefaultPicker, true
+	}
+	return ServicePort{
+		Service: types.NamespacedName{Namespace: p.Name.Namespace, Name: p.Picker.Service},
+		Port:    p.Picker.Port,
+	}, p.Picker.Service != ""
 }
 
 // resolvePicker finds a pool's picker and says what is wrong with it. It is nil where the pool asks for none and there
 // is no default.
-func resolvePicker(in Inputs, settings Settings) (*picker, poolstatus.Verdict) {
-	at, named := PickerOf(in.Pool, settings)
+func (t translator) resolvePicker(p pool.Pool) (*picker, poolstatus.Verdict) {
+	at, named := pickerOf(p, t.settings)
 	if !named {
-		if in.Pool.Spec.EndpointPickerRef == nil {
-			return nil, poolstatus.ResolvedRefs()
+		if p.Picker == nil {
+			return nil, poolstatus.Verdict{}
 		}
 		return &picker{missing: true}, invalidRef("spec.endpointPickerRef names no port of a Service")
 	}
-	out := &picker{at: at, ours: settings.DefaultPicker != nil && at == *settings.DefaultPicker}
-	if problem := servicePortProblem(in.Services[at.Service], at); problem != "" {
-		out.missing = true
-		return out, invalidRef(problem)
+	service := t.Services[at.Service]
+	if problem := servicePortProblem(service, at); problem != "" {
+		return &picker{at: at, missing: true}, invalidRef("the endpoint picker's " + problem)
 	}
-	return out, poolstatus.ResolvedRefs()
+	out := &picker{at: at, ours: t.settings.DefaultPicker != nil && at == *t.settings.DefaultPicker ||
+		service.Annotations[OwnPickerAnnotation] == "true"}
+	return out, poolstatus.ResolvedRefs(out.String())
+}
+
+// String says who is asked, and how, for a pool's status and its EnvoyFilter.
+func (p picker) String() string {
+	switch {
+	case p.missing:
+		return "nobody"
+	case p.ours:
+		return p.at.String() + ", Inference Waypoint's own: asked with the head of a request's body, once for each call"
+	default:
+		return p.at.String() + ", by the Endpoint Picker Protocol: every byte of both bodies passes through it"
+	}
 }
 
 func servicePortProblem(service *corev1.Service, at ServicePort) string {
 	if service == nil {
-		return fmt.Sprintf("the endpoint picker's Service %s does not exist", at.Service)
+		return fmt.Sprintf("Service %s does not exist", at.Service)
 	}
 	if service.Spec.Type == corev1.ServiceTypeExternalName {
-		return fmt.Sprintf("the endpoint picker's Service %s is of type ExternalName, which must not be used", at.Service)
+		return fmt.Sprintf("Service %s is of type ExternalName, which must not be used", at.Service)
 	}
 	if !slices.ContainsFunc(service.Spec.Ports, func(p corev1.ServicePort) bool { return p.Port == at.Port }) {
-		return fmt.Sprintf("the endpoint picker's Service %s has no port %d", at.Service, at.Port)
+		return fmt.Sprintf("Service %s has no port %d", at.Service, at.Port)
 	}
 	return ""
 }
@@ -79,7 +96,15 @@ func invalidRef(message string) poolstatus.Verdict {
 	return poolstatus.Verdict{Reason: inferencev1.InferencePoolReasonInvalidExtensionRef, Message: message}
 }
 
-// host is the picker's name in the mesh.
-func (p picker) host(settings Settings) string {
-	return fmt.Sprintf("%s.%s.svc.%s", p.at.Service.Name, p.at.Service.Namespace, settings.ClusterDomain)
+// asked is how a waypoint asks a pool's picker.
+func (t translator) asked(r readPool) envoypatch.Picker {
+	out := envoypatch.Picker{Protocol: envoypatch.Duplex, FailOpen: r.FailureMode == pool.FailOpen}
+	if !r.choose.missing {
+		out.Host, out.Port = t.serviceHost(r.choose.at.Service), uint32(r.choose.at.Port)
+	}
+	if r.choose.ours {
+		out.Protocol = envoypatch.Buffered
+		out.Metadata = map[string]string{pool.NameHeader: r.Name.String()}
+	}
+	return out
 }

@@ -1,16 +1,25 @@
 package meshconfig
 
 import (
+	"fmt"
+	"strings"
+
 	"istio.io/api/label"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 )
+
+// WaypointLabel on a Namespace names a waypoint there that serves its pools and nothing else of it. It is made where no
+// Gateway of that name exists.
+const WaypointLabel = pool.Prefix + "waypoint"
 
 const (
 	waypointClass = "istio-waypoint"
@@ -20,28 +29,46 @@ const (
 	trafficService = "service"
 	trafficAll     = "all"
 
-	hboneProtocol gatewayv1.ProtocolType = "HBONE"
+	hboneProtocol = gatewayv1.ProtocolType("HBONE")
+	hbonePort     = gatewayv1.PortNumber(15008)
 )
 
-// WaypointOf names the waypoint that a pool is bound to, by Istio's own labels: those on the pool, else those on its
-// namespace. It is false where the pool is bound to none.
+// WaypointOf names the waypoint that a pool is bound to: by Istio's own labels on the pool, else by those on its
+// namespace, else by WaypointLabel on its namespace. It is false where the pool is bound to none.
 func WaypointOf(p *inferencev1.InferencePool, ns *corev1.Namespace) (types.NamespacedName, bool) {
-	if p == nil {
+	if waypoint, said := istioBinding(p.Namespace, p, ns); said {
+		return waypoint, waypoint.Name != ""
+	}
+	if ns == nil || ns.Labels[WaypointLabel] == "" {
 		return types.NamespacedName{}, false
 	}
-	bound := p.Labels
+	return types.NamespacedName{Namespace: p.Namespace, Name: ns.Labels[WaypointLabel]}, true
+}
+
+// ServiceWaypoint names the waypoint that a Service is bound to by Istio's labels, on itself or on its namespace. It is
+// false where the Service is bound to none.
+func ServiceWaypoint(s *corev1.Service, ns *corev1.Namespace) (types.NamespacedName, bool) {
+	waypoint, _ := istioBinding(s.Namespace, s, ns)
+	return waypoint, waypoint.Name != ""
+}
+
+// istioBinding is what Istio's labels say of an object's waypoint, if anything. It has no name where there is to be none.
+func istioBinding(namespace string, o metav1.Object, ns *corev1.Namespace) (_ types.NamespacedName, said bool) {
+	bound := o.GetLabels()
 	if bound[label.IoIstioUseWaypoint.Name] == "" && ns != nil {
 		bound = ns.Labels
 	}
-	name := bound[label.IoIstioUseWaypoint.Name]
-	if name == "" || name == noWaypoint {
+	switch name := bound[label.IoIstioUseWaypoint.Name]; name {
+	case "":
 		return types.NamespacedName{}, false
+	case noWaypoint:
+		return types.NamespacedName{}, true
+	default:
+		if other := bound[label.IoIstioUseWaypointNamespace.Name]; other != "" {
+			namespace = other
+		}
+		return types.NamespacedName{Namespace: namespace, Name: name}, true
 	}
-	namespace := p.Namespace
-	if other := bound[label.IoIstioUseWaypointNamespace.Name]; other != "" {
-		namespace = other
-	}
-	return types.NamespacedName{Namespace: namespace, Name: name}, true
 }
 
 // useWaypoint is WaypointOf's inverse: the labels that bind an object in a namespace to a waypoint.
@@ -53,9 +80,41 @@ func useWaypoint(namespace string, waypoint types.NamespacedName) map[string]str
 	return out
 }
 
-// acceptedBy says whether the Gateway that a pool is bound to is a waypoint that can serve it.
-func acceptedBy(in Inputs, waypoint types.NamespacedName) poolstatus.Verdict {
-	gateway := in.Gateways[waypoint]
+// NamespaceWaypoint is the waypoint that a Namespace asks for by WaypointLabel; nil where it asks for none, or where
+// Istio's own label says already which waypoint there is to be, if any. It fails where the label names no Gateway that
+// could be a waypoint: istiod makes a Service of its name.
+func NamespaceWaypoint(ns *corev1.Namespace) (*gatewayv1.Gateway, error) {
+	name := ns.Labels[WaypointLabel]
+	if name == "" || ns.Labels[label.IoIstioUseWaypoint.Name] != "" {
+		return nil, nil
+	}
+	if problems := validation.IsDNS1035Label(name); len(problems) > 0 {
+		return nil, fmt.Errorf("label %s: %q cannot be a waypoint's name: %s", WaypointLabel, name, strings.Join(problems, "; "))
+	}
+	// All that the API server would fill in is here: the object is compared with what it keeps.
+	same := gatewayv1.NamespacesFromSame
+	return &gatewayv1.Gateway{
+		TypeMeta: metav1.TypeMeta{APIVersion: gatewayv1.GroupVersion.String(), Kind: "Gateway"},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: ns.Name,
+			Name:      name,
+			Labels:    map[string]string{label.IoIstioWaypointFor.Name: trafficService},
+		},
+		Spec: gatewayv1.GatewaySpec{
+			GatewayClassName: waypointClass,
+			Listeners: []gatewayv1.Listener{{
+				Name:          "mesh",
+				Port:          hbonePort,
+				Protocol:      hboneProtocol,
+				AllowedRoutes: &gatewayv1.AllowedRoutes{Namespaces: &gatewayv1.RouteNamespaces{From: &same}},
+			}},
+		},
+	}, nil
+}
+
+// acceptedBy says whether a Gateway is a waypoint that can serve what a namespace has.
+func (t translator) acceptedBy(waypoint types.NamespacedName, namespace string) poolstatus.Verdict {
+	gateway := t.Gateways[waypoint]
 	if gateway == nil {
 		return notSupported("Gateway %s does not exist", waypoint)
 	}
@@ -66,9 +125,9 @@ func acceptedBy(in Inputs, waypoint types.NamespacedName) poolstatus.Verdict {
 		return notSupported("waypoint %s is for traffic %q by its label %s: a pool's host needs %q or %q",
 			waypoint, traffic, label.IoIstioWaypointFor.Name, trafficService, trafficAll)
 	}
-	if !admits(gateway, in.Pool.Namespace, in.Namespace) {
+	if !admits(gateway, namespace, t.Namespaces[namespace]) {
 		return notSupported("waypoint %s takes nothing from namespace %s: see allowedRoutes of its %s listener",
-			waypoint, in.Pool.Namespace, hboneProtocol)
+			waypoint, namespace, hboneProtocol)
 	}
 	return poolstatus.Accepted()
 }

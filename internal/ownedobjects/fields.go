@@ -67,7 +67,7 @@ func ownedKeys(o client.Object, part string) []string {
 			continue
 		}
 		var owned map[string]any
-		if json.Unmarshal(entry.FieldsV1.Raw, &owned) != nil {
+		if json.Unmarshal(entry.FieldsV1.GetRawBytes(), &owned) != nil {
 			continue
 		}
 		keys := section(owned, "f:metadata", "f:"+part)

@@ -68,6 +68,10 @@ type Set struct {
 	Client client.Client
 	// Kinds are empty lists of every kind that an owner can have.
 	Kinds []client.ObjectList
+	// Exclusive creates an object only where none is, even since the cache was read. Server-side apply cannot say that,
+	// and would make an equal object of somebody else's partly ours. An object that is made so keeps the labels and
+	// annotations that it began with, also when they are no longer wanted.
+	Exclusive bool
 }
 
 // Change is a write that was made.
@@ -79,16 +83,27 @@ type Change struct {
 
 // Sync applies the objects, in their order, where the cluster differs from them, and deletes what else the owner has.
 // Where all is as it should be, it writes nothing. It goes on past an error, so that one object's fault does not keep
-// others from being right; the errors are joined, and a *NotOursError is among them for each name that is taken.
+// others of its kind from being right; those of the kinds that come after it may depend on it and are left as they are.
+// The errors are joined, and a *NotOursError is among them for each name that is taken.
 func (s Set) Sync(ctx context.Context, owner types.NamespacedName, desired []client.Object) ([]Change, error) {
 	var changes []Change
 	var errs []error
 	keep := map[objectKey]bool{}
+	failed := "" // the kind of the first object that could not be applied
 	for _, o := range desired {
-		key, changed, err := s.apply(ctx, owner, o)
+		kind, err := s.Client.GroupVersionKindFor(o)
+		if err != nil {
+			return changes, fmt.Errorf("finding the kind of a %T: %w", o, err)
+		}
+		key := objectKey{kind.Kind, client.ObjectKeyFromObject(o)}
 		keep[key] = true
+		if failed != "" && failed != kind.Kind {
+			continue
+		}
+		changed, err := s.apply(ctx, owner, o, kind)
 		if err != nil {
 			errs = append(errs, err)
+			failed = kind.Kind
 		} else if changed {
 			changes = append(changes, Change{"applied", key.kind, key.name})
 		}
@@ -102,34 +117,34 @@ type objectKey struct {
 	name types.NamespacedName
 }
 
-func (s Set) apply(ctx context.Context, owner types.NamespacedName, o client.Object) (objectKey, bool, error) {
-	kind, err := s.Client.GroupVersionKindFor(o)
-	if err != nil {
-		return objectKey{}, false, fmt.Errorf("finding the kind of a %T: %w", o, err)
-	}
+func (s Set) apply(ctx context.Context, owner types.NamespacedName, o client.Object, kind schema.GroupVersionKind) (changed bool, err error) {
 	key := objectKey{kind.Kind, client.ObjectKeyFromObject(o)}
 	want, err := desiredFields(o, kind, owner)
 	if err != nil {
-		return key, false, fmt.Errorf("encoding %s %s: %w", key.kind, key.name, err)
+		return false, fmt.Errorf("encoding %s %s: %w", key.kind, key.name, err)
 	}
 	live := reflect.New(reflect.TypeOf(o).Elem()).Interface().(client.Object)
 	switch err := s.Client.Get(ctx, key.name, live); {
 	case apierrors.IsNotFound(err):
-		return key, true, s.create(ctx, key, want)
+		return true, s.create(ctx, key, want)
 	case err != nil:
-		return key, false, fmt.Errorf("reading %s %s: %w", key.kind, key.name, err)
+		return false, fmt.Errorf("reading %s %s: %w", key.kind, key.name, err)
 	}
 	if who, ours := Owner(live); !ours || who != owner {
-		return key, false, &NotOursError{key.kind, key.name}
+		return false, &NotOursError{key.kind, key.name}
 	}
-	changed, err := s.repair(ctx, key, want, live)
-	return key, changed, err
+	return s.repair(ctx, key, want, live)
 }
 
 // create applies without force: had somebody made an object of that name since the cache was read, its fields conflict
 // with ours and it stays as it is.
 func (s Set) create(ctx context.Context, key objectKey, want *unstructured.Unstructured) error {
-	err := s.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(want), FieldOwner)
+	var err error
+	if s.Exclusive {
+		err = s.Client.Create(ctx, want, FieldOwner)
+	} else {
+		err = s.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(want), FieldOwner)
+	}
 	if err != nil {
 		return fmt.Errorf("creating %s %s: %w", key.kind, key.name, err)
 	}

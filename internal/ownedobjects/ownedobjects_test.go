@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 )
 
 var owner = types.NamespacedName{Namespace: "models", Name: "llama"}
@@ -52,7 +53,7 @@ func TestSync(t *testing.T) {
 		"a label is no longer wanted, and another's stays": {
 			before: []client.Object{labelled(service("a", 80), "ours", "x")},
 			then: func(t *testing.T, c client.Client) {
-				edit(t, c, "a", func(s *corev1.Service) { s.Labels["theirs"] = "y" })
+				edit(t, c, func(s *corev1.Service) { s.Labels["theirs"] = "y" })
 			},
 			after:       []client.Object{service("a", 80)},
 			wantChanges: []Change{change("applied", "a")},
@@ -62,7 +63,7 @@ func TestSync(t *testing.T) {
 		"another changed the spec": {
 			before: []client.Object{service("a", 80)},
 			then: func(t *testing.T, c client.Client) {
-				edit(t, c, "a", func(s *corev1.Service) { s.Spec.Ports[0].Port = 1 })
+				edit(t, c, func(s *corev1.Service) { s.Spec.Ports[0].Port = 1 })
 			},
 			after:       []client.Object{service("a", 80)},
 			wantChanges: []Change{change("applied", "a")},
@@ -71,7 +72,7 @@ func TestSync(t *testing.T) {
 		"another added to the spec": {
 			before: []client.Object{service("a", 80)},
 			then: func(t *testing.T, c client.Client) {
-				edit(t, c, "a", func(s *corev1.Service) {
+				edit(t, c, func(s *corev1.Service) {
 					s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: "more", Port: 90})
 					s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
 				})
@@ -105,7 +106,7 @@ func TestSync(t *testing.T) {
 		"another's object without our mark is not pruned": {
 			before: []client.Object{service("a", 80)},
 			then: func(t *testing.T, c client.Client) {
-				edit(t, c, "a", func(s *corev1.Service) { delete(s.Labels, OwnedLabel) })
+				edit(t, c, func(s *corev1.Service) { delete(s.Labels, OwnedLabel) })
 			},
 			wantPorts: []int32{80},
 		},
@@ -132,6 +133,46 @@ func TestSync(t *testing.T) {
 				t.Errorf("a second sync wrote again: %v", again)
 			}
 			check(t, c, tt.wantPorts, tt.wantLabels)
+		})
+	}
+}
+
+// TestSyncAfterFailure checks that a kind is left alone where an object of a kind before it could not be applied.
+func TestSyncAfterFailure(t *testing.T) {
+	ctx := context.Background()
+	c := newClient(t)
+	if err := c.Create(ctx, service("a", 7)); err != nil {
+		t.Fatal(err)
+	}
+	later := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "later"}}
+	changes, err := set(c).Sync(ctx, owner, []client.Object{service("a", 80), service("b", 80), later})
+	var taken *NotOursError
+	if !errors.As(err, &taken) {
+		t.Fatalf("error %v, want a taken name", err)
+	}
+	if diff := cmp.Diff([]Change{change("applied", "b")}, changes); diff != "" {
+		t.Errorf("changes (-want +got):\n%s", diff)
+	}
+}
+
+// TestExclusive makes an object that another made since the cache was read.
+func TestExclusive(t *testing.T) {
+	ctx := context.Background()
+	stale := interceptor.Funcs{Get: func(_ context.Context, _ client.WithWatch, key client.ObjectKey, _ client.Object, _ ...client.GetOption) error {
+		return apierrors.NewNotFound(corev1.Resource("services"), key.Name)
+	}}
+	for name, exclusive := range map[string]bool{"exclusive": true, "shared": false} {
+		t.Run(name, func(t *testing.T) {
+			c := newClient(t)
+			if err := c.Create(ctx, service("a", 80)); err != nil {
+				t.Fatal(err)
+			}
+			s := set(interceptor.NewClient(c.(client.WithWatch), stale))
+			s.Exclusive = exclusive
+			_, err := s.Sync(ctx, owner, []client.Object{service("a", 80)})
+			if got := apierrors.IsAlreadyExists(err); got != exclusive {
+				t.Errorf("error %v, want that the object exists: %t", err, exclusive)
+			}
 		})
 	}
 }
@@ -195,11 +236,11 @@ func change(verb, name string) Change {
 	return Change{Verb: verb, Kind: "Service", Name: types.NamespacedName{Namespace: "models", Name: name}}
 }
 
-// edit changes an object as another would.
-func edit(t *testing.T, c client.Client, name string, change func(*corev1.Service)) {
+// edit changes Service "a" as another would.
+func edit(t *testing.T, c client.Client, change func(*corev1.Service)) {
 	t.Helper()
 	var s corev1.Service
-	if err := c.Get(context.Background(), types.NamespacedName{Namespace: "models", Name: name}, &s); err != nil {
+	if err := c.Get(context.Background(), types.NamespacedName{Namespace: "models", Name: "a"}, &s); err != nil {
 		t.Fatal(err)
 	}
 	change(&s)

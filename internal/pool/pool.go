@@ -3,6 +3,8 @@
 package pool
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -37,7 +39,8 @@ const (
 	FailClose FailureMode = "FailClose"
 )
 
-// PickerRef names the Service of an endpoint picker, in the pool's own namespace.
+// PickerRef names the Service of an endpoint picker, in the pool's own namespace. It is zero where the pool refers to
+// something that is not a Service, which nobody can ask.
 type PickerRef struct {
 	Service string
 	Port    int32
@@ -84,11 +87,19 @@ func FromAPI(p *inferencev1.InferencePool) (Pool, error) {
 	if out.FailureMode == "" {
 		out.FailureMode = FailClose
 	}
+	out.Picker = &PickerRef{}
+	if !isService(ref) {
+		return out, nil
+	}
 	if ref.Port == nil {
 		return out, fmt.Errorf("pool %s: spec.endpointPickerRef.port is missing", out.Name)
 	}
-	out.Picker = &PickerRef{Service: string(ref.Name), Port: int32(ref.Port.Number)}
+	*out.Picker = PickerRef{Service: string(ref.Name), Port: int32(ref.Port.Number)}
 	return out, nil
+}
+
+func isService(ref *inferencev1.EndpointPickerRef) bool {
+	return (ref.Kind == "" || ref.Kind == "Service") && (ref.Group == nil || *ref.Group == "")
 }
 
 func (p *Pool) readFailureMode(value string) error {
@@ -152,9 +163,24 @@ func Serving(pod *corev1.Pod) bool {
 	return false
 }
 
-// Host is the pool's own host name in the mesh: <pool>.<namespace>.<suffix>.
+// The longest that DNS takes: a label of a host, and a whole host.
+const (
+	maxLabel = 63
+	maxHost  = 253
+)
+
+// Host is the pool's own host name in the mesh: <pool>.<namespace>.<suffix>. A pool's name may be longer than DNS takes,
+// 253 characters where a label has 63. Its head and a hash of the whole then stand for it, in one label.
 func (p Pool) Host(suffix string) string {
-	return strings.Join([]string{p.Name.Name, p.Name.Namespace, suffix}, ".")
+	host := strings.Join([]string{p.Name.Name, p.Name.Namespace, suffix}, ".")
+	if len(host) <= maxHost && !slices.ContainsFunc(strings.Split(p.Name.Name, "."), func(l string) bool { return len(l) > maxLabel }) {
+		return host
+	}
+	sum := sha256.Sum256([]byte(p.Name.Name))
+	hash := "-" + hex.EncodeToString(sum[:5])
+	head := strings.ReplaceAll(p.Name.Name, ".", "-")
+	head = strings.TrimRight(head[:min(len(head), maxLabel-len(hash))], "-")
+	return strings.Join([]string{head + hash, p.Name.Namespace, suffix}, ".")
 }
 
 // Equal reports whether two pools are the same in everything.

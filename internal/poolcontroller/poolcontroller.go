@@ -1,6 +1,12 @@
-// Package poolcontroller keeps the cluster as its InferencePools say: it watches them and what they depend on, has them
-// translated, applies the result and reports it in their status. What a pool becomes is decided in package meshconfig,
-// how objects are written in ownedobjects, and what a status says in poolstatus.
+// Package poolcontroller keeps the cluster as its InferencePools, the HTTPRoutes to them and its labelled Namespaces say:
+// it watches them and what they depend on, has them translated, applies the result and reports it in their status. What
+// they become is decided in package meshconfig, how objects are written in ownedobjects, and what a status says in
+// poolstatus and routes.
+//
+// Pools get no finalizer, though their EnvoyFilters may lie in another namespace, where Kubernetes does not collect
+// them: it would keep a pool, and its namespace, from going while no controller runs. Every object that was made names
+// its pool instead, and is an event when the controller starts. So the objects of a pool that went meanwhile bring about
+// its reconcile, which finds no pool and removes them.
 package poolcontroller
 
 import (
@@ -17,7 +23,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
-	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
 	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
@@ -38,52 +43,28 @@ type Reconciler struct {
 	objects  ownedobjects.Set
 	events   events.EventRecorder
 	settings meshconfig.Settings
+	contests contests
 	now      func() time.Time
 }
 
 // Reconcile is called with a pool's name whenever something that it depends on may have changed.
 func (r *Reconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
-	in, err := r.gather(ctx, request.NamespacedName)
+	in, err := newGatherer(ctx, r.client, r.settings).forPool(request.NamespacedName)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	out := meshconfig.Translate(in, r.settings)
+	out := meshconfig.Translate(request.NamespacedName, in, r.settings)
 	changes, err := r.apply(ctx, request.NamespacedName, out)
 	taken := rejectTaken(&out, err)
 	if err != nil && taken == nil {
 		return reconcile.Result{}, err
 	}
-	if in.Pool == nil {
+	pool := in.Pools[request.NamespacedName]
+	if pool == nil {
+		r.contests.forget(request.NamespacedName)
 		return reconcile.Result{}, nil
 	}
-	return r.report(ctx, in.Pool, out, changes, taken)
-}
-
-// gather reads all that a pool's translation depends on. A pool that is gone, or on its way out, is nil in it.
-func (r *Reconciler) gather(ctx context.Context, name types.NamespacedName) (meshconfig.Inputs, error) {
-	in := meshconfig.Inputs{
-		Gateways: map[types.NamespacedName]*gatewayv1.Gateway{},
-		Services: map[types.NamespacedName]*corev1.Service{},
-	}
-	pool, err := get[inferencev1.InferencePool](ctx, r.client, name)
-	if err != nil || pool == nil || pool.DeletionTimestamp != nil {
-		return in, err
-	}
-	in.Pool = pool
-	if in.Namespace, err = get[corev1.Namespace](ctx, r.client, types.NamespacedName{Name: name.Namespace}); err != nil {
-		return in, err
-	}
-	if waypoint, ok := meshconfig.WaypointOf(pool, in.Namespace); ok {
-		if err := getInto(ctx, r.client, waypoint, in.Gateways); err != nil {
-			return in, err
-		}
-	}
-	if picker, ok := meshconfig.PickerOf(pool, r.settings); ok {
-		if err := getInto(ctx, r.client, picker.Service, in.Services); err != nil {
-			return in, err
-		}
-	}
-	return in, nil
+	return r.report(ctx, pool, out, changes, taken)
 }
 
 func (r *Reconciler) apply(ctx context.Context, name types.NamespacedName, out meshconfig.Output) ([]ownedobjects.Change, error) {
@@ -138,9 +119,9 @@ func onlyTaken(err error) *ownedobjects.NotOursError {
 // report writes our part of the pool's status where it changed, and tells of changes in events.
 func (r *Reconciler) report(ctx context.Context, pool *inferencev1.InferencePool, out meshconfig.Output, changes []ownedobjects.Change, taken *ownedobjects.NotOursError) (reconcile.Result, error) {
 	if len(changes) > 0 { // in one event: those that differ in their text alone become one
-		r.events.Eventf(pool, nil, corev1.EventTypeNormal, "Synced", "Sync", "%s", describe(changes))
+		r.events.Eventf(pool, nil, corev1.EventTypeNormal, "Synced", "Sync", "%s", note(describe(changes)))
 	}
-	changed, err := r.writeStatus(ctx, pool, out.Parents)
+	wait, err := r.writeStatus(ctx, pool, out.Parents)
 	switch {
 	case apierrors.IsConflict(err):
 		return reconcile.Result{RequeueAfter: conflictRetry}, nil
@@ -148,29 +129,39 @@ func (r *Reconciler) report(ctx context.Context, pool *inferencev1.InferencePool
 		return reconcile.Result{}, nil // the pool went meanwhile, and its deletion is another event
 	case err != nil:
 		return reconcile.Result{}, err
-	}
-	if changed {
-		r.tell(pool, out.Parents)
-	}
-	if taken != nil {
+	case taken != nil:
 		return reconcile.Result{RequeueAfter: takenRetry}, nil
 	}
-	return reconcile.Result{}, nil
+	return reconcile.Result{RequeueAfter: wait}, nil
 }
 
-func (r *Reconciler) writeStatus(ctx context.Context, pool *inferencev1.InferencePool, ours []poolstatus.Parent) (bool, error) {
-	parents, changed, err := poolstatus.Merge(pool.Status.Parents, ours, pool.Generation, r.now())
+// writeStatus writes our part of the pool's status where it differs, and tells what is new in it. Where another undoes
+// it, it says when to come back.
+func (r *Reconciler) writeStatus(ctx context.Context, pool *inferencev1.InferencePool, ours []poolstatus.Parent) (wait time.Duration, err error) {
+	now := r.now()
+	parents, changed, err := poolstatus.Merge(pool.Status.Parents, ours, pool.Generation, now)
 	if err != nil || !changed {
-		return false, err
+		return 0, err
+	}
+	name, what := client.ObjectKeyFromObject(pool), said(pool.Generation, ours)
+	if wait := r.contests.wait(name, what, now); wait > 0 {
+		return wait, nil
 	}
 	next := pool.DeepCopy()
 	next.Status.Parents = parents
 	// The list is replaced as a whole, so the write must fail if another controller wrote its entry meanwhile.
 	patch := client.MergeFromWithOptions(pool, client.MergeFromWithOptimisticLock{})
 	if err := r.client.Status().Patch(ctx, next, patch, ownedobjects.FieldOwner); err != nil {
-		return false, fmt.Errorf("writing the status of pool %s/%s: %w", pool.Namespace, pool.Name, err)
+		return 0, fmt.Errorf("writing the status of pool %s: %w", name, err)
 	}
-	return true, nil
+	switch again, contested := r.contests.wrote(name, what, now); {
+	case contested:
+		r.events.Eventf(pool, nil, corev1.EventTypeWarning, "StatusContested", "Report",
+			"another controller removes what status.parents says of %s; istiod does so with ENABLE_GATEWAY_API_INFERENCE_EXTENSION. Calls are served all the same", poolstatus.ControllerName)
+	case !again:
+		r.tell(pool, ours)
+	}
+	return 0, nil
 }
 
 // tell puts what is new in the pool's status into events: each condition that is false, or that the waypoint serves it.
@@ -183,11 +174,11 @@ func (r *Reconciler) tell(pool *inferencev1.InferencePool, parents []poolstatus.
 		for _, v := range []poolstatus.Verdict{p.Accepted, p.ResolvedRefs} {
 			if !v.OK() {
 				well = false
-				r.events.Eventf(pool, nil, corev1.EventTypeWarning, string(v.Reason), "Translate", "waypoint %s: %s", p.Gateway, v.Message)
+				r.events.Eventf(pool, nil, corev1.EventTypeWarning, string(v.Reason), "Translate", "%s", note(fmt.Sprintf("waypoint %s: %s", p.Gateway, v.Message)))
 			}
 		}
 		if well {
-			r.events.Eventf(pool, nil, corev1.EventTypeNormal, string(p.Accepted.Reason), "Translate", "waypoint %s: %s", p.Gateway, p.Accepted.Message)
+			r.events.Eventf(pool, nil, corev1.EventTypeNormal, string(p.Accepted.Reason), "Translate", "%s", note(fmt.Sprintf("waypoint %s: %s", p.Gateway, p.Accepted.Message)))
 		}
 	}
 }
@@ -200,28 +191,12 @@ func describe(changes []ownedobjects.Change) string {
 	return strings.Join(parts, ", ")
 }
 
-// get reads an object, nil where it does not exist.
-func get[T any, O interface {
-	*T
-	client.Object
-}](ctx context.Context, c client.Client, name types.NamespacedName) (*T, error) {
-	out := O(new(T))
-	if err := c.Get(ctx, name, out); apierrors.IsNotFound(err) {
-		return nil, nil
-	} else if err != nil {
-		return nil, fmt.Errorf("reading %T %s: %w", out, name, err)
-	}
-	return (*T)(out), nil
-}
+// maxNote is the longest text that the API takes in an event.
+const maxNote = 1024
 
-// getInto reads an object into a map, where it exists.
-func getInto[T any, O interface {
-	*T
-	client.Object
-}](ctx context.Context, c client.Client, name types.NamespacedName, into map[types.NamespacedName]*T) error {
-	o, err := get[T, O](ctx, c, name)
-	if err == nil && o != nil {
-		into[name] = o
+func note(text string) string {
+	if len(text) <= maxNote {
+		return text
 	}
-	return err
+	return strings.ToValidUTF8(text[:maxNote-3], "") + "..."
 }

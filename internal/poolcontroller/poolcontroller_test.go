@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
 	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
@@ -32,13 +33,13 @@ var (
 
 func TestReconcile(t *testing.T) {
 	ctx := context.Background()
-	c, writes := newClient(t, pool(), namespace(), waypoint(), pickerService())
+	c, writes := newClient(t, somePool(), namespace(), waypoint(), pickerService())
 	recorder := events.NewFakeRecorder(16)
 	r := newReconciler(c, recorder, settings())
 
 	reconcileOnce(t, r, reconcile.Result{})
 	wantObjects(t, c, []string{"infra"}, []string{"models"})
-	if got := accepted(t, c); got != "True Accepted: the waypoint serves the pool" {
+	if got := accepted(t, c); got != "True Accepted: the waypoint serves the pool as llama.models.inference.internal" {
 		t.Errorf("status %q", got)
 	}
 	if got := <-recorder.Events; !strings.Contains(got, "applied EnvoyFilter infra/") {
@@ -70,7 +71,7 @@ func TestReconcile(t *testing.T) {
 
 func TestReconcileTakenName(t *testing.T) {
 	taken := &networkingv1.ServiceEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "llama"}}
-	c, _ := newClient(t, pool(), namespace(), waypoint(), pickerService(), taken)
+	c, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService(), taken)
 	reconcileOnce(t, newReconciler(c, events.NewFakeRecorder(16), settings()), reconcile.Result{RequeueAfter: takenRetry})
 	want := "False NotSupportedByParent: ServiceEntry models/llama exists and is not ours: it lacks the label " + ownedobjects.OwnedLabel
 	if got := accepted(t, c); got != want {
@@ -80,14 +81,14 @@ func TestReconcileTakenName(t *testing.T) {
 
 // TestWatches checks that an event of each kind reaches the pools that it matters to, and no others.
 func TestWatches(t *testing.T) {
-	elsewhere := pool()
+	elsewhere := somePool()
 	elsewhere.Namespace = "other"
-	foreign := pool()
+	foreign := somePool()
 	foreign.Name = "foreign"
 	port := inferencev1.Port{Number: 9002}
 	foreign.Spec.EndpointPickerRef = &inferencev1.EndpointPickerRef{Name: "epp", Port: &port}
-	c, _ := newClient(t, pool(), elsewhere, foreign, namespace())
-	r := newReconciler(c, events.NewFakeRecorder(16), settings())
+	route := routeTo()
+	c, _ := newClient(t, somePool(), elsewhere, foreign, namespace(), route)
 
 	ours := &networkingv1alpha3.EnvoyFilter{ObjectMeta: metav1.ObjectMeta{
 		Namespace: "infra", Name: "x",
@@ -99,29 +100,84 @@ func TestWatches(t *testing.T) {
 	otherGateway := waypoint()
 	otherGateway.Name = "other"
 	tests := map[string]struct {
-		mapper func(context.Context, client.Object) []reconcile.Request
-		object client.Object
-		want   []string
+		object     client.Object
+		want       []string
+		wantRoutes []string
 	}{
-		"an object of ours":            {ownerOf, ours, []string{"models/gone"}},
-		"an object of another's":       {ownerOf, &networkingv1alpha3.EnvoyFilter{}, nil},
-		"a namespace":                  {r.poolsIn, namespace(), []string{"models/foreign", "models/llama"}},
-		"the waypoint of a namespace":  {r.poolsAt, waypoint(), []string{"models/foreign", "models/llama"}},
-		"a Gateway that nothing names": {r.poolsAt, otherGateway, nil},
-		"the default picker":           {r.poolsPickedBy, pickerService(), []string{"models/llama", "other/llama"}},
-		"a pool's own picker":          {r.poolsPickedBy, epp, []string{"models/foreign"}},
+		"an object of ours":            {ours, []string{"models/gone"}, nil},
+		"an object of another's":       {&networkingv1alpha3.EnvoyFilter{}, nil, nil},
+		"another's host like a pool's": {foreignEntry("llama.models.inference.internal"), []string{"models/llama", "other/llama"}, []string{"other/split"}},
+		"a namespace":                  {namespace(), []string{"models/foreign", "models/llama", "other/llama"}, []string{"other/split"}},
+		"the waypoint of a namespace":  {waypoint(), []string{"models/foreign", "models/llama", "other/llama"}, []string{"other/split"}},
+		"a Gateway that nothing names": {otherGateway, nil, nil},
+		"the default picker":           {pickerService(), []string{"models/llama", "other/llama"}, []string{"other/split"}},
+		"a pool's own picker":          {epp, []string{"models/foreign"}, nil},
+		"a pool that a route leads to": {somePool(), []string{"models/llama", "other/llama"}, []string{"other/split"}},
+		"a route":                      {route, []string{"models/llama", "other/llama"}, []string{"other/split"}},
+		"a grant for a route":          {grant("other"), []string{"models/llama", "other/llama"}, []string{"other/split"}},
+		"a grant for others":           {grant("nobody"), nil, nil},
+		"a Service as a front":         {frontService("models", "foreign"), []string{"models/foreign"}, nil},
+		"a Service like others":        {frontService("models", ""), nil, nil},
 	}
+	w := watcher{c, settings()}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			var got []string
-			for _, request := range tt.mapper(context.Background(), tt.object) {
-				got = append(got, request.String())
-			}
-			if diff := cmp.Diff(tt.want, got); diff != "" {
-				t.Errorf("pools (-want +got):\n%s", diff)
+			for _, side := range []struct {
+				what string
+				got  names
+				want []string
+			}{
+				{"pools", w.pools(context.Background(), tt.object), tt.want},
+				{"routes", w.routes(context.Background(), tt.object), tt.wantRoutes},
+			} {
+				var got []string
+				for _, request := range side.got.requests() {
+					got = append(got, request.String())
+				}
+				if diff := cmp.Diff(side.want, got); diff != "" {
+					t.Errorf("%s (-want +got):\n%s", side.what, diff)
+				}
 			}
 		})
 	}
+}
+
+// routeTo is a route at the host of pool other/llama that leads to pool models/llama.
+func routeTo() *gatewayv1.HTTPRoute {
+	group, kind := gatewayv1.Group("networking.istio.io"), gatewayv1.Kind("ServiceEntry")
+	poolGroup, poolKind, models := gatewayv1.Group(inferencev1.GroupName), gatewayv1.Kind("InferencePool"), gatewayv1.Namespace("models")
+	return &gatewayv1.HTTPRoute{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "other", Name: "split", Generation: 1},
+		Spec: gatewayv1.HTTPRouteSpec{
+			CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: []gatewayv1.ParentReference{{Group: &group, Kind: &kind, Name: "llama"}}},
+			Rules: []gatewayv1.HTTPRouteRule{{BackendRefs: []gatewayv1.HTTPBackendRef{{BackendRef: gatewayv1.BackendRef{
+				BackendObjectReference: gatewayv1.BackendObjectReference{Group: &poolGroup, Kind: &poolKind, Namespace: &models, Name: "llama"},
+			}}}}},
+		},
+	}
+}
+
+// grant lets HTTPRoutes of a namespace lead to pools of namespace models.
+func grant(from gatewayv1.Namespace) *gatewayv1beta1.ReferenceGrant {
+	return &gatewayv1beta1.ReferenceGrant{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "grant"},
+		Spec: gatewayv1beta1.ReferenceGrantSpec{
+			From: []gatewayv1beta1.ReferenceGrantFrom{{Group: gatewayv1.GroupName, Kind: "HTTPRoute", Namespace: from}},
+			To:   []gatewayv1beta1.ReferenceGrantTo{{Group: inferencev1.GroupName, Kind: "InferencePool"}},
+		},
+	}
+}
+
+func foreignEntry(host string) *networkingv1.ServiceEntry {
+	e := &networkingv1.ServiceEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "elsewhere", Name: "theirs"}}
+	e.Spec.Hosts = []string{host}
+	return e
+}
+
+func frontService(namespace, pool string) *corev1.Service {
+	return &corev1.Service{ObjectMeta: metav1.ObjectMeta{
+		Namespace: namespace, Name: "front", Annotations: map[string]string{meshconfig.PoolAnnotation: pool},
+	}}
 }
 
 func reconcileOnce(t *testing.T, r *Reconciler, want reconcile.Result) {
@@ -186,6 +242,19 @@ func edit(t *testing.T, c client.Client, change func(*inferencev1.InferencePool)
 	}
 }
 
+// undo removes all that the pool's status says.
+func undo(t *testing.T, c client.Client) {
+	t.Helper()
+	var p inferencev1.InferencePool
+	if err := c.Get(context.Background(), poolName, &p); err != nil {
+		t.Fatal(err)
+	}
+	p.Status = inferencev1.InferencePoolStatus{}
+	if err := c.Status().Update(context.Background(), &p); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // newClient makes an API server in memory, and counts what the controller writes to it.
 func newClient(t *testing.T, objects ...client.Object) (client.Client, *int) {
 	t.Helper()
@@ -194,17 +263,26 @@ func newClient(t *testing.T, objects ...client.Object) (client.Client, *int) {
 		t.Fatal(err)
 	}
 	writes := new(int)
-	return fake.NewClientBuilder().WithScheme(scheme).WithReturnManagedFields().
+	b := fake.NewClientBuilder().WithScheme(scheme).WithReturnManagedFields().
 		WithObjects(objects...).
-		WithStatusSubresource(&inferencev1.InferencePool{}).
-		WithIndex(&networkingv1.ServiceEntry{}, ownedobjects.OwnerIndex, ownedobjects.OwnerKeys).
-		WithIndex(&networkingv1alpha3.EnvoyFilter{}, ownedobjects.OwnerIndex, ownedobjects.OwnerKeys).
-		WithInterceptorFuncs(countWrites(writes)).
-		Build(), writes
+		WithStatusSubresource(&inferencev1.InferencePool{}, &gatewayv1.HTTPRoute{}).
+		WithInterceptorFuncs(countWrites(writes))
+	for _, i := range indexes(settings()) {
+		b = b.WithIndex(i.kind, i.name, i.keys)
+	}
+	return b.Build(), writes
 }
 
 func countWrites(n *int) interceptor.Funcs {
 	return interceptor.Funcs{
+		Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+			*n++
+			return c.Create(ctx, o, opts...)
+		},
+		Delete: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.DeleteOption) error {
+			*n++
+			return c.Delete(ctx, o, opts...)
+		},
 		Apply: func(ctx context.Context, c client.WithWatch, o runtime.ApplyConfiguration, opts ...client.ApplyOption) error {
 			*n++
 			return c.Apply(ctx, o, opts...)
@@ -228,7 +306,7 @@ func settings() meshconfig.Settings {
 	}
 }
 
-func pool() *inferencev1.InferencePool {
+func somePool() *inferencev1.InferencePool {
 	return &inferencev1.InferencePool{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "llama", Generation: 1, CreationTimestamp: metav1.NewTime(time.Unix(0, 0))},
 		Spec: inferencev1.InferencePoolSpec{

@@ -8,17 +8,17 @@ import (
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
-	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
 	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
@@ -27,8 +27,11 @@ import (
 // name is the controller's in logs, metrics and events.
 const name = "inference-waypoint"
 
-// parallel is how many pools are reconciled at once: a reconcile mostly waits for the API server.
+// parallel is how many objects of a kind are reconciled at once: a reconcile mostly waits for the API server.
 const parallel = 8
+
+// envoyFilterKind stands for its kind.
+var envoyFilterKind client.Object = &networkingv1alpha3.EnvoyFilter{}
 
 // Scheme knows the kinds that the controller reads and writes.
 func Scheme() (*runtime.Scheme, error) {
@@ -37,6 +40,7 @@ func Scheme() (*runtime.Scheme, error) {
 		corev1.AddToScheme,
 		inferencev1.Install,
 		gatewayv1.Install,
+		gatewayv1beta1.Install, // ReferenceGrants, which older clusters have in no other version
 		networkingv1.AddToScheme,
 		networkingv1alpha3.AddToScheme,
 	} {
@@ -47,82 +51,55 @@ func Scheme() (*runtime.Scheme, error) {
 	return scheme, nil
 }
 
-// Add adds the controller to a manager. At its start every pool and every object of ours is an event, so that what
-// changed while no controller ran is set right, including the objects of pools that went away meanwhile.
+// Add adds the controllers of pools, routes and namespaces to a manager. At their start every one of those and every
+// object of ours is an event, so that what changed while no controller ran is set right.
 func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings) error {
-	for _, kind := range []client.Object{&networkingv1.ServiceEntry{}, &networkingv1alpha3.EnvoyFilter{}} {
-		if err := m.GetFieldIndexer().IndexField(ctx, kind, ownedobjects.OwnerIndex, ownedobjects.OwnerKeys); err != nil {
-			return fmt.Errorf("indexing %T by owner: %w", kind, err)
+	for _, i := range indexes(settings) {
+		if err := m.GetFieldIndexer().IndexField(ctx, i.kind, i.name, i.keys); err != nil {
+			return fmt.Errorf("indexing %T by %s: %w", i.kind, i.name, err)
 		}
 	}
-	r := newReconciler(m.GetClient(), m.GetEventRecorder(name), settings)
-	return ctrl.NewControllerManagedBy(m).
-		Named(name).
+	recorder := m.GetEventRecorder(name)
+	w := watcher{m.GetClient(), settings}
+	err := ctrl.NewControllerManagedBy(m).
+		Named(name+"-pools").
 		For(&inferencev1.InferencePool{}).
-		Watches(&networkingv1.ServiceEntry{}, handler.EnqueueRequestsFromMapFunc(ownerOf)).
-		Watches(&networkingv1alpha3.EnvoyFilter{}, handler.EnqueueRequestsFromMapFunc(ownerOf)).
-		Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(r.poolsIn)).
-		Watches(&gatewayv1.Gateway{}, handler.EnqueueRequestsFromMapFunc(r.poolsAt)).
-		Watches(&corev1.Service{}, handler.EnqueueRequestsFromMapFunc(r.poolsPickedBy)).
+		Watches(&inferencev1.InferencePool{}, w.toPools()).
+		Watches(&networkingv1.ServiceEntry{}, w.toPools()).
+		Watches(envoyFilterKind, w.toPools()).
+		Watches(&corev1.Namespace{}, w.toPools()).
+		Watches(&gatewayv1.Gateway{}, w.toPools()).
+		Watches(&corev1.Service{}, w.toPools()).
+		Watches(&gatewayv1.HTTPRoute{}, w.toPools()).
+		Watches(&gatewayv1beta1.ReferenceGrant{}, w.toPools()).
 		WithOptions(controller.Options{MaxConcurrentReconciles: parallel}).
-		Complete(r)
-}
-
-// ownerOf is the pool that one of our objects is for.
-func ownerOf(_ context.Context, o client.Object) []reconcile.Request {
-	owner, ok := ownedobjects.Owner(o)
-	if !ok {
-		return nil
+		Complete(newReconciler(m.GetClient(), recorder, settings))
+	if err != nil {
+		return fmt.Errorf("adding the controller of pools: %w", err)
 	}
-	return []reconcile.Request{{NamespacedName: owner}}
-}
-
-// poolsIn are the pools of a namespace, whose labels may bind them to a waypoint.
-func (r *Reconciler) poolsIn(ctx context.Context, namespace client.Object) []reconcile.Request {
-	return r.pools(ctx, namespace.GetName(), func(*inferencev1.InferencePool) bool { return true })
-}
-
-// poolsAt are the pools that are bound to a Gateway.
-func (r *Reconciler) poolsAt(ctx context.Context, gateway client.Object) []reconcile.Request {
-	at := client.ObjectKeyFromObject(gateway)
-	namespaces := map[string]*corev1.Namespace{}
-	return r.pools(ctx, "", func(p *inferencev1.InferencePool) bool {
-		if _, read := namespaces[p.Namespace]; !read {
-			// A namespace that cannot be read has no labels; the pool's own reconcile meets the error.
-			namespaces[p.Namespace], _ = get[corev1.Namespace](ctx, r.client, types.NamespacedName{Name: p.Namespace})
-		}
-		waypoint, bound := meshconfig.WaypointOf(p, namespaces[p.Namespace])
-		return bound && waypoint == at
-	})
-}
-
-// poolsPickedBy are the pools whose picker a Service is.
-func (r *Reconciler) poolsPickedBy(ctx context.Context, service client.Object) []reconcile.Request {
-	at, namespace := client.ObjectKeyFromObject(service), service.GetNamespace()
-	if r.settings.DefaultPicker != nil && r.settings.DefaultPicker.Service == at {
-		namespace = "" // pools anywhere
+	err = ctrl.NewControllerManagedBy(m).
+		Named(name+"-routes").
+		For(&gatewayv1.HTTPRoute{}).
+		Watches(&gatewayv1.HTTPRoute{}, w.toRoutes()).
+		Watches(&inferencev1.InferencePool{}, w.toRoutes()).
+		Watches(&corev1.Namespace{}, w.toRoutes()).
+		Watches(&gatewayv1.Gateway{}, w.toRoutes()).
+		Watches(&corev1.Service{}, w.toRoutes()).
+		Watches(&gatewayv1beta1.ReferenceGrant{}, w.toRoutes()).
+		WithOptions(controller.Options{MaxConcurrentReconciles: parallel}).
+		Complete(&routeReconciler{client: m.GetClient(), events: recorder, settings: settings, now: time.Now})
+	if err != nil {
+		return fmt.Errorf("adding the controller of routes: %w", err)
 	}
-	return r.pools(ctx, namespace, func(p *inferencev1.InferencePool) bool {
-		picker, named := meshconfig.PickerOf(p, r.settings)
-		return named && picker.Service == at
-	})
-}
-
-// pools lists the pools of a namespace, or of all, that a condition holds for. They are read from the cache and not
-// copied: the condition must not change them.
-func (r *Reconciler) pools(ctx context.Context, namespace string, keep func(*inferencev1.InferencePool) bool) []reconcile.Request {
-	var list inferencev1.InferencePoolList
-	if err := r.client.List(ctx, &list, client.InNamespace(namespace), client.UnsafeDisableDeepCopy); err != nil {
-		ctrl.LoggerFrom(ctx).Error(err, "listing pools")
-		return nil
+	err = ctrl.NewControllerManagedBy(m).
+		Named(name+"-waypoints").
+		For(&corev1.Namespace{}).
+		Watches(&gatewayv1.Gateway{}, handler.EnqueueRequestsFromMapFunc(namespacesOf)).
+		Complete(newWaypointReconciler(m.GetClient(), recorder))
+	if err != nil {
+		return fmt.Errorf("adding the controller of waypoints: %w", err)
 	}
-	var out []reconcile.Request
-	for i := range list.Items {
-		if keep(&list.Items[i]) {
-			out = append(out, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])})
-		}
-	}
-	return out
+	return nil
 }
 
 func newReconciler(c client.Client, recorder events.EventRecorder, settings meshconfig.Settings) *Reconciler {
@@ -136,4 +113,22 @@ func newReconciler(c client.Client, recorder events.EventRecorder, settings mesh
 		settings: settings,
 		now:      time.Now,
 	}
+}
+
+func newWaypointReconciler(c client.Client, recorder events.EventRecorder) *waypointReconciler {
+	return &waypointReconciler{
+		client:  c,
+		objects: ownedobjects.Set{Client: c, Kinds: []client.ObjectList{&gatewayv1.GatewayList{}}, Exclusive: true},
+		events:  recorder,
+	}
+}
+
+// eachItem calls a function with every object of a list.
+func eachItem(list client.ObjectList, do func(client.Object)) error {
+	return meta.EachListItem(list, func(o runtime.Object) error {
+		if c, ok := o.(client.Object); ok {
+			do(c)
+		}
+		return nil
+	})
 }

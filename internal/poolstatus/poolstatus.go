@@ -38,9 +38,9 @@ func Accepted() Verdict {
 	return Verdict{inferencev1.InferencePoolReasonAccepted, "the waypoint serves the pool"}
 }
 
-// ResolvedRefs says that the pool's endpoint picker was found.
-func ResolvedRefs() Verdict {
-	return Verdict{inferencev1.InferencePoolReasonResolvedRefs, "the endpoint picker is there"}
+// ResolvedRefs says that the pool's endpoint picker was found, and who it is.
+func ResolvedRefs(picker string) Verdict {
+	return Verdict{inferencev1.InferencePoolReasonResolvedRefs, "the endpoint picker is " + picker}
 }
 
 // OK reports whether the condition is true.

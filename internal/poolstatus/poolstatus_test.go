@@ -18,7 +18,7 @@ var (
 
 func TestMerge(t *testing.T) {
 	waypoint := types.NamespacedName{Namespace: "models", Name: "waypoint"}
-	well := Parent{Gateway: waypoint, Accepted: Accepted(), ResolvedRefs: ResolvedRefs()}
+	well := Parent{Gateway: waypoint, Accepted: Accepted(), ResolvedRefs: ResolvedRefs("epp")}
 	broken := well
 	broken.ResolvedRefs = Verdict{inferencev1.InferencePoolReasonInvalidExtensionRef, "no such Service"}
 	other := foreign("ingress")
@@ -65,7 +65,7 @@ func TestMerge(t *testing.T) {
 			wantChanged: true,
 		},
 		"two waypoints are sorted": {
-			ours:       []Parent{well, {Gateway: types.NamespacedName{Namespace: "edge", Name: "z"}, Accepted: Accepted(), ResolvedRefs: ResolvedRefs()}},
+			ours:       []Parent{well, {Gateway: types.NamespacedName{Namespace: "edge", Name: "z"}, Accepted: Accepted(), ResolvedRefs: ResolvedRefs("epp")}},
 			generation: 1,
 			want: []inferencev1.ParentStatus{
 				entry("edge", "z", 1, now, now, ""),
@@ -104,7 +104,7 @@ func TestMergeWithoutRoom(t *testing.T) {
 	for i := range maxParents {
 		current = append(current, foreign(fmt.Sprint("gateway-", i)))
 	}
-	ours := []Parent{{Gateway: types.NamespacedName{Namespace: "models", Name: "waypoint"}, Accepted: Accepted(), ResolvedRefs: ResolvedRefs()}}
+	ours := []Parent{{Gateway: types.NamespacedName{Namespace: "models", Name: "waypoint"}, Accepted: Accepted(), ResolvedRefs: ResolvedRefs("epp")}}
 	if got, _, err := Merge(current, ours, 1, now); err == nil {
 		t.Errorf("a list of %d parents was made, and the API takes %d", len(got), maxParents)
 	}
@@ -124,7 +124,7 @@ func foreign(gateway string) inferencev1.ParentStatus {
 func entry(namespace, name string, generation int64, accepted, resolved time.Time, problem string) inferencev1.ParentStatus {
 	group := inferencev1.Group("gateway.networking.k8s.io")
 	refs := metav1.Condition{
-		Type: "ResolvedRefs", Status: metav1.ConditionTrue, Reason: "ResolvedRefs", Message: ResolvedRefs().Message,
+		Type: "ResolvedRefs", Status: metav1.ConditionTrue, Reason: "ResolvedRefs", Message: ResolvedRefs("epp").Message,
 		ObservedGeneration: generation, LastTransitionTime: metav1.NewTime(resolved),
 	}
 	if problem != "" {
@@ -146,7 +146,7 @@ func entry(namespace, name string, generation int64, accepted, resolved time.Tim
 }
 
 func TestSaidBy(t *testing.T) {
-	well := Parent{Gateway: types.NamespacedName{Namespace: "models", Name: "waypoint"}, Accepted: Accepted(), ResolvedRefs: ResolvedRefs()}
+	well := Parent{Gateway: types.NamespacedName{Namespace: "models", Name: "waypoint"}, Accepted: Accepted(), ResolvedRefs: ResolvedRefs("epp")}
 	broken := well
 	broken.ResolvedRefs = Verdict{inferencev1.InferencePoolReasonInvalidExtensionRef, "no such Service"}
 	current := []inferencev1.ParentStatus{foreign("waypoint"), entry("models", "waypoint", 7, before, before, "no such Service")}

@@ -1,0 +1,159 @@
+package envoypatch
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"time"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// Route says what becomes of the calls that match it: they go to destinations, are redirected, or are answered with a
+// status, whichever of the three is set.
+type Route struct {
+	// Name is for people: it is in the access log.
+	Name  string
+	Match Match
+
+	To       []Destination
+	Redirect *Redirect
+	Status   uint32
+
+	Request, Response HeaderChanges
+	Rewrite           Rewrite
+	Mirrors           []Mirror
+	// Timeout bounds the whole call and TryTimeout each try. Zero is no bound: a long answer takes minutes, and one that
+	// is not streamed sends nothing until its end.
+	Timeout, TryTimeout time.Duration
+	// Retry is nil for the usual one: twice, where no byte of an answer came.
+	Retry *Retry
+}
+
+// Destination is one of the clusters that share a route's calls.
+type Destination struct {
+	// Cluster is empty for one that does not exist: its share is answered with status 500.
+	Cluster string
+	// Weight is the destination's share of the sum of all.
+	Weight uint32
+	// Picker is nil where nobody is to be asked.
+	Picker            *Picker
+	Request, Response HeaderChanges
+}
+
+// Check reports what Envoy would refuse in a route.
+func (r Route) Check() error {
+	_, err := r.build(Front{Host: "check", Port: 80}, Picker{})
+	return err
+}
+
+// nowhere is a cluster that nobody makes.
+const nowhere = "inference|nowhere"
+
+func (r Route) build(at Front, own Picker) (*routev3.Route, error) {
+	match, err := r.Match.build()
+	if err != nil {
+		return nil, err
+	}
+	out := &routev3.Route{
+		Name:      r.Name,
+		Match:     match,
+		Decorator: &routev3.Decorator{Operation: fmt.Sprintf("%s:%d/*", at.Host, at.Port)},
+	}
+	if err := errors.Join(r.Request.check(), r.Response.check()); err != nil {
+		return nil, err
+	}
+	out.RequestHeadersToAdd, out.RequestHeadersToRemove = r.Request.build()
+	out.ResponseHeadersToAdd, out.ResponseHeadersToRemove = r.Response.build()
+	switch {
+	case r.Redirect != nil:
+		out.Action = &routev3.Route_Redirect{Redirect: r.Redirect.build(r.Match.Path)}
+		out.TypedPerFilterConfig, err = askFor(nil, own)
+	case len(r.To) == 0:
+		out.Action = &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: r.Status}}
+		out.TypedPerFilterConfig, err = askFor(nil, own)
+	default:
+		var action *routev3.RouteAction
+		action, err = r.action(own)
+		out.Action = &routev3.Route_Route{Route: action}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := out.ValidateAll(); err != nil {
+		return nil, fmt.Errorf("validating: %w", err)
+	}
+	return out, nil
+}
+
+func (r Route) action(own Picker) (*routev3.RouteAction, error) {
+	retry, err := r.Retry.build(r.TryTimeout)
+	if err != nil {
+		return nil, err
+	}
+	out := &routev3.RouteAction{
+		ClusterNotFoundResponseCode: routev3.RouteAction_INTERNAL_SERVER_ERROR,
+		Timeout:                     durationpb.New(r.Timeout),
+		IdleTimeout:                 durationpb.New(0),
+		RetryPolicy:                 retry,
+	}
+	clusters, err := weighted(r.To, own)
+	if err != nil {
+		return nil, err
+	}
+	out.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: clusters}
+	if r.Rewrite.Host != "" {
+		out.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: r.Rewrite.Host}
+	}
+	out.PrefixRewrite, out.RegexRewrite = r.Rewrite.Path.build(r.Match.Path)
+	for _, m := range r.Mirrors {
+		out.RequestMirrorPolicies = append(out.RequestMirrorPolicies, m.build())
+	}
+	return out, nil
+}
+
+// weighted makes the destinations' shares, also of a single one: it is where a destination's own settings go.
+func weighted(to []Destination, own Picker) (*routev3.WeightedCluster, error) {
+	out := &routev3.WeightedCluster{}
+	for _, d := range to {
+		if err := errors.Join(d.Request.check(), d.Response.check()); err != nil {
+			return nil, err
+		}
+		cluster := &routev3.WeightedCluster_ClusterWeight{Name: d.Cluster, Weight: wrapperspb.UInt32(d.Weight)}
+		if d.Cluster == "" {
+			cluster.Name = nowhere
+		}
+		cluster.RequestHeadersToAdd, cluster.RequestHeadersToRemove = d.Request.build()
+		cluster.ResponseHeadersToAdd, cluster.ResponseHeadersToRemove = d.Response.build()
+		var err error
+		if cluster.TypedPerFilterConfig, err = askFor(d.Picker, own); err != nil {
+			return nil, err
+		}
+		out.Clusters = append(out.Clusters, cluster)
+	}
+	return out, nil
+}
+
+// askFor overrides the front's filter where another picker is to be asked than the front's own, or nobody.
+func askFor(picker *Picker, own Picker) (map[string]*anypb.Any, error) {
+	if picker != nil && reflect.DeepEqual(*picker, own) {
+		return nil, nil
+	}
+	route := &extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Disabled{Disabled: true}}
+	if picker != nil {
+		route.Override = &extprocv3.ExtProcPerRoute_Overrides{Overrides: &extprocv3.ExtProcOverrides{
+			GrpcService:      picker.service(),
+			ProcessingMode:   picker.Protocol.processingMode(),
+			FailureModeAllow: wrapperspb.Bool(picker.FailOpen),
+		}}
+	}
+	packed, err := pack(route)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]*anypb.Any{pickerFilter: packed}, nil
+}

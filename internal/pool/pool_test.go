@@ -1,0 +1,78 @@
+package pool
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+)
+
+func TestHost(t *testing.T) {
+	long := strings.Repeat("a", 70)
+	tests := map[string]struct {
+		name string
+		want string
+	}{
+		"plain":                      {"llama", "llama.models.inference.internal"},
+		"dots":                       {"llama.v1", "llama.v1.models.inference.internal"},
+		"longest label":              {strings.Repeat("a", 63), strings.Repeat("a", 63) + ".models.inference.internal"},
+		"label too long":             {long, strings.Repeat("a", 52) + "-6bd5e50348.models.inference.internal"},
+		"another of the same head":   {long + "b", strings.Repeat("a", 52) + "-ffe7dc5b4f.models.inference.internal"},
+		"host too long":              {strings.Repeat("abcdefg.", 31) + "abcd", "abcdefg-abcdefg-abcdefg-abcdefg-abcdefg-abcdefg-abcd-69485d826f.models.inference.internal"},
+		"the head ends at a hyphen":  {strings.Repeat("a", 51) + "--" + long, strings.Repeat("a", 51) + "-80acd57c0f.models.inference.internal"},
+		"a long label among shorter": {"v1." + long, "v1-" + strings.Repeat("a", 49) + "-907679c4a5.models.inference.internal"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			p := Pool{Name: types.NamespacedName{Namespace: "models", Name: tt.name}}
+			got := p.Host("inference.internal")
+			if got != tt.want {
+				t.Errorf("host %s, want %s", got, tt.want)
+			}
+			for label := range strings.SplitSeq(got, ".") {
+				if problems := validation.IsDNS1123Label(label); len(problems) > 0 {
+					t.Errorf("label %q: %v", label, problems)
+				}
+			}
+		})
+	}
+}
+
+func TestFromAPIPicker(t *testing.T) {
+	group := inferencev1.Group("example.com")
+	port := inferencev1.Port{Number: 9002}
+	tests := map[string]struct {
+		ref       *inferencev1.EndpointPickerRef
+		want      *PickerRef
+		wantMode  FailureMode
+		wantError bool
+	}{
+		"none":                     {nil, nil, FailOpen, false},
+		"a Service":                {&inferencev1.EndpointPickerRef{Name: "epp", Port: &port}, &PickerRef{"epp", 9002}, FailClose, false},
+		"a Service by kind":        {&inferencev1.EndpointPickerRef{Kind: "Service", Name: "epp", Port: &port, FailureMode: "FailOpen"}, &PickerRef{"epp", 9002}, FailOpen, false},
+		"a Service without a port": {&inferencev1.EndpointPickerRef{Name: "epp"}, &PickerRef{}, FailClose, true},
+		"another kind, no port":    {&inferencev1.EndpointPickerRef{Group: &group, Kind: "Picker", Name: "epp"}, &PickerRef{}, FailClose, false},
+		"another group's Service":  {&inferencev1.EndpointPickerRef{Group: &group, Kind: "Service", Name: "epp", Port: &port}, &PickerRef{}, FailClose, false},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := FromAPI(&inferencev1.InferencePool{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "llama"},
+				Spec:       inferencev1.InferencePoolSpec{TargetPorts: []inferencev1.Port{{Number: 8000}}, EndpointPickerRef: tt.ref},
+			})
+			if (err != nil) != tt.wantError {
+				t.Errorf("error %v, want one: %t", err, tt.wantError)
+			}
+			if diff := cmp.Diff(tt.want, got.Picker); diff != "" {
+				t.Errorf("picker (-want +got):\n%s", diff)
+			}
+			if got.FailureMode != tt.wantMode {
+				t.Errorf("failure mode %s, want %s", got.FailureMode, tt.wantMode)
+			}
+		})
+	}
+}

@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 
 func run(m *testing.M) int {
 	ctx := context.Background()
-	started, err := mesh.Start(ctx, mesh.Options{Progress: os.Stderr})
+	started, err := mesh.Start(ctx, mesh.Options{Progress: os.Stderr, Images: map[string]mesh.Image{twoPorts: {Path: "/bin/sh", Args: onTwoPorts}}})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -56,6 +56,15 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "the mesh's logs:", dir, started.KeepLogs(dir))
 	}
 	return code
+}
+
+// onTwoPorts is a script that runs two model servers for a pod.
+func onTwoPorts(p *corev1.Pod, _ string, _ []string) ([]string, error) {
+	program := filepath.Join(the.Root, "bin", "modelserver")
+	one := func(port string) string {
+		return fmt.Sprintf("%s --time-scale=20 --address=%s:%s --name=%s:%s &", program, p.Status.PodIP, port, p.Name, port)
+	}
+	return []string{"-c", "trap 'kill %1 %2' TERM; " + one("8000") + one("8001") + " wait; wait"}, nil
 }
 
 // install puts up what a user would, and waits until a call is served.

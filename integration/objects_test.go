@@ -1,11 +1,19 @@
 package integration
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
 	"testing"
 
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -31,6 +39,127 @@ func pool(name string) *inferencev1.InferencePool {
 	return &inferencev1.InferencePool{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: name}}
 }
 
+// serversYAML is a Deployment of IMAGE with its account and a pool over it, all of one name.
+const serversYAML = `
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: NAME, namespace: NAMESPACE}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: NAME, namespace: NAMESPACE}
+spec:
+  replicas: REPLICAS
+  selector: {matchLabels: {app: NAME}}
+  template:
+    metadata: {labels: {app: NAME}}
+    spec:
+      serviceAccountName: NAME
+      containers:
+        - name: server
+          image: IMAGE
+          args: [--name=$(POD_NAME)]
+          env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]
+          readinessProbe: {httpGet: {path: /health, port: 8000}}
+---
+apiVersion: inference.networking.k8s.io/v1
+kind: InferencePool
+metadata: {name: NAME, namespace: NAMESPACE}
+spec:
+  selector: {matchLabels: {app: NAME}}
+  targetPorts: [{number: 8000}]
+`
+
+// serve puts up servers of an image and a pool over them, and waits until they are ready.
+func serve(ctx context.Context, t *testing.T, namespace, name, image string, replicas int) {
+	t.Helper()
+	must(t, the.ApplyYAML(ctx, strings.NewReplacer("NAMESPACE", namespace, "NAME", name, "IMAGE", image, "REPLICAS", fmt.Sprint(replicas)).Replace(serversYAML)))
+	must(t, the.AwaitDeployment(ctx, namespace, name))
+}
+
+const (
+	modelServer = "inference-waypoint/modelserver"
+	echoServer  = "inference-waypoint/echo"
+)
+
+// heard is what an echo server tells of a request.
+type heard struct {
+	Status  int
+	Answer  http.Header
+	Server  string
+	Method  string
+	Host    string
+	Path    string
+	Proto   string
+	Headers http.Header
+	Count   int
+}
+
+// send makes a request of the caller and reads what an echo server heard. An answer that is not an echo server's has
+// no Server. Redirects are not followed.
+func send(ctx context.Context, method, url, body string, headers ...string) (*heard, error) {
+	request, err := http.NewRequestWithContext(ctx, method, url, bytes.NewBufferString(body))
+	if err != nil {
+		return nil, err
+	}
+	for i := 0; i+1 < len(headers); i += 2 {
+		if headers[i] == "Host" {
+			request.Host = headers[i+1]
+		} else {
+			request.Header.Set(headers[i], headers[i+1])
+		}
+	}
+	response, err := the.caller.HTTP.Transport.RoundTrip(request)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = response.Body.Close() }()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		return nil, err
+	}
+	out := &heard{}
+	_ = json.Unmarshal(text, out) // an answer of somebody else is no echo
+	out.Status, out.Answer = response.StatusCode, response.Header
+	return out, nil
+}
+
+// eventually waits until a check holds: configuration reaches a waypoint a moment after it was written.
+func eventually(ctx context.Context, t *testing.T, what string, check func(context.Context) error) {
+	t.Helper()
+	must(t, the.Await(ctx, what, check))
+}
+
+// parentOf is the part of a pool's status that is the controller's, for one waypoint.
+func parentOf(p *inferencev1.InferencePool, gateway string) *inferencev1.ParentStatus {
+	for i, parent := range p.Status.Parents {
+		if parent.ControllerName == "inference-waypoint.io/controller" && string(parent.ParentRef.Name) == gateway {
+			return &p.Status.Parents[i]
+		}
+	}
+	return nil
+}
+
+// wantCondition waits until a pool's status says so of a waypoint.
+func wantCondition(ctx context.Context, t *testing.T, namespace, name, gateway, kind string, status metav1.ConditionStatus, reason string) {
+	t.Helper()
+	eventually(ctx, t, fmt.Sprintf("condition %s of pool %s", kind, name), func(ctx context.Context) error {
+		var p inferencev1.InferencePool
+		if err := the.Client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &p); err != nil {
+			return err
+		}
+		parent := parentOf(&p, gateway)
+		if parent == nil {
+			return fmt.Errorf("its status has no entry for %s: %+v", gateway, p.Status.Parents)
+		}
+		c := meta.FindStatusCondition(parent.Conditions, kind)
+		if c == nil || c.Status != status || c.Reason != reason || c.ObservedGeneration != p.Generation {
+			return fmt.Errorf("it is %+v, want %s %s", c, status, reason)
+		}
+		return nil
+	})
+}
+
 // ownedObjects counts the objects of ours that mention a pool of the namespace models.
 func ownedObjects(ctx context.Context, t *testing.T, pool string) int {
 	t.Helper()
@@ -38,15 +167,54 @@ func ownedObjects(ctx context.Context, t *testing.T, pool string) int {
 	var entries networkingv1.ServiceEntryList
 	must(t, the.Client.List(ctx, &entries, client.InNamespace("models"), client.MatchingFieldsSelector{Selector: fields.OneTermEqualSelector("metadata.name", pool)}))
 	n += len(entries.Items)
+	return n + filtersOf(ctx, t, "models", pool+".models.inference.internal")
+}
+
+// filtersOf counts the EnvoyFilters of a namespace that touch a host's filter chain.
+func filtersOf(ctx context.Context, t *testing.T, namespace, host string) int {
+	t.Helper()
+	n := 0
 	var filters networkingv1alpha3.EnvoyFilterList
-	must(t, the.Client.List(ctx, &filters, client.InNamespace("models")))
+	must(t, the.Client.List(ctx, &filters, client.InNamespace(namespace)))
 	for _, f := range filters.Items {
 		for _, patch := range f.Spec.GetConfigPatches() {
-			if patch.GetMatch().GetListener().GetFilterChain().GetName() == "inbound-vip|80|http|"+pool+".models.inference.internal" {
+			if patch.GetMatch().GetListener().GetFilterChain().GetName() == "inbound-vip|80|http|"+host {
 				n++
 				break
 			}
 		}
 	}
 	return n
+}
+
+// gone checks that an object does not exist.
+func gone(ctx context.Context, o client.Object) error {
+	err := the.Client.Get(ctx, client.ObjectKeyFromObject(o), o)
+	if err == nil {
+		return errors.New("it is still there")
+	}
+	return client.IgnoreNotFound(err)
+}
+
+func serviceEntry(name string) *networkingv1.ServiceEntry {
+	return &networkingv1.ServiceEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: name}}
+}
+
+// deleteFilters deletes the EnvoyFilters that touch a host's filter chain.
+func deleteFilters(ctx context.Context, namespace, host string) error {
+	var filters networkingv1alpha3.EnvoyFilterList
+	if err := the.Client.List(ctx, &filters, client.InNamespace(namespace)); err != nil {
+		return err
+	}
+	for _, f := range filters.Items {
+		for _, patch := range f.Spec.GetConfigPatches() {
+			if patch.GetMatch().GetListener().GetFilterChain().GetName() == "inbound-vip|80|http|"+host {
+				if err := the.Client.Delete(ctx, f); err != nil {
+					return err
+				}
+				break
+			}
+		}
+	}
+	return nil
 }

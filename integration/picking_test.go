@@ -64,23 +64,22 @@ spec:
   workloadSelector: {labels: {app: llama}}
   ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8000}]
 `))
-	wanders := func(host string) {
-		t.Helper()
-		must(t, the.Await(ctx, "a conversation that wanders", func(ctx context.Context) error {
-			err := staysPut(ctx, host)
-			if err == nil {
-				return errors.New("it stayed")
-			}
-			if !errors.Is(err, errWandered) {
-				return err
-			}
-			return nil
-		}))
-	}
-	wanders("http://plain.models.inference.internal")
+	eventually(ctx, t, "a conversation that wanders", func(ctx context.Context) error { return wanders(ctx, "http://plain.models.inference.internal") })
 	scalePicker(ctx, t, 0)
 	defer scalePicker(ctx, t, 1)
-	wanders(llama)
+	eventually(ctx, t, "a conversation that wanders", func(ctx context.Context) error { return wanders(ctx, llama) })
+}
+
+// wanders holds a conversation and fails where it stays at one endpoint: nobody picks there.
+func wanders(ctx context.Context, host string) error {
+	err := staysPut(ctx, host)
+	if err == nil {
+		return errors.New("it stayed")
+	}
+	if !errors.Is(err, errWandered) {
+		return err
+	}
+	return nil
 }
 
 // A client's own header must not steer a call: neither past a working picker nor in the place of a dead one.

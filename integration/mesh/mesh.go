@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -20,9 +21,11 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
@@ -42,6 +45,8 @@ type Options struct {
 	Root string
 	// Progress takes a line for each step.
 	Progress io.Writer
+	// Images are what the machine runs for container images besides those that it knows, or in their place.
+	Images map[string]Image
 }
 
 // Mesh is a running mesh with Istio installed and nothing else.
@@ -85,7 +90,7 @@ func Start(ctx context.Context, o Options) (*Mesh, error) {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, errors.New("the mesh did not start in time"))
 	defer cancel()
-	if err := m.start(ctx); err != nil {
+	if err := m.start(ctx, o.Images); err != nil {
 		var logs strings.Builder
 		m.ShowLogs(&logs, 15)
 		m.Close()
@@ -98,7 +103,7 @@ func (m *Mesh) say(format string, args ...any) {
 	_, _ = fmt.Fprintf(m.progress, "mesh: %5.1f s  %s\n", time.Since(m.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
-func (m *Mesh) start(ctx context.Context) error {
+func (m *Mesh) start(ctx context.Context, images map[string]Image) error {
 	tools, err := m.toolsDir()
 	if err != nil {
 		return err
@@ -136,7 +141,7 @@ func (m *Mesh) start(ctx context.Context) error {
 	if _, err := built(); err != nil {
 		return err
 	}
-	if err := m.startMachine(tools); err != nil {
+	if err := m.startMachine(tools, images); err != nil {
 		return err
 	}
 	if err := m.cluster.awaitDeployment(ctx, istioNamespace, "istiod"); err != nil {
@@ -202,6 +207,7 @@ var ours = map[string]struct {
 	"inference-waypoint/controller":  {"./cmd/controller", map[string]string{"metrics-address": "9090", "health-address": "8081"}},
 	"inference-waypoint/picker":      {"./cmd/picker", map[string]string{"extproc-address": "9002", "health-address": "9003", "metrics-address": "9090"}},
 	"inference-waypoint/modelserver": {"./samples/modelserver", map[string]string{"address": "8000"}},
+	"inference-waypoint/echo":        {"./integration/echo", map[string]string{"address": "8000"}},
 }
 
 // bound makes the arguments that bind a program's ports to its pod's address.
@@ -281,7 +287,7 @@ func decodeFile(path string) ([]*unstructured.Unstructured, error) {
 	return objects, nil
 }
 
-func (m *Mesh) startMachine(tools string) error {
+func (m *Mesh) startMachine(tools string, more map[string]Image) error {
 	images := map[string]Image{
 		"registry.istio.io/testing/pilot":   istiodImage(filepath.Join(tools, "istiod")),
 		"registry.istio.io/testing/proxyv2": waypointImage(filepath.Join(tools, "envoy")),
@@ -290,6 +296,7 @@ func (m *Mesh) startMachine(tools string) error {
 	for image, program := range ours {
 		images[image] = Image{Path: filepath.Join(m.Root, "bin", filepath.Base(program.pkg)), Args: bound(program.ports)}
 	}
+	maps.Copy(images, more)
 	log, err := m.logger("machine")
 	if err != nil {
 		return err
@@ -310,11 +317,14 @@ func (m *Mesh) startRelay(ctx context.Context, authority *pki.Authority) error {
 	if err != nil {
 		return err
 	}
-	istiod, err := m.readyPod(ctx, istioNamespace, map[string]string{"app": "istiod"})
-	if err != nil {
-		return err
+	locate := func(ctx context.Context) (string, error) {
+		istiod, err := m.readyPod(ctx, istioNamespace, map[string]string{"app": "istiod"})
+		if err != nil {
+			return "", err
+		}
+		return net.JoinHostPort(istiod.Status.PodIP, "15010"), nil
 	}
-	m.relay, err = relay.New(net.JoinHostPort(istiod.Status.PodIP, "15010"), authority, log)
+	m.relay, err = relay.New(locate, authority, log)
 	if err != nil {
 		return err
 	}
@@ -423,6 +433,28 @@ func (m *Mesh) read(path string) ([]*unstructured.Unstructured, error) {
 		return nil, fmt.Errorf("building the kustomization %s: %w", path, err)
 	}
 	return decode(stream)
+}
+
+// RestartIstiod replaces istiod by one with an environment variable set, and waits until the old one is gone.
+func (m *Mesh) RestartIstiod(ctx context.Context, name, value string) error {
+	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: istioNamespace, Name: "istiod"}}
+	patch := fmt.Appendf(nil, `{"spec":{"template":{"spec":{"containers":[{"name":"discovery","env":[{"name":%q,"value":%q}]}]}}}}`, name, value)
+	if err := m.Client.Patch(ctx, d, client.RawPatch(types.StrategicMergePatchType, patch)); err != nil {
+		return fmt.Errorf("setting istiod's %s: %w", name, err)
+	}
+	if err := m.AwaitDeployment(ctx, istioNamespace, "istiod"); err != nil {
+		return err
+	}
+	return m.Await(ctx, "the end of the old istiod", func(ctx context.Context) error {
+		var pods corev1.PodList
+		if err := m.Client.List(ctx, &pods, client.InNamespace(istioNamespace), client.MatchingLabels{"app": "istiod"}); err != nil {
+			return err
+		}
+		if len(pods.Items) != 1 {
+			return fmt.Errorf("%d pods of istiod", len(pods.Items))
+		}
+		return nil
+	})
 }
 
 // AwaitDeployment waits until all pods of a Deployment are ready.

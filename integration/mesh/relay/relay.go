@@ -51,10 +51,18 @@ type Relay struct {
 	dropped  map[string]int // what was taken out → how often; a line is logged for the first
 }
 
-// New makes a relay to the istiod at an address, which is asked in plain text, without calling it yet.
-func New(istiod string, authority *pki.Authority, log *slog.Logger) (*Relay, error) {
-	conn, err := grpc.NewClient(istiod, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+// New makes a relay to istiod, which is asked in plain text, without calling it yet. Locate finds its address; it is
+// asked again whenever istiod must be called anew.
+func New(locate func(context.Context) (string, error), authority *pki.Authority, log *slog.Logger) (*Relay, error) {
+	dial := func(ctx context.Context, _ string) (net.Conn, error) {
+		address, err := locate(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return new(net.Dialer).DialContext(ctx, "tcp", address)
+	}
+	conn, err := grpc.NewClient("passthrough:///istiod", grpc.WithContextDialer(dial),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
 	if err != nil {
 		return nil, fmt.Errorf("making the client of istiod: %w", err)
 	}

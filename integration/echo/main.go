@@ -1,0 +1,77 @@
+// Command echo tells a caller what reached it. The integration tests put it behind routes, to see what those did to a
+// request on its way.
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// Heard is a request as it arrived.
+type Heard struct {
+	Server  string      `json:"server"`
+	Method  string      `json:"method"`
+	Host    string      `json:"host"`
+	Path    string      `json:"path"` // with the query
+	Proto   string      `json:"proto"`
+	Headers http.Header `json:"headers"`
+	// Count is how many requests have come with this one's value of the query parameter key, this one among them.
+	Count int `json:"count"`
+}
+
+func main() {
+	address := flag.String("address", ":8000", "host:port to listen on")
+	name := flag.String("name", "echo", "what it calls itself")
+	flag.Parse()
+	server := &http.Server{Addr: *address, Handler: &echo{name: *name, counts: map[string]int{}}, ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetUnencryptedHTTP2(true)
+	if err := server.ListenAndServe(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+type echo struct {
+	name string
+
+	mu     sync.Mutex
+	counts map[string]int
+}
+
+// ServeHTTP answers with what it heard, after a time (?sleep=1s) and with a status (?status=503, only for the first
+// ?times=2 requests of a key where that is given). /count?key=x tells the count of a key without changing it.
+func (e *echo) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	key := query.Get("key")
+	e.mu.Lock()
+	if r.URL.Path != "/count" {
+		e.counts[key]++
+	}
+	count := e.counts[key]
+	e.mu.Unlock()
+	if sleep, err := time.ParseDuration(query.Get("sleep")); err == nil {
+		select {
+		case <-time.After(sleep):
+		case <-r.Context().Done():
+			return
+		}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("X-Served-By", e.name)
+	w.Header().Set("X-Internal", "secret")
+	status, statusErr := strconv.Atoi(query.Get("status"))
+	times, timesErr := strconv.Atoi(query.Get("times"))
+	if statusErr == nil && (timesErr != nil || count <= times) {
+		w.WriteHeader(status)
+	}
+	_ = json.NewEncoder(w).Encode(Heard{ // the caller may have left
+		Server: e.name, Method: r.Method, Host: r.Host, Path: r.URL.RequestURI(), Proto: r.Proto, Headers: r.Header, Count: count,
+	})
+}

@@ -1,0 +1,161 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
+)
+
+// twoPorts runs two model servers in one pod, on two ports, each with a cache of its own.
+const twoPorts = "test/two-ports"
+
+// Each port of each pod is an endpoint of its own: conversations spread over all four, and each stays at its one.
+func TestTargetPortsAreEndpoints(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	serve(ctx, t, "models", "ports", twoPorts, 2)
+	must(t, the.Client.Patch(ctx, pool("ports"), client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"targetPorts":[{"number":8000},{"number":8001}]}}`))))
+	defer func() { must(t, the.Client.Delete(ctx, pool("ports"))) }()
+	host := "http://ports.models.inference.internal"
+	eventually(ctx, t, "calls on both ports of both pods", func(ctx context.Context) error {
+		reached := map[string]bool{}
+		for n := range 12 {
+			conversation := traffic.NewConversation("Ports.", uint64(time.Now().UnixNano())+uint64(n))
+			first, err := conversation.Ask(ctx, the.caller.HTTP, host, "sample-model", 300, 1)
+			if err != nil {
+				return err
+			}
+			next, err := conversation.Ask(ctx, the.caller.HTTP, host, "sample-model", 30, 1)
+			if err != nil {
+				return err
+			}
+			if next.Endpoint != first.Endpoint {
+				return fmt.Errorf("%w: %s and then %s", errWandered, first.Endpoint, next.Endpoint)
+			}
+			reached[first.Endpoint] = true
+		}
+		if len(reached) != 4 {
+			return fmt.Errorf("calls reached %v only", reached)
+		}
+		return nil
+	})
+}
+
+// A pool that speaks cleartext HTTP/2 is spoken to in it, also where the caller speaks HTTP/1.1.
+func TestCleartextHTTP2(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	serve(ctx, t, "models", "h2c", echoServer, 1)
+	defer func() { must(t, the.Client.Delete(ctx, pool("h2c"))) }()
+	proto := func(want string) {
+		t.Helper()
+		eventually(ctx, t, want, func(ctx context.Context) error {
+			h, err := send(ctx, http.MethodGet, "http://h2c.models.inference.internal/x", "")
+			if err != nil {
+				return err
+			}
+			if h.Proto != want {
+				return fmt.Errorf("it was spoken to in %q, want %s", h.Proto, want)
+			}
+			return nil
+		})
+	}
+	proto("HTTP/1.1")
+	must(t, the.Client.Patch(ctx, pool("h2c"), client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"appProtocol":"kubernetes.io/h2c"}}`))))
+	proto("HTTP/2.0")
+}
+
+// A picker's Service that does not exist is told in status, and calls fail closed or open as the pool says. It heals
+// when the reference is taken back.
+func TestPickerThatDoesNotExist(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	serve(ctx, t, "models", "unpicked", echoServer, 1)
+	defer func() { must(t, the.Client.Delete(ctx, pool("unpicked"))) }()
+	host := "http://unpicked.models.inference.internal/x"
+	patch := func(spec string) {
+		t.Helper()
+		must(t, the.Client.Patch(ctx, pool("unpicked"), client.RawPatch("application/merge-patch+json", []byte(spec))))
+	}
+	patch(`{"spec":{"endpointPickerRef":{"name":"absent","port":{"number":9002}}}}`)
+	wantCondition(ctx, t, "models", "unpicked", "waypoint", "ResolvedRefs", metav1.ConditionFalse, "InvalidExtensionRef")
+	eventually(ctx, t, "calls that fail closed", func(ctx context.Context) error {
+		h, err := send(ctx, http.MethodPost, host, "{}")
+		if err == nil && h.Status < 500 {
+			err = fmt.Errorf("a call got %d", h.Status)
+		}
+		return err
+	})
+	must(t, ask(ctx, "Are others still served?"))
+	patch(`{"spec":{"endpointPickerRef":{"failureMode":"FailOpen"}}}`)
+	eventually(ctx, t, "calls that fail open", func(ctx context.Context) error { return wantHeard(ctx, host, "unpicked-") })
+	patch(`{"spec":{"endpointPickerRef":null}}`)
+	wantCondition(ctx, t, "models", "unpicked", "waypoint", "ResolvedRefs", metav1.ConditionTrue, "ResolvedRefs")
+	eventually(ctx, t, "a served call", func(ctx context.Context) error { return wantHeard(ctx, host, "unpicked-") })
+}
+
+// An object of somebody else that has the name of one of ours is left as it is, and the pool's status says which.
+func TestTakenNameIsLeftAlone(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	const theirs = `
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: taken, namespace: models}
+spec: {hosts: [elsewhere.example], ports: [{number: 443, name: tls, protocol: TLS}], resolution: DNS}
+`
+	must(t, the.ApplyYAML(ctx, theirs))
+	must(t, the.ApplyYAML(ctx, strings.ReplaceAll(poolYAML, "NAME", "taken")))
+	defer func() { must(t, the.Client.Delete(ctx, pool("taken"))) }()
+	eventually(ctx, t, "the status that names it", func(ctx context.Context) error {
+		var p inferencev1.InferencePool
+		if err := the.Client.Get(ctx, client.ObjectKey{Namespace: "models", Name: "taken"}, &p); err != nil {
+			return err
+		}
+		parent := parentOf(&p, "waypoint")
+		if parent == nil || !strings.Contains(fmt.Sprint(parent.Conditions), "ServiceEntry") {
+			return fmt.Errorf("it says %+v", p.Status.Parents)
+		}
+		return nil
+	})
+	entry := serviceEntry("taken")
+	must(t, the.Client.Get(ctx, client.ObjectKeyFromObject(entry), entry))
+	if got := entry.Spec.Hosts; len(got) != 1 || got[0] != "elsewhere.example" {
+		t.Errorf("their object's hosts became %v", got)
+	}
+	must(t, the.Client.Delete(ctx, entry))
+	// The controller looks again after half a minute at most, as nothing tells it that a name is free.
+	wantCondition(ctx, t, "models", "taken", "waypoint", "Accepted", metav1.ConditionTrue, "Accepted")
+}
+
+// What somebody changes or deletes of ours is put right.
+func TestDriftIsRepaired(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	before := filtersOf(ctx, t, "models", "llama.models.inference.internal")
+	if before == 0 {
+		t.Fatal("the pool has no EnvoyFilter")
+	}
+	entry := serviceEntry("llama")
+	must(t, the.Client.Patch(ctx, entry, client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"hosts":["wrong.example"]}}`))))
+	must(t, deleteFilters(ctx, "models", "llama.models.inference.internal"))
+	eventually(ctx, t, "the repair", func(ctx context.Context) error {
+		entry := serviceEntry("llama")
+		if err := the.Client.Get(ctx, client.ObjectKeyFromObject(entry), entry); err != nil {
+			return err
+		}
+		if entry.Spec.Hosts[0] == "wrong.example" {
+			return errors.New("the ServiceEntry is still wrong")
+		}
+		if n := filtersOf(ctx, t, "models", "llama.models.inference.internal"); n != before {
+			return fmt.Errorf("%d EnvoyFilters, want %d", n, before)
+		}
+		return nil
+	})
+	eventually(ctx, t, "picking", func(ctx context.Context) error { return staysPut(ctx, llama) })
+}

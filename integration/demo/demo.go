@@ -29,6 +29,9 @@ const (
 	nextTokens    = 130  // each question after it
 	answerTokens  = 48
 
+	// showLimit bounds all but the mesh's start. It takes half a minute; a machine under heavy load takes longer.
+	showLimit = 10 * time.Minute
+
 	// wantedGain is by how much picking must raise the share of prompt tokens that come from the cache.
 	wantedGain = 2.0
 )
@@ -67,6 +70,8 @@ type demo struct {
 }
 
 func (d *demo) show(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, showLimit, fmt.Errorf("the demo was not over within %s", showLimit))
+	defer cancel()
 	if err := d.install(ctx); err != nil {
 		return err
 	}
@@ -81,10 +86,16 @@ func (d *demo) show(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := summarise(d.out, picked, roundRobin); err != nil {
+		return err
+	}
+	if err := d.split(ctx); err != nil {
+		return err
+	}
 	for _, refusal := range d.mesh.Refusals() {
 		return refusal
 	}
-	return summarise(d.out, picked, roundRobin)
+	return nil
 }
 
 // install puts up what a user would: the product, a namespace with a waypoint, model servers and a pool.

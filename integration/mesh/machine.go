@@ -44,8 +44,9 @@ type machine struct {
 	log       *slog.Logger
 	images    map[string]Image
 
-	kick chan struct{}
-	wait sync.WaitGroup
+	kick     chan struct{}
+	accounts map[string]bool // the namespaces that have their default service account
+	wait     sync.WaitGroup
 
 	mu       sync.Mutex
 	running  map[types.UID]*runningPod
@@ -55,7 +56,7 @@ type machine struct {
 func newMachine(c *cluster, logs, dir string, images map[string]Image, log *slog.Logger) *machine {
 	return &machine{
 		client: c.client, cluster: c, authority: c.ca, logs: logs, dir: dir, log: log, images: images,
-		kick: make(chan struct{}, 1), running: map[types.UID]*runningPod{}, nextAddr: netip.MustParseAddr("10.244.0.1"),
+		kick: make(chan struct{}, 1), accounts: map[string]bool{}, running: map[types.UID]*runningPod{}, nextAddr: netip.MustParseAddr("10.244.0.1"),
 	}
 }
 
@@ -154,7 +155,7 @@ func (m *machine) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	problems := []error{m.collect(ctx, s)}
+	problems := []error{m.collect(ctx, s), m.syncAccounts(ctx, s)}
 	for i := range s.deployments {
 		problems = append(problems, m.syncDeployment(ctx, &s.deployments[i], s.pods))
 	}
@@ -168,6 +169,21 @@ func (m *machine) sync(ctx context.Context) error {
 		problems = append(problems, m.syncEndpoints(ctx, &s.services[i], s.pods))
 	}
 	return errors.Join(problems...)
+}
+
+// syncAccounts gives every namespace its default service account.
+func (m *machine) syncAccounts(ctx context.Context, s *state) error {
+	for name := range s.namespaces {
+		if m.accounts[name] {
+			continue
+		}
+		account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: name, Name: "default"}}
+		if err := m.client.Create(ctx, account); err != nil && !apierrors.IsAlreadyExists(err) {
+			return fmt.Errorf("making the default service account of %s: %w", name, err)
+		}
+		m.accounts[name] = true
+	}
+	return nil
 }
 
 // collect deletes what has lost its owner.

@@ -32,12 +32,40 @@ test: tools ## Run all tests, those in the real mesh among them.
 test-unit: ## Run the tests that need neither root nor tools, with the race detector.
 	go test -race -timeout $(TEST_TIMEOUT) $$(go list ./... | grep -v /integration)
 
+.PHONY: conformance
+conformance: tools ## Run the conformance suite of the Gateway API Inference Extension in the mesh.
+	@cd integration/conformance && go test -count=1 -timeout 30m
+
+.PHONY: bench
+bench: tools ## Measure the picker beside nothing and the reference, and the controller at scale. QUICK=1 is shorter.
+	@integration/tools/install.sh $(TOOLS_DIR) reference-epp
+	@go build -o bin/ ./integration/bench ./integration/scale
+	@bin/bench $(if $(QUICK),-quick)
+	@bin/scale $(if $(QUICK),-quick)
+
+# How long `make soak` runs, and each target of `make fuzz`.
+SOAK ?= 5m
+FUZZTIME ?= 10m
+
+.PHONY: soak
+soak: ## Run the picker at full speed for SOAK=5m; fails where memory grows or anything is left.
+	@go build -o bin/ ./integration/bench
+	@bin/bench -soak $(SOAK)
+
+.PHONY: fuzz
+fuzz: ## Fuzz each target for FUZZTIME=10m.
+	@grep -rHoE '^func Fuzz[A-Za-z]+' --include='*_test.go' internal | sed 's/:func / /' | while read -r file target; do \
+		echo "$$target in $$(dirname $$file)"; \
+		go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s ./$$(dirname $$file) || exit 1; \
+	done
+
 .PHONY: check
 check: ## Check format, vet, lint and that generated files and modules are up to date.
 	@integration/tools/install.sh $(TOOLS_DIR) golangci-lint
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	go vet ./...
 	go mod tidy -diff
+	cd integration/conformance && go vet ./... && go mod tidy -diff && ../../$(TOOLS_DIR)/golangci-lint run -c ../../.golangci.yml ./...
 	@test "$$(integration/tools/install.sh --version istiod)" = "$$(integration/tools/install.sh --version istioctl)" || { echo "istiod and istioctl are of different versions"; exit 1; }
 	$(TOOLS_DIR)/golangci-lint run ./...
 

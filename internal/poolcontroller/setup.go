@@ -63,7 +63,8 @@ func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings) e
 	w := watcher{m.GetClient(), settings}
 	err := ctrl.NewControllerManagedBy(m).
 		Named(name+"-pools").
-		For(&inferencev1.InferencePool{}).
+		// Not For: it would queue a pool beside this, which does too, and the second reconcile would come before the
+		// first one's writes have.
 		Watches(&inferencev1.InferencePool{}, w.toPools()).
 		Watches(&networkingv1.ServiceEntry{}, w.toPools()).
 		Watches(envoyFilterKind, w.toPools()).

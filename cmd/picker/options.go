@@ -20,7 +20,13 @@ type Options struct {
 	MetricsAddress  string
 	DrainDelay      time.Duration
 	DrainTimeout    time.Duration
+	MaxStreams      int
 	MaxMessageBytes int
+	MaxHeldBytes    int
+	TLSCertFile     string
+	TLSKeyFile      string
+	TLSClientCAFile string
+	Profiles        bool
 	LogLevel        slog.Level
 }
 
@@ -37,8 +43,14 @@ func parseOptions(args []string, stderr io.Writer) (Options, error) {
 	flags.StringVar(&o.HealthAddress, "health-address", ":9003", "serve gRPC health checks on this `address`")
 	flags.StringVar(&o.MetricsAddress, "metrics-address", ":9090", "serve /metrics and /healthz on this `address`")
 	flags.DurationVar(&o.DrainDelay, "drain-delay", 3*time.Second, "at the end, go on taking calls for so `long` after health says NOT_SERVING")
-	flags.DurationVar(&o.DrainTimeout, "drain-timeout", 25*time.Second, "at the end, wait so `long` for calls in flight")
+	flags.DurationVar(&o.DrainTimeout, "drain-timeout", 25*time.Second, "at the end, wait so `long` for calls in flight; those that still are then go on without the picker")
+	flags.IntVar(&o.MaxStreams, "max-streams", 50_000, "refuse calls over this `number` in flight with 429; 0 sets no limit. A call whose answer is awaited takes some 10 KB")
 	flags.IntVar(&o.MaxMessageBytes, "max-message-bytes", 16<<20, "refuse ext_proc messages over this `size`, and with them longer bodies of proxies that buffer them whole")
+	flags.IntVar(&o.MaxHeldBytes, "max-held-bytes", 256<<20, "hold so many `bytes` of streamed bodies at once, at most 1 MiB of each; with more, pick on the part that is there. 0 sets no limit")
+	flags.StringVar(&o.TLSCertFile, "tls-cert-file", "", "serve ext_proc over TLS with the certificate in this PEM `file`, read again when it changes; without it, in the clear, for a mesh that does mTLS by itself")
+	flags.StringVar(&o.TLSKeyFile, "tls-key-file", "", "the certificate's key, a PEM `file`")
+	flags.StringVar(&o.TLSClientCAFile, "tls-client-ca-file", "", "ask clients for a certificate by one of the authorities in this PEM `file`")
+	flags.BoolVar(&o.Profiles, "pprof", false, "serve Go's profiles under /debug/pprof/ on the metrics address")
 	flags.StringVar(&level, "log-level", "info", "log at this `level` and above: debug, info, warn or error")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -61,17 +73,40 @@ func (o *Options) validate(rest []string, level string) error {
 			wrong = append(wrong, fmt.Errorf("--%s: %w", a.flag, err))
 		}
 	}
-	if o.DrainDelay < 0 {
-		wrong = append(wrong, fmt.Errorf("--drain-delay is %s: want 0 or more", o.DrainDelay))
-	}
-	if o.DrainTimeout < 0 {
-		wrong = append(wrong, fmt.Errorf("--drain-timeout is %s: want 0 or more", o.DrainTimeout))
-	}
-	if o.MaxMessageBytes <= 0 {
-		wrong = append(wrong, fmt.Errorf("--max-message-bytes is %d: want more than 0", o.MaxMessageBytes))
-	}
+	wrong = append(wrong, o.validateLimits(), o.validateTLS())
 	if err := o.LogLevel.UnmarshalText([]byte(level)); err != nil {
 		wrong = append(wrong, fmt.Errorf("--log-level is %q: want debug, info, warn or error", level))
 	}
 	return errors.Join(wrong...)
+}
+
+func (o *Options) validateLimits() error {
+	var wrong []error
+	for _, d := range []struct {
+		flag  string
+		value time.Duration
+	}{{"drain-delay", o.DrainDelay}, {"drain-timeout", o.DrainTimeout}} {
+		if d.value < 0 {
+			wrong = append(wrong, fmt.Errorf("--%s is %s: want 0 or more", d.flag, d.value))
+		}
+	}
+	for _, n := range []struct {
+		flag       string
+		value, min int
+	}{{"max-streams", o.MaxStreams, 0}, {"max-message-bytes", o.MaxMessageBytes, 1}, {"max-held-bytes", o.MaxHeldBytes, 0}} {
+		if n.value < n.min {
+			wrong = append(wrong, fmt.Errorf("--%s is %d: want %d or more", n.flag, n.value, n.min))
+		}
+	}
+	return errors.Join(wrong...)
+}
+
+func (o *Options) validateTLS() error {
+	if (o.TLSCertFile == "") != (o.TLSKeyFile == "") {
+		return errors.New("--tls-cert-file and --tls-key-file go together")
+	}
+	if o.TLSClientCAFile != "" && o.TLSCertFile == "" {
+		return errors.New("--tls-client-ca-file needs --tls-cert-file")
+	}
+	return nil
 }

@@ -7,6 +7,9 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net/http"
+	"runtime"
+	"runtime/debug"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,11 +23,16 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/internal/extproc"
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+	"github.com/inference-waypoint/inference-waypoint/internal/modelmetrics"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
-// fileInterval is how often a file of pools is looked at: reading a few kilobytes a second costs nothing to speak of.
-const fileInterval = time.Second
+const (
+	// fileInterval is how often files are looked at: reading a few kilobytes a second costs nothing to speak of.
+	fileInterval = time.Second
+	// tracesTimeout is how long the end waits for the last spans to be taken.
+	tracesTimeout = 2 * time.Second
+)
 
 // source tells the fleet of pools until its context ends. It calls synced once, when all is known that was there at
 // the start.
@@ -46,16 +54,42 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics := telemetry.NewMetrics(registry)
-	pools := fleet.New(fleet.Options{Metrics: metrics, Seed: rand.Uint64()})
+	pools := fleet.New(fleet.Options{Metrics: metrics, Seed: rand.Uint64(), Log: log})
+	scraper, err := modelmetrics.New(modelmetrics.DefaultOptions(), pools)
+	if err != nil {
+		return err
+	}
+	defer scraper.Close()
+	pools.ReadBy(scraper)
 	from, err := newSource(o, pools, log)
 	if err != nil {
 		return err
 	}
-	s, err := listen(o, extproc.New(pools, metrics, log), telemetry.Handler(registry), log)
+	tracer, stopTracing, err := telemetry.NewTracer(ctx, "inference-picker", log)
 	if err != nil {
 		return err
 	}
-	return s.serve(ctx, from)
+	picker := extproc.New(pools, extproc.Options{
+		Metrics: metrics, Log: log, Tracer: tracer, MaxStreams: o.MaxStreams, MaxHeldBytes: o.MaxHeldBytes,
+	})
+	s, err := listen(o, picker, adminHandler(telemetry.Handler(registry, o.Profiles), pools), log)
+	if err != nil {
+		return err
+	}
+	// Go keeps to GOMEMLIMIT by itself; what it is set to belongs into the log of a program that was killed for memory.
+	log.Info("starting", "processors", runtime.GOMAXPROCS(0), "memoryLimit", debug.SetMemoryLimit(-1))
+	err = s.serve(ctx, from)
+	flushing, cancel := context.WithTimeout(context.WithoutCancel(ctx), tracesTimeout)
+	defer cancel()
+	return errors.Join(err, stopTracing(flushing))
+}
+
+// adminHandler adds to what telemetry serves why a call would go where it would.
+func adminHandler(telemetry http.Handler, pools *fleet.Fleet) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", telemetry)
+	mux.Handle("POST /debug/explain", fleet.ExplainHandler(pools))
+	return mux
 }
 
 func newSource(o Options, pools *fleet.Fleet, log *slog.Logger) (source, error) {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"os"
@@ -14,11 +15,13 @@ import (
 	"testing"
 	"time"
 
-	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3" //nolint:depguard // the test plays the proxy
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
@@ -251,10 +254,14 @@ func TestRunDrains(t *testing.T) {
 	}
 }
 
-func TestRunDrainIsBounded(t *testing.T) {
+// A call that outlasts the drain is parted from with OK, so that no proxy cuts its answer off.
+func TestRunDrainIsBoundedAndHarmsNoCall(t *testing.T) {
 	p := start(t, "--static", "../../samples/static/pools.yaml", "--drain-timeout=100ms")
-	p.open(t, "models/llama")
+	stream, _ := p.open(t, "models/llama")
 	p.stop()
+	if r, err := stream.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("the stream of a call in flight ends with %v, %v, want OK", r, err)
+	}
 	select {
 	case err := <-p.ended:
 		if err != nil {
@@ -262,6 +269,43 @@ func TestRunDrainIsBounded(t *testing.T) {
 		}
 	case <-time.After(5 * time.Second):
 		t.Fatal("a call in flight holds the end up")
+	}
+}
+
+// Not even a stream that never brings a request holds the end up.
+func TestRunDrainEndsSilentStreams(t *testing.T) {
+	p := start(t, "--static", "../../samples/static/pools.yaml", "--drain-timeout=0s")
+	stream, err := extprocv3.NewExternalProcessorClient(p.dial(t, "extproc")).Process(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the stream", func() bool { return strings.Contains(p.get(t, "/metrics"), "inference_waypoint_streams_in_flight 1") })
+	p.stop()
+	if _, err := stream.Recv(); status.Code(err) != codes.Unavailable {
+		t.Errorf("the stream ends with %v, want it cut off as unavailable", err)
+	}
+	select {
+	case err := <-p.ended:
+		if err != nil {
+			t.Errorf("ended with %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("a silent stream holds the end up")
+	}
+}
+
+func TestRunLimitsStreams(t *testing.T) {
+	p := start(t, "--static", "../../samples/static/pools.yaml", "--max-streams=1", "--drain-timeout=0s")
+	p.open(t, "models/llama")
+	if got := p.pick(t, "models/llama"); got != "TooManyRequests" {
+		t.Errorf("a second call gets %s, want TooManyRequests", got)
+	}
+}
+
+func TestRunServesProfilesIfAskedTo(t *testing.T) {
+	p := start(t, "--static", "../../samples/static/pools.yaml", "--pprof")
+	if got := p.get(t, "/debug/pprof/goroutine?debug=1"); !strings.Contains(got, "goroutine profile") {
+		t.Errorf("the profile is %.100q", got)
 	}
 }
 
@@ -293,8 +337,15 @@ func TestRunFails(t *testing.T) {
 		want []string
 	}{
 		"all bad flags at once": {
-			[]string{"x", "--static=a", "--kubeconfig=b", "--extproc-address=c:d:e", "--drain-delay=-1s", "--drain-timeout=-1s", "--max-message-bytes=0", "--log-level=loud"},
-			[]string{`"x"`, "--kubeconfig", "--extproc-address", "--drain-delay", "--drain-timeout", "--max-message-bytes", `"loud"`},
+			[]string{"x", "--static=a", "--kubeconfig=b", "--extproc-address=c:d:e", "--drain-delay=-1s", "--drain-timeout=-1s",
+				"--max-message-bytes=0", "--max-streams=-1", "--max-held-bytes=-1", "--tls-cert-file=f", "--log-level=loud"},
+			[]string{`"x"`, "--kubeconfig", "--extproc-address", "--drain-delay", "--drain-timeout",
+				"--max-message-bytes", "--max-streams", "--max-held-bytes", "--tls-key-file", `"loud"`},
+		},
+		"authorities without a certificate": {[]string{"--tls-client-ca-file=f"}, []string{"--tls-client-ca-file needs --tls-cert-file"}},
+		"missing certificate": {
+			[]string{"--static=../../samples/static/pools.yaml", "--tls-cert-file=/nonexistent/cert", "--tls-key-file=/nonexistent/key"},
+			[]string{"reading TLS certificates", "/nonexistent/cert", "/nonexistent/key"},
 		},
 		"unknown flag":    {[]string{"--weights=1"}, []string{"--weights"}},
 		"missing file":    {[]string{"--static=/nonexistent/pools.yaml"}, []string{"/nonexistent/pools.yaml"}},

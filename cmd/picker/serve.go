@@ -25,10 +25,17 @@ const (
 	readinessService = "readiness"
 )
 
+// partTimeout is what is left for streams to end once the calls have been parted from: proxies wait for a pick for
+// 200 ms by default.
+const partTimeout = time.Second
+
 // servers are the three servers of the program, on listeners that are open.
 type servers struct {
 	options Options
 	log     *slog.Logger
+
+	picker       *extproc.Server
+	certificates *certificates // nil without TLS
 
 	extproc, probes                *grpc.Server
 	metrics                        *http.Server
@@ -44,39 +51,60 @@ func listen(o Options, picker *extproc.Server, metrics http.Handler, log *slog.L
 	s := &servers{
 		options: o,
 		log:     log,
-		extproc: grpc.NewServer(extproc.ServerOptions(o.MaxMessageBytes)...),
+		picker:  picker,
 		probes:  grpc.NewServer(),
 		metrics: &http.Server{Handler: metrics, ReadHeaderTimeout: 10 * time.Second},
 		health:  health.NewServer(),
 	}
-	picker.Register(s.extproc)
-	reflection.Register(s.extproc)
-	healthv1.RegisterHealthServer(s.extproc, s.health)
+	if err := s.makeExtproc(); err != nil {
+		return nil, err
+	}
 	healthv1.RegisterHealthServer(s.probes, s.health)
 	s.health.SetServingStatus(livenessService, healthv1.HealthCheckResponse_SERVING)
 	s.setReady(healthv1.HealthCheckResponse_NOT_SERVING)
+	return s, s.open()
+}
 
+// makeExtproc makes the server that proxies speak to.
+func (s *servers) makeExtproc() error {
+	options := extproc.ServerOptions(s.options.MaxMessageBytes)
+	if s.options.TLSCertFile != "" {
+		c, err := openCertificates(s.options, s.log)
+		if err != nil {
+			return err
+		}
+		s.certificates, options = c, append(options, grpc.Creds(c.credentials()))
+	}
+	s.extproc = grpc.NewServer(options...)
+	s.picker.Register(s.extproc)
+	reflection.Register(s.extproc)
+	healthv1.RegisterHealthServer(s.extproc, s.health)
+	return nil
+}
+
+// open opens the addresses.
+func (s *servers) open() error {
 	var open []net.Listener
 	for _, a := range []struct {
 		name, address string
 		listener      *net.Listener
 	}{
-		{"extproc", o.ExtprocAddress, &s.onExtproc},
-		{"health", o.HealthAddress, &s.onProbes},
-		{"metrics", o.MetricsAddress, &s.onMetrics},
+		{"extproc", s.options.ExtprocAddress, &s.onExtproc},
+		{"health", s.options.HealthAddress, &s.onProbes},
+		{"metrics", s.options.MetricsAddress, &s.onMetrics},
 	} {
 		l, err := net.Listen("tcp", a.address)
 		if err != nil {
 			for _, l := range open {
 				_ = l.Close() // the first error is the one to tell
 			}
-			return nil, fmt.Errorf("listening for %s: %w", a.name, err)
+			return fmt.Errorf("listening for %s: %w", a.name, err)
 		}
 		open = append(open, l)
 		*a.listener = l
-		log.Info("listening", "for", a.name, "address", l.Addr().String())
+		s.log.Info("listening", "for", a.name, "address", l.Addr().String())
 	}
-	return s, nil
+	return nil
 }
 
 func (s *servers) setReady(status healthv1.HealthCheckResponse_ServingStatus) {
@@ -113,6 +141,12 @@ func (s *servers) serve(ctx context.Context, from source) error {
 		from.Run(sourceContext, s.synced)
 		return nil
 	})
+	if s.certificates != nil {
+		group.Go(func() error {
+			s.certificates.run(sourceContext, fileInterval)
+			return nil
+		})
+	}
 	group.Go(func() error { return named("ext_proc", s.extproc.Serve(s.onExtproc)) })
 	group.Go(func() error { return named("health", s.probes.Serve(s.onProbes)) })
 	group.Go(func() error { return named("metrics", s.metrics.Serve(s.onMetrics)) })
@@ -125,20 +159,41 @@ func (s *servers) serve(ctx context.Context, from source) error {
 	return group.Wait()
 }
 
-// drain tells proxies first and ends last, so that between the two no call meets a closed door.
+// drain tells proxies first and ends last, so that between the two no call meets a closed door. Calls that outlast the
+// drain timeout go on without the picker; only streams whose proxy does not even bring a request are cut off.
 func (s *servers) drain() {
 	s.log.Info("draining")
 	s.unready()
 	time.Sleep(s.options.DrainDelay)
-	late := time.AfterFunc(s.options.DrainTimeout, func() {
-		s.log.Warn("calls in flight were cut off at the end of the drain timeout")
-		s.extproc.Stop()
-	})
-	s.extproc.GracefulStop()
-	late.Stop()
+	ended := make(chan struct{})
+	go func() {
+		s.extproc.GracefulStop()
+		close(ended)
+	}()
+	if !within(ended, s.options.DrainTimeout) {
+		s.log.Warn("parting from calls in flight at the end of the drain timeout")
+		s.picker.Part()
+		if !within(ended, partTimeout) {
+			s.log.Warn("streams without a request are cut off")
+			s.extproc.Stop()
+			<-ended
+		}
+	}
 	s.probes.Stop()
 	_ = s.metrics.Close() // the listeners are all that is left to close
 	s.log.Info("stopped")
+}
+
+// within waits for an end, for at most so long, and says whether it came.
+func within(ended <-chan struct{}, long time.Duration) bool {
+	late := time.NewTimer(long)
+	defer late.Stop()
+	select {
+	case <-ended:
+		return true
+	case <-late.C:
+		return false
+	}
 }
 
 // named says which server failed; one that was stopped did not.

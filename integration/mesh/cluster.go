@@ -233,8 +233,8 @@ func answers(client *http.Client, url string) func(context.Context) error {
 	}
 }
 
-// decode reads the objects of a YAML stream. Empty documents are skipped.
-func decode(stream []byte) ([]*unstructured.Unstructured, error) {
+// Decode reads the objects of a YAML stream. Empty documents are skipped.
+func Decode(stream []byte) ([]*unstructured.Unstructured, error) {
 	decoder := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader(stream), 4096)
 	var out []*unstructured.Unstructured
 	for {

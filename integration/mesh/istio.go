@@ -37,7 +37,7 @@ func renderIstio(ctx context.Context, tools, overlay string) ([]*unstructured.Un
 		}
 		return nil, fmt.Errorf("rendering %s: %w", overlay, err)
 	}
-	objects, err := decode(out)
+	objects, err := Decode(out)
 	if err != nil {
 		return nil, fmt.Errorf("reading what istioctl rendered: %w", err)
 	}

@@ -280,7 +280,7 @@ func decodeFile(path string) ([]*unstructured.Unstructured, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading objects: %w", err)
 	}
-	objects, err := decode(content)
+	objects, err := Decode(content)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -410,7 +410,7 @@ func (m *Mesh) Apply(ctx context.Context, paths ...string) error {
 
 // ApplyYAML writes the objects of a YAML stream.
 func (m *Mesh) ApplyYAML(ctx context.Context, stream string) error {
-	objects, err := decode([]byte(stream))
+	objects, err := Decode([]byte(stream))
 	if err != nil {
 		return err
 	}
@@ -432,7 +432,7 @@ func (m *Mesh) read(path string) ([]*unstructured.Unstructured, error) {
 	if err != nil {
 		return nil, fmt.Errorf("building the kustomization %s: %w", path, err)
 	}
-	return decode(stream)
+	return Decode(stream)
 }
 
 // RestartIstiod replaces istiod by one with an environment variable set, and waits until the old one is gone.

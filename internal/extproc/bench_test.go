@@ -13,7 +13,7 @@ import (
 func BenchmarkStream(b *testing.B) {
 	servers := map[string]func(b *testing.B) *world{
 		"picker":  func(b *testing.B) *world { return newWorld(b, fourEndpoints...) },
-		"nothing": func(b *testing.B) *world { return &world{client: serve(b, registerNothing)} },
+		"nothing": func(b *testing.B) *world { return &world{client: serve(b, registerNothing, ordinaryOptions()...)} },
 	}
 	for _, size := range []int{1 << 10, 8 << 10, 64 << 10, 512 << 10} {
 		for _, name := range []string{"picker", "nothing"} {
@@ -46,18 +46,27 @@ func registerNothing(r grpc.ServiceRegistrar) {
 	extprocv3.RegisterExternalProcessorServer(r, nothing{})
 }
 
+// ordinaryOptions are ours without our way of reading and writing messages.
+func ordinaryOptions() []grpc.ServerOption { return ServerOptions(16 << 20)[1:] }
+
+var (
+	continueHeaders = &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestHeaders{RequestHeaders: &extprocv3.HeadersResponse{}}}
+	continueBody    = &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestBody{RequestBody: &extprocv3.BodyResponse{}}}
+	continueAnswer  = &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseHeaders{ResponseHeaders: &extprocv3.HeadersResponse{}}}
+)
+
 func (nothing) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
 	for {
 		m, err := stream.Recv()
 		if err != nil {
 			return ended(err)
 		}
-		reply := continueRequestHeaders
+		reply := continueHeaders
 		switch m.GetRequest().(type) {
 		case *extprocv3.ProcessingRequest_RequestBody:
-			reply = continueRequestBody
+			reply = continueBody
 		case *extprocv3.ProcessingRequest_ResponseHeaders:
-			reply = continueAnswerHeaders
+			reply = continueAnswer
 		}
 		if err := stream.Send(reply); err != nil {
 			return err

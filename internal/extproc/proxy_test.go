@@ -32,27 +32,40 @@ const llama = "models/llama"
 type world struct {
 	fleet    *fleet.Fleet
 	registry *prometheus.Registry
+	server   *Server
 	client   extprocv3.ExternalProcessorClient
 }
 
 func newWorld(t testing.TB, endpoints ...string) *world {
 	t.Helper()
+	return newWorldWith(t, fleet.Options{Seed: 1}, Options{}, endpoints...)
+}
+
+// newWorldWith makes a world of other options, to which metrics are added, and a log that nobody reads unless one is
+// given.
+func newWorldWith(t testing.TB, ofFleet fleet.Options, o Options, endpoints ...string) *world {
+	t.Helper()
 	w := &world{registry: prometheus.NewRegistry()}
-	metrics := telemetry.NewMetrics(w.registry)
-	w.fleet = fleet.New(fleet.Options{Metrics: metrics, Seed: 1})
+	o.Metrics = telemetry.NewMetrics(w.registry)
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	ofFleet.Metrics = o.Metrics
+	w.fleet = fleet.New(ofFleet)
 	w.set(llama, endpoints...)
-	w.client = serve(t, New(w.fleet, metrics, slog.New(slog.DiscardHandler)).Register)
+	w.server = New(w.fleet, o)
+	w.client = serve(t, w.server.Register, ServerOptions(16<<20)...)
 	return w
 }
 
 // serve runs a gRPC server on the loopback until the test ends, and returns a client of it.
-func serve(t testing.TB, register func(grpc.ServiceRegistrar)) extprocv3.ExternalProcessorClient {
+func serve(t testing.TB, register func(grpc.ServiceRegistrar), options ...grpc.ServerOption) extprocv3.ExternalProcessorClient {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer(ServerOptions(16 << 20)...)
+	server := grpc.NewServer(options...)
 	register(server)
 	done := make(chan struct{})
 	go func() {

@@ -6,7 +6,9 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
-	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/refusal"
 )
@@ -23,99 +25,155 @@ const (
 	subsetKey       = "x-gateway-destination-endpoint-subset"
 )
 
-// Replies that change nothing, one for each kind of message. They are shared by all streams and never written to.
-var (
-	continueRequestHeaders  = &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestHeaders{RequestHeaders: &extprocv3.HeadersResponse{}}}
-	continueRequestBody     = &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestBody{RequestBody: &extprocv3.BodyResponse{}}}
-	continueRequestTrailers = &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestTrailers{RequestTrailers: &extprocv3.TrailersResponse{}}}
-	continueAnswerHeaders   = &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseHeaders{ResponseHeaders: &extprocv3.HeadersResponse{}}}
-	continueAnswerBody      = &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseBody{ResponseBody: &extprocv3.BodyResponse{}}}
-	continueAnswerTrailers  = &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseTrailers{ResponseTrailers: &extprocv3.TrailersResponse{}}}
+// Fields of envoy.service.ext_proc.v3.ProcessingResponse and of what is in it.
+const (
+	tagDynamicMetadata = 8<<3 | bytesType
+
+	tagCommon = 1<<3 | bytesType // of HeadersResponse and BodyResponse
+
+	tagHeaderMutation = 2<<3 | bytesType // of CommonResponse
+	tagBodyMutation   = 3<<3 | bytesType
+
+	tagSetHeaders = 1<<3 | bytesType // of HeaderMutation
+
+	tagHeader       = 1<<3 | bytesType // of HeaderValueOption
+	tagAppendAction = 3<<3 | varintType
+
+	tagStreamed = 3<<3 | bytesType // of BodyMutation
+	tagChunk    = 1<<3 | bytesType // of StreamedBodyResponse
+	tagChunkEnd = 2<<3 | varintType
+
+	tagStruct = 5<<3 | bytesType // of Value
 )
 
-// pickReply is the reply that carries a pick, in all of its forms. It is made once and filled in for each call, since
-// its dozen messages and two maps would otherwise be most of a pick's garbage. A reply is valid until the next.
-type pickReply struct {
-	value    corev3.HeaderValue
-	text     *structpb.Value_StringValue
-	headers  extprocv3.ProcessingResponse_RequestHeaders
-	body     extprocv3.ProcessingResponse_RequestBody
-	trailers extprocv3.ProcessingResponse_RequestTrailers
-	reply    extprocv3.ProcessingResponse
+// replyTags are the fields of a ProcessingResponse by the kind of message that they reply to.
+var replyTags = [...]tag{
+	onRequestHeaders:  1<<3 | bytesType,
+	onAnswerHeaders:   2<<3 | bytesType,
+	onRequestBody:     3<<3 | bytesType,
+	onAnswerBody:      4<<3 | bytesType,
+	onRequestTrailers: 5<<3 | bytesType,
+	onAnswerTrailers:  6<<3 | bytesType,
 }
 
-func newPickReply() *pickReply {
-	p := &pickReply{text: &structpb.Value_StringValue{}}
-	p.value.Key = destinationKey
-	common := &extprocv3.CommonResponse{HeaderMutation: &extprocv3.HeaderMutation{SetHeaders: []*corev3.HeaderValueOption{{
-		Header: &p.value,
-		// Whatever a client sent under this name must not steer.
-		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
-	}}}}
-	p.headers.RequestHeaders = &extprocv3.HeadersResponse{Response: common}
-	p.body.RequestBody = &extprocv3.BodyResponse{Response: common}
-	p.trailers.RequestTrailers = &extprocv3.TrailersResponse{}
-	p.reply.DynamicMetadata = &structpb.Struct{Fields: map[string]*structpb.Value{
-		lbNamespace: structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{
-			destinationKey: {Kind: p.text},
-		}}),
-	}}
-	return p
+// plain are the encoded replies that change nothing, by the kind of message. They are shared and never written to.
+var plain = func() (out [len(replyTags)]mem.BufferSlice) {
+	for kind, field := range replyTags {
+		out[kind] = mem.BufferSlice{mem.SliceBuffer{byte(field), 0}}
+	}
+	return out
+}()
+
+// reply is a ProcessingResponse. It refers to what it carries only until it is sent.
+type reply struct {
+	// kind is that of the message that is replied to; its zero value replies to none.
+	kind kind
+	// endpoints are the pick, "ip:port,ip:port". A reply to trailers carries it in metadata alone, as it cannot change
+	// headers.
+	endpoints []byte
+	// chunk is a piece of a body that is given back, and end says that it is the last. Nil where none is.
+	chunk mem.Buffer
+	end   bool
+	// refused ends the call.
+	refused *refusal.Error
 }
 
-// set puts the picked endpoints, "ip:port,ip:port", into header and metadata. It keeps endpoints.
-func (p *pickReply) set(endpoints []byte) {
-	p.value.RawValue = endpoints
-	p.text.StringValue = string(endpoints)
+// encode makes the reply's bytes. Those of a chunk are not copied: the result has a claim on them.
+func (r *reply) encode() (mem.BufferSlice, error) {
+	switch {
+	case r.refused != nil:
+		b, err := proto.Marshal(refuse(r.refused))
+		return mem.BufferSlice{mem.SliceBuffer(b)}, err
+	case r.chunk != nil:
+		return encodeChunk(replyTags[r.kind], r.chunk, r.end), nil
+	case r.endpoints != nil:
+		return encodePick(replyTags[r.kind], r.endpoints), nil
+	default:
+		return plain[r.kind], nil
+	}
 }
 
-func (p *pickReply) onHeaders() *extprocv3.ProcessingResponse {
-	p.reply.Response = &p.headers
-	return &p.reply
+// encodePick encodes the reply that carries a pick. Whatever a client sent under the header's name is overwritten, as
+// it must not steer.
+func encodePick(field tag, endpoints []byte) mem.BufferSlice {
+	w := newWriter(256 + 2*len(endpoints))
+	end := w.at
+	w.bytes(tagString, endpoints)
+	w.wrap(tagMapValue, end)
+	w.bytes(tagMapKey, destinationBytes)
+	w.wrap(tagFields, end)
+	w.wrap(tagStruct, end)
+	w.wrap(tagMapValue, end)
+	w.bytes(tagMapKey, lbBytes)
+	w.wrap(tagFields, end)
+	w.wrap(tagDynamicMetadata, end)
+	end = w.at
+	if field != replyTags[onRequestTrailers] {
+		w.varint(tagAppendAction, uint64(corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD))
+		header := w.at
+		w.bytes(tagHeaderRaw, endpoints)
+		w.bytes(tagHeaderKey, destinationBytes)
+		w.wrap(tagHeader, header)
+		w.wrap(tagSetHeaders, end)
+		w.wrap(tagHeaderMutation, end)
+		w.wrap(tagCommon, end)
+	}
+	w.wrap(field, end)
+	return mem.BufferSlice{mem.SliceBuffer(w.buf[w.at:])}
 }
 
-func (p *pickReply) onBody() *extprocv3.ProcessingResponse {
-	p.reply.Response = &p.body
-	return &p.reply
+var (
+	destinationBytes = []byte(destinationKey)
+	lbBytes          = []byte(lbNamespace)
+)
+
+// encodeChunk encodes the reply that gives a piece of a body back. The piece is the message's end, uncopied; what
+// says that it is the last one comes before.
+func encodeChunk(field tag, chunk mem.Buffer, last bool) mem.BufferSlice {
+	w := newWriter(64)
+	end, behind := w.at, chunk.Len()
+	w.length(tagChunk, behind)
+	if last {
+		w.varint(tagChunkEnd, 1)
+	}
+	for _, t := range [...]tag{tagStreamed, tagBodyMutation, tagCommon, field} {
+		w.length(t, end-w.at+behind)
+	}
+	chunk.Ref()
+	return mem.BufferSlice{mem.SliceBuffer(w.buf[w.at:]), chunk}
 }
 
-// onTrailers carries the pick in metadata alone: a reply to trailers cannot change headers.
-func (p *pickReply) onTrailers() *extprocv3.ProcessingResponse {
-	p.reply.Response = &p.trailers
-	return &p.reply
+// writer writes a message from its end to its beginning, so that a length is known when its turn comes.
+type writer struct {
+	buf []byte
+	at  int // where what is written begins
 }
 
-// chunkReply gives a chunk of a body back, for proxies that leave the whole body to us. Like pickReply it is filled
-// in anew for each chunk.
-type chunkReply struct {
-	chunk   extprocv3.StreamedBodyResponse
-	request extprocv3.ProcessingResponse_RequestBody
-	answer  extprocv3.ProcessingResponse_ResponseBody
-	reply   extprocv3.ProcessingResponse
+// newWriter makes a writer for a message of at most size bytes.
+func newWriter(size int) writer { return writer{buf: make([]byte, size), at: size} }
+
+// wrap makes of what was written since end the value of a field.
+func (w *writer) wrap(field tag, end int) { w.length(field, end-w.at) }
+
+// bytes writes a field of bytes.
+func (w *writer) bytes(field tag, value []byte) {
+	w.at -= len(value)
+	copy(w.buf[w.at:], value)
+	w.length(field, len(value))
 }
 
-func newChunkReply() *chunkReply {
-	c := &chunkReply{}
-	body := &extprocv3.BodyResponse{Response: &extprocv3.CommonResponse{BodyMutation: &extprocv3.BodyMutation{
-		Mutation: &extprocv3.BodyMutation_StreamedResponse{StreamedResponse: &c.chunk},
-	}}}
-	c.request.RequestBody = body
-	c.answer.ResponseBody = body
-	return c
+// length writes a field's tag and its value's length.
+func (w *writer) length(field tag, n int) { w.varint(field, uint64(n)) }
+
+// varint writes a field of a number.
+func (w *writer) varint(field tag, value uint64) {
+	w.number(value)
+	w.number(uint64(field))
 }
 
-func (c *chunkReply) set(bytes []byte, end bool) { c.chunk.Body, c.chunk.EndOfStream = bytes, end }
-
-func (c *chunkReply) ofRequest(bytes []byte, end bool) *extprocv3.ProcessingResponse {
-	c.set(bytes, end)
-	c.reply.Response = &c.request
-	return &c.reply
-}
-
-func (c *chunkReply) ofAnswer(bytes []byte, end bool) *extprocv3.ProcessingResponse {
-	c.set(bytes, end)
-	c.reply.Response = &c.answer
-	return &c.reply
+func (w *writer) number(n uint64) {
+	w.at -= protowire.SizeVarint(n)
+	protowire.AppendVarint(w.buf[:w.at], n)
 }
 
 // refuse is the reply that ends a call with an error in the form that clients of the OpenAI API read.

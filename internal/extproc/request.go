@@ -1,17 +1,17 @@
 package extproc
 
 import (
+	"bytes"
 	"context"
-	"strings"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
+
+// traceHeader is the header by which a caller's trace goes on, by the W3C's Trace Context.
+const traceHeader = "traceparent"
 
 // poolHeader is the name of the pool as the stream's opener gave it, or "".
 func poolHeader(ctx context.Context) string {
@@ -21,51 +21,36 @@ func poolHeader(ctx context.Context) string {
 	return ""
 }
 
-// header finds a header's value. Proxies put it into the bytes or, older ones, into the text.
-func header(h *corev3.HeaderMap, key string) string {
-	for _, v := range h.GetHeaders() {
-		if v.GetKey() != key {
-			continue
-		}
-		if len(v.GetRawValue()) > 0 {
-			return string(v.GetRawValue())
-		}
-		return v.GetValue()
-	}
-	return ""
-}
-
-// readSubset reads the proxy's restriction into s: a list of texts, or one text with commas.
-func readSubset(m *corev3.Metadata, s *fleet.Subset) {
-	hint, ok := m.GetFilterMetadata()[subsetNamespace].GetFields()[subsetKey]
-	if !ok {
-		return
-	}
+// readSubset reads the proxy's restriction, an encoded Value, into s: a list of texts, or one text with commas.
+func readSubset(value []byte, s *fleet.Subset) error {
 	s.Given = true
-	switch kind := hint.GetKind().(type) {
-	case *structpb.Value_ListValue:
-		for _, v := range kind.ListValue.GetValues() {
-			s.Add(v.GetStringValue())
-		}
-	case *structpb.Value_StringValue:
-		for text := range strings.SplitSeq(kind.StringValue, ",") {
-			s.Add(text)
-		}
-	}
-}
-
-// served finds the name of the endpoint that answered: in the metadata, where the protocol has it, or else among the
-// attributes, where a proxy is set to send it so. It is "" where neither is there.
-func served(m *extprocv3.ProcessingRequest) string {
-	if v := m.GetMetadataContext().GetFilterMetadata()[lbNamespace].GetFields()[servedKey]; v != nil {
-		return v.GetStringValue()
-	}
-	for _, attributes := range m.GetAttributes() {
-		for _, key := range [...]string{servedKey, "upstream.address"} {
-			if v := attributes.GetFields()[key]; v != nil {
-				return v.GetStringValue()
+	f := fields{rest: value}
+	for f.next() {
+		switch f.tag {
+		case tagList:
+			if err := readSubsetList(f.bytes, s); err != nil {
+				return err
+			}
+		case tagString:
+			for name := range bytes.SplitSeq(f.bytes, []byte{','}) {
+				s.Add(string(name))
 			}
 		}
 	}
-	return ""
+	return f.err
+}
+
+func readSubsetList(list []byte, s *fleet.Subset) error {
+	f := fields{rest: list}
+	for f.next() {
+		if f.tag != tagElement {
+			continue
+		}
+		name, err := text(f.bytes)
+		if err != nil {
+			return err
+		}
+		s.Add(string(name))
+	}
+	return f.err
 }

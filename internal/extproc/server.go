@@ -6,53 +6,78 @@
 package extproc
 
 import (
-	"context"
 	"errors"
 	"io"
 	"log/slog"
-	"runtime/debug"
 	"sync"
+	"sync/atomic"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+	"github.com/inference-waypoint/inference-waypoint/internal/refusal"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
 // Service is the name under which health checks ask for this service.
 const Service = "envoy.service.ext_proc.v3.ExternalProcessor"
 
+// Options are what a Server is made of.
+type Options struct {
+	Metrics *telemetry.Metrics
+	Log     *slog.Logger
+	// Tracer makes a span of each pick; nil makes none.
+	Tracer trace.Tracer
+	// MaxStreams is how many streams, which are calls in flight, may be open at once; what is above is refused as
+	// overloaded. 0 sets no limit.
+	MaxStreams int
+	// MaxHeldBytes bounds what is held, of all calls together, of bodies that proxies stream to us before the pick.
+	// Where it is used up, calls are picked on the part of the body that is there. 0 sets no limit.
+	MaxHeldBytes int
+}
+
 // Server answers the streams of proxies.
 type Server struct {
 	extprocv3.UnimplementedExternalProcessorServer
 
-	fleet    *fleet.Fleet
-	metrics  *telemetry.Metrics
-	log      *slog.Logger
-	sessions sync.Pool
+	fleet      *fleet.Fleet
+	options    Options
+	overloaded *refusal.Error
+	sessions   sync.Pool
+	streams    atomic.Int64
+	held       atomic.Int64 // bytes of bodies before the pick
+
+	parting sync.Once
+	parted  chan struct{} // closed by Part
 }
 
 // New makes a server that picks from the fleet.
-func New(f *fleet.Fleet, metrics *telemetry.Metrics, log *slog.Logger) *Server {
-	s := &Server{fleet: f, metrics: metrics, log: log}
-	s.sessions.New = func() any {
-		return &session{server: s, pick: newPickReply(), chunk: newChunkReply()}
+func New(f *fleet.Fleet, o Options) *Server {
+	s := &Server{
+		fleet:   f,
+		options: o,
+		overloaded: refusal.New(refusal.Overloaded,
+			"the endpoint picker has %d calls in flight, which is all that it may have", o.MaxStreams),
+		parted: make(chan struct{}),
 	}
+	s.sessions.New = func() any { return &session{server: s} }
 	return s
 }
 
-// Register adds the service to a gRPC server, which should be made with ServerOptions.
+// Register adds the service to a gRPC server, which must be made with ServerOptions.
 func (s *Server) Register(r grpc.ServiceRegistrar) { extprocv3.RegisterExternalProcessorServer(r, s) }
 
-// ServerOptions are the settings of gRPC that fit this service: many short streams on few connections, messages of up
-// to maxMessage bytes one way and of some hundred bytes the other.
+// ServerOptions are the settings of gRPC that this service needs: its own way of reading and writing its messages; and
+// those that fit it: many short streams on few connections, messages of up to maxMessage bytes one way and of some
+// hundred bytes the other.
 func ServerOptions(maxMessage int) []grpc.ServerOption {
 	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(maxMessage),
-		grpc.SharedWriteBuffer(true),
 		// A body of Envoy's default 1 MiB comes without waiting for a window; fixed windows also save the pings
 		// that would otherwise measure the bandwidth.
 		grpc.StaticStreamWindowSize(1 << 20),
@@ -60,40 +85,43 @@ func ServerOptions(maxMessage int) []grpc.ServerOption {
 	}
 }
 
-// Process serves one stream, which is one HTTP call, until the proxy ends it: with the call, by the protocol.
-func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) (err error) {
-	s.metrics.StreamOpened()
-	defer s.metrics.StreamClosed()
-	x := s.sessions.Get().(*session)
-	defer func() {
-		if fault := recover(); fault != nil {
-			// The session may be in any state and is left to the collector; only the claim is given back.
-			x.reservation.Release(fleet.Abandoned)
-			s.metrics.Panicked()
-			s.log.Error("a stream failed by a fault of the picker", "pool", x.pool, "panic", fault, "stack", string(debug.Stack()))
-			err = status.Error(codes.Internal, "the endpoint picker failed")
-			return
-		}
-		x.end()
-		s.sessions.Put(x)
-	}()
-	x.send, x.pool = stream, poolHeader(stream.Context())
-	return x.run(stream)
+// Part ends all streams whose pick is made, in the way that leaves their calls unharmed: with OK, which tells the
+// proxy to go on without the picker. It is for the end of a drain. Streams that wait for their pick go on.
+func (s *Server) Part() { s.parting.Do(func() { close(s.parted) }) }
+
+// find is the pool of a name, or nil.
+func (s *Server) find(name string) *fleet.Pool {
+	parsed, ok := fleet.ParseName(name)
+	if !ok {
+		return nil
+	}
+	return s.fleet.Pool(parsed)
 }
 
-// run takes messages until the exchange is over.
-func (x *session) run(stream extprocv3.ExternalProcessor_ProcessServer) error {
-	for {
-		if err := stream.RecvMsg(&x.message); err != nil {
-			return ended(err)
-		}
-		done, err := x.step(&x.message)
-		// A stream lives as long as its call, a body's bytes only until the pick.
-		x.message.Reset()
-		if done || err != nil {
-			return ended(err)
-		}
+// countRefusal counts a refused call under its pool if there is one of that name, so that what clients send makes no
+// series.
+func (s *Server) countRefusal(name string, reason refusal.Reason) {
+	if p := s.find(name); p != nil {
+		p.Metrics().Refused(string(reason))
+		return
 	}
+	s.options.Metrics.RefusedWithoutPool(string(reason))
+}
+
+// hold takes room for n more bytes of a body, and says whether there was some left. It is taken in any case: letGo
+// must follow.
+func (s *Server) hold(n int) bool {
+	held := s.held.Add(int64(n))
+	s.options.Metrics.Held(n)
+	return s.options.MaxHeldBytes == 0 || held <= int64(s.options.MaxHeldBytes)
+}
+
+func (s *Server) letGo(n int) {
+	if n == 0 {
+		return
+	}
+	s.held.Add(int64(-n))
+	s.options.Metrics.Held(-n)
 }
 
 // ended makes of a stream's end, as the proxy brings it about, no error.
@@ -102,13 +130,4 @@ func ended(err error) error {
 		return nil
 	}
 	return err
-}
-
-// logPick tells of one pick, at the debug level only: there are thousands a second.
-func (s *Server) logPick(x *session) {
-	if !s.log.Enabled(context.Background(), slog.LevelDebug) {
-		return
-	}
-	s.log.Debug("picked", "pool", x.pool, "path", x.path, "model", x.facts.Model, "endpoints", string(x.endpoints),
-		"promptTokens", x.reservation.PromptTokens, "cachedTokens", x.reservation.CachedTokens)
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -12,12 +11,12 @@ import (
 	procmodev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
+	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
+	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
 )
 
 const (
@@ -94,7 +93,7 @@ func fullDuplex(x *exchange, body []byte, size int, trailers bool) []string {
 	}
 	got := picked(x.t, x.recv())
 	var back []byte
-	for ended := false; !ended && !(trailers && len(back) == len(body)); {
+	for ended := false; !ended && (!trailers || len(back) != len(body)); {
 		c := x.recv().GetRequestBody().GetResponse().GetBodyMutation().GetStreamedResponse()
 		if c == nil {
 			x.t.Fatal("the reply gives no chunk back")
@@ -175,6 +174,36 @@ func TestPickOnHeaders(t *testing.T) {
 			}
 			if len(used) != 4 {
 				t.Errorf("4 calls went to %v, want one to each endpoint", used)
+			}
+		})
+	}
+}
+
+// Calls of one session stay together, by the header that the pool is set to, and only by that one.
+func TestSessionHeader(t *testing.T) {
+	tests := map[string]struct {
+		header   string
+		wantUsed int
+	}{
+		"the pool's": {"x-conversation", 1},
+		"another":    {"x-session", 4},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, fourEndpoints...)
+			settings := fleet.DefaultSettings()
+			settings.SessionHeader = "x-conversation"
+			w.fleet.Configure(types.NamespacedName{Namespace: "models", Name: "llama"}, settings)
+			used := map[string]int{}
+			for conversation := range 4 { // none ends, so without a session each goes to another endpoint
+				x := w.open(t, llama, withModes(partial, none))
+				x.send(requestHeaders(false, tt.header, "7"))
+				isContinue(t, x.recv(), "RequestHeaders")
+				x.send(requestBody(completion(conversation, 500), true))
+				used[picked(t, x.recv())[0]]++
+			}
+			if len(used) != tt.wantUsed {
+				t.Errorf("4 calls went to %v, want %d endpoints", used, tt.wantUsed)
 			}
 		})
 	}
@@ -468,23 +497,28 @@ func TestServedEndpointTakesTheReservation(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, fourEndpoints[:2]...)
-			x := w.open(t, llama, withModes(partial, none))
-			x.send(requestHeaders(true))
-			choice := picked(t, x.recv())
-			first, other := choice[0], choice[1]
+			const third = "10.244.0.3:8000"
+			w := newWorld(t, fourEndpoints[:3]...)
+			call := func(body []byte, allowed ...any) (*exchange, []string) {
+				x := w.open(t, llama, withModes(partial, none))
+				x.send(withMetadata(requestHeaders(false), subsetNamespace, subsetKey, allowed))
+				isContinue(t, x.recv(), "RequestHeaders")
+				x.send(requestBody(body, true))
+				return x, picked(t, x.recv())
+			}
+			call(nil, third)
+			x, choice := call(completion(1, 100_000), fourEndpoints[0], fourEndpoints[1])
+			other := choice[1]
 			x.send(tt.tell(answerHeaders("200", false), other))
 			isContinue(t, x.recv(), "ResponseHeaders")
 
-			// The next call goes where the first does not weigh.
-			y := w.open(t, llama, withModes(partial, none))
-			y.send(requestHeaders(true))
+			// The big call weighs on the other endpoint if it was moved there, and then more than a small one does.
 			want := other
 			if tt.wantMoved {
-				want = first
+				want = third
 			}
-			if got := picked(t, y.recv())[0]; got != want {
-				t.Errorf("the next call goes to %s, want %s", got, want)
+			if _, got := call(nil, other, third); got[0] != want {
+				t.Errorf("the next call goes to %s, want %s", got[0], want)
 			}
 			moved := 0.0
 			if tt.wantMoved {
@@ -588,28 +622,6 @@ func TestObservabilityModeGetsNoReply(t *testing.T) {
 	x.close()
 	if got := w.metric(t, "picks_total"); got != 0 {
 		t.Errorf("%v picks for a proxy that only shows what it does", got)
-	}
-}
-
-func TestFaultEndsOneStreamAlone(t *testing.T) {
-	registry := prometheus.NewRegistry()
-	w := &world{registry: registry}
-	var log strings.Builder
-	server := New(nil, telemetry.NewMetrics(registry), slog.New(slog.NewTextHandler(&log, nil))) // no fleet: each pick faults
-	w.client = serve(t, server.Register)
-	for range 2 {
-		x := w.open(t, llama, nil)
-		x.send(requestHeaders(true))
-		if _, err := x.stream.Recv(); status.Code(err) != codes.Internal || strings.Contains(err.Error(), "nil") {
-			t.Fatalf("the stream ends with %v, want an internal error that tells nothing of the inside", err)
-		}
-	}
-	w.quiet(t)
-	if got := w.metric(t, "panics_total"); got != 2 {
-		t.Errorf("%v faults counted, want 2", got)
-	}
-	if !strings.Contains(log.String(), "session.go") {
-		t.Errorf("the log does not tell where: %s", log.String())
 	}
 }
 

@@ -2,10 +2,12 @@ package extproc
 
 import (
 	"strconv"
+	"sync"
 	"time"
 
 	procmodev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
-	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc/mem"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
 	"github.com/inference-waypoint/inference-waypoint/internal/inferencereq"
@@ -24,34 +26,41 @@ const (
 	blocksKept = 8192
 )
 
-// sender is the way back to the proxy. A reply is only valid during the call.
+// sender is the way back to the proxy. It takes a *reply, which is only valid during the call.
 type sender interface {
-	Send(*extprocv3.ProcessingResponse) error
+	SendMsg(reply any) error
 }
 
 // session is one call's exchange with the proxy. Its states follow from the messages: before the headers, waiting
-// for a body that decides, picked. A message that comes out of order is answered as its kind demands and never
+// for a body that decides, decided. A message that comes out of order is answered as its kind demands and never
 // faults: the call still gets the best pick that is possible then.
 type session struct {
-	server *Server
-	send   sender
-	pool   string
+	server  *Server
+	send    sender
+	pool    string
+	surplus bool // one more than may be
+
+	mu     sync.Mutex // held while a message is answered
+	parted bool       // the stream is not ours any more
+	faulty bool       // a fault left the session in an unknown state
+
+	message request
+	reply   reply
 
 	requestMode, answerMode bodyMode
 	path                    string
+	session                 string // the value of the pool's session header
 	subset                  fleet.Subset
 	held                    []byte // of a streamed body, before the pick
 	headersHeld             bool   // the reply to the headers waits for the pick
-	picked                  bool
+	decided                 bool
+	refused                 *refusal.Error
 	outcome                 fleet.Outcome
-
-	message extprocv3.ProcessingRequest
+	span                    trace.Span // from the headers to the pick; nil where nobody traces
 
 	facts       inferencereq.Facts
 	reservation fleet.Reservation
-	pick        *pickReply
-	chunk       *chunkReply
-	endpoints   []byte
+	endpoints   []byte // the pick, "ip:port,ip:port"
 }
 
 // bodyMode is what a way of sending bodies means for us.
@@ -67,8 +76,8 @@ const (
 	unseen
 )
 
-func modeOf(m procmodev3.ProcessingMode_BodySendMode) bodyMode {
-	switch m {
+func modeOf(m int32) bodyMode {
+	switch procmodev3.ProcessingMode_BodySendMode(m) {
 	case procmodev3.ProcessingMode_FULL_DUPLEX_STREAMED:
 		return duplex
 	case procmodev3.ProcessingMode_BUFFERED, procmodev3.ProcessingMode_BUFFERED_PARTIAL:
@@ -78,190 +87,238 @@ func modeOf(m procmodev3.ProcessingMode_BodySendMode) bodyMode {
 	}
 }
 
-// step takes the proxy's next message and sends what it calls for. done says that the exchange is over.
-func (x *session) step(m *extprocv3.ProcessingRequest) (done bool, err error) {
-	if m.GetObservabilityMode() {
+// step takes the message that the proxy sent last, and sends what it calls for. done says that the exchange is over.
+func (x *session) step() (done bool, err error) {
+	m := &x.message
+	if m.observability {
 		return false, nil // the proxy only shows what it does, and ignores replies
 	}
-	x.readModes(m.GetProtocolConfig())
-	if !x.picked && !x.subset.Given {
-		readSubset(m.GetMetadataContext(), &x.subset)
+	if x.surplus {
+		x.refuse(x.server.overloaded)
+		return true, x.sendPick(m.kind)
 	}
-	switch r := m.GetRequest().(type) {
-	case *extprocv3.ProcessingRequest_RequestHeaders:
-		return x.requestHeaders(r.RequestHeaders)
-	case *extprocv3.ProcessingRequest_RequestBody:
-		return x.requestBody(r.RequestBody)
-	case *extprocv3.ProcessingRequest_RequestTrailers:
-		return x.requestTrailers()
-	case *extprocv3.ProcessingRequest_ResponseHeaders:
-		x.noteAnswer(m, r.ResponseHeaders)
-		return false, x.send.Send(continueAnswerHeaders)
-	case *extprocv3.ProcessingRequest_ResponseBody:
-		return false, x.answerBody(r.ResponseBody)
-	case *extprocv3.ProcessingRequest_ResponseTrailers:
-		return false, x.send.Send(continueAnswerTrailers)
+	if m.modesTold { // in the first message only
+		x.requestMode, x.answerMode = modeOf(m.requestMode), modeOf(m.answerMode)
 	}
-	return false, nil // a message without a request, or of a kind that is newer than we are, asks for nothing
-}
-
-// readModes notes how the proxy sends bodies; it tells in the first message only.
-func (x *session) readModes(c *extprocv3.ProtocolConfiguration) {
-	if c != nil {
-		x.requestMode, x.answerMode = modeOf(c.GetRequestBodyMode()), modeOf(c.GetResponseBodyMode())
-	}
-}
-
-func (x *session) requestHeaders(h *extprocv3.HttpHeaders) (done bool, err error) {
-	if x.picked {
-		return false, x.send.Send(x.pick.onHeaders())
-	}
-	x.path = header(h.GetHeaders(), ":path")
-	switch {
-	case h.GetEndOfStream() || x.requestMode == unseen:
-		if refused := x.decide(nil, !h.GetEndOfStream()); refused != nil {
-			return true, x.send.Send(refuse(refused))
+	if m.subset != nil && !x.decided && !x.subset.Given {
+		if err := readSubset(m.subset, &x.subset); err != nil {
+			return false, err
 		}
-		return false, x.send.Send(x.pick.onHeaders())
+	}
+	switch m.kind {
+	case onRequestHeaders:
+		err = x.requestHeaders()
+	case onRequestBody:
+		err = x.requestBody()
+	case onRequestTrailers:
+		err = x.requestTrailers()
+	case onAnswerHeaders:
+		x.attempt(x.noteAnswer)
+		err = x.sendPlain()
+	case onAnswerBody:
+		err = x.answerBody()
+	case onAnswerTrailers:
+		err = x.sendPlain()
+	default: // a message without a kind, or of one that is newer than we are, asks for nothing
+	}
+	return x.refused != nil, err
+}
+
+func (x *session) requestHeaders() error {
+	if x.decided {
+		return x.sendPick(onRequestHeaders)
+	}
+	x.path = string(x.message.path)
+	if p := x.server.find(x.pool); p != nil && p.SessionHeader() != "" {
+		x.session = string(x.message.header(p.SessionHeader()))
+	}
+	x.startSpan()
+	switch {
+	case x.message.end || x.requestMode == unseen:
+		x.decide(nil, !x.message.end)
+		return x.sendPick(onRequestHeaders)
 	case x.requestMode == duplex:
 		x.headersHeld = true
-		return false, nil
+		return nil
 	default:
-		return false, x.send.Send(continueRequestHeaders)
+		return x.sendPlain()
 	}
 }
 
-func (x *session) requestBody(b *extprocv3.HttpBody) (done bool, err error) {
-	if x.requestMode == duplex {
-		return x.requestChunk(b)
+func (x *session) requestBody() error {
+	switch {
+	case x.requestMode == duplex:
+		return x.requestChunk()
+	case x.decided:
+		return x.sendPlain()
+	default:
+		x.decide(x.message.body, !x.message.end)
+		return x.sendPick(onRequestBody)
 	}
-	if x.picked {
-		return false, x.send.Send(continueRequestBody)
-	}
-	if refused := x.decide(b.GetBody(), !b.GetEndOfStream()); refused != nil {
-		return true, x.send.Send(refuse(refused))
-	}
-	return false, x.send.Send(x.pick.onBody())
 }
 
-// requestChunk holds chunks until there is enough to decide on, and gives back each one that comes after.
-func (x *session) requestChunk(b *extprocv3.HttpBody) (done bool, err error) {
-	if x.picked {
-		return false, x.send.Send(x.chunk.ofRequest(b.GetBody(), b.GetEndOfStream()))
+// requestChunk holds chunks until there is enough to decide on, and gives back each one that comes after. Enough is
+// also what the server's room for held bodies allows: a call picked on a shorter head is better than one refused.
+func (x *session) requestChunk() error {
+	m := &x.message
+	switch {
+	case x.decided:
+		return x.giveBack(onRequestBody, m.bodyBuffer(), m.end)
+	case m.end && len(x.held) == 0: // most bodies are one chunk, and are not copied
+		return x.decideStreamed(m.bodyBuffer(), false, true)
 	}
-	if x.held == nil {
-		x.held = b.GetBody() // most bodies are one chunk: no copy
-	} else {
-		x.held = append(x.held, b.GetBody()...)
+	room := x.server.hold(len(m.body))
+	x.held = append(x.held, m.body...)
+	if room && !m.end && len(x.held) < factsLimit {
+		return nil
 	}
-	if !b.GetEndOfStream() && len(x.held) < factsLimit {
-		return false, nil
-	}
-	return x.decideStreamed(!b.GetEndOfStream(), b.GetEndOfStream())
+	return x.decideHeld(!m.end, m.end)
 }
 
-// decideStreamed picks from what was held, then replies to the headers and gives the held back. truncated says that
-// the body goes on, end that nothing, not even trailers, comes after it.
-func (x *session) decideStreamed(truncated, end bool) (done bool, err error) {
-	if refused := x.decide(x.held, truncated); refused != nil {
-		return true, x.send.Send(refuse(refused))
-	}
-	if x.headersHeld {
-		x.headersHeld = false
-		if err := x.send.Send(x.pick.onHeaders()); err != nil {
-			return false, err
-		}
-	}
-	held := x.held
+// decideHeld decides on the chunks that were held. truncated says that the body goes on, end that nothing, not even
+// trailers, comes after it.
+func (x *session) decideHeld(truncated, end bool) error {
+	held := mem.SliceBuffer(x.held)
+	x.letGo()
+	return x.decideStreamed(held, truncated, end)
+}
+
+// letGo ends the holding of a body.
+func (x *session) letGo() {
+	x.server.letGo(len(x.held))
 	x.held = nil
-	for len(held) > chunkLimit {
-		if err := x.send.Send(x.chunk.ofRequest(held[:chunkLimit], false)); err != nil {
-			return false, err
+}
+
+// decideStreamed picks from a body's head, then replies to the headers and gives the head back. It frees body.
+func (x *session) decideStreamed(body mem.Buffer, truncated, end bool) error {
+	defer body.Free()
+	x.decide(body.ReadOnlyData(), truncated)
+	if x.headersHeld || x.refused != nil {
+		x.headersHeld = false
+		if err := x.sendPick(onRequestHeaders); err != nil || x.refused != nil {
+			return err
 		}
-		held = held[chunkLimit:]
 	}
-	if len(held) == 0 && !end {
-		return false, nil
+	n := body.Len()
+	if n == 0 && !end {
+		return nil
 	}
-	return false, x.send.Send(x.chunk.ofRequest(held, end))
+	for from := 0; ; from += chunkLimit {
+		to := min(from+chunkLimit, n)
+		if err := x.giveBack(onRequestBody, body.Slice(from, to), end && to == n); err != nil || to == n {
+			return err
+		}
+	}
 }
 
 // requestTrailers end a body that did not say that it ended.
-func (x *session) requestTrailers() (done bool, err error) {
+func (x *session) requestTrailers() error {
 	switch {
-	case x.picked:
+	case x.decided:
 	case x.requestMode == duplex:
-		if done, err := x.decideStreamed(false, false); done || err != nil {
-			return done, err
+		if err := x.decideHeld(false, false); err != nil || x.refused != nil {
+			return err
 		}
 	default:
-		if refused := x.decide(nil, false); refused != nil {
-			return true, x.send.Send(refuse(refused))
-		}
-		return false, x.send.Send(x.pick.onTrailers())
+		x.decide(nil, false)
+		return x.sendPick(onRequestTrailers)
 	}
-	return false, x.send.Send(continueRequestTrailers)
+	return x.sendPlain()
 }
 
-func (x *session) answerBody(b *extprocv3.HttpBody) error {
+func (x *session) answerBody() error {
 	if x.answerMode == duplex {
-		return x.send.Send(x.chunk.ofAnswer(b.GetBody(), b.GetEndOfStream()))
+		return x.giveBack(onAnswerBody, x.message.bodyBuffer(), x.message.end)
 	}
-	return x.send.Send(continueAnswerBody)
+	return x.sendPlain()
 }
 
 // noteAnswer learns from the answer's headers who serves the call and how it went.
-func (x *session) noteAnswer(m *extprocv3.ProcessingRequest, h *extprocv3.HttpHeaders) {
+func (x *session) noteAnswer() {
 	if !x.reservation.Held() {
 		return
 	}
-	status, _ := strconv.Atoi(header(h.GetHeaders(), ":status")) // none, or no number, counts as "other"
+	status, _ := strconv.Atoi(string(x.message.status)) // none, or no number, counts as "other"
 	x.reservation.Metrics().Responded(status)
 	if status < 500 {
 		x.outcome = fleet.Answered
 	}
-	if addr, ok := fleet.ParseEndpoint(served(m)); ok {
+	if addr, ok := fleet.ParseEndpoint(string(x.message.served)); ok {
 		x.reservation.Served(addr)
 	}
 }
 
-// decide reads the facts, picks and reserves, and makes the reply ready. It is done once for a call; the refusal, if
-// any, is already counted.
-func (x *session) decide(body []byte, truncated bool) *refusal.Error {
-	begin := time.Now()
-	x.picked = true
-	x.facts.Read(x.path, body, truncated)
-	name, ok := fleet.ParseName(x.pool)
-	p := x.server.fleet.Pool(name)
-	if !ok || p == nil {
-		x.server.metrics.RefusedWithoutPool(string(refusal.UnknownPool))
-		return refusal.New(refusal.UnknownPool, "there is no pool %q", x.pool)
+// sendPlain replies to the message that nothing is to be changed.
+func (x *session) sendPlain() error { return x.sendReply(reply{kind: x.message.kind}) }
+
+// sendPick replies to a message of a kind with the pick, or ends the call with the refusal.
+func (x *session) sendPick(k kind) error {
+	return x.sendReply(reply{kind: k, endpoints: x.endpoints, refused: x.refused})
+}
+
+// giveBack replies with a chunk of the request's or the answer's body. It frees chunk.
+func (x *session) giveBack(k kind, chunk mem.Buffer, end bool) error {
+	defer chunk.Free()
+	return x.sendReply(reply{kind: k, chunk: chunk, end: end})
+}
+
+func (x *session) sendReply(r reply) error {
+	x.reply = r
+	err := x.send.SendMsg(&x.reply)
+	x.reply = reply{}
+	return err
+}
+
+// decide picks, once for a call. Where a fault of ours stands in the way, the call is still picked, by load alone; a
+// second fault ends the stream, and what then becomes of the call is for the pool's failure mode to say.
+func (x *session) decide(body []byte, truncated bool) {
+	x.decided = true
+	if x.attempt(func() { x.pick(body, truncated) }) {
+		return
 	}
-	if err := p.Pick(&x.facts, &x.subset, &x.reservation); err != nil {
-		refused := refusal.Of(err)
-		p.Metrics().Refused(string(refused.Reason))
-		return refused
+	x.reservation.Release(fleet.Abandoned)
+	x.pick(nil, true)
+}
+
+// pick reads the facts, picks and reserves. The refusal, if any, is already counted.
+func (x *session) pick(body []byte, truncated bool) {
+	begin := time.Now()
+	x.facts.Read(x.path, body, truncated)
+	p := x.server.find(x.pool)
+	if p == nil {
+		x.refuse(refusal.New(refusal.UnknownPool, "there is no pool %q", x.pool))
+		return
+	}
+	if err := p.PickSession(&x.facts, &x.subset, x.session, &x.reservation); err != nil {
+		x.refuse(refusal.Of(err))
+		return
 	}
 	x.endpoints = x.reservation.Endpoints(x.endpoints[:0])
-	x.pick.set(x.endpoints)
-	p.Metrics().Picked(x.reservation.PromptTokens, x.reservation.CachedTokens, time.Since(begin))
-	x.server.logPick(x)
-	return nil
+	took := time.Since(begin)
+	p.Metrics().Picked(x.reservation.PromptTokens, x.reservation.CachedTokens, took)
+	x.tellPick(took)
+}
+
+func (x *session) refuse(e *refusal.Error) {
+	x.refused = e
+	x.server.countRefusal(x.pool, e.Reason)
+	x.tellRefusal()
 }
 
 // end gives back what the call holds and makes the session ready for the next call.
 func (x *session) end() {
 	x.reservation.Release(x.outcome)
-	blocks, subset, endpoints := x.facts.Blocks[:0], x.subset.Endpoints[:0], x.endpoints[:0]
+	x.letGo()
+	x.endSpan()
+	x.message.free()
+	blocks := x.facts.Blocks[:0]
 	if cap(blocks) > blocksKept {
 		blocks = nil
 	}
-	x.message.Reset()
-	x.chunk.set(nil, false)
-	x.send, x.pool, x.path, x.held = nil, "", "", nil
-	x.requestMode, x.answerMode = duplex, duplex
-	x.headersHeld, x.picked, x.outcome = false, false, fleet.Abandoned
-	x.facts = inferencereq.Facts{Blocks: blocks}
-	x.subset = fleet.Subset{Endpoints: subset}
-	x.endpoints = endpoints
+	*x = session{
+		server:    x.server,
+		facts:     inferencereq.Facts{Model: x.facts.Model, Blocks: blocks}, // the next call's model is often the same
+		subset:    fleet.Subset{Endpoints: x.subset.Endpoints[:0]},
+		endpoints: x.endpoints[:0],
+	}
 }

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -35,6 +36,8 @@ type Cluster struct {
 	// queue holds the pools that have to be looked at again; events only name pools, so that a burst of them costs
 	// one look.
 	queue workqueue.TypedInterface[types.NamespacedName]
+	// wrong is what was told of each pool that is not in order, so that it is told once and not with each pod's event.
+	wrong map[types.NamespacedName]string
 }
 
 // NewCluster prepares the source; Run starts it.
@@ -45,6 +48,7 @@ func NewCluster(core kubernetes.Interface, inference inferenceclient.Interface, 
 		core:      informers.NewSharedInformerFactoryWithOptions(core, 0, informers.WithTransform(strip)),
 		inference: inferenceinformers.NewSharedInformerFactoryWithOptions(inference, 0, inferenceinformers.WithTransform(strip)),
 		queue:     workqueue.NewTyped[types.NamespacedName](),
+		wrong:     map[types.NamespacedName]string{},
 	}
 	pods := c.core.Core().V1().Pods()
 	pools := c.inference.Inference().V1().InferencePools()
@@ -104,19 +108,32 @@ func (c *Cluster) sync(name types.NamespacedName) {
 	object, err := c.pools.InferencePools(name.Namespace).Get(name.Name)
 	if err != nil { // the lister knows no other error than that it is gone
 		c.fleet.RemovePool(name)
+		delete(c.wrong, name)
 		return
 	}
-	p, err := pool.FromAPI(object)
-	if err != nil {
-		// What it could read still serves: what is wrong may be none of the picker's business.
-		c.log.Warn("InferencePool is not in order", "pool", name.String(), "error", err)
-	}
+	p, faults := pool.FromAPI(object)
+	settings, err := ParseSettings(object.Annotations)
+	c.tell(name, errors.Join(faults, err))
+	c.fleet.Configure(name, settings)
 	pods, err := c.pods.Pods(name.Namespace).List(labels.SelectorFromSet(p.Selector))
 	if err != nil {
 		c.log.Error("cannot list the pods of a pool; its endpoints stay as they are", "pool", name.String(), "error", err)
 		return
 	}
 	c.fleet.SetPool(p, p.Endpoints(pods))
+}
+
+// tell logs what is wrong with a pool, and once. What could be read still serves: what is wrong may be none of the
+// picker's business, and wrong settings have their defaults.
+func (c *Cluster) tell(name types.NamespacedName, err error) {
+	if err == nil {
+		delete(c.wrong, name)
+		return
+	}
+	if c.wrong[name] != err.Error() {
+		c.wrong[name] = err.Error()
+		c.log.Warn("InferencePool is not in order", "pool", name.String(), "error", err)
+	}
 }
 
 func (c *Cluster) poolHandler() cache.ResourceEventHandler {

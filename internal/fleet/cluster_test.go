@@ -47,7 +47,7 @@ func inferencePool(name string, selector map[string]string, ports ...int32) *inf
 
 // newInferenceClient has no field management: the generated one of the API's module lacks the schema for it.
 func newInferenceClient(objects ...runtime.Object) *inferencefake.Clientset {
-	return inferencefake.NewSimpleClientset(objects...) //nolint:staticcheck // see above
+	return inferencefake.NewSimpleClientset(objects...)
 }
 
 // The whole life of pools and pods. The API server is client-go's stand-in here; the mesh's tests use the real one.
@@ -117,7 +117,10 @@ func TestClusterFollowsPoolsAndPods(t *testing.T) {
 // A fault of a pool that is not the picker's business is told, and the pool serves.
 func TestClusterServesPoolsThatAreNotInOrder(t *testing.T) {
 	p := inferencePool("llama", map[string]string{"app": "llama"}, 8000)
-	p.Annotations = map[string]string{"inference-waypoint.io/failure-mode": "sometimes"}
+	p.Annotations = map[string]string{
+		"inference-waypoint.io/failure-mode": "sometimes", "inference-waypoint.io/pick-spread": "much",
+		"inference-waypoint.io/pick-session-header": "X-Chat",
+	}
 	f, _ := newFleet(t)
 	var log lockedBuffer
 	source, err := NewCluster(fake.NewClientset(podOf("a", "10.244.0.1", corev1.ConditionTrue)), newInferenceClient(p),
@@ -130,8 +133,19 @@ func TestClusterServesPoolsThatAreNotInOrder(t *testing.T) {
 	if diff := cmp.Diff([]string{"10.244.0.1:8000"}, addressesOf(f, "models/llama")); diff != "" {
 		t.Errorf("endpoints (-want +got):\n%s", diff)
 	}
-	if !strings.Contains(log.String(), "sometimes") {
-		t.Errorf("the log does not tell what is wrong: %s", log.String())
+	for _, want := range []string{"sometimes", "pick-spread"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the log does not tell of %s: %s", want, log.String())
+		}
+	}
+	if got := f.Pool(llama).SessionHeader(); got != "x-chat" {
+		t.Errorf("the session header is %q, want x-chat: what is wrong beside it must not matter", got)
+	}
+	// It is told once, and not with each event of a pod.
+	before := log.String()
+	source.sync(llama)
+	if log.String() != before {
+		t.Errorf("the same faults are told again: %s", strings.TrimPrefix(log.String(), before))
 	}
 }
 

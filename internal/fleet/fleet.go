@@ -4,8 +4,10 @@
 package fleet
 
 import (
+	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,6 +25,8 @@ type Options struct {
 	Seed uint64
 	// Clock is a monotonic clock with any origin; nil is the process's own.
 	Clock func() time.Duration
+	// Log is told, at the debug level, why each call went where it did; nil tells nobody.
+	Log *slog.Logger
 }
 
 // Fleet is all pools by name. Its methods may be called from several goroutines.
@@ -30,8 +34,11 @@ type Fleet struct {
 	options Options
 	pools   atomic.Pointer[map[types.NamespacedName]*Pool]
 
-	mu   sync.Mutex // serialises writers of pools
-	made uint64     // pools made so far
+	mu      sync.Mutex // serialises writers of pools
+	made    uint64     // pools made so far
+	scraper Scraper    // nil where nobody reads endpoints
+	// members finds the pools of an endpoint; it is replaced as a whole.
+	members atomic.Pointer[map[netip.AddrPort][]*Pool]
 }
 
 // New makes a fleet without pools.
@@ -40,8 +47,12 @@ func New(o Options) *Fleet {
 		start := time.Now()
 		o.Clock = func() time.Duration { return time.Since(start) }
 	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
 	f := &Fleet{options: o}
 	f.pools.Store(&map[types.NamespacedName]*Pool{})
+	f.members.Store(&map[netip.AddrPort][]*Pool{})
 	return f
 }
 
@@ -49,17 +60,33 @@ func New(o Options) *Fleet {
 func (f *Fleet) Pool(name types.NamespacedName) *Pool { return (*f.pools.Load())[name] }
 
 // SetPool makes a pool known, or replaces its endpoints by these. What is known of an endpoint that stays is kept;
-// one that left takes no more calls from now on.
+// one that left takes no more calls from now on. A new pool has the default settings.
 func (f *Fleet) SetPool(p pool.Pool, endpoints []pool.Endpoint) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	known := f.Pool(p.Name)
+	if f.ensure(p.Name).setEndpoints(endpoints) {
+		f.membersChanged()
+	}
+}
+
+// Configure sets how a pool picks. A pool that is not known yet is made, without endpoints.
+func (f *Fleet) Configure(name types.NamespacedName, settings Settings) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ensure(name).configure(settings) {
+		f.membersChanged()
+	}
+}
+
+// ensure finds a pool or makes it.
+func (f *Fleet) ensure(name types.NamespacedName) *Pool {
+	known := f.Pool(name)
 	if known == nil {
 		f.made++
-		known = newPool(p.Name, f.options.Metrics.ForPool(p.Name.String()), rand.New(rand.NewPCG(f.options.Seed, f.made)), f.options.Clock)
-		f.swap(func(pools map[types.NamespacedName]*Pool) { pools[p.Name] = known })
+		known = newPool(name, f.options, rand.New(rand.NewPCG(f.options.Seed, f.made)))
+		f.swap(func(pools map[types.NamespacedName]*Pool) { pools[name] = known })
 	}
-	known.setEndpoints(endpoints)
+	return known
 }
 
 // RemovePool forgets a pool. Calls in flight end as they would have.
@@ -71,6 +98,7 @@ func (f *Fleet) RemovePool(name types.NamespacedName) {
 	}
 	f.swap(func(pools map[types.NamespacedName]*Pool) { delete(pools, name) })
 	f.options.Metrics.DropPool(name.String())
+	f.membersChanged()
 }
 
 // Names lists the pools, in no order.

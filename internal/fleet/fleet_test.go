@@ -19,7 +19,12 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
-var llama = types.NamespacedName{Namespace: "models", Name: "llama"}
+var llama = named("models/llama")
+
+func named(text string) types.NamespacedName {
+	name, _ := ParseName(text)
+	return name
+}
 
 // testClock is a clock that stands still unless it is moved.
 type testClock struct{ now time.Duration }
@@ -84,11 +89,11 @@ func (p *Pool) requests(addr string) int {
 	if !ok {
 		return -1
 	}
-	return p.view.Loads[n].Requests
+	return p.view.InFlight(n)
 }
 
 func (p *Pool) queue(addr string) float64 {
-	return p.view.Loads[p.byAddr[netip.MustParseAddrPort(addr)]].Queue(p.clock())
+	return p.view.Queue(p.byAddr[netip.MustParseAddrPort(addr)], p.clock())
 }
 
 func TestPickRefuses(t *testing.T) {
@@ -306,27 +311,147 @@ func TestReservationLifecycle(t *testing.T) {
 	}
 }
 
-func TestServedElsewhereHoldsThePromptThere(t *testing.T) {
-	p, clock := poolOf(t, numbered(8)...)
-	r, first := pick(t, p, prompt(1, 50))
-	other := "10.0.0.1:8000"
-	if first == other {
-		other = "10.0.0.2:8000"
+// heldAt is how many tokens of a prompt the pool takes an endpoint to hold.
+func heldAt(t *testing.T, p *Pool, facts *inferencereq.Facts, addr string) int {
+	t.Helper()
+	only := Subset{Given: true}
+	only.Add(addr)
+	why, err := p.Explain(facts, &only, "")
+	if err != nil {
+		t.Fatal(err)
 	}
-	r.Served(netip.MustParseAddrPort(other))
-	r.Release(Answered)
-	clock.now += time.Minute
-	var n int
-	for i := range 20 { // a conversation's next turns, wherever they go
-		r, e := pick(t, p, prompt(1, 51+i))
-		r.Release(Answered)
-		clock.now += time.Minute
-		if e == other {
-			n++
+	return why.Candidates[0].CachedTokens
+}
+
+// What an endpoint is taken to hold is the prompts that it has prefilled or is about to.
+func TestWhoHoldsThePrompt(t *testing.T) {
+	const a, b = "10.0.0.1:8000", "10.0.0.2:8000"
+	served := func(r *Reservation, addr string) { r.Served(netip.MustParseAddrPort(addr)) }
+	at := func(t *testing.T, p *Pool, addr string, facts *inferencereq.Facts) *Reservation {
+		t.Helper()
+		only, r := Subset{Given: true}, &Reservation{}
+		only.Add(addr)
+		if err := p.Pick(facts, &only, r); err != nil {
+			t.Fatal(err)
 		}
+		return r
 	}
-	if n == 0 {
-		t.Error("the endpoint that served is never taken to hold the prompt")
+	long, short := prompt(1, 50), prompt(1, 20)
+	const all = 50*64 - 1
+	tests := map[string]struct {
+		do           func(t *testing.T, p *Pool, clock *testClock)
+		wantA, wantB int // tokens
+	}{
+		"picked":          {do: func(t *testing.T, p *Pool, _ *testClock) { at(t, p, a, long) }, wantA: all},
+		"answered":        {do: func(t *testing.T, p *Pool, _ *testClock) { at(t, p, a, long).Release(Answered) }, wantA: all},
+		"the caller left": {do: func(t *testing.T, p *Pool, _ *testClock) { at(t, p, a, long).Release(Abandoned) }},
+		"the caller left after the prefill": {do: func(t *testing.T, p *Pool, c *testClock) {
+			r := at(t, p, a, long)
+			c.now += time.Second
+			r.Release(Abandoned)
+		}, wantA: all},
+		"failed": {do: func(t *testing.T, p *Pool, _ *testClock) { at(t, p, a, long).Release(Failed) }},
+		"served by the other": {do: func(t *testing.T, p *Pool, _ *testClock) {
+			r := at(t, p, a, long)
+			served(r, b)
+			r.Release(Answered)
+		}, wantB: all},
+		"served by the other, which held the head": {do: func(t *testing.T, p *Pool, _ *testClock) {
+			at(t, p, b, short).Release(Answered)
+			r := at(t, p, a, long)
+			served(r, b)
+			r.Release(Failed)
+		}, wantB: 20 * 64},
+		"the first choice keeps what it held before": {do: func(t *testing.T, p *Pool, _ *testClock) {
+			at(t, p, a, short).Release(Answered)
+			served(at(t, p, a, long), b)
+		}, wantA: 20 * 64, wantB: all},
+		"one of a burst fails, another is answered": {do: func(t *testing.T, p *Pool, _ *testClock) {
+			first, second := at(t, p, a, long), at(t, p, a, long)
+			first.Release(Abandoned)
+			second.Release(Answered)
+		}, wantA: all},
+		"served by a stranger": {do: func(t *testing.T, p *Pool, _ *testClock) { served(at(t, p, a, long), "10.9.9.9:1") }},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			p, clock := poolOf(t, numbered(2)...)
+			tt.do(t, p, clock)
+			if got := heldAt(t, p, long, a); got != tt.wantA {
+				t.Errorf("A is taken to hold %d tokens, want %d", got, tt.wantA)
+			}
+			if got := heldAt(t, p, long, b); got != tt.wantB {
+				t.Errorf("B is taken to hold %d tokens, want %d", got, tt.wantB)
+			}
+		})
+	}
+}
+
+// An endpoint whose answers fail takes no calls for a while, longer each time, and then one again.
+func TestFailingEndpointIsAvoided(t *testing.T) {
+	p, clock := poolOf(t, numbered(2)...)
+	r, bad := pick(t, p, prompt(1, 10))
+	r.Served(netip.MustParseAddrPort(bad))
+	r.Release(Abandoned) // the answer's headers came, and no good answer
+	seed := uint64(100)
+	calls := func() (n int) {
+		for range 10 {
+			seed++
+			r, e := pick(t, p, prompt(seed, 1))
+			if e == bad {
+				n++
+				r.Release(Failed)
+			} else {
+				r.Release(Answered)
+			}
+		}
+		return n
+	}
+	if n := calls(); n != 0 {
+		t.Errorf("%d of 10 calls go to an endpoint that failed just now, want none", n)
+	}
+	clock.now += time.Second
+	if n := calls(); n != 1 {
+		t.Errorf("%d of 10 calls try the endpoint again after a second, want 1, which fails", n)
+	}
+	clock.now += time.Second
+	if n := calls(); n != 0 {
+		t.Errorf("%d of 10 calls go to an endpoint that failed twice, a second later, want none", n)
+	}
+	// A caller that leaves before any answer blames nobody.
+	p, _ = poolOf(t, numbered(2)...)
+	r, left := pick(t, p, prompt(1, 10))
+	r.Release(Abandoned)
+	again := false
+	for i := range uint64(10) {
+		r, e := pick(t, p, prompt(100+i, 1))
+		again = again || e == left
+		r.Release(Answered)
+	}
+	if !again {
+		t.Error("an endpoint is avoided because a caller left")
+	}
+}
+
+func TestSessionsStayTogether(t *testing.T) {
+	p, _ := poolOf(t, numbered(8)...)
+	home := map[string]string{}
+	for round := range uint64(3) {
+		for i := range 40 {
+			session := fmt.Sprint("session-", i)
+			r := &Reservation{}
+			if err := p.PickSession(prompt(round<<16|uint64(i), 1), &Subset{}, session, r); err != nil {
+				t.Fatal(err)
+			}
+			e, _, _ := strings.Cut(string(r.Endpoints(nil)), ",")
+			if home[session] == "" {
+				home[session] = e
+			}
+			if e != home[session] {
+				t.Fatalf("%s goes to %s and to %s", session, home[session], e)
+			}
+			r.Release(Answered)
+		}
 	}
 }
 
@@ -477,7 +602,7 @@ func TestParseEndpoint(t *testing.T) {
 		"[fd00::1]":      {"[fd00::1]:0", true},
 		"envoy://connect_originate/10.0.0.1:8000":  {"10.0.0.1:8000", true},
 		"envoy://connect_originate/[fd00::1]:8000": {"[fd00::1]:8000", true},
-		" 10.0.0.1:8000 ":                          {"10.0.0.1:8000", true},
+		" 10.0.0.1:8000 ":                          {"10.0.0.1:8000", true}, //nolint:gocritic // the spaces are the case
 		"[::ffff:10.0.0.1]:8000":                   {"10.0.0.1:8000", true},
 		"":                                         {},
 		"/":                                        {},

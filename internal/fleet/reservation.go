@@ -15,21 +15,24 @@ type Reservation struct {
 	PromptTokens, CachedTokens int
 
 	pool   *Pool
-	number int32
-	ticket selection.Ticket
-	blocks []uint64
+	hold   hold
+	served bool // it is known who serves the call
 	texts  [selection.Choices]string
 	picked int
 }
 
 // Outcome is how a call ended.
-type Outcome uint8
+type Outcome = selection.Outcome
 
+// The outcomes.
 const (
-	// Abandoned says that no answer was seen: the caller left, or the call failed.
-	Abandoned Outcome = iota
+	// Abandoned says that no good answer was seen. If it was known by then who serves the call, that endpoint failed;
+	// if not, the caller left first and nobody is to blame.
+	Abandoned = selection.Abandoned
 	// Answered says that the endpoint answered, and so has prefilled the prompt.
-	Answered
+	Answered = selection.Answered
+	// Failed says that the endpoint gave no answer, or one of a server in trouble (5xx).
+	Failed = selection.Failed
 )
 
 // Held says whether the reservation holds an endpoint.
@@ -49,9 +52,9 @@ func (r *Reservation) Endpoints(dst []byte) []byte {
 	return dst
 }
 
-// Served moves the reservation to the endpoint that really serves the call, and with it the memory of the prompt. An
-// address that is not one of the pool's leaves the reservation without a charge: whatever serves is not ours to plan.
-// Without a reservation it does nothing.
+// Served moves the reservation to the endpoint that really serves the call, and with it the memory of the prompt. Where
+// that is not the first choice, the first choice has failed. An address that is not one of the pool's leaves the
+// reservation without a charge: whatever serves is not ours to plan. Without a reservation it does nothing.
 func (r *Reservation) Served(addr netip.AddrPort) {
 	p := r.pool
 	if p == nil {
@@ -59,23 +62,18 @@ func (r *Reservation) Served(addr netip.AddrPort) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	r.served = true
 	n, known := p.byAddr[canonical(addr)]
-	if known && n == r.number {
+	if known && n == r.hold.claim.Endpoint {
 		return
 	}
 	p.metrics.ServedElsewhere()
-	now := p.clock()
-	p.view.Loads[r.number].Withdraw(now, r.ticket)
-	p.reuse(r.number)
 	if !known {
+		p.release(&r.hold, Abandoned, p.clock())
 		r.end()
 		return
 	}
-	r.number = n
-	r.ticket = p.view.Loads[n].Add(now, r.ticket.Tokens())
-	if p.slots[n].member {
-		p.index.Insert(int(n), r.blocks)
-	}
+	p.move(&r.hold, n, p.clock())
 }
 
 // Release gives the claim back. Again, or without a reservation, it does nothing.
@@ -84,21 +82,18 @@ func (r *Reservation) Release(outcome Outcome) {
 	if p == nil {
 		return
 	}
+	if outcome == Abandoned && r.served {
+		outcome = Failed
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	load := &p.view.Loads[r.number]
-	if outcome == Answered {
-		load.Answered(p.clock(), r.ticket)
-	} else {
-		load.Withdraw(p.clock(), r.ticket)
-	}
-	p.reuse(r.number)
+	p.release(&r.hold, outcome, p.clock())
 	r.end()
 }
 
 func (r *Reservation) end() {
 	r.pool.metrics.RequestEnded()
-	r.pool, r.blocks = nil, nil
+	r.pool, r.hold, r.served = nil, hold{}, false
 }
 
 // Subset is a proxy's list of the endpoints that a call may go to.

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -18,16 +19,15 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
-// assumedBlocks is the capacity taken for an endpoint's prefix cache until it tells its own: 524,288 tokens in blocks
-// of 64, the order of magnitude of an 8B model's on an 80 GB device.
-const assumedBlocks = 8192
-
 // Pool is one pool's state. Its methods may be called from several goroutines.
 type Pool struct {
+	name     types.NamespacedName
 	metrics  *telemetry.PoolMetrics
 	clock    func() time.Duration
+	log      *slog.Logger
 	index    *prefixindex.Index
 	snapshot atomic.Pointer[snapshot]
+	settings atomic.Pointer[Settings]
 
 	noEndpoints, notInSubset *refusal.Error
 
@@ -35,11 +35,10 @@ type Pool struct {
 	// is held for microseconds, never over I/O.
 	mu     sync.Mutex
 	rnd    *rand.Rand
-	picks  uint64
 	byAddr map[netip.AddrPort]int32
 	slots  []slot
 	free   []int32
-	view   selection.View // Loads and Cached run parallel to slots
+	view   selection.View // its State and Cached run parallel to slots
 	subset []int32        // room for the candidates of one pick
 }
 
@@ -57,19 +56,30 @@ type slot struct {
 	text string
 	// member says that the endpoint is in the snapshot.
 	member bool
+	// withdrawn counts what was taken back from the index: what others inserted may have gone with it.
+	withdrawn uint64
+	// blocks is the capacity of the endpoint's cache as it told it, in blocks of the index; 0 where it did not.
+	blocks int
+	// restarts is how often it had started anew by its last reading; -1 where there was none.
+	restarts int
 }
 
-func newPool(name types.NamespacedName, metrics *telemetry.PoolMetrics, rnd *rand.Rand, clock func() time.Duration) *Pool {
+func newPool(name types.NamespacedName, o Options, rnd *rand.Rand) *Pool {
+	settings := DefaultSettings()
 	p := &Pool{
-		metrics:     metrics,
-		clock:       clock,
-		index:       prefixindex.New(assumedBlocks),
+		name:        name,
+		metrics:     o.Metrics.ForPool(name.String()),
+		clock:       o.Clock,
+		log:         o.Log.With("pool", name.String()),
+		index:       prefixindex.New(settings.assumedBlocks()),
 		noEndpoints: refusal.New(refusal.NoEndpoints, "pool %s has no ready endpoint", name),
 		notInSubset: refusal.New(refusal.NotInSubset,
 			"none of the endpoints that the proxy allows is a ready endpoint of pool %s", name),
 		rnd:    rnd,
 		byAddr: map[netip.AddrPort]int32{},
+		view:   selection.View{State: selection.NewState(settings.Rule)},
 	}
+	p.settings.Store(&settings)
 	p.snapshot.Store(&snapshot{})
 	return p
 }
@@ -80,12 +90,52 @@ func (p *Pool) Metrics() *telemetry.PoolMetrics { return p.metrics }
 // Endpoints are those that can be picked now. The slice must not be changed.
 func (p *Pool) Endpoints() []pool.Endpoint { return p.snapshot.Load().endpoints }
 
+// SessionHeader is the name of the request header, in lower case, whose value keeps calls of one session together; ""
+// where there is none.
+func (p *Pool) SessionHeader() string { return p.settings.Load().SessionHeader }
+
 // Pick chooses the endpoints for a call and reserves the first of them, in one step. The reservation is written to
 // r, which must be empty or released; it refers to the facts' blocks, which must live until it is released. The
 // error is a *refusal.Error: the pool has no endpoint, or none that the subset admits.
 func (p *Pool) Pick(facts *inferencereq.Facts, subset *Subset, r *Reservation) error {
+	return p.PickSession(facts, subset, "", r)
+}
+
+// PickSession is Pick for a call of a session, by the value of the pool's SessionHeader; "" is no session.
+func (p *Pool) PickSession(facts *inferencereq.Facts, subset *Subset, session string, r *Reservation) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	call := selection.Call{Facts: facts, Session: sessionKey(session)}
+	now := p.clock()
+	if err := p.look(&call, subset, now); err != nil {
+		return err
+	}
+	p.tell(&call, now)
+	var choices [selection.Choices]selection.Choice
+	n := selection.Pick(&call, &p.view, now, p.rnd, &choices)
+	*r = Reservation{
+		pool:         p,
+		hold:         p.reserve(&call, &choices[0], now),
+		picked:       n,
+		PromptTokens: choices[0].Cached + choices[0].Uncached,
+		CachedTokens: choices[0].Cached,
+	}
+	for i, c := range choices[:n] {
+		r.texts[i] = p.slots[c.Endpoint].text
+	}
+	p.metrics.RequestStarted()
+	return nil
+}
+
+func sessionKey(session string) uint64 {
+	if session == "" {
+		return 0
+	}
+	return max(1, selection.Hash(session))
+}
+
+// look makes the view that of a call at a moment.
+func (p *Pool) look(call *selection.Call, subset *Subset, now time.Duration) error {
 	snap := p.snapshot.Load()
 	if len(snap.numbers) == 0 {
 		return p.noEndpoints
@@ -96,35 +146,9 @@ func (p *Pool) Pick(facts *inferencereq.Facts, subset *Subset, r *Reservation) e
 			return p.notInSubset
 		}
 	}
-	p.index.Match(facts.Blocks, p.view.Cached)
-	now := p.clock()
-	var choices [selection.Choices]selection.Choice
-	n := selection.Pick(facts, &p.view, now, p.rnd, &choices)
-	p.reserve(r, choices[:n], facts, now)
+	p.index.Match(call.Facts.Blocks, p.view.Cached)
+	p.view.Age(now, snap.numbers)
 	return nil
-}
-
-// reserve charges the first of the choices with the call. What it will have cached counts from now on, so that the
-// next call with the same prompt finds it.
-func (p *Pool) reserve(r *Reservation, choices []selection.Choice, facts *inferencereq.Facts, now time.Duration) {
-	first := choices[0]
-	load := &p.view.Loads[first.Endpoint]
-	p.picks++
-	load.LastPick = p.picks
-	*r = Reservation{
-		pool:         p,
-		number:       first.Endpoint,
-		ticket:       load.Add(now, float64(first.Uncached)),
-		blocks:       facts.Blocks,
-		picked:       len(choices),
-		PromptTokens: first.Cached + first.Uncached,
-		CachedTokens: first.Cached,
-	}
-	for i, c := range choices {
-		r.texts[i] = p.slots[c.Endpoint].text
-	}
-	p.index.Insert(int(first.Endpoint), facts.Blocks)
-	p.metrics.RequestStarted()
 }
 
 // admitted lists the endpoints that a subset admits, each once.
@@ -148,13 +172,13 @@ func (p *Pool) admitted(s *Subset) []int32 {
 	return p.subset
 }
 
-// setEndpoints replaces the snapshot.
-func (p *Pool) setEndpoints(endpoints []pool.Endpoint) {
+// setEndpoints replaces the snapshot. It reports whether that changed anything.
+func (p *Pool) setEndpoints(endpoints []pool.Endpoint) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	before := p.snapshot.Load()
 	if slices.Equal(before.endpoints, endpoints) {
-		return
+		return false
 	}
 	stays := make(map[int32]bool, len(endpoints))
 	next := &snapshot{}
@@ -175,6 +199,24 @@ func (p *Pool) setEndpoints(endpoints []pool.Endpoint) {
 	}
 	p.snapshot.Store(next)
 	p.metrics.SetEndpoints(len(next.endpoints))
+	return true
+}
+
+// configure replaces the settings. It reports whether that changed anything.
+func (p *Pool) configure(settings Settings) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if *p.settings.Load() == settings {
+		return false
+	}
+	p.settings.Store(&settings)
+	p.view.Configure(settings.Rule)
+	for n := range p.slots {
+		if p.slots[n].member && p.slots[n].blocks == 0 {
+			p.index.SetCapacity(n, settings.assumedBlocks())
+		}
+	}
+	return true
 }
 
 // number finds an endpoint's number, or gives it one.
@@ -182,11 +224,16 @@ func (p *Pool) number(addr netip.AddrPort) int32 {
 	n, ok := p.byAddr[addr]
 	if !ok {
 		n = p.newSlot()
-		p.slots[n] = slot{addr: addr, text: addr.String()}
-		p.view.Loads[n] = selection.Load{Rate: selection.DefaultRate}
+		text := addr.String()
+		p.slots[n] = slot{addr: addr, text: text, restarts: -1}
+		p.view.Reset(n, selection.Hash(text))
 		p.byAddr[addr] = n
 	}
-	p.slots[n].member = true
+	if !p.slots[n].member {
+		p.slots[n].member = true
+		p.slots[n].blocks = 0
+		p.index.SetCapacity(int(n), p.settings.Load().assumedBlocks())
+	}
 	return n
 }
 
@@ -197,7 +244,6 @@ func (p *Pool) newSlot() int32 {
 		return n
 	}
 	p.slots = append(p.slots, slot{})
-	p.view.Loads = append(p.view.Loads, selection.Load{})
 	p.view.Cached = append(p.view.Cached, 0)
 	return int32(len(p.slots) - 1)
 }
@@ -205,13 +251,19 @@ func (p *Pool) newSlot() int32 {
 // leave takes an endpoint out. What it cached is forgotten at once: whoever comes back under its address is new.
 func (p *Pool) leave(n int32) {
 	p.slots[n].member = false
-	p.index.Forget(int(n))
+	p.forget(n)
 	p.reuse(n)
+}
+
+// forget drops what an endpoint had in its memory.
+func (p *Pool) forget(n int32) {
+	p.index.Forget(int(n))
+	p.view.Restarted(n)
 }
 
 // reuse frees the number of an endpoint that has left and has no call any more.
 func (p *Pool) reuse(n int32) {
-	if p.slots[n].member || p.view.Loads[n].Requests > 0 {
+	if p.slots[n].member || p.view.InFlight(n) > 0 {
 		return
 	}
 	delete(p.byAddr, p.slots[n].addr)

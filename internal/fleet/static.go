@@ -81,6 +81,7 @@ func (s *File) apply(pools []filePool) {
 	named := make(map[types.NamespacedName]bool, len(pools))
 	for _, p := range pools {
 		named[p.name] = true
+		s.fleet.Configure(p.name, p.settings)
 		s.fleet.SetPool(pool.Pool{Name: p.name}, p.endpoints)
 	}
 	for _, name := range s.fleet.Names() {
@@ -94,15 +95,17 @@ func (s *File) apply(pools []filePool) {
 type filePool struct {
 	name      types.NamespacedName
 	endpoints []pool.Endpoint
+	settings  Settings
 }
 
-// parseFile reads the file's format: a list "pools", each with a name "namespace/name" and its endpoints "ip:port".
-// All that is wrong is told at once.
+// parseFile reads the file's format: a list "pools", each with a name "namespace/name", its endpoints "ip:port", and the
+// annotations that it would have as an InferencePool. All that is wrong is told at once.
 func parseFile(content []byte) ([]filePool, error) {
 	var doc struct {
 		Pools []struct {
-			Name      string   `json:"name"`
-			Endpoints []string `json:"endpoints"`
+			Name        string            `json:"name"`
+			Endpoints   []string          `json:"endpoints"`
+			Annotations map[string]string `json:"annotations"`
 		} `json:"pools"`
 	}
 	if err := yaml.UnmarshalStrict(content, &doc); err != nil {
@@ -128,7 +131,11 @@ func parseFile(content []byte) ([]filePool, error) {
 		if err != nil {
 			wrong = append(wrong, fmt.Errorf("pool %s: %w", name, err))
 		}
-		out = append(out, filePool{name: name, endpoints: endpoints})
+		settings, err := ParseSettings(p.Annotations)
+		if err != nil {
+			wrong = append(wrong, fmt.Errorf("pool %s: %w", name, err))
+		}
+		out = append(out, filePool{name: name, endpoints: endpoints, settings: settings})
 	}
 	return out, errors.Join(wrong...)
 }

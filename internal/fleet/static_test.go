@@ -41,6 +41,13 @@ func TestOpenFile(t *testing.T) {
 			content: "pools:\n- name: a/b\n  endpoints: ['10.0.0.1:80', '[fd00::1]:80']\n- name: a/c\n",
 			want:    map[string][]string{"a/b": {"10.0.0.1:80", "[fd00::1]:80"}, "a/c": {}},
 		},
+		"annotations": {
+			content: "pools:\n- name: a/b\n  annotations: {inference-waypoint.io/pick-session-header: x-chat}\n",
+			want:    map[string][]string{"a/b": {}},
+		},
+		"wrong annotations": {
+			content: "pools:\n- name: a/b\n  annotations: {inference-waypoint.io/pick-spread: much}\n", wantErr: []string{"pool a/b", "pick-spread"},
+		},
 		"no pools":      {content: "pools: []\n"},
 		"empty":         {wantErr: []string{"pools"}},
 		"not YAML":      {content: "pools: [\n", wantErr: []string{"yaml"}},

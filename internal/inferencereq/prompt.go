@@ -301,7 +301,9 @@ func (r *reader) value(k key, depth int, first bool) {
 // medium reads an image, a recording, a video or a file, given by its URL, its id or its bytes in base64, and writes
 // MediaBytes made of its digest. A medium that the body's end cuts is left out.
 func (r *reader) medium() {
-	if r.enter('{') {
+	switch r.peek() {
+	case '{':
+		r.at++
 		found := false
 		for k, ok := r.member(); ok; k, ok = r.member() {
 			if (k == keyLocator || k == keyMedium) && !found && r.peek() == '"' {
@@ -311,9 +313,9 @@ func (r *reader) medium() {
 				r.skip()
 			}
 		}
-	} else if r.peek() == '"' {
+	case '"':
 		r.str(&r.digest)
-	} else {
+	default:
 		r.tokens(&r.digest)
 	}
 	sum := r.digest.sum()
@@ -342,10 +344,10 @@ func (r *reader) prompts() {
 		return
 	}
 	for r.element() {
-		switch c := r.peek(); {
-		case c == '"':
+		switch r.peek() {
+		case '"':
 			r.str(&r.prompt)
-		case c == '[':
+		case '[':
 			r.at++
 			for r.element() {
 				r.tokenID()

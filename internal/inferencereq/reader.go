@@ -127,10 +127,10 @@ func (r *reader) skipString() {
 // skip passes over the value that comes next and says where it was. It counts brackets and never recurses, so that
 // deep nesting costs no stack.
 func (r *reader) skip() span {
-	c := r.peek()
+	r.peek()
 	from, depth := r.at, 0
 	for r.at < len(r.body) {
-		switch c = r.body[r.at]; c {
+		switch c := r.body[r.at]; c {
 		case '"':
 			r.skipString()
 		case '{', '[':

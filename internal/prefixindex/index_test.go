@@ -215,12 +215,12 @@ func TestModel(t *testing.T) {
 		}
 		for step := range 400 {
 			e := rng.IntN(endpoints)
-			switch op := rng.IntN(40); {
-			case op == 0:
+			switch rng.IntN(40) {
+			case 0:
 				x.Forget(e)
 				delete(m.held, e)
 				m.capacity[e] = capacity
-			case op == 1:
+			case 1:
 				n := rng.IntN(2 * capacity)
 				x.SetCapacity(e, n)
 				m.capacity[e] = n

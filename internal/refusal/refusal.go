@@ -18,7 +18,6 @@ const (
 	NoEndpoints Reason = "no_endpoints"  // the pool has no ready endpoint
 	NotInSubset Reason = "not_in_subset" // none of the endpoints that the proxy allows is ready
 	Overloaded  Reason = "overloaded"    // the picker or the pool is at its limit
-	Draining    Reason = "draining"      // the picker is shutting down
 	Internal    Reason = "internal"      // a fault of ours
 )
 

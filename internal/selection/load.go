@@ -1,67 +1,159 @@
 package selection
 
-import "time"
+import (
+	"math"
+	"slices"
+)
 
-// DefaultRate is the prefill speed taken for an endpoint whose own is not known, in tokens a second. It is the order
-// of magnitude of an 8B model on one H100 and of a 32B model on two; as long as all endpoints share it, it only sets
-// how fast a queue is taken to drain.
-const DefaultRate = 8000
-
-// Load is the work that one endpoint has from this picker. Its queue is a fluid: prompt tokens flow in with each
-// reservation and drain at the endpoint's prefill speed, because neither a stream's first byte (sent before the
-// prefill by some servers) nor its end (after the decoding) tells when a prompt was prefilled.
-//
-// Times are those of one monotonic clock with any origin.
-type Load struct {
-	// Rate is the endpoint's prefill speed in tokens a second; it must be positive.
-	Rate float64
-	// Requests are the calls in flight.
-	Requests int
-	// LastPick is the number of the pool's pick that last chose this endpoint; 0 where none did.
-	LastPick uint64
-
-	// arrived and drained count uncached prompt tokens since the endpoint is known; their difference is the queue.
-	// Drained is right at the moment at.
-	arrived, drained float64
-	at               time.Duration
+// hot is what a pick reads of every candidate: one cache line each.
+type hot struct {
+	// empty is the moment at which the queue will have drained, in seconds of the clock.
+	empty float64
+	// perToken is the time to prefill a token, in seconds.
+	perToken float64
+	// calls are those in flight, the picker's own and those that readings tell of.
+	calls float64
+	// room is how long it takes to prefill as many tokens as there is free KV memory for; +Inf if unknown.
+	room float64
+	// own are the picker's own calls in flight.
+	own int32
+	// lastPick is the number of the pick that last chose the endpoint; 0 where none did.
+	lastPick uint64
 }
 
-// Queue is the number of uncached prompt tokens that wait to be prefilled.
-func (l *Load) Queue(now time.Duration) float64 {
-	return max(0, l.arrived-l.drained-l.Rate*(now-l.at).Seconds())
+// load is the rest of what is known of an endpoint's work. Positions count the uncached prompt tokens that the picker
+// has sent there since it knows the endpoint.
+type load struct {
+	arrived float64  // the position of the queue's end
+	tickets []Ticket // calls in flight in the order of their arrival
+	speed   speed
+	told    told
 }
 
 // Ticket is one call's place in an endpoint's queue.
-type Ticket struct{ start, end float64 }
+type Ticket struct {
+	at         float64 // when it came, in seconds of the clock
+	start, end float64 // positions
+	alone      bool    // nothing was ahead of it
+}
 
 // Tokens is the number of uncached prompt tokens that the call brought.
 func (t Ticket) Tokens() float64 { return t.end - t.start }
 
-// Add puts a call with so many uncached prompt tokens at the queue's end.
-func (l *Load) Add(now time.Duration, tokens float64) Ticket {
-	l.advance(now)
-	t := Ticket{start: l.arrived, end: l.arrived + tokens}
+// queue is the number of uncached prompt tokens that wait to be prefilled.
+func (h *hot) queue(now float64) float64 { return max(0, h.empty-now) / h.perToken }
+
+// setQueue says that at the given moment so many tokens wait.
+func (h *hot) setQueue(now, tokens float64) { h.empty = now + max(0, tokens)*h.perToken }
+
+// add puts a call with so many uncached tokens at the end of endpoint n's queue.
+func (s *State) add(n int32, now, tokens float64) Ticket {
+	h, l := &s.hot[n], &s.loads[n]
+	ahead := h.queue(now)
+	h.setQueue(now, ahead+tokens)
+	t := Ticket{at: now, start: l.arrived, end: l.arrived + tokens, alone: ahead == 0}
 	l.arrived = t.end
-	l.Requests++
+	l.tickets = append(l.tickets, t)
+	h.own++
+	h.calls++
 	return t
 }
 
-// Answered takes away a call that was answered to its end. Servers prefill in the order of arrival, so all that
-// came before it is prefilled too: an endpoint faster than its rate is seen as empty again.
-func (l *Load) Answered(now time.Duration, t Ticket) {
-	l.advance(now)
-	l.drained = max(l.drained, t.end)
-	l.Requests--
+// drained is the position up to which endpoint n is taken to have prefilled.
+func (s *State) drained(n int32, now float64) float64 {
+	return s.loads[n].arrived - s.hot[n].queue(now)
 }
 
-// Withdraw takes away a call that this endpoint did not answer, with those of its tokens that still wait.
-func (l *Load) Withdraw(now time.Duration, t Ticket) {
-	l.advance(now)
-	l.drained += max(0, t.end-max(l.drained, t.start))
-	l.Requests--
+// remove takes a call out of endpoint n, whose tokens up to the given position are prefilled.
+func (s *State) remove(n int32, now float64, t Ticket, drained float64) {
+	h, l := &s.hot[n], &s.loads[n]
+	h.setQueue(now, l.arrived-drained)
+	i, found := slices.BinarySearchFunc(l.tickets, t, compareTickets)
+	for found && i < len(l.tickets) && l.tickets[i] != t { // those without tokens share a position
+		i++
+	}
+	if !found || i == len(l.tickets) {
+		return
+	}
+	l.tickets = slices.Delete(l.tickets, i, i+1)
+	h.own--
+	h.calls = max(h.calls-1, float64(h.own))
 }
 
-func (l *Load) advance(now time.Duration) {
-	l.drained = l.arrived - l.Queue(now)
-	l.at = now
+func compareTickets(a, b Ticket) int {
+	switch {
+	case a.start < b.start, a.start == b.start && a.end < b.end:
+		return -1
+	case a.start == b.start && a.end == b.end:
+		return 0
+	}
+	return 1
+}
+
+// answered takes away a call that was answered to its end. Servers prefill in the order of arrival, so all that came
+// before it is prefilled too: an endpoint faster than it was taken for is seen as empty again.
+func (s *State) answered(n int32, now float64, t Ticket) {
+	s.remove(n, now, t, max(s.drained(n, now), t.end))
+}
+
+// withdraw takes away a call that the endpoint did not answer, with those of its tokens that still wait. It reports
+// whether the call's prompt had been prefilled by then, as far as the fluid tells.
+func (s *State) withdraw(n int32, now float64, t Ticket) (prefilled bool) {
+	drained := s.drained(n, now)
+	s.remove(n, now, t, drained+max(0, t.end-max(drained, t.start)))
+	return drained >= t.end
+}
+
+// speed is what was seen of an endpoint's prefill, as two sums that forget: tokens prefilled, and the time that took,
+// in which there was always something to prefill.
+type speed struct{ tokens, seconds float64 }
+
+const (
+	// speedMemory is the time after which an observation of a speed weighs 1/e, in seconds.
+	speedMemory = 30
+	// priorSeconds is how much observed time the mean of the pool weighs as much as, in an endpoint's own speed: what
+	// is seen of one endpoint in a few seconds is uncertain, and its like are known better.
+	priorSeconds = 8
+	// alike is how far, as a natural logarithm, the speeds of endpoints that are alike can seem to be apart. Where one
+	// is further from the mean, the mean weighs less: its like are others.
+	alike = 0.3
+	// assumedSeconds is the same for the assumed speed in the pool's mean.
+	assumedSeconds = 2
+	// surprise is how many times faster or slower than it is taken to be one observation can show an endpoint to be. A
+	// call that waits for memory, or whose prompt was not cached as expected, is no measure of a speed.
+	surprise = 4
+
+	slowest, fastest = 1, 1e7 // tokens a second; what is outside is no prefill speed
+)
+
+// observe notes that so many tokens were prefilled in a time, where perToken was the time expected for each.
+func (v *speed) observe(tokens, seconds, perToken float64) {
+	expected := tokens * perToken
+	v.tokens += tokens
+	v.seconds += min(max(seconds, expected/surprise), expected*surprise)
+}
+
+func (v *speed) forget(seconds float64) {
+	keep := math.Exp(-seconds / speedMemory)
+	v.tokens *= keep
+	v.seconds *= keep
+}
+
+// perToken is the time to prefill a token where the mean of the pool is known.
+func (v *speed) perToken(mean float64) float64 {
+	prior := float64(priorSeconds)
+	if v.tokens > 0 && v.seconds > 0 {
+		apart := math.Log(v.tokens / v.seconds / mean)
+		prior *= min(1, alike*alike/(apart*apart+1e-12))
+	}
+	rate := (v.tokens + prior*mean) / (v.seconds + prior)
+	return 1 / min(max(rate, slowest), fastest)
+}
+
+// setSpeed brings what picks read of endpoint n's speed up to date. The tokens that wait stay the same.
+func (s *State) setSpeed(n int32, now float64) {
+	h := &s.hot[n]
+	queue := h.queue(now)
+	h.perToken = s.loads[n].speed.perToken(s.meanRate)
+	h.setQueue(now, queue)
 }

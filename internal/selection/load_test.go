@@ -1,74 +1,151 @@
 package selection
 
 import (
+	"math"
 	"testing"
 	"time"
 )
 
+const s = time.Second
+
+// newState makes a state of n endpoints that prefill 100 tokens a second, so that queues are easily counted.
+func newState(n int) *State {
+	settings := Defaults()
+	settings.PrefillRate = 100
+	return stateWith(n, settings)
+}
+
+func stateWith(n int, settings Settings) *State {
+	state := NewState(settings)
+	for i := range n {
+		state.Reset(int32(i), uint64(i)*0x9e3779b97f4a7c15+1)
+	}
+	return state
+}
+
+// numbers are 0 to n-1.
+func numbers(n int) []int32 {
+	out := make([]int32, n)
+	for i := range out {
+		out[i] = int32(i)
+	}
+	return out
+}
+
+func callFor(model string, tokens int) *Call {
+	f := factsOf(tokens)
+	f.Model = model
+	return &Call{Facts: f}
+}
+
+// add reserves a call of so many uncached tokens at endpoint 0.
+func add(state *State, at time.Duration, tokens int) *Claim {
+	c := state.Reserve(0, at, callFor("", tokens), tokens)
+	return &c
+}
+
+func near(a, b float64) bool { return math.Abs(a-b) <= 1e-6*max(1, math.Abs(b)) }
+
 func TestLoad(t *testing.T) {
-	const s = time.Second
 	tests := map[string]struct {
-		do           func(l *Load)
+		do           func(state *State)
 		at           time.Duration
 		wantQueue    float64
 		wantRequests int
 	}{
-		"empty": {do: func(*Load) {}, at: s},
+		"empty": {do: func(*State) {}, at: s},
 		"a call waits": {
-			do: func(l *Load) { l.Add(0, 500) }, wantQueue: 500, wantRequests: 1,
+			do: func(l *State) { add(l, 0, 500) }, wantQueue: 500, wantRequests: 1,
 		},
 		"the queue drains at the rate": {
-			do: func(l *Load) { l.Add(0, 500) }, at: s, wantQueue: 400, wantRequests: 1,
+			do: func(l *State) { add(l, 0, 500) }, at: s, wantQueue: 400, wantRequests: 1,
 		},
 		"an empty queue does not go on draining": {
-			do: func(l *Load) { l.Add(0, 50); l.Add(10*s, 300) }, at: 11 * s, wantQueue: 200, wantRequests: 2,
+			do: func(l *State) { add(l, 0, 50); add(l, 10*s, 300) }, at: 11 * s, wantQueue: 200, wantRequests: 2,
 		},
 		"an answer shows that all before it is prefilled": {
-			do: func(l *Load) {
-				l.Add(0, 100)
-				second := l.Add(0, 100)
-				l.Add(0, 100)
-				l.Answered(0, second)
+			do: func(l *State) {
+				add(l, 0, 100)
+				second := add(l, 0, 100)
+				add(l, 0, 100)
+				l.Release(second, Answered, 0)
 			}, wantQueue: 100, wantRequests: 2,
 		},
 		"an answer whose tokens have drained changes no queue": {
-			do: func(l *Load) {
-				first := l.Add(0, 100)
-				l.Add(0, 300)
-				l.Answered(2*s, first)
+			do: func(l *State) {
+				first := add(l, 0, 100)
+				add(l, 0, 300)
+				l.Release(first, Answered, 2*s)
 			}, at: 2 * s, wantQueue: 200, wantRequests: 1,
 		},
 		"a call that leaves takes its tokens along": {
-			do: func(l *Load) {
-				l.Add(0, 100)
-				second := l.Add(0, 200)
-				l.Add(0, 400)
-				l.Withdraw(0, second)
+			do: func(l *State) {
+				add(l, 0, 100)
+				second := add(l, 0, 200)
+				add(l, 0, 400)
+				l.Release(second, Abandoned, 0)
 			}, wantQueue: 500, wantRequests: 2,
 		},
 		"a call that leaves half prefilled takes the rest": {
-			do: func(l *Load) {
-				first := l.Add(0, 200)
-				l.Withdraw(s, first)
+			do: func(l *State) {
+				first := add(l, 0, 200)
+				l.Release(first, Abandoned, s)
 			}, at: s, wantQueue: 0,
 		},
 		"a call that leaves after its prefill takes nothing": {
-			do: func(l *Load) {
-				first := l.Add(0, 100)
-				l.Add(0, 500)
-				l.Withdraw(2*s, first)
+			do: func(l *State) {
+				first := add(l, 0, 100)
+				add(l, 0, 500)
+				l.Release(first, Abandoned, 2*s)
 			}, at: 2 * s, wantQueue: 400, wantRequests: 1,
+		},
+		"calls without tokens at one place are kept apart": {
+			do: func(l *State) {
+				first, second := add(l, 0, 0), add(l, 0, 0)
+				l.Release(second, Answered, s)
+				l.Release(first, Answered, s)
+				add(l, s, 0)
+			}, at: s, wantRequests: 1,
+		},
+		"a call that moves takes its tokens along": {
+			do: func(l *State) {
+				add(l, 0, 100)
+				l.Move(add(l, 0, 300), 1, 0)
+			}, wantQueue: 100, wantRequests: 1,
 		},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			l := &Load{Rate: 100}
-			tt.do(l)
-			if got := l.Queue(tt.at); got != tt.wantQueue {
+			state := newState(2)
+			tt.do(state)
+			if got := state.Queue(0, tt.at); !near(got, tt.wantQueue) {
 				t.Errorf("queue is %v tokens, want %v", got, tt.wantQueue)
 			}
-			if l.Requests != tt.wantRequests {
-				t.Errorf("%d requests, want %d", l.Requests, tt.wantRequests)
+			if got := state.InFlight(0); got != tt.wantRequests {
+				t.Errorf("%d requests, want %d", got, tt.wantRequests)
+			}
+		})
+	}
+}
+
+func TestReleaseTellsWhetherThePromptWasPrefilled(t *testing.T) {
+	tests := map[string]struct {
+		outcome Outcome
+		after   time.Duration
+		want    bool
+	}{
+		"answered":                  {outcome: Answered, want: true},
+		"abandoned at once":         {outcome: Abandoned},
+		"abandoned half way":        {outcome: Abandoned, after: s},
+		"abandoned after its time":  {outcome: Abandoned, after: 3 * s, want: true},
+		"failed at once":            {outcome: Failed},
+		"failed, a full time later": {outcome: Failed, after: 3 * s, want: true},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			state := newState(1)
+			if got := state.Release(add(state, 0, 200), tt.outcome, tt.after); got != tt.want {
+				t.Errorf("prefilled: %v, want %v", got, tt.want)
 			}
 		})
 	}

@@ -1,6 +1,3 @@
-// Package selection decides which endpoint serves a call. It is pure: the facts, the pool's state, the time and the
-// source of chance come in, a ranking comes out, and nothing is changed. Addresses, locks, streams and clusters may
-// not enter.
 package selection
 
 import (
@@ -18,32 +15,57 @@ const (
 	// BlockTokens is the length of a prefix block in tokens, at four bytes a token.
 	BlockTokens = inferencereq.BlockBytes / 4
 
-	// othersShare is what a token to prefill costs those who come behind, as a multiple of what it costs the call
-	// itself: in a fleet near its limit each of them is waited for about once more.
-	othersShare = 1
-
-	// requestTokens is what a call in flight costs a new one, in prefill tokens: the share of each step that its
+	// callTokens is what a call in flight costs a new one, in tokens to prefill: the share of each step that its
 	// decoding takes. It is half a block, so that one cached block outweighs up to three calls more.
-	requestTokens = 32
+	callTokens = 32
 
-	// spread bounds an endpoint's calls in flight to this multiple of the mean over the candidates, so that a
-	// burst of one prompt does not herd where it is cached.
-	spread = 2
-
-	// batch is the number of calls in flight below which the bound is not asked: a server takes them into one
+	// batch is the number of calls in flight below which their bound is not asked: a server takes them into one
 	// batch without slowing noticeably.
 	batch = 8
+
+	// sessionWorth is what a session's own endpoint is worth to it, in seconds: as much as a prefill of 40,000 tokens
+	// takes at the default speed.
+	sessionWorth = 5
+
+	// equal is the difference in cost, in seconds, that is none: a tenth of a server's step.
+	equal = 1e-3
+
+	// othersShare is what a token to prefill costs others, as a multiple of its time.
+	othersShare = 1
 )
 
-// View is the pool as one pick sees it. Loads and Cached have an entry for each endpoint number; Candidates are the
-// numbers that may be picked.
+// Classes of endpoints that are taken only where no other is left, in seconds of cost: far more than any cost is, and
+// so little that adding one loses nothing that matters.
+const (
+	overBound = 1e5
+	noSlot    = 1e6
+	unhealthy = 1e7
+)
+
+// Call is one call that an endpoint is wanted for.
+type Call struct {
+	Facts *inferencereq.Facts
+	// Session stands for the session that the call belongs to, by Hash; 0 where it belongs to none.
+	Session uint64
+}
+
+// View is the pool as one pick sees it.
 type View struct {
+	*State
+	// Candidates are the numbers of the endpoints that may be picked, in any order, each once.
 	Candidates []int32
-	Loads      []Load
-	// Cached is how many of the prompt's blocks, from its head, each endpoint is taken to hold.
+	// Cached has, for each endpoint number, how many of the prompt's blocks, from its head, it is taken to hold.
 	Cached []int32
-	// Costs is room for the work, kept from pick to pick by the caller.
-	Costs []float64
+	// Room is kept from pick to pick and holds nothing.
+	Room Room
+}
+
+// Room is the memory that a pick works in.
+type Room struct {
+	costs  []float64
+	short  []int32
+	equals []int32
+	holds  []bool // by endpoint number; all false between picks
 }
 
 // Choice is one place of a ranking.
@@ -52,133 +74,245 @@ type Choice struct {
 	// Cached and Uncached are the prompt's tokens that the endpoint is taken to hold and those that it has to
 	// prefill.
 	Cached, Uncached int
+	// Cost is the endpoint's, in seconds.
+	Cost float64
 }
 
 // Pick ranks up to Choices candidates into out, best first, and returns their number: 0 only where there is no
-// candidate.
-//
-// An endpoint's cost is the time until this call's first token plus what the call costs others, in seconds:
-//
-//	(queue + (1 + othersShare)·uncached + requestTokens·inflight) / rate
-//
-// with the queue of uncached prompt tokens ahead and the call's own, at the endpoint's prefill rate. A cached prefix
-// so keeps a conversation where it is until the queue there costs more than the cache saves; a call with nothing
-// cached anywhere goes where the least waits.
-func Pick(facts *inferencereq.Facts, v *View, now time.Duration, rnd *rand.Rand, out *[Choices]Choice) int {
-	n := len(v.Candidates)
-	if n == 0 {
+// candidate. The state's Age must have been called for the moment.
+func Pick(c *Call, v *View, now time.Duration, rnd *rand.Rand, out *[Choices]Choice) int {
+	if len(v.Candidates) == 0 {
 		return 0
 	}
-	// 1. Bound: no candidate takes more than its part of the calls in flight. At least one is always within it.
-	bound := loadBound(v)
-	// 2. Cost of each; those over the bound come after all others, in the order of their cost.
-	prompt := facts.PromptTokens()
-	costs := growTo(&v.Costs, n)
-	for i, e := range v.Candidates {
-		costs[i] = cost(&v.Loads[e], uncached(prompt, v.Cached[e]), now)
-		if v.Loads[e].Requests >= bound {
-			costs[i] += overBound
-		}
+	// 1. What is the same for all candidates.
+	r := v.rule(c, now)
+	// 2. The cost of each by its load and its cache.
+	v.costs(&r)
+	// 3. What only some calls, and only some moments, have to do with.
+	if r.id != none {
+		v.addAdapter(&r)
 	}
-	// 3. The cheapest; of several, the longer unpicked of two drawn by lot.
-	best := cheapest(v, costs, rnd)
-	// 4. The rest of the ranking, by cost alone.
-	ranked := 0
-	for at := best; at >= 0 && ranked < Choices; at = leastFrom(costs, rnd) {
-		e := v.Candidates[at]
-		costs[at] = math.Inf(1)
-		own := uncached(prompt, v.Cached[e])
-		out[ranked] = Choice{Endpoint: e, Cached: prompt - own, Uncached: own}
-		ranked++
+	if v.unwell > 0 {
+		v.addHealth(&r)
 	}
-	return ranked
+	if c.Session != 0 {
+		v.addSession(&r, c.Session)
+	}
+	// 4. The least, and what comes behind it.
+	return v.rank(&r, rnd, out)
 }
 
-// overBound is more than any cost, in seconds, and small enough that adding a cost to it loses nothing that matters.
-const overBound = 1e9
+// rule is what one pick has in mind for all candidates.
+type rule struct {
+	now    float64 // seconds of the clock
+	prompt int     // tokens
+	share  float64 // what a token to prefill costs, this call and others, as a multiple of its time
+	bound  int32   // the number of calls in flight at which a candidate takes no more
 
-// loadBound is the number of calls in flight at which a candidate takes no more.
-func loadBound(v *View) int {
-	total := 0
+	id       int32 // the adapter's; none where the call needs none
+	name     uint64
+	loadTime float64
+}
+
+func (v *View) rule(c *Call, now time.Duration) rule {
+	r := rule{now: now.Seconds(), prompt: c.Facts.PromptTokens(), share: 1 + othersShare*v.settings.CacheBias, bound: v.bound()}
+	if r.id = v.adapters.find(c.Facts.Model); r.id != none {
+		r.name = Hash(c.Facts.Model)
+		r.loadTime = v.settings.AdapterLoad.Seconds()
+	}
+	return r
+}
+
+// bound is the number of calls in flight at which a candidate takes no more. At least one is always below it.
+func (v *View) bound() int32 {
+	total := int32(0)
 	for _, e := range v.Candidates {
-		total += v.Loads[e].Requests
+		total += v.hot[e].own
 	}
-	n := len(v.Candidates)
-	return max(batch, (spread*(total+1)+n-1)/n)
+	mean := float64(total+1) / float64(len(v.Candidates))
+	return int32(max(batch, math.Ceil(v.settings.Spread*mean)))
 }
 
-func cost(l *Load, own int, now time.Duration) float64 {
-	return (l.Queue(now) + (1+othersShare)*float64(own) + requestTokens*float64(l.Requests)) / l.Rate
+// costs writes the cost of each candidate by load and cache, in seconds. Of all that a pick does it is the one loop over
+// all candidates that computes: 2 ns for each.
+func (v *View) costs(r *rule) {
+	n := len(v.Candidates)
+	if cap(v.Room.costs) < n {
+		v.Room.costs = make([]float64, n)
+	}
+	costs := v.Room.costs[:n]
+	for i, e := range v.Candidates {
+		h := &v.hot[e]
+		wait := h.empty - r.now
+		if wait < 0 {
+			wait = 0
+		}
+		prefill := float64(uncached(r.prompt, v.Cached[e])) * h.perToken
+		cost := wait + r.share*prefill + callTokens*h.perToken*h.calls
+		if short := wait + prefill - h.room; short > 0 {
+			cost += short
+		}
+		if h.own >= r.bound {
+			cost += overBound
+		}
+		costs[i] = cost
+	}
+	v.Room.costs = costs
 }
 
 // uncached is how many of a prompt's tokens an endpoint that holds so many of its blocks has to prefill. Even a
 // prompt that is held whole has its last token computed.
 func uncached(prompt int, blocks int32) int {
-	if prompt == 0 {
-		return 0
+	if own := prompt - int(blocks)*BlockTokens; own > 0 || prompt <= 0 {
+		return own
 	}
-	return max(1, prompt-int(blocks)*BlockTokens)
+	return 1
 }
 
-// cheapest is the index of the lowest cost. Between equals two are drawn and the one that was picked longer ago is
-// taken: an idle fleet is used evenly, and pickers that do not know of each other do not move in step.
-func cheapest(v *View, costs []float64, rnd *rand.Rand) int {
-	least, ties := math.Inf(1), 0
-	for _, c := range costs {
-		switch {
-		case c < least:
-			least, ties = c, 1
-		case c == least:
-			ties++
+// addAdapter adds what the call's adapter costs where it is not resident.
+func (v *View) addAdapter(r *rule) {
+	v.ensureHolds()
+	v.markHolders(r, true)
+	for i, e := range v.Candidates {
+		if !v.Room.holds[e] {
+			cost, full := v.adapterCost(r, e)
+			if full {
+				cost += noSlot
+			}
+			v.Room.costs[i] += cost
 		}
 	}
-	if ties == 1 {
-		return nthEqual(costs, least, 0)
+	v.markHolders(r, false)
+}
+
+func (v *View) ensureHolds() {
+	if missing := v.Len() - len(v.Room.holds); missing > 0 {
+		v.Room.holds = append(v.Room.holds, make([]bool, missing)...)
 	}
-	a, b := rnd.IntN(ties), rnd.IntN(ties-1)
+}
+
+func (v *View) markHolders(r *rule, as bool) {
+	for _, e := range v.adapters.names[r.id].holders {
+		v.Room.holds[e] = as
+	}
+}
+
+// adapterCost is what an adapter costs at an endpoint where it is not resident: to load it, and to be away from its
+// home.
+func (v *View) adapterCost(r *rule, e int32) (cost float64, full bool) {
+	cost, full = v.adapters.cost(e, r.now, r.loadTime)
+	return cost + homing*r.loadTime*(1-rendezvous(r.name, v.keys[e])), full
+}
+
+// addHealth puts those that failed lately behind all others.
+func (v *View) addHealth(r *rule) {
+	for i, e := range v.Candidates {
+		if v.avoided(e, r.now) {
+			v.Room.costs[i] += unhealthy
+		}
+	}
+}
+
+// addSession makes the session's own endpoint cheaper: of the healthy candidates the one that rendezvous hashing gives
+// it, so that replicas of the picker agree without a word and an endpoint that leaves takes only its own sessions.
+func (v *View) addSession(r *rule, session uint64) {
+	if at := v.home(r, session); at >= 0 {
+		v.Room.costs[at] -= sessionWorth
+	}
+}
+
+// home is the index of the candidate that is a session's own, -1 where none is healthy.
+func (v *View) home(r *rule, session uint64) int {
+	home, best := -1, -1.0
+	for i, e := range v.Candidates {
+		if x := rendezvous(session, v.keys[e]); x > best && !v.avoided(e, r.now) {
+			home, best = i, x
+		}
+	}
+	return home
+}
+
+// rank takes the candidate of the least cost, of several the longer unpicked of two drawn by lot, and then those of
+// the next higher costs.
+func (v *View) rank(r *rule, rnd *rand.Rand, out *[Choices]Choice) int {
+	costs := v.Room.costs
+	short, low := v.shortlist(costs)
+	ranked := 0
+	for at := v.drawTwo(short, low[0], rnd); ; at = leastOf(short, costs, low[ranked], rnd) {
+		e := v.Candidates[at]
+		own := uncached(r.prompt, v.Cached[e])
+		out[ranked] = Choice{Endpoint: e, Cached: r.prompt - own, Uncached: own, Cost: costs[at]}
+		costs[at] = math.Inf(1)
+		if ranked++; ranked == min(Choices, len(costs)) {
+			return ranked
+		}
+	}
+}
+
+// shortlist lists all candidates that can come into a ranking: those that cost no more than the Choices least, and
+// those that cost hardly more than the least. It goes over the costs once, so the list has some that were overtaken.
+// Low are the least costs, in their order.
+func (v *View) shortlist(costs []float64) (short []int32, low [Choices]float64) {
+	low = [Choices]float64{math.Inf(1), math.Inf(1), math.Inf(1)}
+	short = v.Room.short[:0]
+	limit := math.Inf(1)
+	for i, c := range costs {
+		if c > limit {
+			continue
+		}
+		short = append(short, int32(i))
+		if c >= low[Choices-1] {
+			continue
+		}
+		for k := range low {
+			if c < low[k] {
+				c, low[k] = low[k], c
+			}
+		}
+		limit = max(low[Choices-1], low[0]+equal)
+	}
+	v.Room.short = short
+	return short, low
+}
+
+// drawTwo draws two of those on the list that cost hardly more than the least and takes the one that was picked longer
+// ago: an idle fleet is used evenly, and pickers that do not know of each other do not move in step.
+func (v *View) drawTwo(short []int32, least float64, rnd *rand.Rand) int {
+	equals := v.Room.equals[:0]
+	for _, i := range short {
+		if v.Room.costs[i] <= least+equal {
+			equals = append(equals, i)
+		}
+	}
+	v.Room.equals = equals
+	if len(equals) == 1 {
+		return int(equals[0])
+	}
+	a, b := rnd.IntN(len(equals)), rnd.IntN(len(equals)-1)
 	if b >= a {
 		b++
 	}
-	x, y := nthEqual(costs, least, a), nthEqual(costs, least, b)
-	if v.Loads[v.Candidates[y]].LastPick < v.Loads[v.Candidates[x]].LastPick {
-		return y
+	x, y := equals[a], equals[b]
+	if v.hot[v.Candidates[y]].lastPick < v.hot[v.Candidates[x]].lastPick {
+		return int(y)
 	}
-	return x
+	return int(x)
 }
 
-// nthEqual is the index of the n-th entry, from 0, that is equal to value.
-func nthEqual(costs []float64, value float64, n int) int {
-	for i, c := range costs {
-		if c == value {
-			if n == 0 {
-				return i
+// leastOf is the one on the list that costs least; one that costs no more than the bound will do. It begins to look at a
+// random place, so that of equals not always the same one is the second choice.
+func leastOf(short []int32, costs []float64, bound float64, rnd *rand.Rand) int {
+	start := rnd.IntN(len(short))
+	at := short[start]
+	for _, part := range [...][]int32{short[start:], short[:start]} {
+		for _, i := range part {
+			if costs[at] <= bound {
+				return int(at)
 			}
-			n--
+			if costs[i] < costs[at] {
+				at = i
+			}
 		}
 	}
-	return -1
-}
-
-// leastFrom is the index of the lowest cost, or -1 where none is left. It begins to look at a random place, so that
-// of equals not always the same one is the second choice.
-func leastFrom(costs []float64, rnd *rand.Rand) int {
-	at, least := -1, math.Inf(1)
-	start := rnd.IntN(len(costs))
-	for k := range costs {
-		i := start + k
-		if i >= len(costs) {
-			i -= len(costs)
-		}
-		if costs[i] < least {
-			at, least = i, costs[i]
-		}
-	}
-	return at
-}
-
-func growTo(s *[]float64, n int) []float64 {
-	if cap(*s) < n {
-		*s = make([]float64, n)
-	}
-	return (*s)[:n]
+	return int(at)
 }

@@ -2,40 +2,51 @@ package selection
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/inferencereq"
 )
 
 // endpoint describes one endpoint of a test's pool.
 type endpoint struct {
-	queue    float64 // tokens
+	queue    int // tokens
 	requests int
-	cached   int32 // blocks
-	rate     float64
+	cached   int32   // blocks
+	rate     float64 // tokens a second; 0 is the default
 	lastPick uint64
+	failed   bool // lately
 	out      bool // not a candidate
 }
 
 func viewOf(endpoints []endpoint) *View {
-	v := &View{}
+	v := &View{State: stateWith(len(endpoints), Defaults())}
 	for i, e := range endpoints {
-		if e.rate == 0 {
-			e.rate = DefaultRate
+		n := int32(i)
+		if e.rate > 0 {
+			v.hot[n].perToken = 1 / e.rate
 		}
-		l := Load{Rate: e.rate, LastPick: e.lastPick}
-		if e.queue > 0 {
-			l.Add(0, e.queue)
+		for c := range e.requests {
+			tokens := 0
+			if c == 0 {
+				tokens = e.queue
+			}
+			v.Reserve(n, 0, callFor("", tokens), tokens)
 		}
-		l.Requests = e.requests
-		v.Loads = append(v.Loads, l)
+		if e.failed {
+			c := v.Reserve(n, 0, callFor("", 0), 0)
+			v.Release(&c, Failed, 0)
+		}
+		v.hot[n].lastPick = e.lastPick
 		v.Cached = append(v.Cached, e.cached)
 		if !e.out {
-			v.Candidates = append(v.Candidates, int32(i))
+			v.Candidates = append(v.Candidates, n)
 		}
 	}
 	return v
@@ -45,9 +56,17 @@ func factsOf(tokens int) *inferencereq.Facts {
 	return &inferencereq.Facts{PromptBytes: tokens * 4}
 }
 
+func pickCall(v *View, c *Call, now time.Duration, seed uint64) []Choice {
+	var out [Choices]Choice
+	v.Age(now, v.Candidates)
+	n := Pick(c, v, now, rand.New(rand.NewPCG(seed, 0)), &out)
+	return out[:n]
+}
+
+// pickAll picks without aging, which would level the speeds that tests set.
 func pickAll(v *View, tokens int, now time.Duration, seed uint64) []Choice {
 	var out [Choices]Choice
-	n := Pick(factsOf(tokens), v, now, rand.New(rand.NewPCG(seed, 0)), &out)
+	n := Pick(callFor("", tokens), v, now, rand.New(rand.NewPCG(seed, 0)), &out)
 	return out[:n]
 }
 
@@ -90,7 +109,7 @@ func TestPickOrder(t *testing.T) {
 			want: []int32{0, 1}, wantLen: 2,
 		},
 		"the same queue waits longer where prefilling is slow": {
-			endpoints: []endpoint{{queue: 1000, rate: 2000}, {queue: 2000, rate: 8000}}, tokens: 10, want: []int32{1, 0}, wantLen: 2,
+			endpoints: []endpoint{{queue: 1000, requests: 1, rate: 2000}, {queue: 2000, requests: 1, rate: 8000}}, tokens: 10, want: []int32{1, 0}, wantLen: 2,
 		},
 		"over twice the mean of calls, the cache does not count": {
 			endpoints: []endpoint{{requests: 24, cached: 100}, {requests: 3}, {requests: 2}}, tokens: 6500,
@@ -98,6 +117,19 @@ func TestPickOrder(t *testing.T) {
 		},
 		"in one batch, calls are no reason to leave the cache": {
 			endpoints: []endpoint{{requests: 7, cached: 100}, {}, {}}, tokens: 6500, want: []int32{0}, wantLen: 3,
+		},
+		"of the healthy only, whatever is cached": {
+			endpoints: []endpoint{{failed: true, cached: 10}, {requests: 30}, {requests: 20}}, tokens: 700,
+			want: []int32{2, 1, 0}, wantLen: 3,
+		},
+		"of the unhealthy, where there are no others": {
+			endpoints: []endpoint{{failed: true}, {failed: true, cached: 10}}, tokens: 700, want: []int32{1, 0}, wantLen: 2,
+		},
+		"an unhealthy endpoint has its second chance": {
+			endpoints: []endpoint{{failed: true, cached: 10}, {}}, tokens: 700, now: 2 * time.Second, want: []int32{0, 1}, wantLen: 2,
+		},
+		"all over the bound": {
+			endpoints: []endpoint{{requests: 200}, {requests: 199}}, want: []int32{1, 0}, wantLen: 2,
 		},
 		"a candidate out of the subset is not ranked": {
 			endpoints: []endpoint{{out: true, cached: 10}, {requests: 5}, {out: true}}, tokens: 700, want: []int32{1}, wantLen: 1,
@@ -151,7 +183,7 @@ func TestPickCountsTokens(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			got := pickAll(viewOf([]endpoint{{cached: tt.cached}}), tt.tokens, 0, 1)
-			if diff := cmp.Diff([]Choice{tt.want}, got); diff != "" {
+			if diff := cmp.Diff([]Choice{tt.want}, got, cmpopts.IgnoreFields(Choice{}, "Cost")); diff != "" {
 				t.Errorf("choice (-want +got):\n%s", diff)
 			}
 		})
@@ -170,7 +202,7 @@ func TestPickTies(t *testing.T) {
 		t.Errorf("picked the most recent %d times and the busier %d times, want never", count[0], count[2])
 	}
 	// Of the 6 pairs of four, the oldest wins 3, the next 2, the third 1.
-	if !(count[1] > count[4] && count[4] > count[3] && count[3] > 0) {
+	if count[1] <= count[4] || count[4] <= count[3] || count[3] == 0 {
 		t.Errorf("picks by age, oldest first: %d, %d, %d; want them falling and all drawn", count[1], count[4], count[3])
 	}
 }
@@ -184,20 +216,127 @@ func TestPickIsFixedBySeed(t *testing.T) {
 	}
 }
 
+// A session stays where it is: across calls, when others come or leave, and as long as it pays.
+func TestPickSession(t *testing.T) {
+	session := func(name string, prompt int) *Call { return &Call{Facts: factsOf(prompt), Session: Hash(name)} }
+	homes := map[string]int32{}
+	for i := range 200 {
+		name := fmt.Sprint("session-", i)
+		v := viewOf(make([]endpoint, 8))
+		homes[name] = pickCall(v, session(name, 100), 0, uint64(i))[0].Endpoint
+		for seed := range uint64(5) {
+			if got := pickCall(v, session(name, 100), 0, seed)[0].Endpoint; got != homes[name] {
+				t.Fatalf("%s goes to %d and to %d", name, homes[name], got)
+			}
+		}
+	}
+	count := map[int32]int{}
+	for name, home := range homes {
+		count[home]++
+		fewer := viewOf(make([]endpoint, 8))
+		fewer.Candidates = slices.DeleteFunc(fewer.Candidates, func(e int32) bool { return e == 3 })
+		if got := pickCall(fewer, session(name, 100), 0, 1)[0].Endpoint; home != 3 && got != home {
+			t.Fatalf("%s moves from %d to %d when endpoint 3 leaves", name, home, got)
+		}
+		endpoints := make([]endpoint, 8)
+		endpoints[home] = endpoint{queue: 80_000, requests: 1} // 10 s
+		if got := pickCall(viewOf(endpoints), session(name, 100), 0, 1)[0].Endpoint; got == home {
+			t.Fatalf("%s stays at %d behind a queue of 10 s", name, home)
+		}
+		endpoints[home] = endpoint{failed: true}
+		if got := pickCall(viewOf(endpoints), session(name, 100), 0, 1)[0].Endpoint; got == home {
+			t.Fatalf("%s stays at %d, which failed", name, home)
+		}
+	}
+	for e := range int32(8) {
+		if count[e] < 10 || count[e] > 45 {
+			t.Errorf("%d of 200 sessions at endpoint %d of 8", count[e], e)
+		}
+	}
+}
+
+// Whatever the pool is like, a ranking holds candidates only, each once, as many as there can be, the healthy first.
+func TestPickProperties(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(3, 4))
+	for round := range 3000 {
+		endpoints := make([]endpoint, 1+rnd.IntN(12))
+		for i := range endpoints {
+			endpoints[i] = endpoint{
+				queue: rnd.IntN(50_000), requests: rnd.IntN(40), cached: int32(rnd.IntN(20)),
+				failed: rnd.IntN(4) == 0, out: rnd.IntN(3) == 0,
+			}
+		}
+		v := viewOf(endpoints)
+		got := pickCall(v, callFor("", rnd.IntN(3000)), 0, uint64(round))
+		if want := min(Choices, len(v.Candidates)); len(got) != want {
+			t.Fatalf("%d choices of %d candidates, want %d", len(got), len(v.Candidates), want)
+		}
+		healthy := 0
+		for _, e := range v.Candidates {
+			if !endpoints[e].failed {
+				healthy++
+			}
+		}
+		seen := map[int32]bool{}
+		for i, c := range got {
+			if endpoints[c.Endpoint].out || seen[c.Endpoint] {
+				t.Fatalf("choice %d is endpoint %d: no candidate, or twice", i, c.Endpoint)
+			}
+			if endpoints[c.Endpoint].failed != (i >= healthy) {
+				t.Fatalf("choice %d of a pool with %d healthy candidates is endpoint %d: %+v", i, healthy, c.Endpoint, endpoints[c.Endpoint])
+			}
+			seen[c.Endpoint] = true
+		}
+	}
+}
+
+// The terms that are told add up to the costs by which the ranking was made, in the same order.
+func TestExplainTellsWhatPickDoes(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(5, 6))
+	for round := range 1000 {
+		endpoints := make([]endpoint, 1+rnd.IntN(6))
+		for i := range endpoints {
+			endpoints[i] = endpoint{
+				queue: rnd.IntN(5000), requests: rnd.IntN(20), cached: int32(rnd.IntN(20)), failed: rnd.IntN(5) == 0,
+			}
+		}
+		v := viewOf(endpoints)
+		for i := range endpoints {
+			v.Observe(int32(i), 1, &Reading{At: 1, MaxAdapters: 1, RunningAdapters: []string{fmt.Sprint(i % 3)}, Running: rnd.IntN(30),
+				KVUsage: rnd.Float64(), KVTokens: 5000})
+		}
+		call := callFor(fmt.Sprint(rnd.IntN(5)), rnd.IntN(3000))
+		call.Session = uint64(rnd.IntN(2))
+		v.Age(1, v.Candidates)
+		reasons := Explain(call, v, 1)
+		slices.SortStableFunc(reasons, Reason.Compare)
+		for i, c := range pickCall(v, call, 1, uint64(round)) {
+			why := reasons[slices.IndexFunc(reasons, func(r Reason) bool { return r.Endpoint == c.Endpoint })]
+			if math.Abs(reasons[i].Cost+reasons[i].bounds-c.Cost) > 2*equal {
+				t.Fatalf("choice %d costs %v, place %d of the explanation %v (%s)", i, c.Cost, i, reasons[i].Cost, reasons[i].Class)
+			}
+			sum := why.Wait + why.Prefill + why.Others + why.Batch + why.Memory + why.Adapter + why.Session
+			if math.Abs(sum-why.Cost) > 1e-9 || why.CachedTokens != c.Cached || why.UncachedTokens != c.Uncached {
+				t.Fatalf("the terms %+v do not make up the choice %+v", why, c)
+			}
+		}
+	}
+}
+
 func BenchmarkPick(b *testing.B) {
 	for _, n := range []int{10, 100, 1000} {
 		b.Run(fmt.Sprintf("endpoints=%d", n), func(b *testing.B) {
 			endpoints := make([]endpoint, n)
 			for i := range endpoints {
-				endpoints[i] = endpoint{queue: float64(i % 7 * 100), requests: i % 5, cached: int32(i % 11)}
+				endpoints[i] = endpoint{queue: i % 7 * 100, requests: i % 5, cached: int32(i % 11)}
 			}
 			v := viewOf(endpoints)
-			facts := factsOf(2000)
+			call := callFor("", 2000)
 			rnd := rand.New(rand.NewPCG(1, 1))
 			var out [Choices]Choice
 			b.ReportAllocs()
 			for b.Loop() {
-				Pick(facts, v, time.Millisecond, rnd, &out)
+				Pick(call, v, time.Millisecond, rnd, &out)
 			}
 		})
 	}

@@ -1,6 +1,8 @@
 package telemetry
 
 import (
+	"runtime"
+	"runtime/debug"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,6 +15,7 @@ const namespace = "inference_waypoint"
 // bounded by the cluster's pools and never by what clients send.
 type Metrics struct {
 	streams   prometheus.Gauge
+	held      prometheus.Gauge
 	panics    prometheus.Counter
 	pools     prometheus.Gauge
 	picks     *prometheus.CounterVec
@@ -23,6 +26,7 @@ type Metrics struct {
 	matched   *prometheus.CounterVec
 	duration  *prometheus.HistogramVec
 	hitRatio  *prometheus.HistogramVec
+	hitLength *prometheus.HistogramVec
 	inFlight  *prometheus.GaugeVec
 	endpoints *prometheus.GaugeVec
 }
@@ -33,7 +37,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	pool := []string{"pool"}
 	m := &Metrics{
 		streams: gauge("streams_in_flight", "ext_proc streams that are open now."),
-		panics:  counter("panics_total", "Streams that were ended by a fault of the picker."),
+		held:    gauge("held_body_bytes", "Bytes of request bodies that are held until their call is picked."),
+		panics:  counter("panics_total", "Faults of the picker. The call goes on where it can."),
 		pools:   gauge("pools", "Pools that the picker serves."),
 		picks: counterVec("picks_total",
 			"Picks by what decided: prefix, where the endpoint is taken to hold a part of the prompt, or load.", "pool", "outcome"),
@@ -50,11 +55,14 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		hitRatio: histogramVec("prefix_hit_ratio",
 			"Share of a prompt's tokens that the picked endpoint is taken to hold.",
 			prometheus.LinearBuckets(0, 0.1, 11)),
+		hitLength: histogramVec("prefix_hit_tokens",
+			"Estimated length of the prompt's head that the picked endpoint is taken to hold, in tokens.",
+			append([]float64{0}, prometheus.ExponentialBuckets(64, 4, 6)...)), // 64 to 65,536
 		inFlight:  gaugeVec("requests_in_flight", "Picked calls that have not ended.", pool...),
 		endpoints: gaugeVec("endpoints", "Endpoints that can be picked now.", pool...),
 	}
-	reg.MustRegister(m.streams, m.panics, m.pools, m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched,
-		m.duration, m.hitRatio, m.inFlight, m.endpoints)
+	reg.MustRegister(buildInfo(), m.streams, m.held, m.panics, m.pools, m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched,
+		m.duration, m.hitRatio, m.hitLength, m.inFlight, m.endpoints)
 	return m
 }
 
@@ -64,7 +72,10 @@ func (m *Metrics) StreamOpened() { m.streams.Inc() }
 // StreamClosed notes that a stream ended.
 func (m *Metrics) StreamClosed() { m.streams.Dec() }
 
-// Panicked notes a stream that a fault of the picker ended.
+// Held notes so many more bytes of bodies that are held before the pick, or fewer.
+func (m *Metrics) Held(n int) { m.held.Add(float64(n)) }
+
+// Panicked notes a fault of the picker.
 func (m *Metrics) Panicked() { m.panics.Inc() }
 
 // SetPools tells how many pools are served.
@@ -75,15 +86,17 @@ func (m *Metrics) RefusedWithoutPool(reason string) { m.refusals.WithLabelValues
 
 // PoolMetrics are the metrics of one pool, looked up once: a pick then costs no look-up of labels.
 type PoolMetrics struct {
-	parent             *Metrics
-	name               string
-	byPrefix, byLoad   prometheus.Counter
-	elsewhere          prometheus.Counter
-	tokens, matched    prometheus.Counter
-	duration, hitRatio prometheus.Observer
-	inFlight           prometheus.Gauge
-	endpoints          prometheus.Gauge
-	responses          [4]prometheus.Counter // in the order of responseClasses
+	parent           *Metrics
+	name             string
+	byPrefix, byLoad prometheus.Counter
+	elsewhere        prometheus.Counter
+	tokens, matched  prometheus.Counter
+	duration         prometheus.Observer
+	hitRatio         prometheus.Observer
+	hitLength        prometheus.Observer
+	inFlight         prometheus.Gauge
+	endpoints        prometheus.Gauge
+	responses        [4]prometheus.Counter // in the order of responseClasses
 }
 
 var responseClasses = [4]string{"2xx", "4xx", "5xx", "other"}
@@ -100,6 +113,7 @@ func (m *Metrics) ForPool(name string) *PoolMetrics {
 		matched:   m.matched.WithLabelValues(name),
 		duration:  m.duration.WithLabelValues(name),
 		hitRatio:  m.hitRatio.WithLabelValues(name),
+		hitLength: m.hitLength.WithLabelValues(name),
 		inFlight:  m.inFlight.WithLabelValues(name),
 		endpoints: m.endpoints.WithLabelValues(name),
 	}
@@ -113,7 +127,8 @@ func (m *Metrics) ForPool(name string) *PoolMetrics {
 func (m *Metrics) DropPool(name string) {
 	labels := prometheus.Labels{"pool": name}
 	for _, v := range []interface{ DeletePartialMatch(prometheus.Labels) int }{
-		m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched, m.duration, m.hitRatio, m.inFlight, m.endpoints,
+		m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched, m.duration, m.hitRatio, m.hitLength,
+		m.inFlight, m.endpoints,
 	} {
 		v.DeletePartialMatch(labels)
 	}
@@ -130,6 +145,7 @@ func (p *PoolMetrics) Picked(promptTokens, matchedTokens int, took time.Duration
 		p.tokens.Add(float64(promptTokens))
 		p.matched.Add(float64(matchedTokens))
 		p.hitRatio.Observe(float64(matchedTokens) / float64(promptTokens))
+		p.hitLength.Observe(float64(matchedTokens))
 	}
 	p.duration.Observe(took.Seconds())
 }
@@ -162,6 +178,24 @@ func (p *PoolMetrics) RequestEnded() { p.inFlight.Dec() }
 
 // SetEndpoints tells how many endpoints can be picked.
 func (p *PoolMetrics) SetEndpoints(n int) { p.endpoints.Set(float64(n)) }
+
+// buildInfo is a series of value 1 whose labels say which program it is.
+func buildInfo() prometheus.Collector {
+	labels := prometheus.Labels{"version": "", "revision": "", "go_version": runtime.Version()}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		labels["version"] = info.Main.Version
+		for _, setting := range info.Settings {
+			if setting.Key == "vcs.revision" {
+				labels["revision"] = setting.Value
+			}
+		}
+	}
+	g := prometheus.NewGauge(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "build_info", Help: "Always 1; the labels say what was built.", ConstLabels: labels,
+	})
+	g.Set(1)
+	return g
+}
 
 func gauge(name, help string) prometheus.Gauge {
 	return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help})

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -26,6 +27,10 @@ func TestPoolMetrics(t *testing.T) {
 	p.Picked(0, 0, time.Millisecond) // no prompt: no ratio
 	p.Refused("no_endpoints")
 	m.RefusedWithoutPool("unknown_pool")
+	m.Held(1 << 20)
+	m.Held(-1000)
+	m.StreamOpened()
+	m.Panicked()
 	p.RequestStarted()
 	p.RequestStarted()
 	p.RequestEnded()
@@ -34,11 +39,17 @@ func TestPoolMetrics(t *testing.T) {
 		p.Responded(status)
 	}
 	want := []string{
+		`inference_waypoint_held_body_bytes 1.047576e+06`,
+		`inference_waypoint_streams_in_flight 1`,
+		`inference_waypoint_panics_total 1`,
 		`inference_waypoint_endpoints{pool="models/llama"} 4`,
 		`inference_waypoint_pick_duration_seconds_count{pool="models/llama"} 3`,
 		`inference_waypoint_picks_total{outcome="load",pool="models/llama"} 2`,
 		`inference_waypoint_picks_total{outcome="prefix",pool="models/llama"} 1`,
 		`inference_waypoint_pools 1`,
+		`inference_waypoint_prefix_hit_tokens_bucket{pool="models/llama",le="0"} 1`,
+		`inference_waypoint_prefix_hit_tokens_bucket{pool="models/llama",le="64"} 1`,
+		`inference_waypoint_prefix_hit_tokens_bucket{pool="models/llama",le="256"} 2`,
 		`inference_waypoint_prefix_hit_ratio_count{pool="models/llama"} 2`,
 		`inference_waypoint_prefix_hit_ratio_sum{pool="models/llama"} 0.75`,
 		`inference_waypoint_prompt_tokens_matched_total{pool="models/llama"} 75`,
@@ -52,7 +63,7 @@ func TestPoolMetrics(t *testing.T) {
 		`inference_waypoint_responses_total{class="other",pool="models/llama"} 2`,
 		`inference_waypoint_served_elsewhere_total{pool="models/llama"} 1`,
 	}
-	lines := strings.Split(get(t, Handler(reg), "/metrics"), "\n")
+	lines := strings.Split(get(t, Handler(reg, false), "/metrics"), "\n")
 	for _, line := range want {
 		if !slices.Contains(lines, line) {
 			t.Errorf("/metrics lacks %s", line)
@@ -69,7 +80,7 @@ func TestDropPoolLeavesNoSeries(t *testing.T) {
 	m.DropPool("models/gone")
 	gone.RequestEnded() // a call that outlives its pool
 
-	body := get(t, Handler(reg), "/metrics")
+	body := get(t, Handler(reg, false), "/metrics")
 	if strings.Contains(body, "models/gone") {
 		t.Error("a series of the pool that is gone remains")
 	}
@@ -78,9 +89,30 @@ func TestDropPoolLeavesNoSeries(t *testing.T) {
 	}
 }
 
+func TestBuildInfo(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	NewMetrics(reg)
+	if want := `go_version="` + runtime.Version() + `"`; !strings.Contains(get(t, Handler(reg, false), "/metrics"), want) {
+		t.Errorf("no series of build_info with %s", want)
+	}
+}
+
 func TestHealthz(t *testing.T) {
-	if got := get(t, Handler(prometheus.NewRegistry()), "/healthz"); got != "ok\n" {
+	if got := get(t, Handler(prometheus.NewRegistry(), false), "/healthz"); got != "ok\n" {
 		t.Errorf("/healthz says %q", got)
+	}
+}
+
+// Profiles tell of the inside and are there only where they are asked for.
+func TestProfiles(t *testing.T) {
+	for profiles, want := range map[bool]int{true: http.StatusOK, false: http.StatusNotFound} {
+		for _, path := range []string{"/debug/pprof/", "/debug/pprof/heap", "/debug/pprof/cmdline", "/debug/pprof/symbol"} {
+			w := httptest.NewRecorder()
+			Handler(prometheus.NewRegistry(), profiles).ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+			if w.Code != want {
+				t.Errorf("with profiles %v, GET %s gives status %d, want %d", profiles, path, w.Code, want)
+			}
+		}
 	}
 }
 

@@ -1,0 +1,125 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/server"
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
+	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+	"github.com/inference-waypoint/inference-waypoint/internal/inferencereq"
+	"github.com/inference-waypoint/inference-waypoint/internal/modelmetrics"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
+)
+
+// Ours is this project's picker: the pool, the index and the rule that serve in a cluster, under a virtual clock.
+var Ours = Policy{"waypoint", func(s Setting) (Picker, error) { return newOurs(s) }}
+
+// ours is the seam between the simulator and the picker: nothing else here knows how a pool is spoken to.
+type ours struct {
+	now, interval time.Duration
+	fleet         *fleet.Fleet
+	pool          *fleet.Pool
+	facts         inferencereq.Facts
+	reservations  map[int]*fleet.Reservation
+	numbers       map[string]int // by address
+	text          []byte
+}
+
+var poolName = types.NamespacedName{Namespace: "simulated", Name: "fleet"}
+
+func newOurs(s Setting) (*ours, error) {
+	p := &ours{
+		interval:     modelmetrics.DefaultOptions().Interval(len(s.Servers)),
+		reservations: map[int]*fleet.Reservation{},
+		numbers:      map[string]int{},
+	}
+	p.fleet = fleet.New(fleet.Options{
+		Metrics: telemetry.NewMetrics(prometheus.NewRegistry()),
+		Seed:    s.Seed,
+		Clock:   func() time.Duration { return p.now },
+	})
+	for n := range s.Servers {
+		p.numbers[address(n).String()] = n
+	}
+	p.fleet.SetPool(pool.Pool{Name: poolName}, nil)
+	if p.pool = p.fleet.Pool(poolName); p.pool == nil {
+		return nil, fmt.Errorf("pool %s is not known after it was set", poolName)
+	}
+	return p, nil
+}
+
+func (p *ours) Members(now time.Duration, members []int) {
+	p.now = now
+	endpoints := make([]pool.Endpoint, 0, len(members))
+	for _, n := range members {
+		endpoints = append(endpoints, pool.Endpoint{Address: address(n)})
+	}
+	p.fleet.SetPool(pool.Pool{Name: poolName}, endpoints)
+}
+
+func (p *ours) Pick(now time.Duration, id int, c *workload.Call) int {
+	p.now = now
+	p.facts = factsOf(c)
+	r := &fleet.Reservation{}
+	if err := p.pool.Pick(&p.facts, &fleet.Subset{}, r); err != nil {
+		return -1 // no member, which ends the run: a pool with endpoints refuses nothing
+	}
+	p.reservations[id] = r
+	p.text = r.Endpoints(p.text[:0])
+	return p.numbers[first(string(p.text))]
+}
+
+func (p *ours) Ended(now time.Duration, id int) {
+	p.now = now
+	p.reservations[id].Release(fleet.Answered)
+	delete(p.reservations, id)
+}
+
+// Interval is the one that the picker's own scraper keeps for a fleet of this size.
+func (p *ours) Interval() time.Duration { return p.interval }
+
+func (p *ours) Scraped(now time.Duration, metrics []server.Metrics) {
+	p.now = now
+	for n, m := range metrics {
+		p.pool.Observe(address(n), modelmetrics.Reading{
+			Running:         m.Running,
+			Waiting:         m.Waiting,
+			KVUsage:         m.KVUsage,
+			CapacityTokens:  int64(m.CacheTokens),
+			MaxLoRA:         m.Slots,
+			RunningAdapters: m.RunningAdapters,
+			WaitingAdapters: m.WaitingAdapters,
+		}, 0)
+	}
+}
+
+// factsOf are the facts that reading a request of this prompt gives: four bytes a token, a bounded number of blocks,
+// and the adapter in the place of the model.
+func factsOf(c *workload.Call) inferencereq.Facts {
+	return inferencereq.Facts{
+		API:         inferencereq.ChatCompletions,
+		Model:       cmp.Or(c.Adapter, "base"),
+		PromptBytes: c.Prompt * inferencereq.BlockBytes / workload.BlockTokens,
+		Blocks:      c.Blocks[:min(len(c.Blocks), inferencereq.MaxBlocks)],
+	}
+}
+
+func address(n int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}), 8000)
+}
+
+func first(list string) string {
+	for i := range len(list) {
+		if list[i] == ',' {
+			return list[:i]
+		}
+	}
+	return list
+}

@@ -1,0 +1,272 @@
+// Package server is a model server in virtual time, with the parts that decide how long a call waits: the scheduler of
+// steps, the prefix cache and the slots for adapters. It knows no clock but the times it is given, no chance, and
+// nothing of pickers.
+//
+// It follows vLLM's V1 engine where that is published:
+//
+//   - A step has a budget of tokens. Calls that decode take one each, then the prompts in progress take the rest in
+//     the order of arrival, the last of them in part (chunked prefill; "Optimization and Tuning", and
+//     max_num_batched_tokens and max_num_seqs of SchedulerConfig, whose defaults are taken).
+//   - A prompt's whole blocks are found by name when the call is first scheduled, from the head without a gap, and the
+//     last token is always computed; blocks are found by others as soon as they are scheduled; what is freed is kept
+//     and evicted in the order of freeing, a prompt's tail first ("Automatic Prefix Caching").
+//   - A call is admitted when the blocks for its next chunk are free. Where a running one finds none, the last that
+//     was admitted is preempted, loses its blocks and begins anew at the head of the queue ("Preemption", recompute).
+//   - A call whose adapter finds no slot is passed over; adapters are loaded between steps, the least recently used
+//     makes room (max_loras; LRUCacheWorkerLoRAManager).
+//
+// How long a step takes is a sum: a constant (the weights are read once), the prompt tokens at the prefill rate
+// (prefill is bound by computing), and for each decoding call a constant and its context (decoding is bound by reading
+// the keys and values of all tokens before).
+//
+// Simplified: blocks are 512 tokens long (vLLM's are 16; a hit is so rounded down by 256 tokens in the mean), blocks
+// without a name are reused before any named one, and what a call generated is not found by the next turn, because
+// the traces do not tell which of a prompt's tokens were generated.
+package server
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
+)
+
+// BlockTokens is the length of a block of the cache, in tokens.
+const BlockTokens = 512
+
+// perBlock is how many of a call's blocks make one of the cache.
+const perBlock = BlockTokens / workload.BlockTokens
+
+// Config is what a server is like.
+type Config struct {
+	// Blocks is the size of the cache, in blocks of BlockTokens.
+	Blocks int
+	// PrefillRate is in tokens a second.
+	PrefillRate float64
+	// Step is what each step takes, DecodeCall what each call adds that decodes in it, and DecodeToken what each
+	// token of such a call's context adds.
+	Step, DecodeCall, DecodeToken time.Duration
+	// BatchTokens and BatchCalls bound a step.
+	BatchTokens, BatchCalls int
+	// AdapterSlots is how many LoRA adapters fit on the device, 0 for a server without, and AdapterLoad how long one
+	// takes to load.
+	AdapterSlots int
+	AdapterLoad  time.Duration
+}
+
+// Default is a server of the order of an 8B model on one large device: 8,000 prompt tokens a second, 10 ms for a step
+// that only decodes, twice that with 32 calls of 4,000 tokens.
+func Default(blocks int) Config {
+	return Config{
+		Blocks:      blocks,
+		PrefillRate: 8000,
+		Step:        10 * time.Millisecond,
+		DecodeCall:  150 * time.Microsecond,
+		DecodeToken: 40 * time.Nanosecond,
+		BatchTokens: 2048,
+		BatchCalls:  128,
+		AdapterLoad: 500 * time.Millisecond,
+	}
+}
+
+// Server is one model server.
+type Server struct {
+	config   Config
+	slowness float64
+	cache    *cache
+	adapters adapters
+	wanted   map[string]int // waiting calls by adapter
+
+	waiting []*request // the next to be admitted last
+	running []*request // in the order of admission
+	growing []*request // need a block for the token that the next step generates
+	due     dues
+
+	// pending counts the names of blocks that calls here will compute; see Cached.
+	pending map[uint64]int
+	backlog int
+
+	stepping bool
+	stepEnd  time.Duration
+	steps    int // that have ended
+	decoding int
+	context  int // tokens of all decoding calls
+}
+
+// request is a call in a server.
+type request struct {
+	call    *workload.Call
+	id      int
+	adapter string
+	// tokens have to be computed before the next one is generated: the prompt, and after a preemption what was
+	// generated before it.
+	tokens, computed, generated int
+	// behind is what of them counts in the server's backlog.
+	behind   int
+	cached   int
+	resident bool
+	// scheduled says that it was in the batch at least once, admitted that it is, began that it has its first token.
+	scheduled, admitted, began bool
+	first                      time.Duration
+	held                       []*block
+	unnamed                    int
+	// decodes says that the request generates since the step of that number; dueAt is when it is next looked at.
+	decodes      bool
+	since, dueAt int
+}
+
+// Ended is a call that was answered.
+type Ended struct {
+	// ID is the one given with Submit.
+	ID int
+	// First and Last are when the first and the last token came.
+	First, Last time.Duration
+	// Cached is how many of the prompt's tokens were found in the cache when the call was first scheduled.
+	Cached int
+	// Resident says that the call found its adapter loaded.
+	Resident bool
+}
+
+// New makes an idle server with an empty cache.
+func New(c Config) *Server {
+	return &Server{
+		config:   c,
+		slowness: 1,
+		cache:    newCache(c.Blocks),
+		adapters: adapters{slots: c.AdapterSlots},
+		wanted:   map[string]int{},
+		pending:  map[uint64]int{},
+	}
+}
+
+// SetSlowness makes every step that begins from now on take so many times as long.
+func (s *Server) SetSlowness(factor float64) { s.slowness = factor }
+
+// Fits is an error where a call is too long ever to be served.
+func (s *Server) Fits(c *workload.Call) error {
+	if need := blocksFor(c.Prompt + c.Output); need > s.config.Blocks {
+		return fmt.Errorf("a call of %d tokens needs %d blocks of a cache of %d", c.Prompt+c.Output, need, s.config.Blocks)
+	}
+	if c.Prompt < 1 || c.Output < 1 {
+		return fmt.Errorf("a call has %d and %d tokens: want at least one each", c.Prompt, c.Output)
+	}
+	if c.Adapter != "" && s.config.AdapterSlots < 1 {
+		return fmt.Errorf("a call asks for adapter %s of a server without slots", c.Adapter)
+	}
+	return nil
+}
+
+// Submit takes a call, which must fit. The server must have been advanced to now.
+func (s *Server) Submit(now time.Duration, id int, c *workload.Call) {
+	r := &request{call: c, id: id, adapter: c.Adapter, tokens: c.Prompt}
+	r.behind = c.Prompt - s.Cached(c)
+	s.backlog += r.behind
+	for i := range wholeBlocks(c) {
+		s.pending[blockName(c, i)]++
+	}
+	s.waiting = slices.Insert(s.waiting, 0, r)
+	s.want(r.adapter, 1)
+	if !s.stepping {
+		s.begin(now)
+	}
+}
+
+// Advance lets the time pass up to and with now, and tells of each call that ends.
+func (s *Server) Advance(now time.Duration, ended func(Ended)) {
+	for s.stepping && s.stepEnd <= now {
+		s.end(ended)
+		s.begin(s.stepEnd)
+	}
+}
+
+// Cached is how many of a call's tokens need not be computed here once the calls before it are served: those in the
+// cache and those of prompts that wait, from the head without a gap. The last token is always computed.
+func (s *Server) Cached(c *workload.Call) int {
+	n := 0
+	for whole := wholeBlocks(c); n < whole; n++ {
+		if name := blockName(c, n); s.pending[name] == 0 && !s.cache.has(name) {
+			break
+		}
+	}
+	return n * BlockTokens
+}
+
+// Backlog is the number of prompt tokens here that are still to be computed.
+func (s *Server) Backlog() int { return s.backlog }
+
+// Metrics are what a server tells of itself when it is asked.
+type Metrics struct {
+	Waiting, Running int
+	// KVUsage is the part of the cache's blocks that calls hold, 0 to 1, and CacheTokens the size of all of them.
+	KVUsage     float64
+	CacheTokens int
+	// Slots is the number of LoRA adapters that fit; 0 where the server is without.
+	Slots int
+	// RunningAdapters and WaitingAdapters are those of such calls, sorted, each once.
+	RunningAdapters, WaitingAdapters []string
+}
+
+// Metrics are those of this moment.
+func (s *Server) Metrics() Metrics {
+	m := Metrics{
+		Waiting:     len(s.waiting),
+		Running:     len(s.running),
+		KVUsage:     float64(s.cache.size-s.cache.free()) / float64(s.cache.size),
+		CacheTokens: s.cache.size * BlockTokens,
+		Slots:       s.config.AdapterSlots,
+	}
+	if m.Slots > 0 {
+		m.WaitingAdapters = slices.Sorted(maps.Keys(s.wanted))
+		for _, l := range s.adapters.loaded {
+			if l.running > 0 {
+				m.RunningAdapters = append(m.RunningAdapters, l.name)
+			}
+		}
+		slices.Sort(m.RunningAdapters)
+	}
+	return m
+}
+
+// Calls is the number of calls here.
+func (s *Server) Calls() int { return len(s.running) + len(s.waiting) }
+
+// FreeTokens is how many tokens the cache has room for beside those of running calls.
+func (s *Server) FreeTokens() int { return s.cache.free() * BlockTokens }
+
+// AdapterSlot is the state of one loaded adapter.
+type AdapterSlot struct {
+	Name string
+	// Running is how many calls of the batch use it.
+	Running int
+}
+
+// Adapters are those loaded, the least recently used first.
+func (s *Server) Adapters() []AdapterSlot {
+	out := make([]AdapterSlot, 0, len(s.adapters.loaded))
+	for _, l := range s.adapters.loaded {
+		out = append(out, AdapterSlot{l.name, l.running})
+	}
+	return out
+}
+
+// Slots is the number of adapters that fit.
+func (s *Server) Slots() int { return s.config.AdapterSlots }
+
+// want counts the adapters of waiting calls.
+func (s *Server) want(adapter string, n int) {
+	if adapter == "" {
+		return
+	}
+	if s.wanted[adapter] += n; s.wanted[adapter] == 0 {
+		delete(s.wanted, adapter)
+	}
+}
+
+// wholeBlocks is how many blocks of the cache a call can find: whole ones, without the prompt's last token.
+func wholeBlocks(c *workload.Call) int { return (c.Prompt - 1) / BlockTokens }
+
+func blockName(c *workload.Call, i int) uint64 { return c.Blocks[(i+1)*perBlock-1] }
+
+func blocksFor(tokens int) int { return (tokens + BlockTokens - 1) / BlockTokens }

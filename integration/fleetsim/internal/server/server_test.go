@@ -1,0 +1,224 @@
+package server
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
+)
+
+// even is a server whose steps take what can be reckoned by hand: 1 ms, and 1 ms for each prompt token in 1,000.
+func even(blocks int) Config {
+	return Config{
+		Blocks: blocks, PrefillRate: 1e6, Step: time.Millisecond, DecodeCall: 100 * time.Microsecond,
+		BatchTokens: 2000, BatchCalls: 128, AdapterSlots: 1, AdapterLoad: 50 * time.Millisecond,
+	}
+}
+
+// call is a prompt that is told from others by its seed; prompts of one seed agree.
+func call(seed uint64, prompt, output int) *workload.Call {
+	c := &workload.Call{Prompt: prompt, Output: output}
+	for i := range prompt / workload.BlockTokens {
+		c.Blocks = append(c.Blocks, seed<<32|uint64(i))
+	}
+	return c
+}
+
+// serve submits calls at their times and lets the server work them off.
+func serve(t *testing.T, s *Server, calls ...*workload.Call) map[int]Ended {
+	t.Helper()
+	done := map[int]Ended{}
+	note := func(e Ended) {
+		if _, twice := done[e.ID]; twice {
+			t.Errorf("call %d ended twice", e.ID)
+		}
+		done[e.ID] = e
+	}
+	for id, c := range calls {
+		if err := s.Fits(c); err != nil {
+			t.Fatal(err)
+		}
+		s.Advance(c.At, note)
+		s.Submit(c.At, id, c)
+	}
+	s.Advance(math.MaxInt64, note)
+	if len(done) != len(calls) {
+		t.Errorf("%d of %d calls ended", len(done), len(calls))
+	}
+	if s.Calls() != 0 || s.Backlog() != 0 || len(s.pending) != 0 || s.decoding != 0 || s.context != 0 {
+		t.Errorf("an idle server has %d calls, a backlog of %d, %d pending blocks, %d decoding with %d tokens",
+			s.Calls(), s.Backlog(), len(s.pending), s.decoding, s.context)
+	}
+	if got := s.cache.free(); got != s.config.Blocks {
+		t.Errorf("an idle server has %d of %d blocks free", got, s.config.Blocks)
+	}
+	return done
+}
+
+func TestTimes(t *testing.T) {
+	const ms = time.Millisecond
+	tests := map[string]struct {
+		slowness float64
+		calls    []*workload.Call
+		want     map[int]Ended
+	}{
+		"a prompt in one step, then a token a step": {
+			calls: []*workload.Call{call(1, 1000, 3)},
+			want:  map[int]Ended{0: {First: 2 * ms, Last: 2*ms + 2*1100*time.Microsecond, Resident: true}},
+		},
+		"a prompt in chunks": {
+			calls: []*workload.Call{call(1, 5000, 1)},
+			want:  map[int]Ended{0: {First: 3*ms + 3*ms + 2*ms, Last: 8 * ms, Resident: true}},
+		},
+		"first come, first served": {
+			calls: []*workload.Call{call(1, 2000, 1), call(2, 2000, 1)},
+			want: map[int]Ended{
+				0: {First: 3 * ms, Last: 3 * ms, Resident: true},
+				1: {ID: 1, First: 6 * ms, Last: 6 * ms, Resident: true},
+			},
+		},
+		"three times slower": {
+			slowness: 3,
+			calls:    []*workload.Call{call(1, 1000, 1)},
+			want:     map[int]Ended{0: {First: 6 * ms, Last: 6 * ms, Resident: true}},
+		},
+		"a prompt that is cached but for its last block": {
+			calls: []*workload.Call{call(1, 1024, 1), at(time.Second, call(1, 1024, 1))},
+			want: map[int]Ended{
+				0: {First: 2024 * time.Microsecond, Last: 2024 * time.Microsecond, Resident: true},
+				1: {ID: 1, First: time.Second + 1512*time.Microsecond, Last: time.Second + 1512*time.Microsecond, Cached: 512, Resident: true},
+			},
+		},
+		"an adapter is loaded once": {
+			calls: []*workload.Call{with("a", call(1, 1000, 1)), at(time.Second, with("a", call(2, 1000, 1)))},
+			want: map[int]Ended{
+				0: {First: 52 * ms, Last: 52 * ms},
+				1: {ID: 1, First: time.Second + 2*ms, Last: time.Second + 2*ms, Resident: true},
+			},
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := New(even(100))
+			if test.slowness > 0 {
+				s.SetSlowness(test.slowness)
+			}
+			if diff := cmp.Diff(test.want, serve(t, s, test.calls...)); diff != "" {
+				t.Errorf("calls ended otherwise (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func at(t time.Duration, c *workload.Call) *workload.Call { c.At = t; return c }
+
+func with(adapter string, c *workload.Call) *workload.Call { c.Adapter = adapter; return c }
+
+// A batch that grows makes each of its calls slower, and the server's throughput higher.
+func TestDecodingSlowsWithTheBatch(t *testing.T) {
+	last := func(calls int) time.Duration {
+		var all []*workload.Call
+		for i := range calls {
+			all = append(all, call(uint64(i), 10, 500))
+		}
+		end := time.Duration(0)
+		for _, e := range serve(t, New(even(100)), all...) {
+			end = max(end, e.Last)
+		}
+		return end
+	}
+	one, twenty := last(1), last(20)
+	if twenty < 2*one || twenty > 4*one {
+		t.Errorf("20 calls take %s where one takes %s, want 2 to 4 times as long", twenty, one)
+	}
+}
+
+// With less memory than its calls need, a server preempts the last ones, and all are served all the same.
+func TestPreemption(t *testing.T) {
+	calls := []*workload.Call{call(1, 1000, 1500), call(2, 1000, 1500), call(3, 1000, 1500)}
+	roomy, tight := serve(t, New(even(100)), calls...), serve(t, New(even(10)), calls...)
+	if tight[0].Last >= roomy[0].Last {
+		t.Errorf("the first call ended at %s in a batch that lost others, want before %s", tight[0].Last, roomy[0].Last)
+	}
+	if tight[2].Last <= roomy[2].Last {
+		t.Errorf("the last call ended at %s in a tight memory, want after %s", tight[2].Last, roomy[2].Last)
+	}
+	if tight[2].First != roomy[2].First {
+		t.Errorf("a call that was preempted while it decoded has its first token at %s, want %s", tight[2].First, roomy[2].First)
+	}
+}
+
+func TestEveryCallEndsOnce(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for round := range 30 {
+		s := New(even(20 + rnd.IntN(40)))
+		var calls []*workload.Call
+		now := time.Duration(0)
+		for range 300 {
+			c := call(uint64(rnd.IntN(20)), 1+rnd.IntN(6000), 1+rnd.IntN(1500))
+			c.Adapter = []string{"", "a", "b"}[rnd.IntN(3)]
+			now += time.Duration(rnd.Int64N(int64(20 * time.Millisecond)))
+			c.At = now
+			calls = append(calls, c)
+		}
+		for id, e := range serve(t, s, calls...) {
+			if e.First <= calls[id].At || e.Last < e.First || e.Cached >= calls[id].Prompt {
+				t.Fatalf("round %d: call %d of %+v ended as %+v", round, id, calls[id], e)
+			}
+		}
+	}
+}
+
+func TestCachedSeesWhatWaits(t *testing.T) {
+	s := New(even(100))
+	s.Submit(0, 0, call(1, 4000, 10))
+	s.Submit(0, 1, call(2, 4000, 10))
+	if got, want := s.Cached(call(2, 3000, 1)), 2560; got != want {
+		t.Errorf("Cached is %d for the prompt of a call that waits, want %d", got, want)
+	}
+	if got := s.Cached(call(3, 3000, 1)); got != 0 {
+		t.Errorf("Cached is %d for a prompt that nobody sent, want 0", got)
+	}
+	if got, want := s.Backlog(), 8000-2000; got != want {
+		t.Errorf("Backlog is %d after the first chunk, want %d", got, want)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	s := New(even(10))
+	s.Submit(0, 0, with("a", call(1, 1024, 10)))
+	s.Submit(0, 1, with("b", call(2, 1024, 10)))
+	want := Metrics{
+		Waiting: 1, Running: 1, KVUsage: 0.2, CacheTokens: 5120, Slots: 1,
+		RunningAdapters: []string{"a"}, WaitingAdapters: []string{"b"},
+	}
+	if diff := cmp.Diff(want, s.Metrics()); diff != "" {
+		t.Errorf("Metrics differ (-want +got):\n%s", diff)
+	}
+}
+
+func TestFits(t *testing.T) {
+	tests := map[string]struct {
+		call    *workload.Call
+		wantErr bool
+	}{
+		"fits":                    {call: call(1, 4000, 1000)},
+		"longer than the memory":  {call: call(1, 4000, 1200), wantErr: true},
+		"nothing to prefill":      {call: call(1, 0, 10), wantErr: true},
+		"nothing to generate":     {call: call(1, 10, 0), wantErr: true},
+		"an adapter, and no slot": {call: with("a", call(1, 10, 10)), wantErr: true},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			config := even(10)
+			config.AdapterSlots = 0
+			if err := New(config).Fits(test.call); (err != nil) != test.wantErr {
+				t.Errorf("Fits is %v, want an error: %v", err, test.wantErr)
+			}
+		})
+	}
+}

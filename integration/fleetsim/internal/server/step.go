@@ -1,0 +1,241 @@
+package server
+
+import (
+	"slices"
+	"time"
+)
+
+// begin schedules a step, if there is anything to do.
+func (s *Server) begin(now time.Duration) {
+	preempted := s.grow()
+	budget := s.config.BatchTokens - s.decoding
+	left, short := s.prefill(budget)
+	loads := 0
+	if !preempted && !short {
+		left, loads = s.admit(left)
+	}
+	prompt := budget - left
+	if s.stepping = prompt+s.decoding > 0; !s.stepping {
+		return
+	}
+	took := float64(s.config.Step) +
+		float64(prompt)/s.config.PrefillRate*float64(time.Second) +
+		float64(s.decoding)*float64(s.config.DecodeCall) +
+		float64(s.context)*float64(s.config.DecodeToken) +
+		float64(loads)*float64(s.config.AdapterLoad)
+	s.stepEnd = now + time.Duration(took*s.slowness)
+}
+
+// grow gives the decoding calls the blocks that they need for this step. It reports whether any had to be preempted.
+func (s *Server) grow() bool {
+	preempted := false
+	for _, r := range s.growing {
+		if !r.decodes {
+			continue // preempted by one before it
+		}
+		if s.make(r, 1) {
+			preempted = true
+		}
+	}
+	s.growing = s.growing[:0]
+	return preempted
+}
+
+// prefill gives the budget to the prompts in progress, and returns what is left of it, and whether blocks were short.
+func (s *Server) prefill(budget int) (left int, short bool) {
+	for i := 0; i < len(s.running) && budget > 0; i++ {
+		r := s.running[i]
+		if r.decodes {
+			continue
+		}
+		n := min(budget, r.tokens-r.computed)
+		if s.make(r, blocksFor(r.computed+n)-r.blocks()) {
+			short = true
+		}
+		if !r.admitted {
+			break // preempted itself, as the last
+		}
+		s.compute(r, n)
+		budget -= n
+	}
+	return budget, short
+}
+
+// admit takes waiting calls into the batch, in the order of arrival. Those whose adapter has no slot are passed over;
+// the first that finds no blocks ends it.
+func (s *Server) admit(budget int) (left, loads int) {
+	for i := len(s.waiting) - 1; i >= 0 && budget > 0 && len(s.running) < s.config.BatchCalls; i-- {
+		r := s.waiting[i]
+		if !s.adapters.possible(r.adapter) {
+			continue
+		}
+		n, ok := s.start(r, budget)
+		if !ok {
+			break
+		}
+		s.waiting = slices.Delete(s.waiting, i, i+1)
+		s.want(r.adapter, -1)
+		resident, _ := s.adapters.admit(r.adapter)
+		if !resident {
+			loads++
+		}
+		if !r.scheduled {
+			r.scheduled, r.resident, r.cached = true, resident, r.computed
+		}
+		s.running = append(s.running, r)
+		r.admitted = true
+		s.compute(r, n)
+		budget -= n
+	}
+	return budget, loads
+}
+
+// start finds what of a waiting call is cached and takes the blocks of its first chunk, whose length it returns.
+func (s *Server) start(r *request, budget int) (chunk int, ok bool) {
+	for i := range wholeBlocks(r.call) {
+		b := s.cache.hold(blockName(r.call, i))
+		if b == nil {
+			break
+		}
+		r.held = append(r.held, b)
+	}
+	hit := len(r.held) * BlockTokens
+	chunk = min(budget, r.tokens-hit)
+	need := blocksFor(hit+chunk) - len(r.held)
+	if !s.cache.take(need) {
+		s.cache.release(r.held, 0)
+		r.held = r.held[:0]
+		return 0, false
+	}
+	r.unnamed = need
+	r.computed = hit
+	s.backlog += r.tokens - hit - r.behind
+	r.behind = r.tokens - hit
+	return chunk, true
+}
+
+// make takes n more blocks for a running call, preempting the last admitted ones, itself at the end, until there are
+// so many. It reports whether any was preempted.
+func (s *Server) make(r *request, n int) (preempted bool) {
+	for r.admitted {
+		if s.cache.take(n) {
+			r.unnamed += n
+			return preempted
+		}
+		s.preempt(s.running[len(s.running)-1])
+		preempted = true
+	}
+	return preempted
+}
+
+// preempt puts a running call back to the head of the queue. What it has generated is computed again like a prompt.
+func (s *Server) preempt(r *request) {
+	s.settle(r)
+	s.leave(r)
+	if r.decodes {
+		for i := range wholeBlocks(r.call) {
+			s.pending[blockName(r.call, i)]++
+		}
+	}
+	r.decodes = false
+	r.tokens = r.call.Prompt + r.generated
+	r.computed = 0
+	s.backlog += r.tokens - r.behind
+	r.behind = r.tokens
+	s.waiting = append(s.waiting, r)
+	s.want(r.adapter, 1)
+}
+
+// leave takes a call out of the batch with all that it holds.
+func (s *Server) leave(r *request) {
+	s.running = slices.Delete(s.running, slices.Index(s.running, r), slices.Index(s.running, r)+1)
+	if r.decodes {
+		s.decoding--
+		s.context -= r.call.Prompt + r.generated
+	}
+	s.adapters.leave(r.adapter)
+	s.cache.release(r.held, r.unnamed)
+	r.held, r.unnamed, r.admitted = r.held[:0], 0, false
+}
+
+// compute schedules n tokens of a prompt. The blocks that they fill can be found by others from now on.
+func (s *Server) compute(r *request, n int) {
+	from := r.computed / BlockTokens
+	r.computed += n
+	s.backlog -= n
+	r.behind -= n
+	for i := from; i < min(r.computed, r.call.Prompt)/BlockTokens; i++ {
+		if b := s.cache.name(blockName(r.call, i)); b != nil {
+			r.held = append(r.held, b)
+			r.unnamed--
+		}
+	}
+}
+
+// end finishes the step that is under way.
+func (s *Server) end(ended func(Ended)) {
+	s.steps++
+	s.context += s.decoding
+	for s.due.len() > 0 && s.due.first().at <= s.steps {
+		d := s.due.pop()
+		if d.request.decodes && d.request.dueAt == d.at {
+			s.look(d.request, ended)
+		}
+	}
+	for i := 0; i < len(s.running); i++ {
+		if r := s.running[i]; !r.decodes && r.computed == r.tokens {
+			s.generateFirst(r, ended)
+			if !r.admitted {
+				i--
+			}
+		}
+	}
+}
+
+// generateFirst makes a call whose prompt is computed one that decodes: the step that computed it gave a token too.
+func (s *Server) generateFirst(r *request, ended func(Ended)) {
+	if !r.began {
+		r.began, r.first = true, s.stepEnd
+	}
+	for i := range wholeBlocks(r.call) {
+		name := blockName(r.call, i)
+		if s.pending[name]--; s.pending[name] == 0 {
+			delete(s.pending, name)
+		}
+	}
+	r.generated++
+	r.decodes, r.since = true, s.steps
+	s.decoding++
+	s.context += r.call.Prompt + r.generated
+	s.look(r, ended)
+}
+
+// settle brings what a decoding call has generated up to the steps that have ended.
+func (s *Server) settle(r *request) {
+	if r.decodes {
+		r.generated += s.steps - r.since
+		r.since = s.steps
+	}
+}
+
+// look ends a decoding call that has all its tokens; of another it says when to look again: at its last token, or
+// when it has filled its blocks.
+func (s *Server) look(r *request, ended func(Ended)) {
+	s.settle(r)
+	left := r.call.Output - r.generated
+	if left <= 0 {
+		s.leave(r)
+		r.decodes = false
+		ended(Ended{ID: r.id, First: r.first, Last: s.stepEnd, Cached: r.cached, Resident: r.resident})
+		return
+	}
+	room := r.blocks()*BlockTokens - (r.call.Prompt + r.generated - 1)
+	if room <= 0 {
+		s.growing = append(s.growing, r)
+		room = BlockTokens
+	}
+	r.dueAt = s.steps + min(left, room)
+	s.due.push(due{r.dueAt, r})
+}
+
+func (r *request) blocks() int { return len(r.held) + r.unnamed }

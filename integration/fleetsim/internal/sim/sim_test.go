@@ -1,0 +1,105 @@
+package sim
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/policy"
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/server"
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
+)
+
+func agents() []workload.Call { return workload.Agents(1, 0.3, 2*time.Minute) }
+
+// The same run gives the same outcomes to the nanosecond, under every policy.
+func TestRunIsDeterministic(t *testing.T) {
+	fleet := Fleet{Servers: 4, Server: server.Default(500)}
+	for _, p := range policy.All() {
+		t.Run(p.Name, func(t *testing.T) {
+			first, err := Run(fleet, agents(), p, 7)
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, err := Run(fleet, agents(), p, 7)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(first, again, cmp.AllowUnexported(Outcome{})); diff != "" {
+				t.Errorf("a second run differs (-first +second):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestChanges(t *testing.T) {
+	fleet := Fleet{Servers: 3, Server: server.Default(500), Changes: []Change{
+		{At: 30 * time.Second, Server: 0, Kind: Leave},
+		{At: 40 * time.Second, Server: 3, Kind: Join},
+		{At: 60 * time.Second, Server: 1, Kind: Slow, Slowness: 10},
+	}}
+	calls := workload.Independent(1, 5, 2*time.Minute)
+	for _, p := range policy.All() {
+		t.Run(p.Name, func(t *testing.T) {
+			outcomes, err := Run(fleet, calls, p, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var joined, slow, fast []Outcome
+			for _, o := range outcomes {
+				switch {
+				case o.Server == 0 && o.At > 30*time.Second:
+					t.Fatalf("a call at %s went to a server that left at 30s", o.At)
+				case o.Server == 3 && o.At < 40*time.Second:
+					t.Fatalf("a call at %s went to a server that joins at 40s", o.At)
+				case o.Server == 3:
+					joined = append(joined, o)
+				case o.Server == 1 && o.At < 60*time.Second:
+					fast = append(fast, o)
+				case o.Server == 1:
+					slow = append(slow, o)
+				}
+			}
+			if len(joined) == 0 {
+				t.Error("no call went to the server that joined")
+			}
+			// Round robin does not see it; others send it less, or only what is short.
+			if p.Name == policy.RoundRobin.Name && Summarize(slow).P50 < 3*Summarize(fast).P50 {
+				t.Errorf("a server slowed ten times has a median of %s, before it had %s", Summarize(slow).P50, Summarize(fast).P50)
+			}
+		})
+	}
+}
+
+func TestRunRefusesWhatCannotBeServed(t *testing.T) {
+	calls := []workload.Call{{Prompt: 10000, Output: 1}}
+	_, err := Run(Fleet{Servers: 1, Server: server.Default(10)}, calls, policy.Random, 1)
+	if err == nil || !strings.Contains(err.Error(), "needs 20 blocks of a cache of 10") {
+		t.Errorf("Run gave %v, want an error that tells of the blocks", err)
+	}
+}
+
+func TestSummarize(t *testing.T) {
+	var outcomes []Outcome
+	for i := range 10 {
+		outcomes = append(outcomes, Outcome{
+			First: time.Duration(i+1) * time.Second, Prompt: 100, Cached: 10 * (i % 2), Resident: i == 0, Server: i % 3,
+		})
+	}
+	want := Summary{
+		Calls: 10, Mean: 5500 * time.Millisecond, P50: 5 * time.Second, P90: 9 * time.Second, P99: 10 * time.Second,
+		Cached: 0.05, Resident: 0.1,
+	}
+	if diff := cmp.Diff(want, Summarize(outcomes)); diff != "" {
+		t.Errorf("Summarize differs (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]float64{0.4, 0.3, 0.3}, Shares(outcomes), cmpopts.EquateApprox(0, 1e-9)); diff != "" {
+		t.Errorf("Shares differ (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(Summary{}, Summarize(nil)); diff != "" {
+		t.Errorf("the summary of nothing differs (-want +got):\n%s", diff)
+	}
+}

@@ -1,0 +1,61 @@
+package sim
+
+import (
+	"math"
+	"slices"
+	"time"
+)
+
+// Summary is what a run comes to.
+type Summary struct {
+	Calls int
+	// Mean, P50, P90 and P99 are of the time to the first token.
+	Mean, P50, P90, P99 time.Duration
+	// Cached is the part of all prompt tokens that was found in a cache, 0 to 1.
+	Cached float64
+	// Resident is the part of the calls that found their adapter loaded, 0 to 1.
+	Resident float64
+}
+
+// Summarize sums up outcomes; of none, it is zero.
+func Summarize(outcomes []Outcome) Summary {
+	if len(outcomes) == 0 {
+		return Summary{}
+	}
+	s := Summary{Calls: len(outcomes)}
+	times := make([]time.Duration, 0, len(outcomes))
+	var sum, prompt, cached, resident float64
+	for i := range outcomes {
+		o := &outcomes[i]
+		times = append(times, o.TTFT())
+		sum += float64(o.TTFT())
+		prompt += float64(o.Prompt)
+		cached += float64(o.Cached)
+		if o.Resident {
+			resident++
+		}
+	}
+	slices.Sort(times)
+	s.Mean = time.Duration(sum / float64(len(times)))
+	s.P50, s.P90, s.P99 = quantile(times, 0.5), quantile(times, 0.9), quantile(times, 0.99)
+	s.Cached = cached / prompt
+	s.Resident = resident / float64(len(outcomes))
+	return s
+}
+
+// quantile is the smallest of the ascending times that at least the part q of them does not exceed.
+func quantile(times []time.Duration, q float64) time.Duration {
+	return times[max(0, int(math.Ceil(q*float64(len(times))))-1)]
+}
+
+// Shares are the parts of the calls that went to each server, by number.
+func Shares(outcomes []Outcome) []float64 {
+	var shares []float64
+	for i := range outcomes {
+		for len(shares) <= outcomes[i].Server {
+			shares = append(shares, 0)
+		}
+		shares[outcomes[i].Server] += 1 / float64(len(outcomes))
+	}
+	return shares
+}

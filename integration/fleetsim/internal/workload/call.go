@@ -1,0 +1,80 @@
+// Package workload holds the traffic that the simulated fleets serve: calls with their arrival times, read from a
+// trace or drawn from a seed. A call knows its prompt as chained block hashes and nothing of servers or pickers.
+package workload
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/inferencereq"
+)
+
+// BlockTokens is the length of one of a call's blocks in tokens: the picker's own, four bytes a token.
+const BlockTokens = inferencereq.BlockBytes / 4
+
+// Call is one request to a model.
+type Call struct {
+	// At is when it arrives, from the start of the run.
+	At time.Duration
+	// Prompt and Output are lengths in tokens; an output has at least one.
+	Prompt, Output int
+	// Adapter is the LoRA adapter that is asked for; empty is the base model.
+	Adapter string
+	// Blocks are the chained hashes of the prompt's whole blocks of BlockTokens.
+	Blocks []uint64
+}
+
+// Tokens is the sum of the calls' prompts, in tokens.
+func Tokens(calls []Call) int {
+	sum := 0
+	for i := range calls {
+		sum += calls[i].Prompt
+	}
+	return sum
+}
+
+// WorkingSet is the number of tokens in all different whole blocks of the calls' prompts: the size of a cache that
+// never evicts.
+func WorkingSet(calls []Call) int {
+	seen := map[uint64]struct{}{}
+	for i := range calls {
+		for _, b := range calls[i].Blocks {
+			seen[b] = struct{}{}
+		}
+	}
+	return len(seen) * BlockTokens
+}
+
+// Rate is the calls' mean rate over the time from the first to the last, in calls a second.
+func Rate(calls []Call) float64 {
+	if len(calls) < 2 {
+		return 0
+	}
+	return float64(len(calls)) / (calls[len(calls)-1].At - calls[0].At).Seconds()
+}
+
+// Faster is the same calls with all times divided by factor; the prompts are shared with the original.
+func Faster(calls []Call, factor float64) []Call {
+	out := slices.Clone(calls)
+	for i := range out {
+		out[i].At = time.Duration(float64(out[i].At) / factor)
+	}
+	return out
+}
+
+func sortByTime(calls []Call) {
+	slices.SortStableFunc(calls, func(a, b Call) int { return cmp.Compare(a.At, b.At) })
+}
+
+// Spread moves each call to a random moment of the quantum that begins at its time: a trace that rounds times down to
+// whole quanta has bunches of calls that its users never made.
+func Spread(seed uint64, calls []Call, quantum time.Duration) []Call {
+	rnd := newSource(seed, spreadKind)
+	out := slices.Clone(calls)
+	for i := range out {
+		out[i].At += time.Duration(rnd.Int64N(int64(quantum)))
+	}
+	sortByTime(out)
+	return out
+}

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/chart"
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/policy"
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
+)
+
+// report is all that is measured and how it is told.
+type report struct {
+	scale scale
+	seed  uint64
+	trace []workload.Call // none where the file is missing
+	w     io.Writer
+
+	policies []policy.Policy
+	onTrace  []traceStudy
+	loads    []loadCurve
+	others   []study
+	results  results
+}
+
+// loadCurve is TTFT p90 in seconds by calls a second, for each policy.
+type loadCurve struct {
+	name   string
+	curves map[string][]chart.Point
+}
+
+// measure runs everything.
+func (r *report) measure(policies []policy.Policy) error {
+	r.policies = policies
+	r.trace = r.trace[:min(len(r.trace), r.scale.calls)]
+	r.others = otherStudies(r.scale, r.seed)
+	all := append([]study{}, r.others...)
+	var recorded, spread []study
+	if len(r.trace) > 0 {
+		r.onTrace = traceStudies(r.scale, r.trace)
+		for _, s := range r.onTrace {
+			all = append(all, s.study)
+		}
+		recorded = loadStudies(r.scale, r.seed, r.trace, false)
+		spread = loadStudies(r.scale, r.seed, r.trace, true)
+		all = append(append(all, recorded...), spread...)
+	}
+	var err error
+	if r.results, err = measure(all, policies, r.seed); err != nil {
+		return err
+	}
+	if len(r.trace) > 0 {
+		r.loads = []loadCurve{r.curve("as recorded", recorded), r.curve("spread", spread)}
+	}
+	return nil
+}
+
+func (r *report) curve(name string, studies []study) loadCurve {
+	c := loadCurve{name: name, curves: map[string][]chart.Point{}}
+	for _, p := range r.policies {
+		for _, s := range studies {
+			c.curves[p.Name] = append(c.curves[p.Name], chart.Point{
+				X: workload.Rate(s.calls),
+				Y: p90(r.results.of(s.name, p.Name).Summary),
+			})
+		}
+	}
+	return c
+}
+
+func (r *report) goals() []goal {
+	var goals []goal
+	if len(r.onTrace) > 0 {
+		goals = traceGoals(r.onTrace, r.results)
+		for _, l := range r.loads {
+			goals = append(goals, loadGoals(l.name, l.curves)...)
+		}
+	}
+	return append(goals, otherGoals(r.results)...)
+}
+
+// print writes all tables.
+func (r *report) print() {
+	if len(r.onTrace) > 0 {
+		r.heading("The real trace", fmt.Sprintf("%d calls, %.1f a second at its own speed. Caches are all servers' together, as a part of the working set of %.0f million tokens.",
+			len(r.trace), workload.Rate(r.trace), float64(workload.WorkingSet(r.trace))/1e6))
+		var studies []study
+		for _, s := range r.onTrace {
+			studies = append(studies, s.study)
+		}
+		r.figures("TTFT p90 in seconds", studies, func(x result) string { return fmt.Sprintf("%.2f", p90(x.Summary)) })
+		r.figures("TTFT mean in seconds", studies, func(x result) string { return fmt.Sprintf("%.2f", mean(x.Summary)) })
+		r.figures("Cached share of prompt tokens", studies, func(x result) string { return fmt.Sprintf("%.3f", x.Cached) })
+		r.heldTable()
+	}
+	r.heading("Other workloads", "On 8 servers with caches of 512,000 tokens. The last two count calls from 10 s after the slowing on.")
+	r.figures("TTFT p90 in seconds", r.others, func(x result) string { return fmt.Sprintf("%.2f", p90(x.Summary)) })
+	r.figures("TTFT mean in seconds", r.others, func(x result) string { return fmt.Sprintf("%.2f", mean(x.Summary)) })
+	r.figures("Cached share of prompt tokens", r.others, func(x result) string { return fmt.Sprintf("%.3f", x.Cached) })
+	r.figures("Calls that find their adapter resident", []study{r.others[1], r.others[2]}, func(x result) string { return fmt.Sprintf("%.3f", x.Resident) })
+	r.figures("Busiest server's calls / mean", r.others, func(x result) string { return fmt.Sprintf("%.2f", x.busiest) })
+	r.goalTable()
+}
+
+func (r *report) heading(title, text string) { fmt.Fprintf(r.w, "## %s\n\n%s\n\n", title, text) }
+
+// figures writes one figure of each study under each policy.
+func (r *report) figures(title string, studies []study, cell func(result) string) {
+	rows := [][]string{append([]string{title}, r.names()...)}
+	for _, s := range studies {
+		row := []string{s.name}
+		for _, p := range r.policies {
+			row = append(row, cell(r.results.of(s.name, p.Name)))
+		}
+		rows = append(rows, row)
+	}
+	writeTable(r.w, rows)
+}
+
+func (r *report) names() []string {
+	var names []string
+	for _, p := range r.policies {
+		names = append(names, p.Name)
+	}
+	return names
+}
+
+func (r *report) heldTable() {
+	r.heading("Load", "Calls a second that 16 servers of 24,000 prompt tokens a second hold with a TTFT p90 of 2 s; 0: not even the lowest load. The trace has times rounded to 3 s, so that up to 28 calls arrive at once; spread, each comes at a random moment of its 3 s.")
+	rows := [][]string{append([]string{"Calls/s held"}, r.names()...)}
+	for _, l := range r.loads {
+		row := []string{l.name}
+		for _, p := range r.policies {
+			row = append(row, fmt.Sprintf("%.1f", held(l.curves[p.Name])))
+		}
+		rows = append(rows, row)
+	}
+	writeTable(r.w, rows)
+}
+
+func (r *report) goalTable() {
+	r.heading("Goals", "Of several fleets the worst counts. On the trace, those at 1× and 2×.")
+	rows := [][]string{{"Goal", "Wanted", "Got", "", "Where", "The oracle there"}}
+	for _, g := range r.goals() {
+		oracle := ""
+		if g.where != "" {
+			oracle = fmt.Sprintf("%.2f", g.oracle)
+		}
+		rows = append(rows, []string{g.name, g.limit(), fmt.Sprintf("%.2f", g.got), g.verdict(), g.where, oracle})
+	}
+	writeTable(r.w, rows)
+}
+
+// writeTable writes a Markdown table that also reads well as text.
+func writeTable(w io.Writer, rows [][]string) {
+	widths := make([]int, len(rows[0]))
+	for _, row := range rows {
+		for i, cell := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+	for n, row := range rows {
+		for i, cell := range row {
+			fmt.Fprintf(w, "| %s%s ", cell, strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)))
+		}
+		fmt.Fprintln(w, "|")
+		if n > 0 {
+			continue
+		}
+		for _, width := range widths {
+			fmt.Fprintf(w, "|%s", strings.Repeat("-", width+2))
+		}
+		fmt.Fprintln(w, "|")
+	}
+	fmt.Fprintln(w)
+}
+
+// save writes the tables and the charts into a directory.
+func (r *report) save(dir string) error {
+	charts := r.charts()
+	if err := writeCharts(dir, charts); err != nil {
+		return err
+	}
+	var text bytes.Buffer
+	text.WriteString("# How well the picker chooses\n\nWritten by `make quality`; what is simulated says [integration/fleetsim](../../integration/fleetsim/README.md).\n\n")
+	for _, name := range chartOrder {
+		if c := charts[name]; c != nil {
+			fmt.Fprintf(&text, "![%s](%s)\n\n", c.Title, name)
+		}
+	}
+	r.w = &text
+	r.print()
+	if err := os.WriteFile(filepath.Join(dir, "README.md"), text.Bytes(), 0o644); err != nil {
+		return fmt.Errorf("writing the tables: %w", err)
+	}
+	return nil
+}
+
+const (
+	loadChart   = "ttft-load.svg"
+	spreadChart = "ttft-load-spread.svg"
+	cachedChart = "cached-share.svg"
+)
+
+var chartOrder = []string{loadChart, spreadChart, cachedChart}
+
+func (r *report) charts() map[string]*chart.Chart {
+	out := map[string]*chart.Chart{}
+	if len(r.onTrace) == 0 {
+		return out
+	}
+	for i, name := range []string{loadChart, spreadChart} {
+		c := &chart.Chart{
+			Title: "Time to first token against load: the real trace " + r.loads[i].name + ", 16 servers",
+			X:     "calls a second", Y: "TTFT p90, seconds",
+			LogY: true, MaxY: 20, Mark: heldAt, MarkName: "2 s",
+		}
+		for _, p := range r.policies {
+			c.Lines = append(c.Lines, chart.Line{Name: p.Name, Points: r.loads[i].curves[p.Name]})
+		}
+		out[name] = c
+	}
+	shown := r.onTrace[0]
+	for _, s := range r.onTrace {
+		if s.speed == 1 && s.fleet.Server.Blocks > shown.fleet.Server.Blocks {
+			shown = s // the largest caches, where there is most to find
+		}
+	}
+	c := &chart.Chart{
+		Title: "Cached share of prompt tokens: the real trace " + shown.name,
+		X:     "minutes", Y: "share of the prompt tokens that arrived in 3 minutes",
+	}
+	for _, p := range r.policies {
+		c.Lines = append(c.Lines, chart.Line{Name: p.Name, Points: r.results.of(shown.name, p.Name).share})
+	}
+	out[cachedChart] = c
+	return out
+}

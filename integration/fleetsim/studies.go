@@ -1,0 +1,156 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/server"
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/sim"
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
+)
+
+// scale is how much of everything a run does.
+type scale struct {
+	sizes  []int     // servers
+	caches []float64 // parts of the working set that all caches together hold
+	speeds []float64 // of the trace
+	loads  []float64 // speeds of the trace at which the load curve is measured
+	calls  int       // of the trace
+	lasts  time.Duration
+	bursts int
+}
+
+var (
+	whole = scale{
+		sizes:  []int{8, 16},
+		caches: []float64{0.05, 0.2, 0.5},
+		speeds: []float64{1, 2, 4},
+		loads:  []float64{0.25, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 8},
+		calls:  1 << 30,
+		lasts:  20 * time.Minute,
+		bursts: 10,
+	}
+	quick = scale{
+		sizes:  []int{8},
+		caches: []float64{0.2},
+		speeds: []float64{1, 2},
+		loads:  []float64{0.5, 2, 3, 4, 5, 6, 8},
+		calls:  3000,
+		lasts:  5 * time.Minute,
+		bursts: 4,
+	}
+)
+
+// goalSpeeds are those at which the goals are measured; beyond them a fleet of 8 is given more than it can serve.
+var goalSpeeds = map[float64]bool{1: true, 2: true}
+
+// traceStudy is the trace on one fleet.
+type traceStudy struct {
+	study
+	speed float64
+}
+
+func traceStudies(s scale, calls []workload.Call) []traceStudy {
+	var out []traceStudy
+	for _, n := range s.sizes {
+		for _, part := range s.caches {
+			fleet := fleetOf(n, part, calls)
+			for _, speed := range s.speeds {
+				out = append(out, traceStudy{
+					study: study{
+						name:  fmt.Sprintf("%g× on %d, caches %g %%", speed, n, part*100),
+						fleet: fleet,
+						calls: workload.Faster(calls, speed),
+					},
+					speed: speed,
+				})
+			}
+		}
+	}
+	return out
+}
+
+// loadStudies are the trace at rising speeds on 16 servers of 24,000 prompt tokens a second: with slower ones its long
+// prompts alone take more than the 2 s that the curve is about. Spread calls are no longer bunched.
+func loadStudies(s scale, seed uint64, calls []workload.Call, spread bool) []study {
+	fleet := fleetOf(16, 0.2, calls)
+	fleet.Server.PrefillRate = 24000
+	name := "as recorded"
+	if spread {
+		calls = workload.Spread(seed, calls, 3*time.Second)
+		name = "spread"
+	}
+	var out []study
+	for _, speed := range s.loads {
+		out = append(out, study{
+			name:  fmt.Sprintf("%s at %g×", name, speed),
+			fleet: fleet,
+			calls: workload.Faster(calls, speed),
+		})
+	}
+	return out
+}
+
+// Names of the workloads that goals refer to.
+const (
+	burstsName   = "bursts of 64 equal prompts"
+	fewAdapters  = "15 adapters"
+	manyAdapters = "100 adapters"
+	slowedName   = "one of 8 slowed 3×"
+	withoutName  = "the 7 without it"
+	burstGap     = 30 * time.Second
+	slowedAt     = 2 * time.Minute
+	noticed      = 10 * time.Second
+)
+
+// otherStudies are the workloads that no trace tells of, each on 8 servers with caches of 1,000 blocks of 512 tokens.
+func otherStudies(s scale, seed uint64) []study {
+	even := workload.Independent(seed, 10, s.lasts)
+	slowed := plain(8, 1000)
+	slowed.Changes = []sim.Change{{At: slowedAt, Server: 0, Kind: sim.Slow, Slowness: 3}}
+	withAdapters := plain(8, 1000)
+	withAdapters.Server.AdapterSlots = 4
+	agents := workload.Agents(seed, 1, s.lasts)
+	return []study{
+		{name: burstsName, fleet: plain(8, 1000), calls: workload.Bursts(seed, s.bursts, 64, burstGap), window: burstGap},
+		{name: fewAdapters, fleet: withAdapters, calls: workload.Adapters(seed, 15, 16, s.lasts)},
+		{name: manyAdapters, fleet: withAdapters, calls: workload.Adapters(seed, 100, 8, s.lasts)},
+		{name: "agents", fleet: plain(8, 1000), calls: agents},
+		{name: "agents, servers replaced", fleet: replaced(s.lasts), calls: agents},
+		{name: "chats", fleet: plain(8, 1000), calls: workload.Chats(seed, 6, s.lasts)},
+		{name: "documents", fleet: plain(8, 1000), calls: workload.Documents(seed, 400, 8, s.lasts)},
+		{name: "independent prompts", fleet: plain(8, 1000), calls: even},
+		{name: slowedName, fleet: slowed, calls: even, from: slowedAt + noticed},
+		{name: withoutName, fleet: plain(7, 1000), calls: even, from: slowedAt + noticed},
+	}
+}
+
+// replaced is a fleet of 8 in which one server leaves every 2 minutes and a new one joins 10 s later, as in a rollout.
+func replaced(lasts time.Duration) sim.Fleet {
+	f := plain(8, 1000)
+	for k := 0; ; k++ {
+		at := time.Duration(k+1) * 2 * time.Minute
+		if at >= lasts {
+			return f
+		}
+		f.Changes = append(f.Changes,
+			sim.Change{At: at, Server: k, Kind: sim.Leave},
+			sim.Change{At: at + noticed, Server: 8 + k, Kind: sim.Join})
+	}
+}
+
+// fleetOf is a fleet whose caches together hold a part of the calls' working set, 0 to 1, and each at least the longest
+// of them, without which it could not serve.
+func fleetOf(servers int, part float64, calls []workload.Call) sim.Fleet {
+	longest := 0
+	for i := range calls {
+		longest = max(longest, calls[i].Prompt+calls[i].Output)
+	}
+	blocks := int(part * float64(workload.WorkingSet(calls)) / float64(servers) / server.BlockTokens)
+	return plain(servers, max(blocks, longest/server.BlockTokens+1))
+}
+
+// plain is a fleet of servers with caches of so many blocks.
+func plain(servers, blocks int) sim.Fleet {
+	return sim.Fleet{Servers: servers, Server: server.Default(blocks)}
+}

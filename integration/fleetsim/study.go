@@ -1,0 +1,124 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/chart"
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/policy"
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/sim"
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
+)
+
+// study is one workload on one fleet.
+type study struct {
+	name  string
+	fleet sim.Fleet
+	calls []workload.Call
+	// from leaves out the calls before it, where only the end of a run is looked at.
+	from time.Duration
+	// window is the time over which busiest is looked for; 0 is the whole run.
+	window time.Duration
+}
+
+// result is what one policy made of one study.
+type result struct {
+	sim.Summary
+	// busiest is the most calls that any server got in a window, as a multiple of the mean.
+	busiest float64
+	// first is the part of the calls that server 0 got.
+	first float64
+	// share is the part of the prompt tokens that was cached, over time in minutes.
+	share []chart.Point
+}
+
+// utilisation is the part of the time in which the servers prefill, if so much of the prompts is cached.
+func (s study) utilisation(cached float64) float64 {
+	if len(s.calls) == 0 {
+		return 0
+	}
+	lasts := (s.calls[len(s.calls)-1].At - s.calls[0].At).Seconds()
+	return float64(workload.Tokens(s.calls)) * (1 - cached) / s.fleet.Server.PrefillRate / float64(s.fleet.Servers) / lasts
+}
+
+// results are found by the names of study and policy.
+type results map[[2]string]result
+
+func (r results) of(study, policy string) result { return r[[2]string{study, policy}] }
+
+// measure runs each study under each policy, as many at a time as there are processors. In which order the runs end
+// has no influence on the results.
+func measure(studies []study, policies []policy.Policy, seed uint64) (results, error) {
+	type job struct {
+		study  study
+		policy policy.Policy
+	}
+	var (
+		done    = results{}
+		failed  []error
+		mu      sync.Mutex
+		workers sync.WaitGroup
+		next    = make(chan job)
+	)
+	for range runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			for j := range next {
+				outcomes, err := sim.Run(j.study.fleet, j.study.calls, j.policy, seed)
+				r := j.study.digest(outcomes)
+				mu.Lock()
+				if err != nil {
+					failed = append(failed, fmt.Errorf("%s under %s: %w", j.study.name, j.policy.Name, err))
+				}
+				done[[2]string{j.study.name, j.policy.Name}] = r
+				mu.Unlock()
+			}
+		})
+	}
+	for _, s := range studies {
+		for _, p := range policies {
+			next <- job{s, p}
+		}
+	}
+	close(next)
+	workers.Wait()
+	slices.SortFunc(failed, func(a, b error) int { return cmp.Compare(a.Error(), b.Error()) })
+	return done, errors.Join(failed...)
+}
+
+// digest takes from a run what tables and charts need.
+func (s study) digest(outcomes []sim.Outcome) result {
+	i, _ := slices.BinarySearchFunc(outcomes, s.from, func(o sim.Outcome, t time.Duration) int { return cmp.Compare(o.At, t) })
+	outcomes = outcomes[i:]
+	r := result{Summary: sim.Summarize(outcomes)}
+	if len(outcomes) == 0 {
+		return r
+	}
+	r.first = sim.Shares(outcomes)[0]
+	for _, part := range windows(outcomes, s.window) {
+		r.busiest = max(r.busiest, slices.Max(sim.Shares(part))*float64(s.fleet.Servers))
+	}
+	for _, part := range windows(outcomes, 3*time.Minute) {
+		r.share = append(r.share, chart.Point{X: part[0].At.Minutes(), Y: sim.Summarize(part).Cached})
+	}
+	return r
+}
+
+// windows cuts outcomes, which are in the order of arrival, into parts by the time of arrival.
+func windows(outcomes []sim.Outcome, length time.Duration) [][]sim.Outcome {
+	if length == 0 {
+		return [][]sim.Outcome{outcomes}
+	}
+	var out [][]sim.Outcome
+	for len(outcomes) > 0 {
+		end := (outcomes[0].At/length + 1) * length
+		n, _ := slices.BinarySearchFunc(outcomes, end, func(o sim.Outcome, t time.Duration) int { return cmp.Compare(o.At, t) })
+		out = append(out, outcomes[:n])
+		outcomes = outcomes[n:]
+	}
+	return out
+}

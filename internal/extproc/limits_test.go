@@ -1,0 +1,435 @@
+package extproc
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"log/slog"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+)
+
+// brokenClock faults as often as it is told to.
+type brokenClock struct{ faults atomic.Int32 }
+
+func (c *brokenClock) now() time.Duration {
+	if c.faults.Add(-1) >= 0 {
+		panic("the clock is broken")
+	}
+	return time.Second
+}
+
+// safeLog is a log that several goroutines write.
+type safeLog struct {
+	mu  sync.Mutex
+	log strings.Builder
+}
+
+func (l *safeLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.log.Write(p)
+}
+
+func (l *safeLog) has(text string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.log.String(), text)
+}
+
+func TestFaults(t *testing.T) {
+	faulty := func(t *testing.T) (*world, *brokenClock, *safeLog) {
+		clock, log := &brokenClock{}, &safeLog{}
+		w := newWorldWith(t, fleet.Options{Seed: 1, Clock: clock.now}, Options{Log: slog.New(slog.NewTextHandler(log, nil))}, fourEndpoints...)
+		return w, clock, log
+	}
+	check := func(t *testing.T, w *world, log *safeLog, want float64) {
+		t.Helper()
+		w.quiet(t)
+		if got := w.metric(t, "panics_total"); got != want {
+			t.Errorf("%v faults counted, want %v", got, want)
+		}
+		if !log.has("the clock is broken") || !log.has("session.go") {
+			t.Errorf("the log does not tell what and where: %s", log.log.String())
+		}
+	}
+	t.Run("one in the pick: picked all the same", func(t *testing.T) {
+		for name, bring := range ways {
+			t.Run(name, func(t *testing.T) {
+				w, clock, log := faulty(t)
+				clock.faults.Store(1)
+				x := w.open(t, llama, nil)
+				if got := bring(x, completion(1, 2000)); len(got) != 3 {
+					t.Errorf("the pick is %v, want three endpoints", got)
+				}
+				x.close()
+				check(t, w, log, 1)
+			})
+		}
+	})
+	t.Run("two in the pick: an error, and the pool's failure mode says the rest", func(t *testing.T) {
+		w, clock, log := faulty(t)
+		clock.faults.Store(2)
+		x := w.open(t, llama, nil)
+		x.send(requestHeaders(true))
+		if _, err := x.stream.Recv(); status.Code(err) != codes.Internal || strings.Contains(err.Error(), "clock") {
+			t.Fatalf("the stream ends with %v, want an internal error that tells nothing of the inside", err)
+		}
+		check(t, w, log, 2)
+		// The next call is served.
+		y := w.open(t, llama, nil)
+		y.send(requestHeaders(true))
+		picked(t, y.recv())
+	})
+	t.Run("in the bookkeeping of the answer: the answer goes on", func(t *testing.T) {
+		w, clock, log := faulty(t)
+		x := w.open(t, llama, withModes(partial, full))
+		x.send(requestHeaders(true))
+		second := picked(t, x.recv())[1]
+		clock.faults.Store(1)
+		x.send(withMetadata(answerHeaders("200", false), lbNamespace, servedKey, second))
+		isContinue(t, x.recv(), "ResponseHeaders")
+		x.send(answerBody([]byte("data"), true))
+		if got := x.recv().GetResponseBody().GetResponse().GetBodyMutation().GetStreamedResponse().GetBody(); string(got) != "data" {
+			t.Errorf("the answer's body came back as %q", got)
+		}
+		x.close()
+		check(t, w, log, 1)
+	})
+	t.Run("at the end: the stream ends well", func(t *testing.T) {
+		w, clock, _ := faulty(t)
+		x := w.open(t, llama, nil)
+		x.send(requestHeaders(true))
+		picked(t, x.recv())
+		clock.faults.Store(1)
+		if err := x.stream.CloseSend(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := x.stream.Recv(); !errors.Is(err, io.EOF) {
+			t.Errorf("the stream ends with %v", err)
+		}
+		if got := w.metric(t, "panics_total"); got != 1 {
+			t.Errorf("%v faults counted, want 1", got)
+		}
+	})
+}
+
+func TestStreamsOverTheLimitAreRefused(t *testing.T) {
+	w := newWorldWith(t, fleet.Options{Seed: 1}, Options{MaxStreams: 2}, fourEndpoints...)
+	var open []*exchange
+	for range 2 {
+		x := w.open(t, llama, nil)
+		x.send(requestHeaders(true))
+		picked(t, x.recv())
+		open = append(open, x)
+	}
+	for name, tt := range map[string]struct{ pool, label string }{
+		"a pool":       {llama, "pool=models/llama"},
+		"no such pool": {"models/none", "pool="},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := w.open(t, tt.pool, withModes(partial, none))
+			x.send(requestHeaders(false))
+			isRefused(t, x.recv(), 429, "overloaded")
+			if _, err := x.stream.Recv(); !errors.Is(err, io.EOF) {
+				t.Errorf("the refused stream ends with %v", err)
+			}
+			if got := w.metric(t, "refusals_total", "reason=overloaded", tt.label); got != 1 {
+				t.Errorf("%v refusals counted, want 1", got)
+			}
+		})
+	}
+	// One that ends makes room for the next.
+	open[0].close()
+	for end := time.Now().Add(10 * time.Second); w.metric(t, "streams_in_flight") > 1; {
+		if time.Now().After(end) {
+			t.Fatal("the stream does not end")
+		}
+	}
+	x := w.open(t, llama, nil)
+	x.send(requestHeaders(true))
+	picked(t, x.recv())
+}
+
+// With the room for held bodies used up, a call is picked on what is there of its body, and no byte is lost.
+func TestHeldBytesAreBounded(t *testing.T) {
+	w := newWorldWith(t, fleet.Options{Seed: 1}, Options{MaxHeldBytes: 100_000}, fourEndpoints...)
+	holding := w.open(t, llama, withModes(full, none))
+	holding.send(requestHeaders(false))
+	holding.send(requestBody(completion(1, 80_000), false))
+	for w.metric(t, "held_body_bytes") < 80_000 {
+		runtime.Gosched()
+	}
+
+	x := w.open(t, llama, withModes(full, none))
+	body := completion(2, 90_000)
+	x.send(requestHeaders(false))
+	x.send(requestBody(body[:10_000], false))
+	x.send(requestBody(body[10_000:40_000], false)) // now it is too much
+	picked(t, x.recv())
+	var back []byte
+	for len(back) < 40_000 {
+		back = append(back, x.recv().GetRequestBody().GetResponse().GetBodyMutation().GetStreamedResponse().GetBody()...)
+	}
+	x.send(requestBody(body[40_000:], true))
+	last := x.recv().GetRequestBody().GetResponse().GetBodyMutation().GetStreamedResponse()
+	if back = append(back, last.GetBody()...); !bytes.Equal(back, body) || !last.GetEndOfStream() {
+		t.Errorf("of %d bytes %d came back, or others; the end is %v", len(body), len(back), last.GetEndOfStream())
+	}
+	x.close()
+	holding.cancel()
+	w.quiet(t)
+	if got := w.metric(t, "held_body_bytes"); got != 0 {
+		t.Errorf("%v bytes held at the end", got)
+	}
+}
+
+// Parting ends streams with OK, which harms no call: an error would make a proxy of a FailClose pool cut the answer.
+func TestPart(t *testing.T) {
+	w := newWorld(t, fourEndpoints...)
+	waiting := w.open(t, llama, withModes(partial, none))
+	waiting.send(requestHeaders(false))
+	isContinue(t, waiting.recv(), "RequestHeaders")
+	var inFlight []*exchange
+	for range 10 {
+		x := w.open(t, llama, withModes(partial, none))
+		x.send(requestHeaders(true))
+		picked(t, x.recv())
+		inFlight = append(inFlight, x)
+	}
+	w.server.Part()
+	w.server.Part()
+	for _, x := range inFlight {
+		if _, err := x.stream.Recv(); !errors.Is(err, io.EOF) {
+			t.Errorf("a stream ends with %v, want OK", err)
+		}
+	}
+	// One that waits for its pick still gets it, and is then parted from too.
+	waiting.send(requestBody(completion(1, 100), true))
+	picked(t, waiting.recv())
+	if _, err := waiting.stream.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("the last stream ends with %v, want OK", err)
+	}
+	w.quiet(t)
+}
+
+func TestSpans(t *testing.T) {
+	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	tests := map[string]struct {
+		pool      string
+		header    []string
+		wantTrace string
+		want      map[string]string
+	}{
+		"in the caller's trace": {llama, []string{"traceparent", parent}, "0af7651916cd43dd8448eb211c80319c", map[string]string{
+			"inference_waypoint.pool": llama, "gen_ai.request.model": "llama", "inference_waypoint.prompt_tokens": "250", "inference_waypoint.cached_tokens": "0",
+		}},
+		"in a trace of its own": {llama, nil, "", map[string]string{"inference_waypoint.pool": llama}},
+		"with a wrong header":   {llama, []string{"traceparent", "nonsense"}, "", map[string]string{"inference_waypoint.pool": llama}},
+		"of a refusal": {"models/none", []string{"traceparent", parent}, "0af7651916cd43dd8448eb211c80319c", map[string]string{
+			"inference_waypoint.pool": "models/none", "inference_waypoint.refusal": "unknown_pool",
+		}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			spans := tracetest.NewSpanRecorder()
+			tracer := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans)).Tracer("test")
+			w := newWorldWith(t, fleet.Options{Seed: 1}, Options{Tracer: tracer}, fourEndpoints...)
+			x := w.open(t, tt.pool, withModes(partial, none))
+			x.send(requestHeaders(false, tt.header...))
+			x.recv()
+			x.send(requestBody(completion(1, 1000), true))
+			r := x.recv()
+			ended := spans.Ended()
+			if len(ended) != 1 {
+				t.Fatalf("%d spans have ended with the pick, want 1", len(ended))
+			}
+			if got := ended[0].SpanContext().TraceID().String(); tt.wantTrace != "" && got != tt.wantTrace {
+				t.Errorf("the trace is %s, want %s", got, tt.wantTrace)
+			}
+			got := map[string]string{}
+			for _, a := range ended[0].Attributes() {
+				got[string(a.Key)] = a.Value.String()
+			}
+			for k, v := range tt.want {
+				if got[k] != v {
+					t.Errorf("attribute %s is %q, want %q", k, got[k], v)
+				}
+			}
+			if r.GetImmediateResponse() == nil {
+				if want := metadataPick(r); got["inference_waypoint.endpoints"] != want {
+					t.Errorf("the span tells of endpoints %q, the reply of %q", got["inference_waypoint.endpoints"], want)
+				}
+			}
+		})
+	}
+}
+
+// A span whose call goes away before the pick ends too.
+func TestSpanOfACallThatVanishes(t *testing.T) {
+	spans := tracetest.NewSpanRecorder()
+	tracer := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans)).Tracer("test")
+	w := newWorldWith(t, fleet.Options{Seed: 1}, Options{Tracer: tracer}, fourEndpoints...)
+	x := w.open(t, llama, withModes(partial, none))
+	x.send(requestHeaders(false))
+	x.recv()
+	x.cancel()
+	w.quiet(t)
+	if got := len(spans.Ended()); got != 1 {
+		t.Errorf("%d spans have ended, want 1", got)
+	}
+}
+
+func TestPicksAndRefusalsAreLogged(t *testing.T) {
+	for level, want := range map[slog.Level]bool{slog.LevelDebug: true, slog.LevelInfo: false} {
+		log := &safeLog{}
+		w := newWorldWith(t, fleet.Options{Seed: 1},
+			Options{Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: level}))}, fourEndpoints[:1]...)
+		x := w.open(t, llama, nil)
+		x.send(requestHeaders(true))
+		picked(t, x.recv())
+		y := w.open(t, "models/none", nil)
+		y.send(requestHeaders(true))
+		y.recv()
+		if got := log.has("endpoints=10.244.0.1:8000"); got != want {
+			t.Errorf("at level %s the pick is told: %v, want %v", level, got, want)
+		}
+		if !log.has("reason=unknown_pool") {
+			t.Errorf("at level %s the refusal is not told", level)
+		}
+	}
+}
+
+func TestPoolDeletedDuringRequest(t *testing.T) {
+	name := types.NamespacedName{Namespace: "models", Name: "llama"}
+	for mode, bring := range ways {
+		t.Run("after the pick, "+mode, func(t *testing.T) {
+			w := newWorld(t, fourEndpoints...)
+			x := w.open(t, llama, nil)
+			bring(x, completion(1, 2000))
+			w.fleet.RemovePool(name)
+			x.send(withMetadata(answerHeaders("200", true), lbNamespace, servedKey, "10.244.0.9:8000"))
+			isContinue(t, x.recv(), "ResponseHeaders")
+			x.close()
+			w.quiet(t)
+		})
+	}
+	t.Run("before the pick", func(t *testing.T) {
+		w := newWorld(t, fourEndpoints...)
+		x := w.open(t, llama, withModes(partial, none))
+		x.send(requestHeaders(false))
+		isContinue(t, x.recv(), "RequestHeaders")
+		w.fleet.RemovePool(name)
+		x.send(requestBody(completion(1, 1000), true))
+		isRefused(t, x.recv(), 503, "unknown_pool")
+		w.quiet(t)
+	})
+}
+
+// heap is what is in use after a collection, in bytes, stacks included.
+func heap() int {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int(m.HeapAlloc + m.StackInuse)
+}
+
+// A body of 100 MB passes in chunks, and of it no more is held than its head.
+func TestHugeBody(t *testing.T) {
+	const size, chunk = 100 << 20, 64 << 10
+	w := newWorld(t, fourEndpoints...)
+	x := w.open(t, llama, withModes(full, none))
+	piece := bytes.Repeat([]byte("x"), chunk)
+	before := heap()
+	sent := make(chan error, 1)
+	go func() {
+		err := x.stream.Send(requestHeaders(false))
+		for n := 0; n < size && err == nil; n += chunk {
+			err = x.stream.Send(requestBody(piece, n+chunk >= size))
+		}
+		sent <- err
+	}()
+	back, most := 0, 0
+	for back < size {
+		c := x.recv().GetRequestBody().GetResponse().GetBodyMutation().GetStreamedResponse()
+		back += len(c.GetBody())
+		if back%(10<<20) == 0 {
+			most = max(most, heap()-before)
+		}
+		if c.GetEndOfStream() != (back == size) {
+			t.Fatalf("after %d bytes the end is %v", back, c.GetEndOfStream())
+		}
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	if most > 40<<20 { // the windows of both sides included
+		t.Errorf("a body of 100 MiB takes %d MiB of memory", most>>20)
+	}
+	x.close()
+	w.quiet(t)
+}
+
+// A proxy that buffers 100 MB in one message is refused in clear words, and the connection goes on.
+func TestHugeMessage(t *testing.T) {
+	w := newWorld(t, fourEndpoints...)
+	x := w.open(t, llama, withModes(whole, none))
+	x.send(requestHeaders(false))
+	isContinue(t, x.recv(), "RequestHeaders")
+	_ = x.stream.Send(requestBody(make([]byte, 100<<20), true)) // the server ends the stream before it is through
+	if _, err := x.stream.Recv(); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "larger than max") {
+		t.Errorf("the stream ends with %v, want a word on the size", err)
+	}
+	w.quiet(t)
+	y := w.open(t, llama, nil)
+	y.send(requestHeaders(true))
+	picked(t, y.recv())
+}
+
+// 10,000 calls whose answers are awaited; what they take includes the client's side.
+func TestIdleStreamsTakeLittleMemory(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	const streams = 10_000
+	w := newWorld(t, fourEndpoints...)
+	warm := w.open(t, llama, nil)
+	warm.send(requestHeaders(true))
+	warm.recv()
+	before, routines := heap(), runtime.NumGoroutine()
+	var open []*exchange
+	for range streams {
+		x := w.open(t, llama, withModes(partial, none))
+		x.send(requestHeaders(false))
+		isContinue(t, x.recv(), "RequestHeaders")
+		x.send(requestBody(completion(1, 4096), true))
+		picked(t, x.recv())
+		open = append(open, x)
+	}
+	each := (heap() - before) / streams
+	t.Logf("an idle stream takes %d bytes and %.1f goroutines, client included", each, float64(runtime.NumGoroutine()-routines)/streams)
+	if each > 80<<10 {
+		t.Errorf("an idle stream takes %d bytes, want at most 80 KiB", each)
+	}
+	for _, x := range append(open, warm) {
+		x.cancel()
+	}
+	w.quiet(t)
+	for end := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > routines; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d goroutines are left, %d there were before", runtime.NumGoroutine(), routines)
+		}
+	}
+}

@@ -1,0 +1,90 @@
+package extproc
+
+import (
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// errFault ends a stream that a fault of ours leaves without a pick. The proxy then does what the pool's failure mode
+// says; a reply without a pick would decide that for it, and is against the protocol.
+var errFault = status.Error(codes.Internal, "the endpoint picker failed")
+
+// Process serves one stream, which is one HTTP call, until the proxy ends it: with the call, by the protocol.
+//
+// Up to the pick that takes a few messages within microseconds. Then the stream idles until the answer comes and again
+// until it has ended, for minutes, in a call of gRPC that only the proxy can end. So the session gets a goroutine of
+// its own by then, and this one stands ready to end the stream. An idle stream takes less than 14 KB all the same.
+func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
+	open := s.streams.Add(1)
+	defer s.streams.Add(-1)
+	s.options.Metrics.StreamOpened()
+	defer s.options.Metrics.StreamClosed()
+
+	x := s.sessions.Get().(*session)
+	x.pool, x.send = poolHeader(stream.Context()), stream
+	x.surplus = s.options.MaxStreams > 0 && open > int64(s.options.MaxStreams)
+	if over, err := x.advance(stream, true); over {
+		x.finish()
+		return err
+	}
+	rest := make(chan error, 1)
+	go func() {
+		defer x.finish()
+		_, err := x.advance(stream, false)
+		rest <- err
+	}()
+	select {
+	case err := <-rest:
+		return err
+	case <-s.parted:
+		x.part()
+		return nil
+	}
+}
+
+// advance takes messages until the exchange is over or, if only so much is wanted, the call is decided on.
+func (x *session) advance(stream grpc.ServerStream, untilDecided bool) (over bool, err error) {
+	for !untilDecided || !x.decided {
+		if err := stream.RecvMsg(&x.message); err != nil {
+			return true, ended(err)
+		}
+		over, err = x.answer()
+		// A stream lives as long as its call, a body's bytes only until the pick.
+		x.message.free()
+		if over || err != nil {
+			return true, ended(err)
+		}
+	}
+	return false, nil
+}
+
+// answer does what the message calls for, and nothing once the session has parted.
+func (x *session) answer() (over bool, err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.parted {
+		return true, nil
+	}
+	if !x.attempt(func() { over, err = x.step() }) {
+		x.faulty = true
+		return true, errFault
+	}
+	return over, err
+}
+
+// part keeps the session from using the stream any more.
+func (x *session) part() {
+	x.mu.Lock()
+	x.parted = true
+	x.mu.Unlock()
+}
+
+// finish gives back what the call holds, and the session to the next call unless it is in an unknown state.
+func (x *session) finish() {
+	server, faulty := x.server, x.faulty
+	if x.attempt(x.end) && !faulty {
+		server.sessions.Put(x)
+	}
+}

@@ -1,0 +1,74 @@
+package fleet
+
+import (
+	"time"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/selection"
+)
+
+// All that a call does to a pool is one of three events: it is reserved, it moves, it is released. Each takes values
+// and a time, and nothing of a stream or of this process, so that a picker that hears of another's calls can do the
+// same with them. The pool's mutex is held.
+
+// hold is what a pool keeps for one call until it is released.
+type hold struct {
+	claim  selection.Claim
+	blocks []uint64
+	// kept is how many of the blocks the endpoint held before.
+	kept int
+	// withdrawn is the endpoint's count of withdrawals when the blocks were inserted.
+	withdrawn uint64
+}
+
+// reserve charges the choice with the call. What it will have cached counts from now on, so that the next call with
+// the same prompt finds it; it is taken back if it does not come to be.
+func (p *Pool) reserve(call *selection.Call, choice *selection.Choice, now time.Duration) hold {
+	h := hold{
+		claim:  p.view.Reserve(choice.Endpoint, now, call, choice.Uncached),
+		blocks: call.Facts.Blocks,
+	}
+	p.insert(&h)
+	return h
+}
+
+// move takes the call to the endpoint that serves it.
+func (p *Pool) move(h *hold, to int32, now time.Duration) {
+	from, before := h.claim.Endpoint, *h
+	if !p.view.Move(&h.claim, to, now) {
+		p.withdraw(from, &before)
+	}
+	p.reuse(from)
+	p.index.Match(h.blocks, p.view.Cached)
+	p.insert(h)
+}
+
+// release ends the call.
+func (p *Pool) release(h *hold, outcome Outcome, now time.Duration) {
+	n := h.claim.Endpoint
+	switch prefilled := p.view.Release(&h.claim, outcome, now); {
+	case !prefilled:
+		p.withdraw(n, h)
+	case h.withdrawn != p.slots[n].withdrawn:
+		p.index.Match(h.blocks, p.view.Cached)
+		p.insert(h)
+	}
+	p.reuse(n)
+}
+
+// insert notes in the index that the call's endpoint holds its prompt. The view must have what is cached of it.
+func (p *Pool) insert(h *hold) {
+	n := h.claim.Endpoint
+	h.kept = int(p.view.Cached[n])
+	h.withdrawn = p.slots[n].withdrawn
+	if p.slots[n].member && len(h.blocks) > 0 {
+		p.index.Insert(int(n), h.blocks)
+	}
+}
+
+// withdraw takes the prompt of a call that endpoint n did not prefill out of the index again.
+func (p *Pool) withdraw(n int32, h *hold) {
+	p.slots[n].withdrawn++
+	if len(h.blocks) > 0 {
+		p.index.Withdraw(int(n), h.blocks, h.kept)
+	}
+}

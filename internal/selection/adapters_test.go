@@ -1,0 +1,329 @@
+package selection
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+)
+
+// world is a pool whose servers have adapter slots; it keeps the picker's readings up to date.
+type world struct {
+	*View
+	now   time.Duration
+	slots int
+}
+
+func newWorld(endpoints, slots int) *world {
+	w := &world{View: viewOf(make([]endpoint, endpoints)), slots: slots}
+	for i := range endpoints {
+		w.read(int32(i), 0)
+	}
+	return w
+}
+
+// read has endpoint n tell of adapters that are running.
+func (w *world) read(n int32, others int, running ...string) {
+	w.now += time.Millisecond
+	w.Observe(n, w.now, &Reading{At: w.now, MaxAdapters: w.slots, RunningAdapters: running, Running: len(running) + others})
+}
+
+// know has the world know a name as an adapter's that is nowhere.
+func (w *world) know(model string) {
+	w.read(0, 0, model)
+	w.Restarted(0)
+	w.read(0, 0)
+}
+
+func (w *world) pick(model string, seed uint64) int32 {
+	return pickCall(w.View, callFor(model, 100), w.now, seed)[0].Endpoint
+}
+
+// serve picks for a call and holds it.
+func (w *world) serve(model string, seed uint64) Claim {
+	call := callFor(model, 100)
+	c := pickCall(w.View, call, w.now, seed)[0]
+	return w.Reserve(c.Endpoint, w.now, call, c.Uncached)
+}
+
+func TestAdapterGoesWhereItIs(t *testing.T) {
+	tests := map[string]func(w *world){
+		"running, by a reading": func(w *world) { w.read(3, 0, "sql") },
+		"waiting, by a reading": func(w *world) {
+			w.now += time.Millisecond
+			w.Observe(3, w.now, &Reading{At: w.now, MaxAdapters: 4, WaitingAdapters: []string{"sql"}, Waiting: 1})
+		},
+		"idle since, and remembered": func(w *world) {
+			w.read(3, 0, "sql")
+			w.now += 20 * s
+			w.read(3, 0)
+		},
+		"by the picker's own call": func(w *world) {
+			w.read(5, 0, "sql")
+			w.Restarted(5)
+			call := callFor("sql", 100)
+			w.Reserve(3, w.now, call, 100)
+		},
+		"by the picker's own call, of a name that no reading has": func(w *world) {
+			w.Reserve(3, w.now, callFor("sql", 100), 100)
+		},
+	}
+	for name, prepare := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(8, 4)
+			prepare(w)
+			for seed := range uint64(10) {
+				if got := w.pick("sql", seed); got != 3 {
+					t.Fatalf("goes to endpoint %d, want 3", got)
+				}
+			}
+		})
+	}
+}
+
+// Replicas that know the same of slots send an adapter that is nowhere to the same place, whatever their lots, and
+// nearly always in spite of their own calls in flight.
+func TestReplicasAgreeOnAnAdapterThatIsNowhere(t *testing.T) {
+	count, apart := map[int32]int{}, 0
+	for i := range 100 {
+		name := fmt.Sprint("adapter-", i)
+		one, two, other := newWorld(8, 4), newWorld(8, 4), newWorld(8, 4)
+		for _, w := range []*world{one, two, other} {
+			w.know(name)
+		}
+		for range 10 {
+			other.serve("", uint64(i))
+		}
+		a := one.pick(name, 1)
+		if b := two.pick(name, 2); a != b {
+			t.Errorf("%s goes to %d and, by a replica as idle, to %d", name, a, b)
+		}
+		if a != other.pick(name, 2) {
+			apart++
+		}
+		count[a]++
+	}
+	if apart > 5 {
+		t.Errorf("%d of 100 adapters go elsewhere for 10 calls in flight, want at most 5", apart)
+	}
+	for e := range int32(8) {
+		if count[e] < 3 || count[e] > 30 {
+			t.Errorf("%d of 100 adapters at endpoint %d of 8", count[e], e)
+		}
+	}
+}
+
+func TestAdapterDisplacesLeast(t *testing.T) {
+	w := newWorld(4, 2)
+	w.read(0, 0, "a", "b") // in use
+	w.read(1, 0, "c", "d")
+	w.read(2, 0, "e", "f")
+	w.read(3, 0, "g") // a free slot
+	for range 2 {     // idle at 1 and 2, for longer at 1
+		w.now += 30 * s
+		w.read(1, 0)
+		w.read(2, 0, "e")
+	}
+	call := callFor("new", 10)
+	w.read(3, 0, "new")
+	w.Restarted(3)
+	w.read(3, 0, "g")
+	w.Reserve(0, w.now, callFor("a", 10), 10)
+	w.Reserve(0, w.now, callFor("b", 10), 10)
+	w.Age(w.now, w.Candidates)
+	reasons := Explain(call, w.View, w.now)
+	want := []string{AdapterFull, AdapterPushes, AdapterPushes, AdapterFits}
+	for i, r := range reasons {
+		if r.AdapterState != want[i] {
+			t.Errorf("endpoint %d is told as %q, want %q", i, r.AdapterState, want[i])
+		}
+	}
+	for seed := range uint64(10) {
+		if got := w.pick("new", seed); got == 0 {
+			t.Fatalf("a new adapter goes to endpoint %d, where all slots are in use", got)
+		}
+	}
+}
+
+// With every adapter's calls in flight, no endpoint is given more adapters than it has slots while another has one.
+func TestNeverOverMaxWhenAvoidable(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(7, 8))
+	for round := range 100 {
+		w := newWorld(6, 3)
+		// 18 adapters fit exactly.
+		for i := range 18 {
+			w.know(fmt.Sprint("adapter-", i))
+		}
+		for i := range 18 {
+			name := fmt.Sprint("adapter-", i)
+			c := w.serve(name, uint64(round))
+			w.read(c.Endpoint, 1, name) // the server confirms that it is an adapter
+			if rnd.IntN(3) == 0 {
+				w.serve(name, uint64(round))
+			}
+		}
+		for n := range int32(6) {
+			if free, _ := w.adapters.spare(n); free < 0 {
+				t.Fatalf("round %d: endpoint %d is %d adapters over its slots", round, n, -free)
+			}
+		}
+		// One more fits nowhere, and still goes somewhere.
+		if got := w.pick("one too many", 1); got < 0 || got > 5 {
+			t.Fatalf("no endpoint for an adapter that fits nowhere")
+		}
+	}
+}
+
+// A hot adapter stays at one endpoint while that copes, and spreads when it does not.
+func TestAdapterSpreadsByItsLoad(t *testing.T) {
+	used := func(calls, tokens int) int {
+		w := newWorld(8, 4)
+		w.read(2, 0, "hot")
+		endpoints := map[int32]bool{}
+		for i := range calls {
+			call := callFor("hot", tokens)
+			c := pickCall(w.View, call, w.now, uint64(i))[0]
+			w.Reserve(c.Endpoint, w.now, call, c.Uncached)
+			endpoints[c.Endpoint] = true
+		}
+		return len(endpoints)
+	}
+	if got := used(8, 100); got != 1 {
+		t.Errorf("8 small calls of one adapter went to %d endpoints, want 1", got)
+	}
+	if got := used(100, 4000); got < 4 {
+		t.Errorf("100 calls of 4,000 tokens went to %d endpoints, want most of 8", got)
+	}
+}
+
+// The base model's name is found out by what readings do not say, and is then nothing special.
+func TestBaseModelIsNoAdapter(t *testing.T) {
+	w := newWorld(8, 4)
+	c := w.serve("base", 1)
+	w.now += s
+	w.read(c.Endpoint, 1)
+	w.serve("base", 1)
+	if w.adapters.find("base") != none {
+		t.Fatal("a name in flight that a reading of adapters does not list is still taken for one")
+	}
+	spread := map[int32]bool{}
+	for i := range 8 {
+		spread[w.serve("base", uint64(i)).Endpoint] = true
+	}
+	if len(spread) < 5 {
+		t.Errorf("8 calls to the base model went to %d endpoints of 8", len(spread))
+	}
+	// A reading that lists it after all is believed.
+	w.read(4, 0, "base")
+	if w.adapters.find("base") == none {
+		t.Error("a name that a reading lists is not taken for an adapter")
+	}
+}
+
+// A base model whose calls are too short for any reading to see them goes by load all the same.
+func TestShortCallsToTheBaseModelSpread(t *testing.T) {
+	w := newWorld(8, 4)
+	spread := map[int32]int{}
+	for i := range 80 {
+		c := w.serve("base", uint64(i))
+		spread[c.Endpoint]++
+		w.now += 5 * time.Millisecond
+		w.Release(&c, Answered, w.now)
+		w.read(c.Endpoint, 0)
+	}
+	for e, n := range spread {
+		if n > 25 {
+			t.Errorf("%d of 80 short calls to the base model went to endpoint %d of 8", n, e)
+		}
+	}
+}
+
+func TestAdaptersWithoutSlotsAreNone(t *testing.T) {
+	v := viewOf(make([]endpoint, 4))
+	v.Observe(0, s, &Reading{At: s, Running: 1})
+	if id := v.Reserve(0, s, callFor("sql", 10), 10).adapter; id != none {
+		t.Error("a pool whose servers tell of no slots has adapters")
+	}
+}
+
+func TestLongAdapterNames(t *testing.T) {
+	long := strings.Repeat("x", 10<<10)
+	w := newWorld(4, 2)
+	w.read(0, 0, long)
+	for i := range 100 {
+		w.serve(long+fmt.Sprint(i), uint64(i))
+	}
+	if len(w.adapters.ids) != 0 {
+		t.Errorf("%d names of 10 KB are remembered", len(w.adapters.ids))
+	}
+}
+
+// Names that clients make up leave nothing behind, and those of readings are bounded.
+func TestNamesAreBounded(t *testing.T) {
+	w := newWorld(4, 2)
+	for i := range 10_000 {
+		c := w.serve(fmt.Sprint("made-up-", i), uint64(i))
+		w.Release(&c, Answered, w.now)
+	}
+	if len(w.adapters.ids) != 0 {
+		t.Errorf("%d made-up names are left", len(w.adapters.ids))
+	}
+	for i := range 3 * mostNames {
+		w.read(int32(i%4), 0, fmt.Sprint("adapter-", i))
+	}
+	if len(w.adapters.ids) > mostNames || len(w.adapters.names) > mostNames {
+		t.Errorf("%d names are remembered, want at most %d", len(w.adapters.ids), mostNames)
+	}
+}
+
+// Whatever happens, holders and residents tell the same, and calls add up.
+func TestAdapterBooks(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(9, 10))
+	w := newWorld(5, 2)
+	var held []Claim
+	for step := range 20_000 {
+		name := fmt.Sprint("adapter-", rnd.IntN(12))
+		switch rnd.IntN(7) {
+		case 0, 1, 2:
+			held = append(held, w.serve(name, uint64(step)))
+		case 3:
+			w.read(int32(rnd.IntN(5)), rnd.IntN(2), name)
+		case 4:
+			w.Restarted(int32(rnd.IntN(5)))
+		default:
+			if len(held) > 0 {
+				i := rnd.IntN(len(held))
+				if rnd.IntN(4) == 0 {
+					w.Move(&held[i], int32(rnd.IntN(5)), w.now)
+				}
+				w.Release(&held[i], Outcome(rnd.IntN(3)), w.now)
+				held = append(held[:i], held[i+1:]...)
+			}
+		}
+	}
+	for i := range held {
+		w.Release(&held[i], Answered, w.now)
+	}
+	for n, s := range w.adapters.slots {
+		for _, r := range s.resident {
+			if r.calls != 0 {
+				t.Errorf("endpoint %d: %d calls of %s after all have ended", n, r.calls, w.adapters.names[r.id].name)
+			}
+			found := 0
+			for _, h := range w.adapters.names[r.id].holders {
+				if int(h) == n {
+					found++
+				}
+			}
+			if found != 1 {
+				t.Errorf("endpoint %d is %d times among the holders of %s", n, found, w.adapters.names[r.id].name)
+			}
+		}
+	}
+	for name, id := range w.adapters.ids {
+		if w.adapters.names[id].calls != 0 {
+			t.Errorf("%d calls of %s after all have ended", w.adapters.names[id].calls, name)
+		}
+	}
+}

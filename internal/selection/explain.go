@@ -1,0 +1,119 @@
+package selection
+
+import (
+	"cmp"
+	"time"
+)
+
+// Reason is why one candidate stands where it does in a ranking. Times are in seconds; together they make up Cost.
+type Reason struct {
+	Endpoint int32
+	// Cost is what the ranking goes by within a class.
+	Cost float64
+	// Class is the worst bound that puts the endpoint behind those that have none, or "".
+	Class string
+
+	// CachedTokens and UncachedTokens are the prompt's tokens that are taken to be held there, and those that are not.
+	CachedTokens, UncachedTokens int
+	// QueueTokens wait to be prefilled ahead of the call; Rate is how many of them are done in a second.
+	QueueTokens, Rate float64
+	// InFlight are the picker's own calls; Calls adds those that readings tell of.
+	InFlight int
+	Calls    float64
+	// ReadingAge is how old the last reading is, in seconds; +Inf where there is none.
+	ReadingAge float64
+
+	Wait, Prefill, Others, Batch, Memory, Adapter, Session float64
+	// AdapterState says how the endpoint stands to the call's adapter; "" where the call names none.
+	AdapterState string
+
+	bounds float64 // what the bounds put on top of Cost
+}
+
+// ruleOut puts the endpoint behind those of lesser classes.
+func (r *Reason) ruleOut(class string, by float64) {
+	r.Class = class
+	r.bounds += by
+}
+
+// The states of an adapter at an endpoint, and the classes.
+const (
+	AdapterResident = "resident"    // it is there, or on its way
+	AdapterFits     = "free slot"   // it can be loaded without pushing out another
+	AdapterPushes   = "evicts idle" // it can be loaded in the place of an idle one
+	AdapterFull     = "slots in use"
+
+	ClassOverBound = "over its share of calls"
+	ClassNoSlot    = "no adapter slot"
+	ClassUnhealthy = "failed lately"
+)
+
+// Explain gives the reasons of all candidates, in their order, as Pick would find them for the call at the moment.
+func Explain(c *Call, v *View, now time.Duration) []Reason {
+	r := v.rule(c, now)
+	home := -1
+	if c.Session != 0 {
+		home = v.home(&r, c.Session)
+	}
+	out := make([]Reason, len(v.Candidates))
+	v.ensureHolds()
+	if r.id != none {
+		v.markHolders(&r, true)
+		defer v.markHolders(&r, false)
+	}
+	for i, e := range v.Candidates {
+		out[i] = v.reason(&r, e, i == home)
+	}
+	return out
+}
+
+// reason takes a cost apart. Its terms add up to what Pick compares.
+func (v *View) reason(r *rule, e int32, home bool) Reason {
+	h := &v.hot[e]
+	own := uncached(r.prompt, v.Cached[e])
+	why := Reason{
+		Endpoint: e, CachedTokens: r.prompt - own, UncachedTokens: own,
+		QueueTokens: h.queue(r.now), Rate: 1 / h.perToken,
+		InFlight: int(h.own), Calls: h.calls, ReadingAge: r.now - v.loads[e].told.at,
+		Wait: max(0, h.empty-r.now), Prefill: float64(own) * h.perToken,
+	}
+	why.Others = (r.share - 1) * why.Prefill
+	why.Batch = callTokens * h.perToken * h.calls
+	why.Memory = max(0, why.Wait+why.Prefill-h.room)
+	if h.own >= r.bound {
+		why.ruleOut(ClassOverBound, overBound)
+	}
+	if r.id != none {
+		v.explainAdapter(r, e, &why)
+	}
+	if v.avoided(e, r.now) {
+		why.ruleOut(ClassUnhealthy, unhealthy)
+	}
+	if home {
+		why.Session = -sessionWorth
+	}
+	why.Cost = why.Wait + why.Prefill + why.Others + why.Batch + why.Memory + why.Adapter + why.Session
+	return why
+}
+
+func (v *View) explainAdapter(r *rule, e int32, why *Reason) {
+	if v.Room.holds[e] {
+		why.AdapterState = AdapterResident
+		return
+	}
+	var full bool
+	why.Adapter, full = v.adapterCost(r, e)
+	free, _ := v.adapters.spare(e)
+	switch {
+	case full:
+		why.AdapterState = AdapterFull
+		why.ruleOut(ClassNoSlot, noSlot)
+	case free > 0:
+		why.AdapterState = AdapterFits
+	default:
+		why.AdapterState = AdapterPushes
+	}
+}
+
+// Compare orders reasons as a ranking does, best first; what Pick draws by lot is as good as equal.
+func (r Reason) Compare(o Reason) int { return cmp.Compare(r.bounds+r.Cost, o.bounds+o.Cost) }

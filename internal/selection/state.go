@@ -1,0 +1,163 @@
+package selection
+
+import (
+	"math"
+	"time"
+)
+
+// State is what a pool knows of its endpoints, each under its number. It is changed by the methods below and by
+// Observe and Age, and only read by Pick and Explain. It has no lock: its user serialises all of them.
+type State struct {
+	settings Settings
+	hot      []hot
+	loads    []load
+	health   []health
+	adapters adapters
+	keys     []uint64 // what stands for each endpoint in rendezvous hashing
+
+	picks       uint64
+	unwell      int     // endpoints whose health is not perfect
+	aged        float64 // when Age last did anything
+	meanForeign float64
+	meanRate    float64 // prefill speed of an endpoint, in tokens a second
+	work        work
+}
+
+// NewState makes the state of a pool without endpoints.
+func NewState(settings Settings) *State {
+	return &State{settings: settings, adapters: newAdapters(), aged: math.Inf(-1), meanRate: settings.PrefillRate}
+}
+
+// Configure replaces the settings. Speeds that were learned stay; an assumed speed counts from the next Age on.
+func (s *State) Configure(settings Settings) {
+	s.settings = settings
+	s.aged = math.Inf(-1)
+}
+
+// Len is the number of endpoint numbers.
+func (s *State) Len() int { return len(s.hot) }
+
+// Reset makes n the number of an endpoint of which nothing is known; a number beyond Len is added. Key stands for the
+// endpoint in rendezvous hashing and must be the same in every replica of the picker.
+func (s *State) Reset(n int32, key uint64) {
+	for int(n) >= len(s.hot) {
+		s.hot = append(s.hot, hot{})
+		s.loads = append(s.loads, load{})
+		s.health = append(s.health, health{})
+		s.keys = append(s.keys, 0)
+		s.adapters.grow()
+	}
+	s.recover(n)
+	s.adapters.forget(n)
+	s.hot[n] = hot{perToken: 1 / s.meanRate, room: math.Inf(1)}
+	s.loads[n] = load{tickets: s.loads[n].tickets[:0], told: told{at: math.Inf(-1), waiting: math.Inf(1)}}
+	s.keys[n] = key
+}
+
+// Restarted says that endpoint n began anew: what it had in memory is gone. Its speed and the picker's own calls in
+// flight, which end by themselves, stay.
+func (s *State) Restarted(n int32) {
+	s.adapters.forget(n)
+	s.loads[n].told = told{at: math.Inf(-1), waiting: math.Inf(1)}
+}
+
+// InFlight is the number of the picker's own calls in flight at endpoint n.
+func (s *State) InFlight(n int32) int { return int(s.hot[n].own) }
+
+// Queue is the number of uncached prompt tokens that wait at endpoint n.
+func (s *State) Queue(n int32, now time.Duration) float64 { return s.hot[n].queue(now.Seconds()) }
+
+// Rate is the prefill speed that endpoint n is taken to have, in tokens a second.
+func (s *State) Rate(n int32) float64 { return 1 / s.hot[n].perToken }
+
+// Claim is what one call holds of an endpoint.
+type Claim struct {
+	Endpoint int32
+	ticket   Ticket
+	adapter  int32 // its id, none where the call needs no adapter
+	probe    bool  // the first call after a time of being avoided
+}
+
+// Reserve charges endpoint n with a call that brings so many uncached prompt tokens.
+func (s *State) Reserve(n int32, now time.Duration, c *Call, uncached int) Claim {
+	t := now.Seconds()
+	s.picks++
+	s.hot[n].lastPick = s.picks
+	s.work.add(t, float64(uncached))
+	return Claim{
+		Endpoint: n,
+		ticket:   s.add(n, t, float64(uncached)),
+		adapter:  s.adapters.reserve(n, t, c.Facts.Model),
+		probe:    s.probe(n, t),
+	}
+}
+
+// Move takes a claim to the endpoint that really serves the call. The first choice did not serve it and is taken to
+// have failed. It reports whether the prompt was prefilled there all the same.
+func (s *State) Move(c *Claim, to int32, now time.Duration) (prefilled bool) {
+	t := now.Seconds()
+	prefilled = s.withdraw(c.Endpoint, t, c.ticket)
+	s.failed(c.Endpoint, t, c.probe)
+	id := s.adapters.release(c.Endpoint, c.adapter, t)
+	c.Endpoint, c.probe = to, false
+	c.ticket = s.add(to, t, c.ticket.Tokens())
+	c.adapter = s.adapters.hold(to, id, t)
+	return prefilled
+}
+
+// Outcome is how a call ended at an endpoint.
+type Outcome uint8
+
+const (
+	// Abandoned says that no answer was seen and nobody is to blame: the caller left.
+	Abandoned Outcome = iota
+	// Answered says that the endpoint answered, and so has prefilled the prompt.
+	Answered
+	// Failed says that the endpoint gave no answer, or one of a server in trouble.
+	Failed
+)
+
+// Release gives a claim back. It reports whether the endpoint is taken to have prefilled the prompt.
+func (s *State) Release(c *Claim, outcome Outcome, now time.Duration) (prefilled bool) {
+	t := now.Seconds()
+	s.adapters.release(c.Endpoint, c.adapter, t)
+	switch outcome {
+	case Answered:
+		s.answered(c.Endpoint, t, c.ticket)
+		s.recover(c.Endpoint)
+		return true
+	case Failed:
+		s.failed(c.Endpoint, t, c.probe)
+	}
+	return s.withdraw(c.Endpoint, t, c.ticket)
+}
+
+// work is what the pool was given over the last time.
+type work struct {
+	tokens, calls float64 // sums that forget, of uncached prompt tokens and of calls
+	at            float64 // when they were right
+}
+
+// workMemory is the time after which a call weighs 1/e in what is taken for the pool's work, in seconds.
+const workMemory = 30
+
+func (w *work) add(now, tokens float64) {
+	w.decay(now)
+	w.tokens += tokens
+	w.calls++
+}
+
+func (w *work) decay(now float64) {
+	keep := math.Exp(-max(0, now-w.at) / workMemory)
+	w.tokens *= keep
+	w.calls *= keep
+	w.at = max(now, w.at)
+}
+
+// meanTokens is what a call brings on average, in uncached prompt tokens.
+func (s *State) meanTokens() float64 {
+	if s.work.calls < 1e-9 {
+		return 0
+	}
+	return s.work.tokens / s.work.calls
+}

@@ -1,0 +1,44 @@
+package telemetry
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// NewTracer makes a tracer that sends spans over OTLP/gRPC to where OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or
+// OTEL_EXPORTER_OTLP_ENDPOINT says; it is nil where neither is set. OpenTelemetry's other variables hold as well:
+// OTEL_TRACES_SAMPLER (by default a span is made if the caller's trace has one), OTEL_RESOURCE_ATTRIBUTES,
+// OTEL_SERVICE_NAME instead of service, and the exporter's own. A collector that is away is told in the log and costs
+// no call anything.
+//
+// stop sends the spans that are left, until its context ends.
+func NewTracer(ctx context.Context, service string, log *slog.Logger) (tracer trace.Tracer, stop func(context.Context) error, err error) {
+	stop = func(context.Context) error { return nil }
+	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" {
+		return nil, stop, nil
+	}
+	exporter, err := otlptracegrpc.New(ctx)
+	if err != nil {
+		return nil, stop, fmt.Errorf("making the exporter of traces: %w", err)
+	}
+	from, err := resource.New(ctx,
+		resource.WithTelemetrySDK(),
+		resource.WithAttributes(attribute.String("service.name", service)),
+		resource.WithFromEnv(), // the last one wins
+	)
+	if err != nil {
+		return nil, stop, fmt.Errorf("describing the source of traces: %w", err)
+	}
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("tracing failed", "error", err) }))
+	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(from))
+	return provider.Tracer("github.com/inference-waypoint/inference-waypoint"), provider.Shutdown, nil
+}

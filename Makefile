@@ -43,6 +43,14 @@ bench: tools ## Measure the picker beside nothing and the reference, and the con
 	@bin/bench $(if $(QUICK),-quick)
 	@bin/scale $(if $(QUICK),-quick)
 
+# Mooncake's conversation_trace.jsonl (github.com/kvcache-ai/Mooncake, FAST'25, Apache-2.0). Without it the made-up
+# workloads run alone.
+TRACE ?= ../shared/traces/conversation_trace.jsonl
+
+.PHONY: quality
+quality: ## Measure the picker's choices on simulated fleets; writes docs/quality. TRACE=FILE names the real trace.
+	go run ./integration/fleetsim -trace $(TRACE) -out docs/quality
+
 # How long `make soak` runs, and each target of `make fuzz`.
 SOAK ?= 5m
 FUZZTIME ?= 10m

@@ -400,3 +400,38 @@ func TestCrashedEndpointCostsNoCall(t *testing.T) {
 	}))
 	must(t, the.AwaitDeployment(ctx, "models", "llama"))
 }
+
+// The picker explains a choice before it makes it, from readings that it has of the model servers' own metrics.
+func TestExplainSaysWhereACallWouldGo(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	conversation := traffic.NewConversation("Explain test.", 31)
+	first, err := conversation.Ask(ctx, the.caller.HTTP, llama, model, 400, 4)
+	must(t, err)
+	next := append(slices.Clone(conversation.Messages), traffic.Message{Role: "user", Content: "Go on."})
+	all := modelServers(ctx, t)
+	eventually(ctx, t, "an explanation from fresh readings", func(ctx context.Context) error {
+		explanation, err := the.Explain(ctx, "models/llama", traffic.Body(model, next, 4))
+		if err != nil {
+			return err
+		}
+		if len(explanation.Candidates) != len(all) {
+			return fmt.Errorf("%d candidates, want %d", len(explanation.Candidates), len(all))
+		}
+		best := explanation.Candidates[0]
+		i := slices.IndexFunc(all, func(p corev1.Pod) bool { return net.JoinHostPort(p.Status.PodIP, "8000") == best.Endpoint })
+		if i < 0 || all[i].Name != first.Endpoint || best.CachedTokens < 300 {
+			return fmt.Errorf("the best is %+v, want %s with most of the prompt", best, first.Endpoint)
+		}
+		for _, c := range explanation.Candidates {
+			if c.ReadingAge == nil || *c.ReadingAge > 3 {
+				return fmt.Errorf("%s has no fresh reading", c.Endpoint)
+			}
+		}
+		return nil
+	})
+	answer, err := traffic.Chat(ctx, the.caller.HTTP, llama, model, next, 4)
+	must(t, err)
+	if answer.Endpoint != first.Endpoint {
+		t.Errorf("the call went to %s, and not where the explanation said", answer.Endpoint)
+	}
+}

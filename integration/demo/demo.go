@@ -67,6 +67,7 @@ type demo struct {
 	mesh    *mesh.Mesh
 	out     io.Writer
 	callers map[string]*mesh.Caller
+	last    *traffic.Conversation // one that was held with picking
 }
 
 func (d *demo) show(ctx context.Context) error {
@@ -77,6 +78,9 @@ func (d *demo) show(ctx context.Context) error {
 	}
 	picked, err := d.converse(ctx, "with picking", pickedHost)
 	if err != nil {
+		return err
+	}
+	if err := d.explain(ctx); err != nil {
 		return err
 	}
 	if err := d.emptyCaches(ctx); err != nil {
@@ -193,6 +197,7 @@ func (d *demo) converse(ctx context.Context, title, host string) ([]call, error)
 			return nil, err
 		}
 	}
+	d.last = held[0]
 	return calls, nil
 }
 

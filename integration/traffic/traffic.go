@@ -44,13 +44,7 @@ func (r *Refused) Error() string { return fmt.Sprintf("status %d: %s", r.Status,
 
 // Chat asks a model for the next message of a chat, streamed, of up to maxTokens tokens.
 func Chat(ctx context.Context, client *http.Client, url, model string, messages []Message, maxTokens int) (*Answer, error) {
-	body, err := json.Marshal(map[string]any{
-		"model": model, "messages": messages, "max_tokens": maxTokens,
-		"stream": true, "stream_options": map[string]bool{"include_usage": true},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("encoding a chat: %w", err)
-	}
+	body := Body(model, messages, maxTokens)
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/v1/chat/completions", bytes.NewReader(body))
 	if err != nil {
 		return nil, fmt.Errorf("making a chat request: %w", err)
@@ -72,6 +66,15 @@ func Chat(ctx context.Context, client *http.Client, url, model string, messages 
 	}
 	answer.Total = time.Since(began)
 	return answer, nil
+}
+
+// Body is what Chat sends.
+func Body(model string, messages []Message, maxTokens int) []byte {
+	body, _ := json.Marshal(map[string]any{ // of strings and numbers alone: it always encodes
+		"model": model, "messages": messages, "max_tokens": maxTokens,
+		"stream": true, "stream_options": map[string]bool{"include_usage": true},
+	})
+	return body
 }
 
 // chunk is the part of a streamed piece that is looked at.

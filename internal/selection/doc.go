@@ -23,10 +23,13 @@
 // The third is the externality of a queue. Whoever arrives while x seconds of work are in a queue waits those x seconds
 // longer, and so does everybody until the queue is next empty. With ρ the share of the time in which servers prefill,
 // each call that brings x so delays ρ/(1-ρ) others by the whole of it (the mean number that arrive in a busy period of
-// an M/G/1 queue). k is that at half the limit: 1. It has to be right where it matters, and there it hardly has to be:
-// an idle fleet has no queue to rank by, and on an hour of a real trace at ρ near 0.6 everything from 0.5 to 2, and a k
-// that follows the measured ρ, gave the same times within 2 %. A token in a cache is thus worth 2·s: a conversation
-// stays where its prefix is as long as the queue there is no longer than that, and leaves when it is.
+// an M/G/1 queue). k is that at half the limit: 1. Below the limit it hardly has to be right: on an hour of a real trace
+// at ρ near 0.6 everything from 0.5 to 2, and a k that follows the measured ρ, gave the same times within 2 %. Beyond it,
+// it has: with an hour of twice what 8 servers can serve, k = 1 leaves so much of the caches unused that the mean time is
+// half as long again as with a k that follows the queues. So k is 1, and where even the shortest queue is longer than
+// 2 s, half the seconds of that queue, up to 8: no server will be idle soon, and all who come until one is wait for the
+// token. A token in a cache is thus worth 2·s and more: a conversation stays where its prefix is as long as the queue
+// there is no longer than that, and leaves when it is.
 //
 // The fourth keeps endpoints with few prompts and many answers from looking idle: c is small, since decoding shares its
 // steps with prefill. It is also what shows a slow endpoint before its speed is learned, as calls in flight pile up.

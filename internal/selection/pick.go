@@ -30,8 +30,10 @@ const (
 	// equal is the difference in cost, in seconds, that is none: a tenth of a server's step.
 	equal = 1e-3
 
-	// othersShare is what a token to prefill costs others, as a multiple of its time.
-	othersShare = 1
+	// What a token to prefill costs others, as a multiple of its time: least at the least, and one more for each
+	// busyTime, in seconds, that even the shortest queue is long; most at the most.
+	leastOthers, mostOthers = 1, 8
+	busyTime                = 2
 )
 
 // Classes of endpoints that are taken only where no other is left, in seconds of cost: far more than any cost is, and
@@ -115,7 +117,8 @@ type rule struct {
 }
 
 func (v *View) rule(c *Call, now time.Duration) rule {
-	r := rule{now: now.Seconds(), prompt: c.Facts.PromptTokens(), share: 1 + othersShare*v.settings.CacheBias, bound: v.bound()}
+	r := rule{now: now.Seconds(), prompt: c.Facts.PromptTokens()}
+	v.crowd(&r)
 	if r.id = v.adapters.find(c.Facts.Model); r.id != none {
 		r.name = Hash(c.Facts.Model)
 		r.loadTime = v.settings.AdapterLoad.Seconds()
@@ -123,14 +126,23 @@ func (v *View) rule(c *Call, now time.Duration) rule {
 	return r
 }
 
-// bound is the number of calls in flight at which a candidate takes no more. At least one is always below it.
-func (v *View) bound() int32 {
-	total := int32(0)
+// crowd sets what depends on how much all candidates have to do: the bound on calls in flight, below which at least one
+// always is, and what a token to prefill costs. Where some candidate is idle or soon is, others pay for the token what
+// they do at half the fleet's limit. Where all have long queues, every call that comes until one of them is empty waits
+// for it, and what is short is the work that all can do together: then caches count for more.
+func (v *View) crowd(r *rule) {
+	calls, soonest := int32(0), math.Inf(1)
 	for _, e := range v.Candidates {
-		total += v.hot[e].own
+		h := &v.hot[e]
+		calls += h.own
+		if h.empty < soonest {
+			soonest = h.empty
+		}
 	}
-	mean := float64(total+1) / float64(len(v.Candidates))
-	return int32(max(batch, math.Ceil(v.settings.Spread*mean)))
+	mean := float64(calls+1) / float64(len(v.Candidates))
+	r.bound = int32(max(batch, math.Ceil(v.settings.Spread*mean)))
+	others := min(max(leastOthers, (soonest-r.now)/busyTime), mostOthers)
+	r.share = 1 + others*v.settings.CacheBias
 }
 
 // costs writes the cost of each candidate by load and cache, in seconds. Of all that a pick does it is the one loop over

@@ -78,6 +78,18 @@ func TestPickOrder(t *testing.T) {
 		want      []int32 // as far as it is determined
 		wantLen   int
 	}{
+		"an idle endpoint before a cached prefix behind a queue": {
+			endpoints: []endpoint{{queue: 20_000, requests: 1, cached: 100}, {}},
+			tokens:    6400,
+			want:      []int32{1, 0},
+			wantLen:   2,
+		},
+		"a cached prefix behind the same queue where all have long ones": {
+			endpoints: []endpoint{{queue: 100_000, requests: 1, cached: 100}, {queue: 80_000, requests: 1}},
+			tokens:    6400,
+			want:      []int32{0, 1},
+			wantLen:   2,
+		},
 		"no candidate": {endpoints: []endpoint{{out: true}}},
 		"one candidate": {
 			endpoints: []endpoint{{out: true}, {}}, tokens: 100, want: []int32{1}, wantLen: 1,

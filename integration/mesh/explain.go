@@ -1,0 +1,47 @@
+package mesh
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+)
+
+// Explain asks the picker why it would choose which endpoint for a chat completion with this body.
+func (m *Mesh) Explain(ctx context.Context, pool string, body []byte) (*fleet.Explanation, error) {
+	picker, err := m.readyPod(ctx, "inference-system", map[string]string{"app.kubernetes.io/name": "inference-picker"})
+	if err != nil {
+		return nil, err
+	}
+	target := url.URL{
+		Scheme: "http", Host: net.JoinHostPort(picker.Status.PodIP, "9090"), Path: "/debug/explain",
+		RawQuery: url.Values{"pool": {pool}}.Encode(),
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, target.String(), bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("asking for an explanation: %w", err)
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("asking for an explanation: %w", err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		return nil, fmt.Errorf("reading an explanation: %w", err)
+	}
+	if response.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("asking for an explanation: %s: %s", response.Status, text)
+	}
+	out := &fleet.Explanation{}
+	if err := json.Unmarshal(text, out); err != nil {
+		return nil, fmt.Errorf("reading an explanation: %w", err)
+	}
+	return out, nil
+}

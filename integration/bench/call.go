@@ -180,13 +180,9 @@ func (b *bench) awaitServed(ctx context.Context, caller *http.Client, host strin
 	})
 }
 
-// callsOf makes a round of calls and returns the processor time that the picker used for each, in seconds.
+// callsOf makes a round of calls and returns the processor time that the picker used meanwhile for each, in seconds. What
+// it does beside, such as reading metrics, is in it: against that a call is so little that the rest would be noise.
 func (b *bench) callsOf(ctx context.Context, caller *http.Client, p calledPicker) (float64, error) {
-	idle, err := used(p, func() error { return pause(ctx, time.Second) })
-	if err != nil {
-		return 0, err
-	}
-	begin := time.Now()
 	total, err := used(p, func() error {
 		group, ctx := errgroup.WithContext(ctx)
 		group.SetLimit(callsAtOnce)
@@ -198,7 +194,7 @@ func (b *bench) callsOf(ctx context.Context, caller *http.Client, p calledPicker
 	if err != nil {
 		return 0, err
 	}
-	return max(0, total-idle*time.Since(begin).Seconds()) / float64(b.plan.calls), nil
+	return total / float64(b.plan.calls), nil
 }
 
 // used is the processor time, in seconds, that a picker uses during work.

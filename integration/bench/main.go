@@ -146,7 +146,7 @@ func (b *bench) introduce() {
              tracing off, and metrics scraped once a second where it would scrape 20 times, so that this is not counted
 
 CPU is the kernel's account of the server's process alone, user and system, less what the process uses while nothing
-is asked. Driver and servers share %d cores. A pick is one gRPC stream as Envoy makes it: request headers, a chat body,
+is asked (of whole calls, with it). Driver and servers share %d cores. A pick is one gRPC stream as Envoy makes it: request headers, a chat body,
 answer headers, end. "buffered" is Envoy's BUFFERED_PARTIAL without bodies of answers, as our waypoints ask;
 "duplex" is FULL_DUPLEX_STREAMED, where every byte is sent back, as endpoint pickers are asked by default.
 "warm" prompts repeat (%d of them), of "cold" ones each is new. The machine's load average at the start was %s: above

@@ -9,9 +9,11 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
@@ -81,6 +83,7 @@ func TestRoutes(t *testing.T) {
 	}
 	t.Run("weights", testWeights)
 	t.Run("mirror", testMirror)
+	t.Run("one pool at two waypoints", testTwoWaypoints)
 	t.Run("a pool of another namespace", testReferenceGrant)
 	t.Run("precedence", testPrecedence)
 	t.Run("an invalid rule harms only itself", testInvalidRules)
@@ -235,6 +238,43 @@ func testMirror(t *testing.T) {
 			err = fmt.Errorf("%q has seen %d calls", h.Server, h.Count)
 		}
 		return err
+	})
+}
+
+// testTwoWaypoints leads to a pool from a second waypoint, by a Service that is bound to that one.
+func testTwoWaypoints(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	must(t, the.ApplyYAML(ctx, `
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: second, namespace: routes, labels: {istio.io/waypoint-for: service}}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: front
+  namespace: routes
+  labels: {istio.io/use-waypoint: second}
+  annotations: {inference-waypoint.io/pool: base}
+spec: {selector: {app: nothing}, ports: [{name: http, port: 80, targetPort: 8000}]}
+`))
+	// The Service selects no pod: only the pool can serve its calls.
+	eventually(ctx, t, "a call by the second waypoint", func(ctx context.Context) error { return wantHeard(ctx, "http://front.routes/", "base-") })
+	must(t, wantHeard(ctx, routed+"/", "base-"))
+	for _, gateway := range []string{"inference", "second"} {
+		wantCondition(ctx, t, "routes", "base", gateway, "Accepted", metav1.ConditionTrue, "Accepted")
+	}
+	must(t, the.Client.Delete(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "routes", Name: "front"}}))
+	eventually(ctx, t, "the end of the second waypoint's entry", func(ctx context.Context) error {
+		var p inferencev1.InferencePool
+		if err := the.Client.Get(ctx, client.ObjectKey{Namespace: "routes", Name: "base"}, &p); err != nil {
+			return err
+		}
+		if parent := parentOf(&p, "second"); parent != nil {
+			return fmt.Errorf("it still says %+v", parent)
+		}
+		return nil
 	})
 }
 

@@ -71,15 +71,8 @@ func onTwoPorts(p *corev1.Pod, _ string, _ []string) ([]string, error) {
 func install(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("not within two minutes"))
 	defer cancel()
-	if err := the.Apply(ctx, "manifests", "samples/quickstart"); err != nil {
+	if err := the.InstallQuickstart(ctx); err != nil {
 		return err
-	}
-	for _, name := range [][2]string{
-		{"inference-system", "inference-controller"}, {"inference-system", "inference-picker"}, {"models", "waypoint"}, {"models", "llama"},
-	} {
-		if err := the.AwaitDeployment(ctx, name[0], name[1]); err != nil {
-			return err
-		}
 	}
 	if err := the.ApplyYAML(ctx, `{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}`); err != nil {
 		return err

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
+	networkingapi "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -173,18 +175,23 @@ func ownedObjects(ctx context.Context, t *testing.T, pool string) int {
 // filtersOf counts the EnvoyFilters of a namespace that touch a host's filter chain.
 func filtersOf(ctx context.Context, t *testing.T, namespace, host string) int {
 	t.Helper()
-	n := 0
+	filters, err := filtersAt(ctx, namespace, host)
+	must(t, err)
+	return len(filters)
+}
+
+// filtersAt lists the EnvoyFilters of a namespace that touch a host's filter chain.
+func filtersAt(ctx context.Context, namespace, host string) ([]*networkingv1alpha3.EnvoyFilter, error) {
 	var filters networkingv1alpha3.EnvoyFilterList
-	must(t, the.Client.List(ctx, &filters, client.InNamespace(namespace)))
-	for _, f := range filters.Items {
-		for _, patch := range f.Spec.GetConfigPatches() {
-			if patch.GetMatch().GetListener().GetFilterChain().GetName() == "inbound-vip|80|http|"+host {
-				n++
-				break
-			}
-		}
+	if err := the.Client.List(ctx, &filters, client.InNamespace(namespace)); err != nil {
+		return nil, err
 	}
-	return n
+	chain := "inbound-vip|80|http|" + host
+	return slices.DeleteFunc(filters.Items, func(f *networkingv1alpha3.EnvoyFilter) bool {
+		return !slices.ContainsFunc(f.Spec.GetConfigPatches(), func(p *networkingapi.EnvoyFilter_EnvoyConfigObjectPatch) bool {
+			return p.GetMatch().GetListener().GetFilterChain().GetName() == chain
+		})
+	}), nil
 }
 
 // gone checks that an object does not exist.
@@ -202,19 +209,9 @@ func serviceEntry(name string) *networkingv1.ServiceEntry {
 
 // deleteFilters deletes the EnvoyFilters that touch a host's filter chain.
 func deleteFilters(ctx context.Context, namespace, host string) error {
-	var filters networkingv1alpha3.EnvoyFilterList
-	if err := the.Client.List(ctx, &filters, client.InNamespace(namespace)); err != nil {
-		return err
+	filters, err := filtersAt(ctx, namespace, host)
+	for _, f := range filters {
+		err = errors.Join(err, the.Client.Delete(ctx, f))
 	}
-	for _, f := range filters.Items {
-		for _, patch := range f.Spec.GetConfigPatches() {
-			if patch.GetMatch().GetListener().GetFilterChain().GetName() == "inbound-vip|80|http|"+host {
-				if err := the.Client.Delete(ctx, f); err != nil {
-					return err
-				}
-				break
-			}
-		}
-	}
-	return nil
+	return err
 }

@@ -45,10 +45,9 @@ spec: {selector: {app: echo}, ports: [{name: http, port: 80, targetPort: 8000}]}
 	must(t, the.Client.Get(ctx, client.ObjectKey{Namespace: "labelled", Name: "other"}, &other))
 	var ns corev1.Namespace
 	must(t, the.Client.Get(ctx, client.ObjectKey{Name: "labelled"}, &ns))
-	for label := range map[string]bool{"istio.io/use-waypoint": true} {
-		if ns.Labels[label] != "" || other.Labels[label] != "" {
-			t.Errorf("more than the pools' hosts was bound: %v, %v", ns.Labels, other.Labels)
-		}
+	const bound = "istio.io/use-waypoint"
+	if ns.Labels[bound] != "" || other.Labels[bound] != "" {
+		t.Errorf("more than the pools' hosts was bound: %v, %v", ns.Labels, other.Labels)
 	}
 
 	must(t, the.Client.Patch(ctx, &ns, client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"labels":{"inference-waypoint.io/waypoint":null}}}`))))

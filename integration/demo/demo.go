@@ -102,20 +102,13 @@ func (d *demo) show(ctx context.Context) error {
 	return nil
 }
 
-// install puts up what a user would: the product, a namespace with a waypoint, model servers and a pool.
+// install puts up the quickstart, the host that it is compared with, and the callers.
 func (d *demo) install(ctx context.Context) error {
-	if err := d.mesh.Apply(ctx, "manifests", "samples/quickstart"); err != nil {
+	if err := d.mesh.InstallQuickstart(ctx); err != nil {
 		return err
 	}
 	if err := d.mesh.ApplyYAML(ctx, rotated); err != nil {
 		return err
-	}
-	for _, name := range [][2]string{
-		{"inference-system", "inference-controller"}, {"inference-system", "inference-picker"}, {"models", "waypoint"}, {"models", "llama"},
-	} {
-		if err := d.mesh.AwaitDeployment(ctx, name[0], name[1]); err != nil {
-			return err
-		}
 	}
 	d.callers = map[string]*mesh.Caller{}
 	for _, service := range services {

@@ -435,6 +435,22 @@ func (m *Mesh) read(path string) ([]*unstructured.Unstructured, error) {
 	return Decode(stream)
 }
 
+// InstallQuickstart puts up what a user would: the product, a namespace with a waypoint, model servers and a pool. It
+// waits until their pods are ready.
+func (m *Mesh) InstallQuickstart(ctx context.Context) error {
+	if err := m.Apply(ctx, "manifests", "samples/quickstart"); err != nil {
+		return err
+	}
+	for _, name := range [][2]string{
+		{"inference-system", "inference-controller"}, {"inference-system", "inference-picker"}, {"models", "waypoint"}, {"models", "llama"},
+	} {
+		if err := m.AwaitDeployment(ctx, name[0], name[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // RestartIstiod replaces istiod by one with an environment variable set, and waits until the old one is gone.
 func (m *Mesh) RestartIstiod(ctx context.Context, name, value string) error {
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: istioNamespace, Name: "istiod"}}

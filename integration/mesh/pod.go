@@ -469,15 +469,6 @@ func (m *Mesh) Kill(pod types.UID) error {
 	return p.cmd.Process.Kill()
 }
 
-// Pause stops a pod's program without ending it, as a machine that hangs would, or lets it go on.
-func (m *Mesh) Pause(pod types.UID, paused bool) error {
-	p, err := m.machine.programOf(pod)
-	if err != nil {
-		return err
-	}
-	return p.pause(paused)
-}
-
 // ProcessID is the number of a pod's program, which a restart changes.
 func (m *Mesh) ProcessID(pod types.UID) (int, error) {
 	p, err := m.machine.programOf(pod)

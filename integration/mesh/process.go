@@ -68,15 +68,6 @@ func (p *process) stop(grace time.Duration) {
 	<-p.done
 }
 
-// pause stops or continues the process without ending it, as a machine that hangs would.
-func (p *process) pause(paused bool) error {
-	signal := syscall.SIGCONT
-	if paused {
-		signal = syscall.SIGSTOP
-	}
-	return p.cmd.Process.Signal(signal)
-}
-
 // pollInterval is how often a condition is looked at: often enough that nothing is waited for in vain, and seldom
 // enough to leave two cores to what is awaited.
 const pollInterval = 25 * time.Millisecond

@@ -34,16 +34,21 @@ type Port struct {
 // ParentOf is the object that a parent reference of a route names.
 func ParentOf(route *gatewayv1.HTTPRoute, ref gatewayv1.ParentReference) Object {
 	out := Object{Group: gatewayv1.GroupName, Kind: "Gateway", Name: types.NamespacedName{Namespace: route.Namespace, Name: string(ref.Name)}}
-	if ref.Group != nil {
-		out.Group = string(*ref.Group)
+	return out.as(ref.Group, ref.Kind, ref.Namespace)
+}
+
+// as is the object with those of its defaults replaced that a reference says otherwise.
+func (o Object) as(group *gatewayv1.Group, kind *gatewayv1.Kind, namespace *gatewayv1.Namespace) Object {
+	if group != nil {
+		o.Group = string(*group)
 	}
-	if ref.Kind != nil {
-		out.Kind = string(*ref.Kind)
+	if kind != nil {
+		o.Kind = string(*kind)
 	}
-	if ref.Namespace != nil {
-		out.Name.Namespace = string(*ref.Namespace)
+	if namespace != nil {
+		o.Name.Namespace = string(*namespace)
 	}
-	return out
+	return o
 }
 
 // Parents are the objects that a route names as its parents, each once.
@@ -72,16 +77,7 @@ func AttachesTo(route *gatewayv1.HTTPRoute, parent Object, port Port) bool {
 // BackendOf is the object that a backend reference of a route in a namespace names.
 func BackendOf(namespace string, ref gatewayv1.BackendObjectReference) Object {
 	out := Object{Kind: "Service", Name: types.NamespacedName{Namespace: namespace, Name: string(ref.Name)}}
-	if ref.Group != nil {
-		out.Group = string(*ref.Group)
-	}
-	if ref.Kind != nil {
-		out.Kind = string(*ref.Kind)
-	}
-	if ref.Namespace != nil {
-		out.Name.Namespace = string(*ref.Namespace)
-	}
-	return out
+	return out.as(ref.Group, ref.Kind, ref.Namespace)
 }
 
 // Backends are the objects that a route's rules send calls to, copies of calls among them, each once.

@@ -40,6 +40,7 @@ type Pool struct {
 	free   []int32
 	view   selection.View // its State and Cached run parallel to slots
 	subset []int32        // room for the candidates of one pick
+	pace   pace
 }
 
 // snapshot is the pool's endpoints at one moment; it never changes.
@@ -107,6 +108,7 @@ func (p *Pool) PickSession(facts *inferencereq.Facts, subset *Subset, session st
 	defer p.mu.Unlock()
 	call := selection.Call{Facts: facts, Session: sessionKey(session)}
 	now := p.clock()
+	p.pace.asked(now)
 	if err := p.look(&call, subset, now); err != nil {
 		return err
 	}

@@ -106,6 +106,7 @@ type counter struct{ readings, failures atomic.Int64 }
 
 func (c *counter) Scraped(netip.AddrPort, Reading)         { c.readings.Add(1) }
 func (c *counter) ScrapeFailed(netip.AddrPort, int, error) { c.failures.Add(1) }
+func (c *counter) Pace(netip.AddrPort) time.Duration       { return 0 }
 
 // BenchmarkScraper is a fleet of 100 endpoints at the default rate for as long as it takes: what a scrape costs the
 // process with all that belongs to it, timers, goroutines and garbage.

@@ -22,7 +22,7 @@ type Options struct {
 
 // DefaultOptions cost about a tenth of a core at most: 640 scrapes a second, of some 160 µs for a page of 38 KB
 // (BenchmarkScraper on two idle cores; 115 µs with GOMAXPROCS=1). Up to 32 endpoints are asked every 50 ms, 100 every
-// 156 ms, 1,000 every 1.6 s.
+// 156 ms, 1,000 every 1.6 s. Sinks that have little use for readings ask for fewer.
 func DefaultOptions() Options {
 	return Options{
 		MinInterval: 50 * time.Millisecond,

@@ -30,6 +30,9 @@ type Sink interface {
 	// ScrapeFailed says that there is no new reading of an endpoint, for the n-th time in a row. The last one goes on
 	// ageing. The error is a StatusError, ErrNoEngine, ErrIncomplete, or one of the network.
 	ScrapeFailed(endpoint netip.AddrPort, n int, err error)
+	// Pace is the time after which a new reading of an endpoint is of use. It is asked after each scrape, and can only
+	// make the time to the next one longer than the options say.
+	Pace(endpoint netip.AddrPort) time.Duration
 }
 
 // Scraper reads a fleet's endpoints again and again, each in a goroutine of its own. Its methods may be called at any
@@ -165,12 +168,12 @@ func (t *target) scrape(ctx context.Context, now time.Time) {
 	}
 }
 
-// delay is the time from the start of one scrape to that of the next: the fleet's interval, doubled with each failure
-// up to MaxInterval, and a tenth more or less. After the first scrape it is anything up to that: endpoints that came
+// delay is the time from the start of one scrape to that of the next: the fleet's interval or the sink's pace, whichever
+// is longer, doubled with each failure up to MaxInterval, and a tenth more or less. After the first scrape it is anything up to that: endpoints that came
 // together are spread over the interval, and the tenth keeps them from falling into step again.
 func (t *target) delay(first bool) time.Duration {
 	longest := t.scraper.options.MaxInterval
-	delay := time.Duration(t.scraper.interval.Load())
+	delay := min(longest, max(time.Duration(t.scraper.interval.Load()), t.scraper.sink.Pace(t.endpoint)))
 	for range t.failures {
 		if delay *= 2; delay >= longest {
 			delay = longest

@@ -32,6 +32,7 @@ type recorder struct {
 	mu     sync.Mutex
 	events []event
 	more   chan struct{} // has something when an event came
+	pace   atomic.Int64  // time.Duration
 }
 
 func newRecorder() *recorder { return &recorder{more: make(chan struct{}, 1)} }
@@ -43,6 +44,8 @@ func (r *recorder) Scraped(endpoint netip.AddrPort, reading Reading) {
 func (r *recorder) ScrapeFailed(endpoint netip.AddrPort, n int, err error) {
 	r.add(event{endpoint: endpoint, n: n, err: err})
 }
+
+func (r *recorder) Pace(netip.AddrPort) time.Duration { return time.Duration(r.pace.Load()) }
 
 func (r *recorder) add(e event) {
 	e.at = time.Now()
@@ -505,6 +508,30 @@ func TestIntervalFollowsTheFleet(t *testing.T) {
 		}
 		if events := sink.of(endpoint(100)); events[len(events)-1].at.After(start.Add(20 * time.Second)) {
 			t.Error("an endpoint that went was scraped later")
+		}
+	})
+}
+
+// TestIntervalFollowsThePace has the sink ask for less than the fleet's interval, for more, and for more than may be.
+func TestIntervalFollowsThePace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := newRecorder()
+		s := newScraper(t, DefaultOptions(), sink)
+		newBubbleServer(t, s, answer(load))
+		set(t, s, bubbleURLs(1)...)
+		for _, test := range []struct{ pace, want time.Duration }{
+			{time.Millisecond, 50 * time.Millisecond},
+			{400 * time.Millisecond, 400 * time.Millisecond},
+			{time.Hour, 5 * time.Second},
+			{0, 50 * time.Millisecond},
+		} {
+			sink.pace.Store(int64(test.pace))
+			began := time.Now()
+			time.Sleep(time.Minute)
+			steady := gaps(slices.DeleteFunc(sink.all(), func(e event) bool { return e.at.Before(began.Add(10 * time.Second)) }))
+			if mean := 50 * time.Second / time.Duration(len(steady)+1); mean < test.want*85/100 || mean > test.want*115/100 {
+				t.Errorf("at a pace of %v the endpoint is read every %v, want %v", test.pace, mean, test.want)
+			}
 		}
 	})
 }

@@ -82,8 +82,8 @@ func (p *ours) Ended(now time.Duration, id int) {
 	delete(p.reservations, id)
 }
 
-// Interval is the one that the picker's own scraper keeps for a fleet of this size.
-func (p *ours) Interval() time.Duration { return p.interval }
+// Interval is the one that the picker's own scraper keeps for a fleet of this size and its pool's calls.
+func (p *ours) Interval() time.Duration { return max(p.interval, p.pool.Pace()) }
 
 func (p *ours) Scraped(now time.Duration, metrics []server.Metrics) {
 	p.now = now

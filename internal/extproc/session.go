@@ -51,8 +51,8 @@ type session struct {
 	path                    string
 	session                 string // the value of the pool's session header
 	subset                  fleet.Subset
-	held                    []byte // of a streamed body, before the pick
-	headersHeld             bool   // the reply to the headers waits for the pick
+	held                    heldBody // of a streamed body, before the pick
+	headersHeld             bool     // the reply to the headers waits for the pick
 	decided                 bool
 	refused                 *refusal.Error
 	outcome                 fleet.Outcome
@@ -164,12 +164,12 @@ func (x *session) requestChunk() error {
 	switch {
 	case x.decided:
 		return x.giveBack(onRequestBody, m.bodyBuffer(), m.end)
-	case m.end && len(x.held) == 0: // most bodies are one chunk, and are not copied
+	case m.end && x.held.len() == 0: // most bodies are one chunk, and are not copied
 		return x.decideStreamed(m.bodyBuffer(), false, true)
 	}
 	room := x.server.hold(len(m.body))
-	x.held = append(x.held, m.body...)
-	if room && !m.end && len(x.held) < factsLimit {
+	x.held.add(m.body)
+	if room && !m.end && x.held.len() < factsLimit {
 		return nil
 	}
 	return x.decideHeld(!m.end, m.end)
@@ -178,15 +178,14 @@ func (x *session) requestChunk() error {
 // decideHeld decides on the chunks that were held. truncated says that the body goes on, end that nothing, not even
 // trailers, comes after it.
 func (x *session) decideHeld(truncated, end bool) error {
-	held := mem.SliceBuffer(x.held)
-	x.letGo()
-	return x.decideStreamed(held, truncated, end)
+	x.server.letGo(x.held.len())
+	return x.decideStreamed(x.held.take(), truncated, end)
 }
 
 // letGo ends the holding of a body.
 func (x *session) letGo() {
-	x.server.letGo(len(x.held))
-	x.held = nil
+	x.server.letGo(x.held.len())
+	x.held.take().Free()
 }
 
 // decideStreamed picks from a body's head, then replies to the headers and gives the head back. It frees body.

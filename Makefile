@@ -26,11 +26,22 @@ demo: tools ## Start a mesh, call a model through its waypoint, compare with rou
 
 .PHONY: test
 test: tools ## Run all tests, those in the real mesh among them.
+	@integration/tools/install.sh $(TOOLS_DIR) helm
 	go test -timeout $(TEST_TIMEOUT) ./...
+	cd integration/images && go test -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need neither root nor tools, with the race detector.
 	go test -race -timeout $(TEST_TIMEOUT) $$(go list ./... | grep -v /integration)
+
+.PHONY: images
+images: ## Build the images for amd64 and arm64 into dist/images, as OCI archives. VERSION=v1.2.3 tags them.
+	@cd integration/images && go run . -version $(or $(VERSION),dev)
+
+.PHONY: chart
+chart: ## Pack the Helm chart into dist/. VERSION=v1.2.3 is its own and the images'.
+	@integration/tools/install.sh $(TOOLS_DIR) helm
+	@$(TOOLS_DIR)/helm package manifests/charts/inference-waypoint -d dist --app-version $(or $(VERSION),dev) $(if $(VERSION),--version $(VERSION:v%=%))
 
 .PHONY: conformance
 conformance: tools ## Run the conformance suite of the Gateway API Inference Extension in the mesh.
@@ -69,13 +80,25 @@ fuzz: ## Fuzz each target for FUZZTIME=10m.
 
 .PHONY: check
 check: ## Check format, vet, lint and that generated files and modules are up to date.
-	@integration/tools/install.sh $(TOOLS_DIR) golangci-lint
+	@integration/tools/install.sh $(TOOLS_DIR) golangci-lint helm
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	go vet ./...
 	go mod tidy -diff
+	go run ./integration/reference -check
 	cd integration/conformance && go vet ./... && go mod tidy -diff && ../../$(TOOLS_DIR)/golangci-lint run -c ../../.golangci.yml ./...
+	cd integration/images && go vet ./... && go mod tidy -diff && ../../$(TOOLS_DIR)/golangci-lint run -c ../../.golangci.yml ./...
+	go test ./integration/manifests
 	@test "$$(integration/tools/install.sh --version istiod)" = "$$(integration/tools/install.sh --version istioctl)" || { echo "istiod and istioctl are of different versions"; exit 1; }
 	$(TOOLS_DIR)/golangci-lint run ./...
+
+.PHONY: release
+release: ## Build a release into dist/VERSION: images, chart, manifests, plugin, SBOMs, changelog. VERSION=v1.2.3.
+	@integration/tools/install.sh $(TOOLS_DIR) helm cyclonedx-gomod
+	@integration/release/release.sh "$(VERSION)" "dist/$(VERSION)"
+
+.PHONY: docs
+docs: ## Write docs/reference from the code.
+	go run ./integration/reference
 
 .PHONY: clean
 clean: ## Remove what was built in the checkout; the cache of tools stays.

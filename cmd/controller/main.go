@@ -41,6 +41,9 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	logger := logr.FromSlogHandler(telemetry.NewLogger(stderr, o.level).Handler())
 	ctrl.SetLogger(logger)
 	klog.SetLogger(logger) // leader election and the API client
+	if o.uninstall {
+		return o.runUninstall(ctx)
+	}
 	manager, err := o.manager()
 	if err != nil {
 		return err

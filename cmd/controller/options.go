@@ -8,6 +8,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 	"k8s.io/apimachinery/pkg/types"
@@ -24,6 +25,8 @@ type options struct {
 	kubeconfig     string
 	leaderElect    bool
 	leaseNamespace string
+	uninstall      bool
+	uninstallDrain time.Duration
 	metricsAddress string
 	healthAddress  string
 	logLevel       string
@@ -48,6 +51,10 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 		"`file` that says how to reach the API server; if empty, $KUBECONFIG, ~/.kube/config or the pod's own service account")
 	flags.BoolVar(&o.leaderElect, "leader-elect", false, "act only while holding a lease, so that several replicas can run")
 	flags.StringVar(&o.leaseNamespace, "leader-elect-namespace", "inference-system", "`namespace` of the lease")
+	flags.BoolVar(&o.uninstall, "uninstall", false,
+		"take back all that the controller wrote and end; waits until no controller holds the lease")
+	flags.DurationVar(&o.uninstallDrain, "uninstall-drain", time.Minute,
+		"with --uninstall, how `long` waypoints may drain connections; Istio's default drainDuration is 45s")
 	flags.StringVar(&o.metricsAddress, "metrics-address", ":9090", "`host:port` of Prometheus metrics; 0 for none")
 	flags.StringVar(&o.healthAddress, "health-address", ":8081", "`host:port` of /healthz and /readyz; 0 for none")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -86,8 +93,11 @@ func (o *options) validate() error {
 	}
 	address("metrics-address", o.metricsAddress)
 	address("health-address", o.healthAddress)
-	if problems := validation.IsDNS1123Label(o.leaseNamespace); o.leaderElect && len(problems) > 0 {
+	if problems := validation.IsDNS1123Label(o.leaseNamespace); (o.leaderElect || o.uninstall) && len(problems) > 0 {
 		invalid("leader-elect-namespace", "%q: %s", o.leaseNamespace, strings.Join(problems, "; "))
+	}
+	if o.uninstallDrain < 0 {
+		invalid("uninstall-drain", "%s: want 0 or more", o.uninstallDrain)
 	}
 	if err := o.level.UnmarshalText([]byte(o.logLevel)); err != nil {
 		invalid("log-level", "%q is none of debug, info, warn, error", o.logLevel)

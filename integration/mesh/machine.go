@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/authorization"
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/pki"
 )
 
@@ -40,6 +41,7 @@ type machine struct {
 	client    client.WithWatch
 	cluster   *cluster
 	authority *pki.Authority
+	policies  *authorization.Authorizer
 	logs, dir string
 	log       *slog.Logger
 	images    map[string]Image
@@ -53,9 +55,9 @@ type machine struct {
 	nextAddr netip.Addr
 }
 
-func newMachine(c *cluster, logs, dir string, images map[string]Image, log *slog.Logger) *machine {
+func newMachine(c *cluster, policies *authorization.Authorizer, logs, dir string, images map[string]Image, log *slog.Logger) *machine {
 	return &machine{
-		client: c.client, cluster: c, authority: c.ca, logs: logs, dir: dir, log: log, images: images,
+		client: c.client, cluster: c, authority: c.ca, policies: policies, logs: logs, dir: dir, log: log, images: images,
 		kick: make(chan struct{}, 1), accounts: map[string]bool{}, running: map[types.UID]*runningPod{}, nextAddr: netip.MustParseAddr("10.244.0.1"),
 	}
 }
@@ -212,13 +214,14 @@ func (m *machine) collect(ctx context.Context, s *state) error {
 	return errors.Join(problems...)
 }
 
-// syncDeployment makes and removes pods until there are as many of the present template as asked for.
+// syncDeployment makes and removes pods until there are as many of the present template as asked for. Those of an older
+// one stay until all of these are ready, as with a Deployment's default strategy where it has up to three pods.
 func (m *machine) syncDeployment(ctx context.Context, d *appsv1.Deployment, pods []corev1.Pod) error {
 	if _, known := m.imageOf(d.Spec.Template.Spec); !known {
 		return nil
 	}
 	hash := hashOf(d.Spec.Template.Spec)
-	var current []*corev1.Pod
+	var current, old []*corev1.Pod
 	ready := int32(0)
 	for i := range pods {
 		p := &pods[i]
@@ -226,9 +229,7 @@ func (m *machine) syncDeployment(ctx context.Context, d *appsv1.Deployment, pods
 			continue
 		}
 		if p.Labels[templateHash] != hash {
-			if err := m.client.Delete(ctx, p); err != nil {
-				return fmt.Errorf("deleting pod %s of an old template: %w", p.Name, err)
-			}
+			old = append(old, p)
 			continue
 		}
 		current = append(current, p)
@@ -251,6 +252,14 @@ func (m *machine) syncDeployment(ctx context.Context, d *appsv1.Deployment, pods
 			return fmt.Errorf("creating a pod of %s: %w", d.Name, err)
 		}
 		return nil // its own event brings us back for the next one, with the name taken
+	}
+	for _, p := range old {
+		if int(ready) < want {
+			break
+		}
+		if err := m.client.Delete(ctx, p); err != nil {
+			return fmt.Errorf("deleting pod %s of an old template: %w", p.Name, err)
+		}
 	}
 	return m.reportDeployment(ctx, d, int32(len(current)), ready)
 }

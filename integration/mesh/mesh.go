@@ -1,7 +1,7 @@
 // Package mesh runs a whole Istio ambient mesh on one machine, without containers: a real etcd, kube-apiserver and
 // istiod, a real Envoy for each waypoint, and a process for each pod, all in one network namespace. The demo and the
 // integration tests stand on it. What is not the real thing is small and named: machine.go for the controller manager
-// and the kubelet, package hbone for ztunnel, package relay for the filters that only Istio's Envoy has.
+// and the kubelet, packages hbone and authorization for ztunnel, package relay for the filters that only Istio's Envoy has.
 package mesh
 
 import (
@@ -32,6 +32,7 @@ import (
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/authorization"
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/pki"
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/relay"
 )
@@ -301,9 +302,14 @@ func (m *Mesh) startMachine(tools string, more map[string]Image) error {
 	if err != nil {
 		return err
 	}
-	m.machine = newMachine(m.cluster, m.logs, filepath.Join(workDir, "pods"), images, log)
+	policies, err := authorization.New(m.locateIstiod, log)
+	if err != nil {
+		return err
+	}
+	m.machine = newMachine(m.cluster, policies, m.logs, filepath.Join(workDir, "pods"), images, log)
 	ctx, cancel := context.WithCancel(context.Background())
 	m.cancel = cancel
+	m.wait.Go(func() { policies.Run(ctx) })
 	m.wait.Go(func() {
 		if err := m.machine.run(ctx); err != nil {
 			log.Error("the machine stopped", "error", err)
@@ -317,14 +323,7 @@ func (m *Mesh) startRelay(ctx context.Context, authority *pki.Authority) error {
 	if err != nil {
 		return err
 	}
-	locate := func(ctx context.Context) (string, error) {
-		istiod, err := m.readyPod(ctx, istioNamespace, map[string]string{"app": "istiod"})
-		if err != nil {
-			return "", err
-		}
-		return net.JoinHostPort(istiod.Status.PodIP, "15010"), nil
-	}
-	m.relay, err = relay.New(locate, authority, log)
+	m.relay, err = relay.New(m.locateIstiod, authority, log)
 	if err != nil {
 		return err
 	}
@@ -341,6 +340,15 @@ func (m *Mesh) startRelay(ctx context.Context, authority *pki.Authority) error {
 		}
 	})
 	return nil
+}
+
+// locateIstiod waits for a ready istiod and gives the address of its configuration in plain text.
+func (m *Mesh) locateIstiod(ctx context.Context) (string, error) {
+	istiod, err := m.readyPod(ctx, istioNamespace, map[string]string{"app": "istiod"})
+	if err != nil {
+		return "", err
+	}
+	return net.JoinHostPort(istiod.Status.PodIP, "15010"), nil
 }
 
 func (m *Mesh) logger(name string) (*slog.Logger, error) {
@@ -397,7 +405,7 @@ func (m *Mesh) Kubeconfig() string { return m.cluster.file("kubeconfig") }
 // Apply writes the objects of YAML files, or of kustomizations where a path is a directory.
 func (m *Mesh) Apply(ctx context.Context, paths ...string) error {
 	for _, path := range paths {
-		objects, err := m.read(path)
+		objects, err := m.Read(path)
 		if err != nil {
 			return err
 		}
@@ -417,7 +425,8 @@ func (m *Mesh) ApplyYAML(ctx context.Context, stream string) error {
 	return m.cluster.apply(ctx, objects)
 }
 
-func (m *Mesh) read(path string) ([]*unstructured.Unstructured, error) {
+// Read gives the objects of a YAML file, or of the kustomization where the path is a directory.
+func (m *Mesh) Read(path string) ([]*unstructured.Unstructured, error) {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(m.Root, path)
 	}

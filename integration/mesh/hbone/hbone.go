@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -18,15 +19,18 @@ import (
 // Port is where a pod, or a waypoint, takes HBONE.
 const Port = 15008
 
-// Serve takes the pod's side of HBONE: every CONNECT is joined to the port of the pod that its authority names. It
-// returns when ctx ends, with the tunnels that are open cut.
-func Serve(ctx context.Context, pod netip.Addr, config *tls.Config) error {
+// Allow fails where the caller of that identity, which stands without spiffe://, may not reach a port.
+type Allow func(ctx context.Context, principal string, port uint16) error
+
+// Serve takes the pod's side of HBONE: every CONNECT that is allowed is joined to the port of the pod that its authority
+// names. It returns when ctx ends, with the tunnels that are open cut.
+func Serve(ctx context.Context, pod netip.Addr, config *tls.Config, allow Allow) error {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", netip.AddrPortFrom(pod, Port).String())
 	if err != nil {
 		return fmt.Errorf("listening for HBONE: %w", err)
 	}
 	server := &http.Server{
-		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { join(w, r, pod) }),
+		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { join(w, r, pod, allow) }),
 		TLSConfig:         config,
 		ReadHeaderTimeout: 10 * time.Second,
 		Protocols:         new(http.Protocols),
@@ -40,13 +44,18 @@ func Serve(ctx context.Context, pod netip.Addr, config *tls.Config) error {
 	return nil
 }
 
-func join(w http.ResponseWriter, r *http.Request, pod netip.Addr) {
-	_, port, err := net.SplitHostPort(r.Host)
-	if r.Method != http.MethodConnect || err != nil {
+func join(w http.ResponseWriter, r *http.Request, pod netip.Addr, allow Allow) {
+	_, text, err := net.SplitHostPort(r.Host)
+	port, notANumber := strconv.ParseUint(text, 10, 16)
+	if r.Method != http.MethodConnect || err != nil || notANumber != nil {
 		http.Error(w, "this is a tunnel: CONNECT address:port", http.StatusMethodNotAllowed)
 		return
 	}
-	upstream, err := new(net.Dialer).DialContext(r.Context(), "tcp", net.JoinHostPort(pod.String(), port))
+	if err := allow(r.Context(), principalOf(r.TLS), uint16(port)); err != nil {
+		http.Error(w, err.Error(), http.StatusUnauthorized) // as ztunnel answers
+		return
+	}
+	upstream, err := new(net.Dialer).DialContext(r.Context(), "tcp", net.JoinHostPort(pod.String(), text))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
@@ -66,6 +75,15 @@ func join(w http.ResponseWriter, r *http.Request, pod netip.Addr) {
 		}
 	}()
 	_, _ = io.Copy(flushing{w, control}, upstream)
+}
+
+// principalOf is the identity in the caller's certificate, without its scheme.
+func principalOf(state *tls.ConnectionState) string {
+	if len(state.PeerCertificates) == 0 || len(state.PeerCertificates[0].URIs) == 0 {
+		return ""
+	}
+	id := state.PeerCertificates[0].URIs[0]
+	return id.Host + id.Path
 }
 
 // flushing sends every piece on at once: a tunnel must not hold bytes back.

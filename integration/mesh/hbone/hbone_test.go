@@ -2,6 +2,8 @@ package hbone
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -49,7 +51,7 @@ func setUp(t *testing.T) (*Dialer, string) {
 	}()
 	served := make(chan error, 1)
 	ctx, cancel := context.WithCancel(context.Background())
-	go func() { served <- Serve(ctx, pod, config.Clone()) }()
+	go func() { served <- Serve(ctx, pod, config.Clone(), allow) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-served; err != nil {
@@ -60,6 +62,16 @@ func setUp(t *testing.T) (*Dialer, string) {
 	dialer := NewDialer(pod, config.Clone())
 	t.Cleanup(dialer.Close)
 	return dialer, program.Addr().String()
+}
+
+// refused is a port that the caller may not reach.
+const refused = 2
+
+func allow(_ context.Context, principal string, port uint16) error {
+	if port == refused || principal != pki.TrustDomain+"/ns/default/sa/test" {
+		return errors.New("not allowed")
+	}
+	return nil
 }
 
 func awaitListening(t *testing.T, address string) {
@@ -109,6 +121,9 @@ func TestDialTellsWhyThereIsNoTunnel(t *testing.T) {
 	}
 	if _, err := dialer.Dial(t.Context(), "127.0.5.1:1"); err == nil || !strings.Contains(err.Error(), "503") {
 		t.Errorf("dialling a port that nothing serves gave %v, want a 503", err)
+	}
+	if _, err := dialer.Dial(t.Context(), fmt.Sprint("127.0.5.1:", refused)); err == nil || !strings.Contains(err.Error(), "401") {
+		t.Errorf("dialling a port that is not allowed gave %v, want a 401", err)
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/poolcontroller"
+)
+
+// runUninstall takes back what the controller wrote. It holds the controllers' lease meanwhile, so that none of them
+// writes it anew: it waits until the last one has let go.
+func (o *options) runUninstall(ctx context.Context) error {
+	o.leaderElect = true
+	o.metricsAddress, o.healthAddress = "0", "0" // nobody looks at what ends at once
+	m, err := o.manager()
+	if err != nil {
+		return err
+	}
+	// Not the manager's client: it reads from a cache, which would hold every object of the cluster for one look.
+	c, err := client.New(m.GetConfig(), client.Options{Scheme: m.GetScheme(), HTTPClient: m.GetHTTPClient()})
+	if err != nil {
+		return fmt.Errorf("making the client of the API server: %w", err)
+	}
+	ctx, done := context.WithCancel(ctx)
+	defer done()
+	uninstalled := false
+	err = m.Add(manager.RunnableFunc(func(ctx context.Context) error {
+		if err := poolcontroller.Uninstall(ctx, c, o.uninstallDrain); err != nil {
+			return fmt.Errorf("uninstalling: %w", err)
+		}
+		uninstalled = true
+		done()
+		return nil
+	}))
+	if err != nil {
+		return fmt.Errorf("adding the uninstallation: %w", err)
+	}
+	if err := m.Start(ctx); err != nil {
+		return err
+	}
+	if !uninstalled {
+		return fmt.Errorf("ended before it was uninstalled: %w", context.Cause(ctx))
+	}
+	return nil
+}

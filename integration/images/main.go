@@ -1,0 +1,153 @@
+// Command images builds the container images of our programs with ko, without a daemon and without a registry: one OCI
+// archive a program, for all platforms, and an SPDX bill of materials for each. The same commit gives the same bytes:
+// the images' time is SOURCE_DATE_EPOCH, in seconds since 1970, and 1970 without it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"os/signal"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/ko/pkg/build"
+)
+
+const (
+	module = "github.com/inference-waypoint/inference-waypoint"
+	// repository is what the images' names begin with in manifests and samples.
+	repository = "inference-waypoint"
+)
+
+// options are all that the command can be told.
+type options struct {
+	root, out, version string
+	created            time.Time
+	platforms          []v1.Platform
+	programs           []string // packages, from the checkout's root
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stderr)
+	stop()
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "images:", err)
+		os.Exit(1)
+	}
+}
+
+func parseOptions(args []string, stderr io.Writer) (options, error) {
+	var o options
+	var platforms string
+	flags := flag.NewFlagSet("images", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.StringVar(&o.root, "root", "../..", "the checkout's `directory`")
+	flags.StringVar(&o.out, "out", "dist/images", "the `directory` to write to, from the checkout's if it is relative")
+	flags.StringVar(&o.version, "version", "dev", "the images' tag and label")
+	flags.StringVar(&platforms, "platforms", "linux/amd64,linux/arm64", "what the images are built for")
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	o.created = time.Unix(0, 0).UTC()
+	if epoch := os.Getenv("SOURCE_DATE_EPOCH"); epoch != "" {
+		seconds, err := strconv.ParseInt(epoch, 10, 64)
+		if err != nil {
+			return o, fmt.Errorf("SOURCE_DATE_EPOCH: %w", err)
+		}
+		o.created = time.Unix(seconds, 0).UTC()
+	}
+	for p := range strings.SplitSeq(platforms, ",") {
+		platform, err := v1.ParsePlatform(p)
+		if err != nil || platform.OS == "" || platform.Architecture == "" {
+			return o, fmt.Errorf("-platforms: %q is not os/architecture", p)
+		}
+		o.platforms = append(o.platforms, *platform)
+	}
+	if o.programs = flags.Args(); len(o.programs) == 0 {
+		o.programs = []string{"cmd/controller", "cmd/picker", "samples/modelserver"}
+	}
+	if !filepath.IsAbs(o.out) {
+		o.out = filepath.Join(o.root, o.out)
+	}
+	return o, nil
+}
+
+func run(ctx context.Context, args []string, stderr io.Writer) error {
+	o, err := parseOptions(args, stderr)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.out, 0o755); err != nil {
+		return fmt.Errorf("making the directory to write to: %w", err)
+	}
+	log.SetOutput(io.Discard) // ko's tales of the checkout's state; its errors come back
+	builder, err := o.builder(ctx)
+	if err != nil {
+		return err
+	}
+	for _, program := range o.programs {
+		image := repository + "/" + path.Base(program)
+		result, err := builder.Build(ctx, build.StrictScheme+path.Join(module, program))
+		if err != nil {
+			return fmt.Errorf("building %s: %w", image, err)
+		}
+		file := filepath.Join(o.out, path.Base(program)+".tar")
+		if err := writeArchive(file, image, o.version, result); err != nil {
+			return err
+		}
+		digest, err := result.Digest()
+		if err != nil {
+			return fmt.Errorf("digesting %s: %w", image, err)
+		}
+		_, _ = fmt.Fprintf(stderr, "%s:%s@%s in %s\n", image, o.version, digest, file)
+	}
+	return nil
+}
+
+// builder is ko's, upon our base.
+func (o options) builder(ctx context.Context) (build.Interface, error) {
+	made, err := base(o.platforms)
+	if err != nil {
+		return nil, err
+	}
+	reference, err := name.ParseReference(repository + "/base:" + o.version)
+	if err != nil {
+		return nil, fmt.Errorf("-version: %w", err)
+	}
+	settings := []build.Option{
+		build.WithBaseImages(func(context.Context, string) (name.Reference, build.Result, error) { return reference, made, nil }),
+		build.WithCreationTime(v1.Time{Time: o.created}),
+		build.WithTrimpath(true),
+		build.WithDefaultEnv([]string{"CGO_ENABLED=0"}),
+		build.WithDefaultLdflags([]string{"-s", "-w"}),
+		build.WithSPDX("1"),
+		build.WithSBOMDir(o.out),
+		build.WithLabel("org.opencontainers.image.version", o.version),
+		build.WithLabel("org.opencontainers.image.source", "https://"+module),
+		build.WithLabel("org.opencontainers.image.licenses", "Apache-2.0"),
+	}
+	var platforms []string
+	for _, p := range o.platforms {
+		platforms = append(platforms, p.String())
+	}
+	builder, err := build.NewGo(ctx, o.root, append(settings, build.WithPlatforms(platforms...))...)
+	if err != nil {
+		return nil, fmt.Errorf("setting ko up: %w", err)
+	}
+	return builder, nil
+}

@@ -1,0 +1,540 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	appsv1 "k8s.io/api/apps/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	networkpolicyv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+)
+
+const (
+	system            = "inference-system"
+	controllerAccount = "inference-controller"
+	pickerAccount     = "inference-picker"
+	owned             = "inference-waypoint.io/owned"
+)
+
+// kustomizations are all that can be applied from manifests/.
+var kustomizations = []string{
+	"manifests", "manifests/overlays/default", "manifests/overlays/ha", "manifests/overlays/monitoring", "manifests/uninstall",
+}
+
+// Everything in manifests/ is taken by the API server, with istiod's webhook on, and istioctl analyze has nothing to say.
+func TestManifestsAreTaken(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	definePrometheusKinds(ctx, t)
+	for _, path := range kustomizations {
+		t.Run(path, func(t *testing.T) {
+			objects, err := the.Read(path)
+			must(t, err)
+			var stream bytes.Buffer
+			for _, o := range objects {
+				text, err := yaml.Marshal(o.Object)
+				must(t, err)
+				stream.WriteString("---\n" + string(text))
+				apply := client.ApplyConfigurationFromUnstructured(o.DeepCopy())
+				if err := the.Client.Apply(ctx, apply, client.FieldOwner("test"), client.ForceOwnership, client.DryRunAll); err != nil {
+					t.Errorf("%s %s: %v", o.GetKind(), o.GetName(), err)
+				}
+			}
+			file := filepath.Join(t.TempDir(), "all.yaml")
+			must(t, os.WriteFile(file, stream.Bytes(), 0o644))
+			out, err := exec.CommandContext(ctx, filepath.Join(the.Root, ".tools", "istioctl"), "analyze", "--use-kube=false", "--failure-threshold=Info", file).CombinedOutput()
+			if err != nil || !strings.Contains(string(out), "No validation issues found") {
+				t.Errorf("istioctl analyze (%v): %s", err, out)
+			}
+		})
+	}
+}
+
+// definePrometheusKinds makes the API server know what the Prometheus operator's users write.
+func definePrometheusKinds(ctx context.Context, t *testing.T) {
+	t.Helper()
+	const module = "github.com/prometheus-operator/prometheus-operator"
+	pin := filepath.Join(the.Root, "integration", "tools", "prometheus-operator")
+	if out, err := exec.CommandContext(ctx, "go", "mod", "download", "-C", pin, module).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	dir, err := exec.CommandContext(ctx, "go", "list", "-C", pin, "-m", "-f", "{{.Dir}}", module).Output()
+	must(t, err)
+	must(t, the.Apply(ctx, filepath.Join(strings.TrimSpace(string(dir)), "example", "prometheus-operator-crd", "monitoring.coreos.com_podmonitors.yaml")))
+}
+
+// Each account may do what stands here and nothing else: the list is the API server's own.
+func TestAccountsMayDoNoMore(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	const look, write = "get,list,watch", "create,delete,get,list,patch,watch"
+	tests := map[string]struct {
+		account, namespace string
+		want               []string // resource: verbs
+	}{
+		"the controller": {controllerAccount, "models", []string{
+			"envoyfilters.networking.istio.io: " + write,
+			"events.events.k8s.io: create,patch",
+			"gateways.gateway.networking.k8s.io: " + write,
+			"httproutes.gateway.networking.k8s.io: " + look,
+			"httproutes/status.gateway.networking.k8s.io: patch",
+			"inferencepools.inference.networking.k8s.io: " + look,
+			"inferencepools/status.inference.networking.k8s.io: patch",
+			"namespaces: " + look,
+			"referencegrants.gateway.networking.k8s.io: " + look,
+			"serviceentries.networking.istio.io: " + write,
+			"services: " + look,
+		}},
+		"the picker":                      {pickerAccount, "models", []string{"inferencepools.inference.networking.k8s.io: " + look, "pods: " + look}},
+		"the picker in its own namespace": {pickerAccount, system, []string{"inferencepools.inference.networking.k8s.io: " + look, "pods: " + look}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			got := slices.DeleteFunc(rights(ctx, t, tt.account, tt.namespace), func(r string) bool {
+				return slices.Contains(rights(ctx, t, "default", tt.namespace), r) // what everybody may
+			})
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("rights (-want +got):\n%s", diff)
+			}
+		})
+	}
+	t.Run("the controller in its own namespace", func(t *testing.T) {
+		got := strings.Join(rights(ctx, t, controllerAccount, system), "\n")
+		for _, want := range []string{"events: create,patch", "leases.coordination.k8s.io: create", "leases.coordination.k8s.io/inference-waypoint-controller: get,update"} {
+			if !strings.Contains(got, want) {
+				t.Errorf("it lacks %s", want)
+			}
+		}
+		if strings.Contains(got, "secrets") || strings.Contains(got, "deployments") {
+			t.Errorf("it has more than it needs:\n%s", got)
+		}
+	})
+}
+
+// rights lists what an account of our namespace may do in a namespace, by resource, sorted.
+func rights(ctx context.Context, t *testing.T, account, namespace string) []string {
+	t.Helper()
+	review := &authorizationv1.SelfSubjectRulesReview{Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: namespace}}
+	must(t, as(t, account).Create(ctx, review))
+	if review.Status.Incomplete {
+		t.Fatalf("the API server does not know all: %s", review.Status.EvaluationError)
+	}
+	verbs := map[string][]string{}
+	for _, rule := range review.Status.ResourceRules {
+		for _, group := range rule.APIGroups {
+			for _, resource := range rule.Resources {
+				name := strings.TrimSuffix(resource+"."+group, ".")
+				if len(rule.ResourceNames) > 0 {
+					name += "/" + strings.Join(rule.ResourceNames, ",")
+				}
+				verbs[name] = append(verbs[name], rule.Verbs...)
+			}
+		}
+	}
+	var out []string
+	for name, v := range verbs {
+		slices.Sort(v)
+		out = append(out, name+": "+strings.Join(slices.Compact(v), ","))
+	}
+	slices.Sort(out)
+	return out
+}
+
+// as is a client that acts as an account of our namespace.
+func as(t *testing.T, account string) client.Client {
+	t.Helper()
+	config := rest.CopyConfig(the.Config)
+	config.Impersonate = rest.ImpersonationConfig{
+		UserName: "system:serviceaccount:" + system + ":" + account,
+		Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + system, "system:authenticated"},
+	}
+	c, err := client.New(config, client.Options{Scheme: mesh.Scheme()})
+	must(t, err)
+	return c
+}
+
+// The controller writes only what has its label: not another's Gateway, nor one that it does not mark as its own.
+func TestControllerWritesOnlyItsOwn(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	controller := as(t, controllerAccount)
+	theirs := &gatewayv1.Gateway{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "waypoint"}}
+	ours := serviceEntry("llama")
+	mark := func(value string) client.Patch {
+		return client.RawPatch("application/merge-patch+json", fmt.Appendf(nil, `{"metadata":{"labels":{%q:%s}}}`, owned, value))
+	}
+	unmarked := &networkingv1.ServiceEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "unmarked"}}
+	unmarked.Spec.Hosts = []string{"unmarked.example"}
+	for name, err := range map[string]error{
+		"deleting another's Gateway":           controller.Delete(ctx, theirs),
+		"marking another's Gateway as its own": controller.Patch(ctx, theirs, mark(`"true"`)),
+		"making an object without the label":   controller.Create(ctx, unmarked),
+		"taking the label off":                 controller.Patch(ctx, ours, mark("null")),
+	} {
+		if !apierrors.IsInvalid(err) && !apierrors.IsForbidden(err) || !strings.Contains(fmt.Sprint(err), owned) {
+			t.Errorf("%s gave %v, want that the policy forbids it", name, err)
+		}
+	}
+	must(t, controller.Patch(ctx, ours, mark(`"true"`)))
+	if err := as(t, pickerAccount).Delete(ctx, serviceEntry("llama")); !apierrors.IsForbidden(err) {
+		t.Errorf("the picker deleting a ServiceEntry gave %v, want that it may not", err)
+	}
+}
+
+// The API server holds our namespace to the restricted level, and takes every pod that we would make there.
+func TestPodsAreRestricted(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	var ns corev1.Namespace
+	must(t, the.Client.Get(ctx, client.ObjectKey{Name: system}, &ns))
+	if ns.Labels["pod-security.kubernetes.io/enforce"] != "restricted" {
+		t.Errorf("the namespace's labels are %v", ns.Labels)
+	}
+	found := 0
+	for _, path := range []string{"manifests/overlays/default", "manifests/overlays/ha", "manifests/uninstall"} {
+		objects, err := the.Read(path)
+		must(t, err)
+		for _, o := range objects {
+			template, ok := templateOf(t, o)
+			if !ok {
+				continue
+			}
+			found++
+			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "probe"}, Spec: template.Spec}
+			if err := the.Client.Create(ctx, pod.DeepCopy(), client.DryRunAll); err != nil {
+				t.Errorf("%s of %s: %v", o.GetName(), path, err)
+			}
+			pod.Spec.Containers[0].SecurityContext = nil
+			if err := the.Client.Create(ctx, pod, client.DryRunAll); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "PodSecurity") {
+				t.Errorf("%s without its security context gave %v, want that it is refused", o.GetName(), err)
+			}
+		}
+	}
+	if found != 5 {
+		t.Errorf("%d pod templates were tried, want 5", found)
+	}
+}
+
+// templateOf is the template of a Deployment's or a Job's pods.
+func templateOf(t *testing.T, o *unstructured.Unstructured) (corev1.PodTemplateSpec, bool) {
+	t.Helper()
+	var job batchv1.Job
+	var deployment appsv1.Deployment
+	switch o.GetKind() {
+	case "Job":
+		must(t, runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &job))
+		return job.Spec.Template, true
+	case "Deployment":
+		must(t, runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &deployment))
+		return deployment.Spec.Template, true
+	}
+	return corev1.PodTemplateSpec{}, false
+}
+
+// Waypoints reach the picker's ext_proc port, and a service of the mesh does not; without the policy it does, so it is
+// the policy that keeps it out. Metrics are for all.
+func TestOnlyWaypointsReachThePicker(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	reach := func(ctx context.Context, port int) error {
+		conn, err := the.caller.DialPod(ctx, picker(ctx, t), port)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	}
+	kept := func(ctx context.Context) error {
+		switch err := reach(ctx, 9002); {
+		case err == nil:
+			return errors.New("a service reaches the picker")
+		case !strings.Contains(err.Error(), "401"):
+			return fmt.Errorf("a service asking the picker got %w, want a 401", err)
+		}
+		return nil
+	}
+	must(t, kept(ctx))
+	must(t, reach(ctx, 9090))
+	must(t, staysPut(ctx, llama))
+
+	policy := &unstructured.Unstructured{}
+	policy.SetAPIVersion("security.istio.io/v1")
+	policy.SetKind("AuthorizationPolicy")
+	policy.SetNamespace(system)
+	policy.SetName("inference-picker")
+	must(t, the.Client.Delete(ctx, policy))
+	eventually(ctx, t, "the picker open to all", func(ctx context.Context) error { return reach(ctx, 9002) })
+	must(t, the.Apply(ctx, "manifests"))
+	eventually(ctx, t, "the picker closed again", kept)
+	eventually(ctx, t, "picking", func(ctx context.Context) error { return staysPut(ctx, llama) })
+}
+
+// The NetworkPolicy, which a cluster's network enforces and this mesh does not, names the pods that istiod makes for
+// waypoints, and no other pod of the mesh.
+func TestNetworkPolicyNamesWaypoints(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	var policy networkpolicyv1.NetworkPolicy
+	must(t, the.Client.Get(ctx, client.ObjectKey{Namespace: system, Name: "inference-picker"}, &policy))
+	selected, err := metav1.LabelSelectorAsSelector(policy.Spec.Ingress[0].From[0].PodSelector)
+	must(t, err)
+	var all corev1.PodList
+	must(t, the.Client.List(ctx, &all))
+	var waypoints int
+	for _, p := range all.Items {
+		isWaypoint := p.Labels["gateway.networking.k8s.io/gateway-class-name"] == "istio-waypoint"
+		if got := selected.Matches(labels.Set(p.Labels)); got != isWaypoint {
+			t.Errorf("pod %s/%s: the policy takes it for a waypoint: %v", p.Namespace, p.Name, got)
+		}
+		if isWaypoint {
+			waypoints++
+		}
+	}
+	if waypoints == 0 {
+		t.Error("there is no pod of a waypoint")
+	}
+	for _, rule := range policy.Spec.Ingress {
+		for _, port := range rule.Ports {
+			if port.Port.IntValue() == 9002 {
+				t.Error("the ext_proc port is open past the mesh")
+			}
+		}
+	}
+}
+
+// A rolling replacement of the picker and of the controller, under steady calls, loses none.
+func TestUpgradeLosesNoCall(t *testing.T) {
+	ctx := begin(t, 3*time.Minute)
+	before := append(pickers(ctx, t), controllers(ctx, t)...)
+	stop := flow(ctx, 4)
+	for _, name := range []string{pickerAccount, controllerAccount} { // the Deployments' names too
+		d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: name}}
+		must(t, the.Client.Patch(ctx, d, client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"template":{"spec":{"terminationGracePeriodSeconds":40}}}}`))))
+	}
+	eventually(ctx, t, "new pods in the place of all", func(ctx context.Context) error {
+		for _, old := range before {
+			if err := gone(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: old.Namespace, Name: old.Name}}); err != nil {
+				return fmt.Errorf("pod %s: %w", old.Name, err)
+			}
+		}
+		return nil
+	})
+	must(t, the.AwaitDeployment(ctx, system, pickerAccount))
+	must(t, the.AwaitDeployment(ctx, system, controllerAccount))
+	eventually(ctx, t, "picking", func(ctx context.Context) error { return staysPut(ctx, llama) })
+	outcomes := stop()
+	if len(outcomes) < 20 {
+		t.Errorf("only %d calls were made: too few to say anything", len(outcomes))
+	}
+	for _, o := range outcomes {
+		if o.err != nil {
+			t.Errorf("a call was lost: %v", o.err)
+		}
+	}
+}
+
+func controllers(ctx context.Context, t *testing.T) []corev1.Pod {
+	t.Helper()
+	return pods(ctx, t, system, client.MatchingLabels{"app.kubernetes.io/name": controllerAccount})
+}
+
+// In the documented order an uninstallation leaves nothing of ours, in no namespace and no status, and callers of a
+// Service that was a pool's front lose no call. An installation afterwards, by Helm and then by kustomize, takes up the
+// pools that stayed.
+func TestUninstallLeavesNothing(t *testing.T) {
+	ctx := begin(t, 4*time.Minute)
+	must(t, the.ApplyYAML(ctx, `
+apiVersion: v1
+kind: Namespace
+metadata: {name: leaving, labels: {istio.io/dataplane-mode: ambient, inference-waypoint.io/waypoint: inference}}
+`))
+	serve(ctx, t, "leaving", "echo", echoServer, 1)
+	eventually(ctx, t, "a served call", func(ctx context.Context) error {
+		return wantHeard(ctx, "http://echo.leaving.inference.internal/x", "echo-")
+	})
+	must(t, the.ApplyYAML(ctx, `
+apiVersion: v1
+kind: Service
+metadata: {name: adopted, namespace: models, annotations: {inference-waypoint.io/pool: llama}}
+spec: {selector: {app: llama}, ports: [{name: http, port: 80, targetPort: 8000}]}
+`))
+	defer func() {
+		must(t, the.Client.Delete(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "adopted"}}))
+	}()
+	eventually(ctx, t, "picking at the Service", func(ctx context.Context) error { return staysPut(ctx, "http://adopted.models") })
+	if len(leftovers(ctx, t)) == 0 {
+		t.Fatal("there is nothing to take back")
+	}
+
+	lost := callAdopted(ctx)
+	must(t, the.Client.Delete(ctx, &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: controllerAccount}}))
+	job := uninstallPod(ctx, t)
+	eventually(ctx, t, "the end of what is ours", func(ctx context.Context) error {
+		if left := leftovers(ctx, t); len(left) > 0 {
+			return fmt.Errorf("left are %v", left)
+		}
+		return nil
+	})
+	must(t, the.Client.Delete(ctx, job))
+	deleteManifests(ctx, t)
+	for _, err := range lost() {
+		t.Errorf("a call to the Service was lost: %v", err)
+	}
+	if left := leftovers(ctx, t); len(left) > 0 {
+		t.Errorf("left are %v", left)
+	}
+
+	must(t, the.Client.Delete(ctx, &inferencev1.InferencePool{ObjectMeta: metav1.ObjectMeta{Namespace: "leaving", Name: "echo"}}))
+	helm(ctx, t, "install", "test", chartForAnyVersion(t))
+	serves := func() {
+		t.Helper()
+		must(t, the.AwaitDeployment(ctx, system, controllerAccount))
+		must(t, the.AwaitDeployment(ctx, system, pickerAccount))
+		eventually(ctx, t, "picking", func(ctx context.Context) error { return staysPut(ctx, llama) })
+	}
+	serves()
+	helm(ctx, t, "uninstall", "test", "--no-hooks") // its Job would wait for a controller of Jobs
+	must(t, the.Apply(ctx, "manifests"))
+	serves()
+}
+
+// chartForAnyVersion is a copy of the chart that does not ask for a version of Kubernetes: an API server that is built
+// from its module, as this one, does not know its own.
+func chartForAnyVersion(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "inference-waypoint")
+	must(t, os.CopyFS(dir, os.DirFS(filepath.Join(the.Root, "manifests", "charts", "inference-waypoint"))))
+	file := filepath.Join(dir, "Chart.yaml")
+	content, err := os.ReadFile(file)
+	must(t, err)
+	lines := slices.DeleteFunc(strings.SplitAfter(string(content), "\n"), func(l string) bool { return strings.HasPrefix(l, "kubeVersion:") })
+	must(t, os.WriteFile(file, []byte(strings.Join(lines, "")), 0o644))
+	return dir
+}
+
+func helm(ctx context.Context, t *testing.T, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(ctx, filepath.Join(the.Root, ".tools", "helm"), append(args, "--namespace", system, "--kubeconfig", the.Kubeconfig())...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("helm %s: %v: %s", args[0], err, out)
+	}
+}
+
+// callAdopted calls the Service until the result is called, which gives what went wrong.
+func callAdopted(ctx context.Context) func() []error {
+	ctx, cancel := context.WithCancel(ctx)
+	var lost []error
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		for ctx.Err() == nil {
+			h, err := send(ctx, http.MethodGet, "http://adopted.models/v1/models", "")
+			if err == nil && h.Status != http.StatusOK {
+				err = fmt.Errorf("status %d", h.Status)
+			}
+			if err != nil && ctx.Err() == nil {
+				lost = append(lost, err)
+			}
+		}
+	})
+	return func() []error {
+		cancel()
+		wait.Wait()
+		return lost
+	}
+}
+
+// uninstallPod makes the pod of the Job in manifests/uninstall, as there is no controller of Jobs here.
+func uninstallPod(ctx context.Context, t *testing.T) *corev1.Pod {
+	t.Helper()
+	objects, err := the.Read("manifests/uninstall")
+	must(t, err)
+	template, ok := templateOf(t, objects[0])
+	if !ok || len(objects) != 1 {
+		t.Fatalf("manifests/uninstall holds %v, want a Job", objects)
+	}
+	container := &template.Spec.Containers[0]
+	container.Args = append(container.Args, "--uninstall-drain=3s") // the mesh's waypoints drain for a second
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "uninstall", Labels: template.Labels}, Spec: template.Spec}
+	must(t, the.Client.Create(ctx, pod))
+	return pod
+}
+
+// deleteManifests deletes what manifests/ holds but the namespace: it would not go without a controller of namespaces.
+func deleteManifests(ctx context.Context, t *testing.T) {
+	t.Helper()
+	objects, err := the.Read("manifests")
+	must(t, err)
+	for _, o := range objects {
+		if o.GetKind() == "Namespace" {
+			continue
+		}
+		must(t, client.IgnoreNotFound(the.Client.Delete(ctx, o)))
+	}
+	eventually(ctx, t, "the end of our pods", func(ctx context.Context) error {
+		var list corev1.PodList
+		err := the.Client.List(ctx, &list, client.InNamespace(system))
+		if err == nil && len(list.Items) > 0 {
+			err = fmt.Errorf("%d are left", len(list.Items))
+		}
+		return err
+	})
+}
+
+// leftovers names every object that is marked as ours and every status that the controller has a word in.
+func leftovers(ctx context.Context, t *testing.T) []string {
+	t.Helper()
+	var out []string
+	for _, list := range []client.ObjectList{&networkingv1.ServiceEntryList{}, &networkingv1alpha3.EnvoyFilterList{}, &gatewayv1.GatewayList{}} {
+		must(t, the.Client.List(ctx, list, client.HasLabels{owned}))
+		must(t, eachObject(list, func(o client.Object) { out = append(out, fmt.Sprintf("%T %s", o, client.ObjectKeyFromObject(o))) }))
+	}
+	const us = "inference-waypoint.io/controller"
+	var pools inferencev1.InferencePoolList
+	must(t, the.Client.List(ctx, &pools))
+	for _, p := range pools.Items {
+		if slices.ContainsFunc(p.Status.Parents, func(s inferencev1.ParentStatus) bool { return s.ControllerName == us }) {
+			out = append(out, "the status of pool "+p.Namespace+"/"+p.Name)
+		}
+	}
+	var routes gatewayv1.HTTPRouteList
+	must(t, the.Client.List(ctx, &routes))
+	for _, r := range routes.Items {
+		if slices.ContainsFunc(r.Status.Parents, func(s gatewayv1.RouteParentStatus) bool { return s.ControllerName == us }) {
+			out = append(out, "the status of route "+r.Namespace+"/"+r.Name)
+		}
+	}
+	return out
+}
+
+func eachObject(list client.ObjectList, do func(client.Object)) error {
+	return meta.EachListItem(list, func(o runtime.Object) error {
+		c, ok := o.(client.Object)
+		if !ok {
+			return errors.New("an item that is no object")
+		}
+		do(c)
+		return nil
+	})
+}

@@ -1,0 +1,261 @@
+// Package manifests holds the test that the Helm chart and the kustomize overlays say the same. It needs the tool helm
+// and no mesh.
+package manifests
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+)
+
+const (
+	root  = "../.."
+	chart = root + "/manifests/charts/inference-waypoint"
+)
+
+// The chart makes of its values what kustomize makes of the overlay, object for object.
+func TestChartAndOverlaysAreTheSame(t *testing.T) {
+	tests := map[string]struct {
+		overlay string
+		values  []string
+	}{
+		"default":    {overlay: "overlays/default"},
+		"as it is":   {overlay: "."},
+		"ha":         {overlay: "overlays/ha", values: []string{"ha.enabled=true"}},
+		"monitoring": {overlay: "overlays/monitoring", values: []string{"monitoring.enabled=true"}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			want := byName(t, kustomize(t, tt.overlay))
+			// The namespace is there before a release can be: helm install --create-namespace makes it.
+			delete(want, "Namespace /inference-system")
+			got, err := template(tt.values...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want, byName(t, got)); diff != "" {
+				t.Errorf("kustomize and the chart differ (-kustomize +chart):\n%s", diff)
+			}
+		})
+	}
+}
+
+// The chart's hook after the release has gone does what manifests/uninstall does, by an account of its own, which may do
+// what the controller may.
+func TestChartUninstallsAsKustomizeDoes(t *testing.T) {
+	hooks, err := helm("--show-only", "templates/uninstall.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The role that the controller has stands for the hook's.
+	want := byName(t, kustomize(t, "uninstall"))
+	for _, o := range kustomize(t, "base") {
+		if o.GetName() == "inference-controller" && strings.HasPrefix(o.GroupVersionKind().Group, "rbac.") || o.GetKind() == "ServiceAccount" && o.GetName() == "inference-controller" {
+			want[key(o)] = o.Object
+		}
+	}
+	got := byName(t, hooks)
+	for _, o := range got {
+		meta := o["metadata"].(map[string]any)
+		annotations, _ := meta["annotations"].(map[string]any)
+		if annotations["helm.sh/hook"] != "post-delete" {
+			t.Errorf("%s is no hook", meta["name"])
+		}
+		delete(meta, "annotations")
+	}
+	if diff := cmp.Diff(rename(want), rename(got)); diff != "" {
+		t.Errorf("kustomize and the chart differ (-kustomize +chart):\n%s", diff)
+	}
+}
+
+// rename gives all objects, and what they name, one account's name.
+func rename(objects map[string]map[string]any) map[string]string {
+	out := map[string]string{}
+	for k, o := range objects {
+		out[strings.ReplaceAll(k, "inference-controller", "inference-uninstall")] = strings.ReplaceAll(fmt.Sprint(o), "inference-controller", "inference-uninstall")
+	}
+	return out
+}
+
+// What the chart is told reaches the objects.
+func TestChartValues(t *testing.T) {
+	tests := map[string]struct {
+		values []string
+		want   []string // parts of what is rendered
+	}{
+		"images": {
+			values: []string{"image.repository=registry.example.com/team", "image.tag=v1", "image.pullPolicy=Always", "image.pullSecrets[0].name=key"},
+			want:   []string{"registry.example.com/team/picker:v1", "registry.example.com/team/controller:v1", "imagePullPolicy: Always", "- name: key"},
+		},
+		"flags": {
+			values: []string{"logLevel=debug", "picker.extraArgs={--pprof}", "controller.extraArgs={--host-suffix=ai.example}"},
+			want:   []string{"--log-level=debug", "--pprof", "--host-suffix=ai.example"},
+		},
+		"placement": {
+			values: []string{"controller.nodeSelector.pool=system", "picker.tolerations[0].key=gpu", "picker.tolerations[0].operator=Exists", "picker.resources.requests.cpu=2"},
+			want:   []string{"pool: system", "key: gpu", "cpu: 2"},
+		},
+		"waypoints": {values: []string{"picker.waypoints={*/sa/mine}"}, want: []string{"- '*/sa/mine'"}},
+		"ha":        {values: []string{"ha.enabled=true", "ha.minPickers=3", "ha.maxPickers=9"}, want: []string{"minReplicas: 3", "maxReplicas: 9"}},
+		"replicas":  {values: []string{"controller.replicas=7"}, want: []string{"replicas: 7"}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			out, err := render(set(tt.values)...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(string(out), want) {
+					t.Errorf("%q is not in what is rendered:\n%s", want, out)
+				}
+			}
+		})
+	}
+}
+
+// In another namespace than usual nothing names the usual one.
+func TestChartInAnotherNamespace(t *testing.T) {
+	out, err := exec.Command(tool(t), "template", "test", chart, "--namespace", "elsewhere", "--set", "ha.enabled=true,monitoring.enabled=true").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if i := strings.Index(string(out), "inference-system"); i >= 0 {
+		t.Errorf("the usual namespace is named: …%s…", out[max(0, i-300):min(len(out), i+100)])
+	}
+}
+
+// Wrong values are refused, with the value's name.
+func TestChartRefusesWrongValues(t *testing.T) {
+	tests := map[string]struct {
+		value string
+		want  string // named by the error
+	}{
+		"an unknown value":              {"pickers=3", "pickers"},
+		"an unknown value further down": {"picker.replica=3", "replica"},
+		"a number that is none":         {"controller.replicas=two", "/controller/replicas"},
+		"a negative number":             {"picker.replicas=-1", "/picker/replicas"},
+		"an unknown log level":          {"logLevel=loud", "/logLevel"},
+		"a quantity that is none":       {"picker.resources.limits.memory=much", "/picker/resources/limits/memory"},
+		"an argument that is no flag":   {"picker.extraArgs={verbose}", "/picker/extraArgs/0"},
+		"nobody to answer":              {"picker.waypoints=null", "missing property 'waypoints'"},
+		"everybody to answer":           {"picker.waypoints={*}", "/picker/waypoints/0"},
+		"one picker with ha":            {"ha.minPickers=1", "/ha/minPickers"},
+		"more pickers than the most":    {"ha.enabled=true,ha.minPickers=6", "ha.maxPickers is less than ha.minPickers"},
+		"a switch that is none":         {"ha.enabled=maybe", "/ha/enabled"},
+		"an interval that is none":      {"monitoring.interval=often", "/monitoring/interval"},
+		"a tag that is none":            {"image.tag=a b", "/image/tag"},
+		"a repository that is none":     {"image.repository=https://x/", "/image/repository"},
+		"a toleration with a slip":      {"picker.tolerations[0].efect=NoSchedule", "efect"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			_, err := render("--set", tt.value)
+			if err == nil {
+				t.Fatal("it was taken")
+			}
+			if !strings.Contains(strings.ReplaceAll(err.Error(), ".", "/"), strings.ReplaceAll(tt.want, ".", "/")) {
+				t.Errorf("the error does not name %s: %v", tt.want, err)
+			}
+		})
+	}
+}
+
+// helm lint has nothing to say.
+func TestChartLints(t *testing.T) {
+	out, err := exec.Command(tool(t), "lint", "--strict", chart).CombinedOutput()
+	if err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+func tool(t *testing.T) string {
+	t.Helper()
+	path, err := filepath.Abs(root + "/.tools/helm")
+	if err == nil {
+		_, err = exec.LookPath(path)
+	}
+	if err != nil {
+		t.Fatalf("the tool helm is missing: run make tools (%v)", err)
+	}
+	return path
+}
+
+func set(values []string) []string {
+	var out []string
+	for _, v := range values {
+		out = append(out, "--set", v)
+	}
+	return out
+}
+
+func template(values ...string) ([]*unstructured.Unstructured, error) {
+	return helm(append(set(values), "--no-hooks")...)
+}
+
+func helm(args ...string) ([]*unstructured.Unstructured, error) {
+	out, err := render(args...)
+	if err != nil {
+		return nil, err
+	}
+	return mesh.Decode(out)
+}
+
+func render(args ...string) ([]byte, error) {
+	// A cluster's version is asked of nobody: the newest that helm knows is taken.
+	cmd := exec.Command(root+"/.tools/helm", append([]string{"template", "test", chart, "--namespace", "inference-system"}, args...)...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return nil, errors.Join(err, errors.New(stderr.String()))
+	}
+	return stdout.Bytes(), nil
+}
+
+func kustomize(t *testing.T, path string) []*unstructured.Unstructured {
+	t.Helper()
+	built, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), filepath.Join(root, "manifests", path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := built.AsYaml()
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects, err := mesh.Decode(stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return objects
+}
+
+func key(o *unstructured.Unstructured) string {
+	return o.GetKind() + " " + o.GetNamespace() + "/" + o.GetName()
+}
+
+func byName(t *testing.T, objects []*unstructured.Unstructured) map[string]map[string]any {
+	t.Helper()
+	out := map[string]map[string]any{}
+	var names []string
+	for _, o := range objects {
+		names = append(names, key(o))
+		out[key(o)] = o.Object
+	}
+	slices.Sort(names)
+	if len(slices.Compact(names)) != len(objects) || len(objects) == 0 {
+		t.Fatalf("%d objects of the names %v", len(objects), names)
+	}
+	return out
+}

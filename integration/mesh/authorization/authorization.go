@@ -1,0 +1,222 @@
+// Package authorization decides as ztunnel does which connections a pod takes: it is told by istiod, by the same
+// protocol as ztunnel, what the cluster's AuthorizationPolicies mean, and which of them select which pods. It translates
+// no policy itself, and takes no connections.
+package authorization
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+const (
+	addressType = "type.googleapis.com/istio.workload.Address"
+	policyType  = "type.googleapis.com/istio.security.Authorization"
+
+	// maxMessage bounds a message of istiod, in bytes: it tells of all pods at once.
+	maxMessage = 256 << 20
+
+	retryDelay = 200 * time.Millisecond
+	// patience is how long a connection waits for istiod's word on a pod that it has not told of yet.
+	patience = 5 * time.Second
+)
+
+// Connection is one that a pod is to take.
+type Connection struct {
+	// Principal is the caller's identity without spiffe://, and empty for one that has none.
+	Principal string
+	Pod       netip.Addr
+	Namespace string // the pod's
+	Port      uint16
+}
+
+// Authorizer holds what istiod has said so far.
+type Authorizer struct {
+	istiod *grpc.ClientConn
+	log    *slog.Logger
+
+	mu       sync.Mutex
+	changed  chan struct{} // closed, and made anew, when something was told
+	told     bool          // of policies at all
+	policies map[string]policy
+	// selected are the policies that select a pod. Pods that have gone stay: no address is given twice.
+	selected map[netip.Addr][]string
+}
+
+// New makes an Authorizer that has not been told of anything, and does not call istiod yet. Locate finds istiod's
+// address in plain text; it is asked again whenever istiod must be called anew.
+func New(locate func(context.Context) (string, error), log *slog.Logger) (*Authorizer, error) {
+	dial := func(ctx context.Context, _ string) (net.Conn, error) {
+		address, err := locate(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return new(net.Dialer).DialContext(ctx, "tcp", address)
+	}
+	conn, err := grpc.NewClient("passthrough:///istiod", grpc.WithContextDialer(dial),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+	if err != nil {
+		return nil, fmt.Errorf("making the client of istiod: %w", err)
+	}
+	return &Authorizer{istiod: conn, log: log, changed: make(chan struct{}), policies: map[string]policy{}, selected: map[netip.Addr][]string{}}, nil
+}
+
+// Run listens to istiod until ctx ends.
+func (a *Authorizer) Run(ctx context.Context) {
+	defer func() { _ = a.istiod.Close() }()
+	for ctx.Err() == nil {
+		if err := a.listen(ctx); ctx.Err() == nil {
+			a.log.Warn("listening to istiod", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(retryDelay):
+		}
+	}
+}
+
+// listen returns when the stream breaks, which it says by an error.
+func (a *Authorizer) listen(ctx context.Context) error {
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(a.istiod).DeltaAggregatedResources(ctx)
+	if err != nil {
+		return fmt.Errorf("opening a stream: %w", err)
+	}
+	node := &corev3.Node{Id: "ztunnel~10.0.0.1~ztunnel.istio-system~istio-system.svc.cluster.local"}
+	for _, kind := range []string{policyType, addressType} {
+		if err := stream.Send(&discoveryv3.DeltaDiscoveryRequest{Node: node, TypeUrl: kind, ResourceNamesSubscribe: []string{"*"}}); err != nil {
+			return fmt.Errorf("subscribing to %s: %w", kind, err)
+		}
+	}
+	for {
+		response, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		if err := a.take(response); err != nil {
+			return fmt.Errorf("reading %s: %w", response.GetTypeUrl(), err)
+		}
+		if err := stream.Send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: response.GetTypeUrl(), ResponseNonce: response.GetNonce()}); err != nil {
+			return err
+		}
+	}
+}
+
+func (a *Authorizer) take(response *discoveryv3.DeltaDiscoveryResponse) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, r := range response.GetResources() {
+		switch response.GetTypeUrl() {
+		case policyType:
+			p, err := readPolicy(r.GetResource().GetValue())
+			if err != nil {
+				return err
+			}
+			a.policies[r.GetName()] = p
+		case addressType:
+			w, err := readWorkload(r.GetResource().GetValue())
+			if err != nil {
+				return err
+			}
+			for _, address := range w.addresses {
+				a.selected[address] = w.policies
+			}
+		}
+	}
+	if response.GetTypeUrl() == policyType {
+		a.told = true
+		for _, name := range response.GetRemovedResources() {
+			delete(a.policies, name)
+		}
+	}
+	close(a.changed)
+	a.changed = make(chan struct{})
+	return nil
+}
+
+// errUnknown says that istiod has not told of a pod.
+var errUnknown = errors.New("istiod has not told of the pod")
+
+// Allow fails where the policies in force do not allow a connection, or are not known in time.
+func (a *Authorizer) Allow(ctx context.Context, c Connection) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errUnknown)
+	defer cancel()
+	for {
+		a.mu.Lock()
+		selected, known := a.selected[c.Pod]
+		known = known && a.told
+		var err error
+		if known {
+			err = a.decide(c, selected)
+		}
+		changed := a.changed
+		a.mu.Unlock()
+		if known {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-changed:
+		}
+	}
+}
+
+// decide refuses what a policy denies, and what none allows where there is one that allows anything.
+func (a *Authorizer) decide(c Connection, selected []string) error {
+	allowed, asked := false, false
+	for name, p := range a.policies {
+		inForce := p.scope == scopeGlobal || p.scope == scopeNamespace && p.namespace == c.Namespace || slices.Contains(selected, name)
+		if !inForce || p.dryRun {
+			continue
+		}
+		matches := p.matches(c)
+		if !p.allow && matches {
+			return fmt.Errorf("policy %s denies it", name)
+		}
+		asked, allowed = asked || p.allow, allowed || p.allow && matches
+	}
+	if asked && !allowed {
+		return errors.New("no policy allows it")
+	}
+	return nil
+}
+
+func (p policy) matches(c Connection) bool {
+	return slices.ContainsFunc(p.groups, func(rules [][]match) bool {
+		for _, alternatives := range rules {
+			if len(alternatives) > 0 && !slices.ContainsFunc(alternatives, func(m match) bool { return m.matches(c) }) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func (m match) matches(c Connection) bool {
+	is := func(s string) func(text) bool { return func(t text) bool { return t.matches(s) } }
+	return (len(m.principals) == 0 || slices.ContainsFunc(m.principals, is(c.Principal))) &&
+		!slices.ContainsFunc(m.notPrincipals, is(c.Principal)) &&
+		(len(m.namespaces) == 0 || slices.ContainsFunc(m.namespaces, is(namespaceOf(c.Principal)))) &&
+		(len(m.ports) == 0 || slices.Contains(m.ports, uint64(c.Port)))
+}
+
+// namespaceOf reads <trust domain>/ns/<namespace>/sa/<account>.
+func namespaceOf(principal string) string {
+	parts := strings.Split(principal, "/")
+	if len(parts) != 5 {
+		return ""
+	}
+	return parts[2]
+}

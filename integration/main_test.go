@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,7 +38,9 @@ func TestMain(m *testing.M) {
 
 func run(m *testing.M) int {
 	ctx := context.Background()
-	started, err := mesh.Start(ctx, mesh.Options{Progress: os.Stderr, Images: map[string]mesh.Image{twoPorts: {Path: "/bin/sh", Args: onTwoPorts}}})
+	images := map[string]mesh.Image{twoPorts: {Path: "/bin/sh", Args: onTwoPorts}, supervised: {Path: "/bin/sh", Args: onSupervised}}
+	maps.Copy(images, sampleImages)
+	started, err := mesh.Start(ctx, mesh.Options{Progress: os.Stderr, Images: images})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -93,6 +94,15 @@ func (c *Caller) dial(ctx context.Context, _, address string) (net.Conn, error) 
 		return nil, fmt.Errorf("dialling %s: %w", host, err)
 	}
 	return c.dialer(waypoint).Dial(ctx, net.JoinHostPort(target.address, port))
+}
+
+// DialPod opens a connection to a port of a pod, past every waypoint.
+func (c *Caller) DialPod(ctx context.Context, pod *corev1.Pod, port int) (net.Conn, error) {
+	address, err := netip.ParseAddr(pod.Status.PodIP)
+	if err != nil {
+		return nil, fmt.Errorf("dialling pod %s: %w", pod.Name, err)
+	}
+	return c.dialer(address).Dial(ctx, net.JoinHostPort(pod.Status.PodIP, strconv.Itoa(port)))
 }
 
 func (c *Caller) dialer(via netip.Addr) *hbone.Dialer {

@@ -40,9 +40,10 @@ type session struct {
 	pool    string
 	surplus bool // one more than may be
 
-	mu     sync.Mutex // held while a message is answered
-	parted bool       // the stream is not ours any more
-	faulty bool       // a fault left the session in an unknown state
+	mu      sync.Mutex // held while a message is answered
+	parted  bool       // the stream is not ours any more
+	faulty  bool       // a fault left the session in an unknown state
+	passing bool       // the request's body has begun to pass through us, and not ended
 
 	message request
 	reply   reply
@@ -288,10 +289,12 @@ func (x *session) pick(body []byte, truncated bool) {
 		x.refuse(refusal.New(refusal.UnknownPool, "there is no pool %q", x.pool))
 		return
 	}
-	if err := p.PickSession(&x.facts, &x.subset, x.session, &x.reservation); err != nil {
+	why, err := p.PickExplained(&x.facts, &x.subset, x.session, &x.reservation, x.recording())
+	if err != nil {
 		x.refuse(refusal.Of(err))
 		return
 	}
+	x.traceWhy(why)
 	x.endpoints = x.reservation.Endpoints(x.endpoints[:0])
 	took := time.Since(begin)
 	p.Metrics().Picked(x.reservation.PromptTokens, x.reservation.CachedTokens, took)

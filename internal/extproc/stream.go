@@ -39,8 +39,10 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 	case err := <-rest:
 		return err
 	case <-s.parted:
-		x.part()
-		return nil
+		if x.part() {
+			return nil
+		}
+		return <-rest
 	}
 }
 
@@ -71,14 +73,36 @@ func (x *session) answer() (over bool, err error) {
 		x.faulty = true
 		return true, errFault
 	}
+	x.follow()
+	select {
+	case <-x.server.parted:
+		over = over || x.decided && x.partLocked()
+	default:
+	}
 	return over, err
 }
 
-// part keeps the session from using the stream any more.
-func (x *session) part() {
+// follow notes whether the request's body is on its way through us.
+func (x *session) follow() {
+	switch x.message.kind {
+	case onRequestBody:
+		x.passing = x.requestMode == duplex && !x.message.end
+	case onRequestTrailers:
+		x.passing = false
+	}
+}
+
+// part keeps the session from using the stream any more, and says whether it does: not while the request's body is on
+// its way through us.
+func (x *session) part() bool {
 	x.mu.Lock()
-	x.parted = true
-	x.mu.Unlock()
+	defer x.mu.Unlock()
+	return x.partLocked()
+}
+
+func (x *session) partLocked() bool {
+	x.parted = x.parted || !x.passing
+	return x.parted
 }
 
 // finish gives back what the call holds, and the session to the next call unless it is in an unknown state.

@@ -112,9 +112,10 @@ func (c *Cluster) sync(name types.NamespacedName) {
 		return
 	}
 	p, faults := pool.FromAPI(object)
-	settings, err := ParseSettings(object.Annotations)
-	c.tell(name, errors.Join(faults, err))
+	settings, wrong := ParseSettings(object.Annotations)
+	c.tell(name, errors.Join(append(wrong, faults)...))
 	c.fleet.Configure(name, settings)
+	c.fleet.Pool(name).Metrics().SetInvalidSettings(len(wrong))
 	pods, err := c.pods.Pods(name.Namespace).List(labels.SelectorFromSet(p.Selector))
 	if err != nil {
 		c.log.Error("cannot list the pods of a pool; its endpoints stay as they are", "pool", name.String(), "error", err)

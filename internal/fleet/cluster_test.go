@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -16,6 +17,8 @@ import (
 	"k8s.io/client-go/tools/cache"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	inferencefake "sigs.k8s.io/gateway-api-inference-extension/client-go/clientset/versioned/fake"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
 func podOf(name, ip string, ready corev1.ConditionStatus, change ...func(*corev1.Pod)) *corev1.Pod {
@@ -121,7 +124,8 @@ func TestClusterServesPoolsThatAreNotInOrder(t *testing.T) {
 		"inference-waypoint.io/failure-mode": "sometimes", "inference-waypoint.io/pick-spread": "much",
 		"inference-waypoint.io/pick-session-header": "X-Chat",
 	}
-	f, _ := newFleet(t)
+	registry := prometheus.NewRegistry()
+	f := New(Options{Metrics: telemetry.NewMetrics(registry)})
 	var log lockedBuffer
 	source, err := NewCluster(fake.NewClientset(podOf("a", "10.244.0.1", corev1.ConditionTrue)), newInferenceClient(p),
 		f, slog.New(slog.NewTextHandler(&log, nil)))
@@ -140,6 +144,22 @@ func TestClusterServesPoolsThatAreNotInOrder(t *testing.T) {
 	}
 	if got := f.Pool(llama).SessionHeader(); got != "x-chat" {
 		t.Errorf("the session header is %q, want x-chat: what is wrong beside it must not matter", got)
+	}
+	// What is wrong of the settings is counted, and nothing else is.
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted := map[string]float64{}
+	for _, family := range families {
+		if family.GetName() == "inference_waypoint_pool_settings_invalid" {
+			for _, m := range family.GetMetric() {
+				counted[m.GetLabel()[0].GetValue()] = m.GetGauge().GetValue()
+			}
+		}
+	}
+	if diff := cmp.Diff(map[string]float64{"models/llama": 1}, counted); diff != "" {
+		t.Errorf("wrong settings by pool (-want +got):\n%s", diff)
 	}
 	// It is told once, and not with each event of a pod.
 	before := log.String()

@@ -1,7 +1,6 @@
 package fleet
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -65,13 +64,6 @@ func (p *Pool) Explain(facts *inferencereq.Facts, subset *Subset, session string
 		return nil, err
 	}
 	return p.explain(&call, now), nil
-}
-
-// tell logs the reasons of a pick that is about to be made.
-func (p *Pool) tell(call *selection.Call, now time.Duration) {
-	if p.log.Enabled(context.Background(), slog.LevelDebug) {
-		p.log.Debug("picking", "why", p.explain(call, now))
-	}
 }
 
 func (p *Pool) explain(call *selection.Call, now time.Duration) *Explanation {

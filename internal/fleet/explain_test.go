@@ -108,8 +108,9 @@ func TestPickTellsItsReasons(t *testing.T) {
 		facts.Model = strings.Repeat("m", 10<<10)
 		_, first := pick(t, f.Pool(llama), facts)
 		if level == slog.LevelInfo {
-			if out.Len() > 0 {
-				t.Errorf("at the info level a pick logs %s", out.String())
+			why, err := f.Pool(llama).PickExplained(facts, &Subset{}, "", new(Reservation), false)
+			if out.Len() > 0 || why != nil || err != nil {
+				t.Errorf("at the info level a pick logs %s and tells %v, %v", out.String(), why, err)
 			}
 			continue
 		}

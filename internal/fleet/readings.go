@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/modelmetrics"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 	"github.com/inference-waypoint/inference-waypoint/internal/selection"
 )
 
@@ -83,12 +84,16 @@ func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 	s.restarts = r.Restarts
 	p.learnCapacity(n, r.CapacityTokens)
 	now := p.clock()
+	if s.observed == nil {
+		s.observed = &observed{}
+	}
+	s.observed.take(r, now-age)
 	p.view.Observe(n, now, &selection.Reading{
 		At:              now - age,
 		Running:         r.Running,
 		Waiting:         r.Waiting,
 		KVUsage:         r.KVUsage,
-		KVTokens:        int(min(r.CapacityTokens, mostTokens)),
+		KVTokens:        int(min(r.CapacityTokens, picksettings.MostTokens)),
 		MaxAdapters:     r.MaxLoRA,
 		RunningAdapters: r.RunningAdapters,
 		WaitingAdapters: r.WaitingAdapters,
@@ -97,7 +102,7 @@ func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 
 // learnCapacity tells the index how many of its blocks an endpoint's cache holds.
 func (p *Pool) learnCapacity(n int32, tokens int64) {
-	blocks := int(min(tokens, mostTokens) / selection.BlockTokens)
+	blocks := int(min(tokens, picksettings.MostTokens) / selection.BlockTokens)
 	if blocks <= 0 || blocks == p.slots[n].blocks {
 		return
 	}

@@ -1,81 +1,67 @@
 package fleet
 
 import (
-	"strings"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/modelmetrics"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
+	"github.com/inference-waypoint/inference-waypoint/internal/selection"
 )
 
 func TestParseSettings(t *testing.T) {
-	with := func(change func(*Settings)) Settings {
-		s := DefaultSettings()
-		change(&s)
-		return s
-	}
 	tests := map[string]struct {
 		annotations map[string]string // without the prefix
 		want        Settings
-		wantErr     []string // all of these are told
+		wantWrong   int
 	}{
-		"none": {want: DefaultSettings()},
-		"all": {
+		"none": {want: Settings{Rule: selection.Defaults(), CacheTokens: 524288, Engine: modelmetrics.Detect, MetricsPath: "/metrics"}},
+		"all, and a wrong one": {
 			annotations: map[string]string{
 				"session-header": "X-Session-ID", "cache-bias": "1.5", "spread": "3", "prefill-rate": "20000", "cache-tokens": "100000",
-				"adapter-load-time": "300ms", "avoid-for": "2s", "avoid-max": "5m", "engine": "sglang", "metrics-path": "/m",
+				"adapter-load-time": "300ms", "avoid-for": "2s", "avoid-max": "5m", "engine": "sglang", "metrics-path": "/m", "sprad": "5",
 			},
-			want: with(func(s *Settings) {
-				s.SessionHeader, s.Rule.CacheBias, s.Rule.Spread, s.Rule.PrefillRate = "x-session-id", 1.5, 3, 20000
-				s.CacheTokens, s.Rule.AdapterLoad, s.Rule.AvoidFor, s.Rule.AvoidMax = 100_000, 300*time.Millisecond, 2*time.Second, 5*time.Minute
-				s.Engine, s.MetricsPath = modelmetrics.SGLang, "/m"
-			}),
-		},
-		"a wrong one leaves the others": {
-			annotations: map[string]string{"spread": "0.5", "cache-bias": "2"},
-			want:        with(func(s *Settings) { s.Rule.CacheBias = 2 }),
-			wantErr:     []string{"inference-waypoint.io/pick-spread", `"0.5"`, "1 to 100"},
-		},
-		"all that is wrong at once": {
-			annotations: map[string]string{
-				"session-header": "a b", "cache-bias": "NaN", "prefill-rate": "-1", "cache-tokens": "1e9", "adapter-load-time": "5",
-				"avoid-for": "0s", "avoid-max": "48h", "engine": "llama", "metrics-path": "metrics",
+			want: Settings{
+				Rule: selection.Settings{
+					CacheBias: 1.5, Spread: 3, PrefillRate: 20000,
+					AdapterLoad: 300 * time.Millisecond, AvoidFor: 2 * time.Second, AvoidMax: 5 * time.Minute,
+				},
+				SessionHeader: "x-session-id", CacheTokens: 100_000, Engine: modelmetrics.SGLang, MetricsPath: "/m",
 			},
-			want: DefaultSettings(),
-			wantErr: []string{"pick-session-header", "pick-cache-bias", "pick-prefill-rate", "pick-cache-tokens", "pick-adapter-load-time",
-				"pick-avoid-for", "pick-avoid-max", "pick-engine", "pick-metrics-path"},
+			wantWrong: 1,
 		},
-		"a misspelt one": {
-			annotations: map[string]string{"sesion-header": "x"}, want: DefaultSettings(),
-			wantErr: []string{"pick-sesion-header", "session-header"},
-		},
-		"times in the wrong order": {
-			annotations: map[string]string{"avoid-for": "2m"},
-			want:        with(func(s *Settings) { s.Rule.AvoidFor, s.Rule.AvoidMax = 2*time.Minute, 2*time.Minute }),
-			wantErr:     []string{"less than avoid-for"},
-		},
-		"an empty header": {annotations: map[string]string{"session-header": ""}, want: DefaultSettings(), wantErr: []string{"want the name of a header"}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			annotations := map[string]string{"inference-waypoint.io/failure-mode": "FailOpen", "example.com/pick-spread": "x"}
+			annotations := map[string]string{}
 			for k, v := range tt.annotations {
-				annotations[AnnotationPrefix+k] = v
+				annotations[picksettings.Prefix+k] = v
 			}
-			got, err := ParseSettings(annotations)
+			got, wrong := ParseSettings(annotations)
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("settings (-want +got):\n%s", diff)
 			}
-			if (err != nil) != (tt.wantErr != nil) {
-				t.Fatalf("error is %v, want one: %v", err, tt.wantErr != nil)
-			}
-			for _, want := range tt.wantErr {
-				if !strings.Contains(err.Error(), want) {
-					t.Errorf("error does not tell of %s: %v", want, err)
-				}
+			if len(wrong) != tt.wantWrong {
+				t.Errorf("wrong are %v, want %d", wrong, tt.wantWrong)
 			}
 		})
+	}
+}
+
+// The engines that an annotation may name are those whose metrics can be read.
+func TestEnginesOfSettingsAreKnown(t *testing.T) {
+	var known []string
+	for e := modelmetrics.VLLM; ; e++ {
+		name := e.String()
+		if parsed, err := modelmetrics.ParseEngine(name); err != nil || parsed != e {
+			break
+		}
+		known = append(known, name)
+	}
+	if diff := cmp.Diff(slices.Sorted(slices.Values(known)), slices.Sorted(slices.Values(picksettings.Engines))); diff != "" {
+		t.Errorf("engines (-that can be read +that can be named):\n%s", diff)
 	}
 }

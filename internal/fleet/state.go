@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"context"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -40,6 +41,7 @@ type Pool struct {
 	free   []int32
 	view   selection.View // its State and Cached run parallel to slots
 	subset []int32        // room for the candidates of one pick
+	recent recent
 	pace   pace
 }
 
@@ -63,6 +65,8 @@ type slot struct {
 	blocks int
 	// restarts is how often it had started anew by its last reading; -1 where there was none.
 	restarts int
+	// observed is nil until the endpoint is read.
+	observed *observed
 }
 
 func newPool(name types.NamespacedName, o Options, rnd *rand.Rand) *Pool {
@@ -104,15 +108,35 @@ func (p *Pool) Pick(facts *inferencereq.Facts, subset *Subset, r *Reservation) e
 
 // PickSession is Pick for a call of a session, by the value of the pool's SessionHeader; "" is no session.
 func (p *Pool) PickSession(facts *inferencereq.Facts, subset *Subset, session string, r *Reservation) error {
+	_, err := p.PickExplained(facts, subset, session, r, false)
+	return err
+}
+
+// PickExplained is PickSession that also says why, if that is wanted: the ranking at the moment of the pick. The draw
+// between equals is all that it does not foresee. Where it is neither wanted nor logged, nothing of it is computed.
+func (p *Pool) PickExplained(facts *inferencereq.Facts, subset *Subset, session string, r *Reservation, wanted bool) (*Explanation, error) {
+	logged := p.log.Enabled(context.Background(), slog.LevelDebug)
+	why, err := p.pick(facts, subset, session, r, wanted || logged)
+	if logged && why != nil {
+		p.log.Debug("ranked the endpoints", "why", why)
+	}
+	return why, err
+}
+
+// pick is the one step: the choice, its reasons where they are wanted, and the reservation.
+func (p *Pool) pick(facts *inferencereq.Facts, subset *Subset, session string, r *Reservation, wanted bool) (why *Explanation, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	call := selection.Call{Facts: facts, Session: sessionKey(session)}
 	now := p.clock()
 	p.pace.asked(now)
 	if err := p.look(&call, subset, now); err != nil {
-		return err
+		return nil, err
 	}
-	p.tell(&call, now)
+	kept := p.recent.due(now)
+	if wanted || kept {
+		why = p.explain(&call, now)
+	}
 	var choices [selection.Choices]selection.Choice
 	n := selection.Pick(&call, &p.view, now, p.rnd, &choices)
 	*r = Reservation{
@@ -126,7 +150,13 @@ func (p *Pool) PickSession(facts *inferencereq.Facts, subset *Subset, session st
 		r.texts[i] = p.slots[c.Endpoint].text
 	}
 	p.metrics.RequestStarted()
-	return nil
+	if kept {
+		p.recent.keep(now, r.texts[0], why)
+	}
+	if !wanted {
+		why = nil
+	}
+	return why, nil
 }
 
 func sessionKey(session string) uint64 {

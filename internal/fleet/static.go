@@ -131,8 +131,8 @@ func parseFile(content []byte) ([]filePool, error) {
 		if err != nil {
 			wrong = append(wrong, fmt.Errorf("pool %s: %w", name, err))
 		}
-		settings, err := ParseSettings(p.Annotations)
-		if err != nil {
+		settings, invalid := ParseSettings(p.Annotations)
+		for _, err := range invalid {
 			wrong = append(wrong, fmt.Errorf("pool %s: %w", name, err))
 		}
 		out = append(out, filePool{name: name, endpoints: endpoints, settings: settings})

@@ -67,6 +67,8 @@ const (
 	generationTokens
 	cacheQueries
 	cacheHits
+	firstTokens
+	firstTokenSeconds
 
 	endOfCounters
 	numCounters = endOfCounters - numGauges
@@ -103,37 +105,43 @@ var shardLabels = [numEngines]string{
 // observability/metrics_collector.py (page_size and num_pages became gauges in 0.5.11), TensorRT-LLM's
 // metrics/collector.py, and the README of Triton's tensorrtllm_backend.
 var metrics = map[string]metric{
-	"vllm:num_requests_waiting":       {engine: VLLM, field: waiting},
-	"vllm:num_requests_running":       {engine: VLLM, field: running},
-	"vllm:kv_cache_usage_perc":        {engine: VLLM, field: usage},
-	"vllm:gpu_cache_usage_perc":       {engine: VLLM, field: usage}, // before 0.10; for a while both were shown, equal
-	"vllm:cache_config_info":          {engine: VLLM, field: cacheConfig, labels: [maxLabels]string{"block_size", "num_gpu_blocks"}},
-	"vllm:prompt_tokens_total":        {engine: VLLM, field: promptTokens},
-	"vllm:generation_tokens_total":    {engine: VLLM, field: generationTokens},
-	"vllm:prefix_cache_queries_total": {engine: VLLM, field: cacheQueries},
-	"vllm:prefix_cache_hits_total":    {engine: VLLM, field: cacheHits},
+	"vllm:num_requests_waiting":              {engine: VLLM, field: waiting},
+	"vllm:num_requests_running":              {engine: VLLM, field: running},
+	"vllm:kv_cache_usage_perc":               {engine: VLLM, field: usage},
+	"vllm:gpu_cache_usage_perc":              {engine: VLLM, field: usage}, // before 0.10; for a while both were shown, equal
+	"vllm:cache_config_info":                 {engine: VLLM, field: cacheConfig, labels: [maxLabels]string{"block_size", "num_gpu_blocks"}},
+	"vllm:prompt_tokens_total":               {engine: VLLM, field: promptTokens},
+	"vllm:generation_tokens_total":           {engine: VLLM, field: generationTokens},
+	"vllm:prefix_cache_queries_total":        {engine: VLLM, field: cacheQueries},
+	"vllm:prefix_cache_hits_total":           {engine: VLLM, field: cacheHits},
+	"vllm:time_to_first_token_seconds_count": {engine: VLLM, field: firstTokens},
+	"vllm:time_to_first_token_seconds_sum":   {engine: VLLM, field: firstTokenSeconds},
 	"vllm:lora_requests_info": {engine: VLLM, field: loraRequests,
 		labels: [maxLabels]string{"max_lora", "running_lora_adapters", "waiting_lora_adapters"}},
 
-	"sglang:num_queue_reqs":          {engine: SGLang, field: waiting},
-	"sglang:num_running_reqs":        {engine: SGLang, field: running},
-	"sglang:token_usage":             {engine: SGLang, field: usage},
-	"sglang:page_size":               {engine: SGLang, field: blockSize},
-	"sglang:num_pages":               {engine: SGLang, field: blocks},
-	"sglang:max_total_num_tokens":    {engine: SGLang, field: capacity},
-	"sglang:cache_config_info":       {engine: SGLang, field: cacheConfig, labels: [maxLabels]string{"page_size", "num_pages"}},
-	"sglang:prompt_tokens_total":     {engine: SGLang, field: promptTokens},
-	"sglang:generation_tokens_total": {engine: SGLang, field: generationTokens},
-	"sglang:cached_tokens_total":     {engine: SGLang, field: cacheHits},
+	"sglang:num_queue_reqs":                    {engine: SGLang, field: waiting},
+	"sglang:num_running_reqs":                  {engine: SGLang, field: running},
+	"sglang:token_usage":                       {engine: SGLang, field: usage},
+	"sglang:page_size":                         {engine: SGLang, field: blockSize},
+	"sglang:num_pages":                         {engine: SGLang, field: blocks},
+	"sglang:max_total_num_tokens":              {engine: SGLang, field: capacity},
+	"sglang:cache_config_info":                 {engine: SGLang, field: cacheConfig, labels: [maxLabels]string{"page_size", "num_pages"}},
+	"sglang:prompt_tokens_total":               {engine: SGLang, field: promptTokens},
+	"sglang:generation_tokens_total":           {engine: SGLang, field: generationTokens},
+	"sglang:cached_tokens_total":               {engine: SGLang, field: cacheHits},
+	"sglang:time_to_first_token_seconds_count": {engine: SGLang, field: firstTokens},
+	"sglang:time_to_first_token_seconds_sum":   {engine: SGLang, field: firstTokenSeconds},
 
-	"trtllm_num_requests_waiting":       {engine: TRTLLMServe, field: waiting},
-	"trtllm_num_requests_running":       {engine: TRTLLMServe, field: running},
-	"trtllm_kv_cache_utilization":       {engine: TRTLLMServe, field: usage},
-	"trtllm_kv_cache_tokens_per_block":  {engine: TRTLLMServe, field: blockSize},
-	"trtllm_kv_cache_max_blocks":        {engine: TRTLLMServe, field: blocks},
-	"trtllm_prompt_tokens_total":        {engine: TRTLLMServe, field: promptTokens},
-	"trtllm_generation_tokens_total":    {engine: TRTLLMServe, field: generationTokens},
-	"trtllm_prompt_cached_tokens_total": {engine: TRTLLMServe, field: cacheHits},
+	"trtllm_num_requests_waiting":              {engine: TRTLLMServe, field: waiting},
+	"trtllm_num_requests_running":              {engine: TRTLLMServe, field: running},
+	"trtllm_kv_cache_utilization":              {engine: TRTLLMServe, field: usage},
+	"trtllm_kv_cache_tokens_per_block":         {engine: TRTLLMServe, field: blockSize},
+	"trtllm_kv_cache_max_blocks":               {engine: TRTLLMServe, field: blocks},
+	"trtllm_prompt_tokens_total":               {engine: TRTLLMServe, field: promptTokens},
+	"trtllm_generation_tokens_total":           {engine: TRTLLMServe, field: generationTokens},
+	"trtllm_prompt_cached_tokens_total":        {engine: TRTLLMServe, field: cacheHits},
+	"trtllm_time_to_first_token_seconds_count": {engine: TRTLLMServe, field: firstTokens},
+	"trtllm_time_to_first_token_seconds_sum":   {engine: TRTLLMServe, field: firstTokenSeconds},
 
 	"nv_trt_llm_request_metrics":        {engine: TritonTRTLLM, field: requestsBy, labels: [maxLabels]string{"request_type"}},
 	"nv_trt_llm_kv_cache_block_metrics": {engine: TritonTRTLLM, field: blocksBy, labels: [maxLabels]string{"kv_cache_block_type"}},

@@ -314,6 +314,8 @@ func (t *tally) fill(r *Reading) {
 	r.PromptTokens = count(t.counters[promptTokens-numGauges])
 	r.GenerationTokens = count(t.counters[generationTokens-numGauges])
 	r.CacheHits = count(t.counters[cacheHits-numGauges])
+	r.FirstTokens = count(t.counters[firstTokens-numGauges])
+	r.FirstTokenSeconds = max(0, t.counters[firstTokenSeconds-numGauges])
 	r.CacheQueries = r.PromptTokens // every prompt is looked up, where the lookups are not counted by themselves
 	if r.Engine == VLLM {
 		r.CacheQueries = count(t.counters[cacheQueries-numGauges])

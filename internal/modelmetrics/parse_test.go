@@ -44,6 +44,7 @@ func TestParseEngines(t *testing.T) {
 				Engine: VLLM, At: now, Waiting: 12, Running: 37, KVUsage: 0.8125, CapacityTokens: 27684 * 16, BlockSize: 16,
 				MaxLoRA: 4, RunningAdapters: []string{"sql", "chat"}, WaitingAdapters: []string{"summary"},
 				PromptTokens: 8128903, GenerationTokens: 7557572, CacheQueries: 8128902, CacheHits: 4028902,
+				FirstTokens: 61234, FirstTokenSeconds: 123456.78901234,
 			},
 		},
 		"vLLM, its older name of the usage": {

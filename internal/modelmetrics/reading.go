@@ -35,6 +35,11 @@ type Reading struct {
 	// where the server does not tell. vLLM counts as it computes; SGLang and trtllm-serve when a request has ended.
 	PromptTokens, GenerationTokens, CacheQueries, CacheHits int64
 
+	// FirstTokens counts the calls that have their first token, and FirstTokenSeconds is the sum of the times that these took
+	// from their arrival; 0 where the server does not tell.
+	FirstTokens       int64
+	FirstTokenSeconds float64
+
 	// Restarts is how often the server behind the endpoint was seen to have started anew since the endpoint is read.
 	// Where it differs from that of a reading before, the server's cache has been emptied in between.
 	Restarts int

@@ -43,8 +43,10 @@ type Reconciler struct {
 	objects  ownedobjects.Set
 	events   events.EventRecorder
 	settings meshconfig.Settings
-	contests contests
 	now      func() time.Time
+
+	contests   contests
+	complaints complaints
 }
 
 // Reconcile is called with a pool's name whenever something that it depends on may have changed.
@@ -62,8 +64,10 @@ func (r *Reconciler) Reconcile(ctx context.Context, request reconcile.Request) (
 	pool := in.Pools[request.NamespacedName]
 	if pool == nil {
 		r.contests.forget(request.NamespacedName)
+		r.complaints.forget(request.NamespacedName)
 		return reconcile.Result{}, nil
 	}
+	r.tellSettings(pool)
 	return r.report(ctx, pool, out, changes, taken)
 }
 

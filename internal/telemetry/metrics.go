@@ -29,6 +29,7 @@ type Metrics struct {
 	hitLength *prometheus.HistogramVec
 	inFlight  *prometheus.GaugeVec
 	endpoints *prometheus.GaugeVec
+	invalid   *prometheus.GaugeVec
 }
 
 // NewMetrics makes the metrics and registers them. It panics where they are registered already, as a second set in
@@ -60,9 +61,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			append([]float64{0}, prometheus.ExponentialBuckets(64, 4, 6)...)), // 64 to 65,536
 		inFlight:  gaugeVec("requests_in_flight", "Picked calls that have not ended.", pool...),
 		endpoints: gaugeVec("endpoints", "Endpoints that can be picked now.", pool...),
+		invalid: gaugeVec("pool_settings_invalid",
+			"Annotations of the pool for the picker that are wrong; their defaults hold.", pool...),
 	}
 	reg.MustRegister(buildInfo(), m.streams, m.held, m.panics, m.pools, m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched,
-		m.duration, m.hitRatio, m.hitLength, m.inFlight, m.endpoints)
+		m.duration, m.hitRatio, m.hitLength, m.inFlight, m.endpoints, m.invalid)
 	return m
 }
 
@@ -96,6 +99,7 @@ type PoolMetrics struct {
 	hitLength        prometheus.Observer
 	inFlight         prometheus.Gauge
 	endpoints        prometheus.Gauge
+	invalid          prometheus.Gauge
 	responses        [4]prometheus.Counter // in the order of responseClasses
 }
 
@@ -116,6 +120,7 @@ func (m *Metrics) ForPool(name string) *PoolMetrics {
 		hitLength: m.hitLength.WithLabelValues(name),
 		inFlight:  m.inFlight.WithLabelValues(name),
 		endpoints: m.endpoints.WithLabelValues(name),
+		invalid:   m.invalid.WithLabelValues(name),
 	}
 	for i, class := range responseClasses {
 		p.responses[i] = m.responses.WithLabelValues(name, class)
@@ -128,7 +133,7 @@ func (m *Metrics) DropPool(name string) {
 	labels := prometheus.Labels{"pool": name}
 	for _, v := range []interface{ DeletePartialMatch(prometheus.Labels) int }{
 		m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched, m.duration, m.hitRatio, m.hitLength,
-		m.inFlight, m.endpoints,
+		m.inFlight, m.endpoints, m.invalid,
 	} {
 		v.DeletePartialMatch(labels)
 	}
@@ -178,6 +183,9 @@ func (p *PoolMetrics) RequestEnded() { p.inFlight.Dec() }
 
 // SetEndpoints tells how many endpoints can be picked.
 func (p *PoolMetrics) SetEndpoints(n int) { p.endpoints.Set(float64(n)) }
+
+// SetInvalidSettings tells how many of the pool's annotations for the picker are wrong.
+func (p *PoolMetrics) SetInvalidSettings(n int) { p.invalid.Set(float64(n)) }
 
 // buildInfo is a series of value 1 whose labels say which program it is.
 func buildInfo() prometheus.Collector {

@@ -1,0 +1,610 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
+	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+)
+
+// The tests here are of what the picker goes by, seen from outside: prefixes, load, bursts, sessions, failures, adapters
+// and settings. Each has a pool and model servers of its own.
+
+// supervised runs a model server that starts anew at once when it dies, without Kubernetes hearing of it: all that the
+// picker can see of that is the server's metrics. SIGUSR1 to the pod's program kills the server.
+const supervised = "test/supervised"
+
+func onSupervised(p *corev1.Pod, _ string, args []string) ([]string, error) {
+	const script = `
+trap 'kill -9 $server' USR1
+trap 'end=1; kill $server' TERM
+while [ -z "$end" ]; do "$@" & server=$!; wait $server; done
+wait`
+	program := filepath.Join(the.Root, "bin", "modelserver")
+	own := []string{"--address=" + net.JoinHostPort(p.Status.PodIP, "8000"), "--name=" + p.Name}
+	return slices.Concat([]string{"-c", script, "sh", program}, own, args), nil
+}
+
+const choiceServersYAML = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: NAME, namespace: models}
+spec:
+  replicas: REPLICAS
+  selector: {matchLabels: {app: NAME}}
+  template:
+    metadata: {labels: {app: NAME}}
+    spec:
+      containers:
+        - name: server
+          image: test/supervised
+          args: [ARGS]
+`
+
+const choicePoolYAML = `
+apiVersion: inference.networking.k8s.io/v1
+kind: InferencePool
+metadata: {name: NAME, namespace: models, annotations: {ANNOTATIONS}}
+spec:
+  selector: {matchLabels: {app: NAME}}
+  targetPorts: [{number: 8000}]
+`
+
+// choice is the pool of one test.
+type choice struct{ name, host string }
+
+// choose puts up so many model servers with these flags and a pool over them with these annotations, and waits until
+// all endpoints can be picked. They go with the test.
+func choose(ctx context.Context, t *testing.T, name string, replicas, endpoints int, annotations string, flags ...string) choice {
+	t.Helper()
+	runServers(ctx, t, name, replicas, flags...)
+	t.Cleanup(func() { must(t, the.Client.Delete(context.WithoutCancel(ctx), pool(name))) })
+	must(t, the.ApplyYAML(ctx, strings.NewReplacer("NAME", name, "ANNOTATIONS", annotations).Replace(choicePoolYAML)))
+	c := choice{name: name, host: "http://" + name + ".models.inference.internal"}
+	eventually(ctx, t, "calls to pool "+name, func(ctx context.Context) error {
+		if _, err := c.say(ctx, "sample-model", "Are you there?"); err != nil {
+			return err
+		}
+		why, err := c.explain(ctx, "sample-model", "Are you there?")
+		if err == nil && len(why.Candidates) != endpoints {
+			err = fmt.Errorf("%d endpoints, want %d", len(why.Candidates), endpoints)
+		}
+		return err
+	})
+	return c
+}
+
+// runServers puts up model servers.
+func runServers(ctx context.Context, t *testing.T, name string, replicas int, flags ...string) {
+	t.Helper()
+	t.Cleanup(func() {
+		must(t, the.Client.Delete(context.WithoutCancel(ctx), &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: name}}))
+	})
+	must(t, the.ApplyYAML(ctx, strings.NewReplacer("NAME", name, "REPLICAS", strconv.Itoa(replicas), "ARGS", "'"+strings.Join(flags, "', '")+"'").Replace(choiceServersYAML)))
+	must(t, the.AwaitDeployment(ctx, "models", name))
+}
+
+// say makes a call with one message, answered with one token.
+func (c choice) say(ctx context.Context, model, text string) (*traffic.Answer, error) {
+	return traffic.Chat(ctx, the.caller.HTTP, c.host, model, []traffic.Message{{Role: "user", Content: text}}, 1)
+}
+
+func (c choice) explain(ctx context.Context, model, text string) (*fleet.Explanation, error) {
+	return the.Explain(ctx, "models/"+c.name, traffic.Body(model, []traffic.Message{{Role: "user", Content: text}}, 1))
+}
+
+// endpoints are the pool's pods by their endpoints, as explanations name these.
+func (c choice) endpoints(ctx context.Context, t *testing.T) map[string]corev1.Pod {
+	t.Helper()
+	out := map[string]corev1.Pod{}
+	for _, p := range pods(ctx, t, "models", client.MatchingLabels{"app": c.name}) {
+		out[net.JoinHostPort(p.Status.PodIP, "8000")] = p
+	}
+	return out
+}
+
+// candidateOf finds a pod in an explanation.
+func candidateOf(why *fleet.Explanation, p corev1.Pod) fleet.Candidate {
+	i := slices.IndexFunc(why.Candidates, func(c fleet.Candidate) bool { return c.Endpoint == net.JoinHostPort(p.Status.PodIP, "8000") })
+	if i < 0 {
+		return fleet.Candidate{}
+	}
+	return why.Candidates[i]
+}
+
+// restart kills the model server of a pod, which starts anew.
+func restart(t *testing.T, p corev1.Pod) {
+	t.Helper()
+	pid, err := the.ProcessID(p.UID)
+	must(t, err)
+	must(t, syscall.Kill(pid, syscall.SIGUSR1))
+}
+
+// occupy makes long calls to one place until the function that it returns is called. It comes back when the answers of
+// all have begun, and tells who serves each.
+func occupy(ctx context.Context, t *testing.T, with *http.Client, host, model string, prompts ...string) (servers []string, end func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(ctx)
+	servers, errs := make([]string, len(prompts)), make([]error, len(prompts))
+	var begun, ended sync.WaitGroup
+	for i, prompt := range prompts {
+		begun.Add(1)
+		ended.Go(func() {
+			response, err := post(ctx, with, host, traffic.Body(model, []traffic.Message{{Role: "user", Content: prompt}}, 4000), "")
+			if errs[i] = err; err != nil {
+				begun.Done()
+				return
+			}
+			defer func() { _ = response.Body.Close() }()
+			if servers[i] = response.Header.Get("X-Served-By"); response.StatusCode != http.StatusOK {
+				errs[i] = errors.New(response.Status)
+			}
+			begun.Done()
+			_, _ = io.Copy(io.Discard, response.Body) // it is broken off
+		})
+	}
+	begun.Wait()
+	end = sync.OnceFunc(func() { cancel(); ended.Wait() })
+	t.Cleanup(end)
+	must(t, errors.Join(errs...))
+	return servers, end
+}
+
+// post makes a chat completion's request, of a session if one is named.
+func post(ctx context.Context, with *http.Client, host string, body []byte, session string) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, host+"/v1/chat/completions", bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	if session != "" {
+		request.Header.Set("X-Conversation", session)
+	}
+	return with.Do(request)
+}
+
+// directly is where a pod is called past the waypoint.
+func directly(p corev1.Pod) string { return "http://" + net.JoinHostPort(p.Status.PodIP, "8000") }
+
+// distinct makes prompts of about so many tokens that have nothing in common.
+func distinct(n, tokens int) []string {
+	out := make([]string, n)
+	for i := range out {
+		out[i] = fmt.Sprint(rand.Uint64(), traffic.Text(rand.New(rand.NewPCG(rand.Uint64(), 0)), tokens))
+	}
+	return out
+}
+
+// An endpoint that starts anew, which shows in its metrics alone, is taken to hold nothing any more.
+func TestRestartedEndpointIsForgotten(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	c := choose(ctx, t, "restarted", 2, 2, "", "--time-scale=20")
+	conversation := traffic.NewConversation("Restart test.", 41)
+	var last *traffic.Answer
+	for range 2 {
+		var err error
+		last, err = conversation.Ask(ctx, the.caller.HTTP, c.host, "sample-model", 400, 4)
+		must(t, err)
+	}
+	if last.CachedTokens < 300 {
+		t.Fatalf("turn 2: %d of %d prompt tokens were cached, want most of turn 1", last.CachedTokens, last.PromptTokens)
+	}
+	body := traffic.Body("sample-model", append(slices.Clone(conversation.Messages), traffic.Message{Role: "user", Content: "Go on."}), 1)
+	why, err := the.Explain(ctx, "models/restarted", body)
+	must(t, err)
+	if best := why.Candidates[0]; best.CachedTokens < 700 || c.endpoints(ctx, t)[best.Endpoint].Name != last.Endpoint {
+		t.Fatalf("the best is %+v, want %s with two turns", best, last.Endpoint)
+	}
+	time.Sleep(1500 * time.Millisecond) // processes are told from each other by their starts where these are a second apart
+	restart(t, c.endpoints(ctx, t)[why.Candidates[0].Endpoint])
+	eventually(ctx, t, "two endpoints without the conversation", func(ctx context.Context) error {
+		why, err := the.Explain(ctx, "models/restarted", body)
+		switch {
+		case err != nil:
+			return err
+		case len(why.Candidates) != 2: // it must not be by its absence that it is forgotten
+			return fmt.Errorf("%d endpoints", len(why.Candidates))
+		case why.Candidates[0].CachedTokens+why.Candidates[1].CachedTokens > 0:
+			return fmt.Errorf("there still are %+v", why.Candidates)
+		}
+		return nil
+	})
+}
+
+// Work that others give to an endpoint shows in its metrics alone, and calls avoid it.
+func TestCallsAvoidALoadedEndpoint(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	c := choose(ctx, t, "loaded", 3, 3, "", "--decode-tokens-per-second=5")
+	var loaded corev1.Pod
+	for _, loaded = range c.endpoints(ctx, t) {
+		break
+	}
+	occupy(ctx, t, http.DefaultClient, directly(loaded), "sample-model", distinct(24, 20)...)
+	eventually(ctx, t, "a reading of the load", func(ctx context.Context) error {
+		why, err := c.explain(ctx, "sample-model", "Hello")
+		if err == nil && candidateOf(why, loaded).Calls < 20 {
+			err = fmt.Errorf("the explanation is %+v", why.Candidates)
+		}
+		return err
+	})
+	reached := map[string]int{}
+	for _, prompt := range distinct(20, 100) {
+		answer, err := c.say(ctx, "sample-model", prompt)
+		must(t, err)
+		reached[answer.Endpoint]++
+	}
+	if reached[loaded.Name] > 0 || len(reached) != 2 {
+		t.Errorf("calls went to %v, want to both but %s", reached, loaded.Name)
+	}
+}
+
+// front is an endpoint of a pool that this process serves: it passes calls on to a model server, and can refuse some.
+type front struct {
+	calls  atomic.Int64 // to models
+	refuse atomic.Pointer[string]
+}
+
+// stand adds an endpoint to a pool that passes calls on, and refuses those of a path from now on.
+func stand(ctx context.Context, t *testing.T, c string, refuse string) *front {
+	t.Helper()
+	runServers(ctx, t, c+"-behind", 1, "--decode-tokens-per-second=100")
+	behind, err := url.Parse(directly(pods(ctx, t, "models", client.MatchingLabels{"app": c + "-behind"})[0]))
+	must(t, err)
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: c + "-front", Labels: map[string]string{"app": c}},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "front", Image: mesh.ClientImage}}},
+	}
+	must(t, the.Client.Create(ctx, p))
+	t.Cleanup(func() { must(t, the.Client.Delete(context.WithoutCancel(ctx), p)) })
+	eventually(ctx, t, "the front's address", func(ctx context.Context) error {
+		if err := the.Client.Get(ctx, client.ObjectKeyFromObject(p), p); err != nil || p.Status.PodIP == "" {
+			return errors.Join(errors.New("there is none"), err)
+		}
+		return nil
+	})
+	f := &front{}
+	f.refuse.Store(&refuse)
+	proxy := &httputil.ReverseProxy{FlushInterval: -1, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(behind) }}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(p.Status.PodIP, "8000"))
+	must(t, err)
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/metrics" {
+			f.calls.Add(1)
+		}
+		if refuse := *f.refuse.Load(); refuse != "" && strings.HasPrefix(r.URL.Path, refuse) {
+			http.Error(w, "out of order", http.StatusServiceUnavailable)
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	})}
+	go func() { _ = server.Serve(listener) }() // ends with Close
+	t.Cleanup(func() { _ = server.Close() })
+	return f
+}
+
+// An endpoint whose metrics cannot be read gets calls, as many as others do: it is not taken for idle where they have
+// work.
+func TestUnreadableEndpointIsNotReadAsIdle(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	f := stand(ctx, t, "unreadable", "/metrics")
+	c := choose(ctx, t, "unreadable", 3, 4, "", "--decode-tokens-per-second=5")
+	read := 0
+	for _, p := range c.endpoints(ctx, t) {
+		if p.Name != "unreadable-front" {
+			occupy(ctx, t, http.DefaultClient, directly(p), "sample-model", distinct(12, 20)...)
+			read++
+		}
+	}
+	eventually(ctx, t, "readings of all others", func(ctx context.Context) error {
+		why, err := c.explain(ctx, "sample-model", "Hello")
+		if err != nil {
+			return err
+		}
+		for _, candidate := range why.Candidates {
+			if candidate.ReadingAge != nil && candidate.Calls >= 10 {
+				read--
+			}
+		}
+		if read > 0 {
+			read = 3
+			return fmt.Errorf("the explanation is %+v", why.Candidates)
+		}
+		return nil
+	})
+	before := f.calls.Load()
+	for _, prompt := range distinct(40, 100) {
+		_, err := c.say(ctx, "sample-model", prompt)
+		must(t, err)
+	}
+	if got := f.calls.Load() - before; got == 0 || got > 20 {
+		t.Errorf("of 40 calls to four endpoints %d went to the one without readings, want some and not above twice the mean", got)
+	}
+}
+
+// Of a burst of one prompt no endpoint gets more than twice the mean, and yet not all have to prefill it.
+func TestBurstNeitherHerdsNorScatters(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	const calls, endpoints, tokens = 64, 8, 6000
+	c := choose(ctx, t, "burst", endpoints, endpoints, "", "--decode-tokens-per-second=2")
+	prompt := distinct(1, tokens)[0]
+	queriesBefore, hitsBefore := c.cache(ctx, t)
+	// All are in flight until the last is picked, so that nothing depends on how fast they come.
+	servers, end := occupy(ctx, t, the.caller.HTTP, c.host, "sample-model", slices.Repeat([]string{prompt}, calls)...)
+	var queries, hits float64
+	eventually(ctx, t, "the start of all calls", func(ctx context.Context) error {
+		if queries, hits = c.cache(ctx, t); queries-queriesBefore < calls*tokens {
+			return fmt.Errorf("%.0f prompt tokens were looked up, want those of %d calls", queries-queriesBefore, calls)
+		}
+		return nil
+	})
+	end()
+	reached := map[string]int{}
+	for _, name := range servers {
+		reached[name]++
+	}
+	for name, n := range reached {
+		if n > 2*calls/endpoints {
+			t.Errorf("%s got %d of %d calls, want no more than twice the mean: %v", name, n, calls, reached)
+		}
+	}
+	// An oracle prefills it at half of the endpoints: at fewer, one gets more than twice the mean.
+	share, oracle := (hits-hitsBefore)/(queries-queriesBefore), 1-float64(endpoints/2)/calls
+	if share < 0.8*oracle || len(reached) > endpoints-2 {
+		t.Errorf("the cached share is %.2f, want 0.8 of %.2f; %d of %d endpoints had to prefill: %v", share, oracle, len(reached), endpoints, reached)
+	}
+}
+
+var counter = regexp.MustCompile(`(?m)^vllm:prefix_cache_(queries|hits)_total\{.*\} (\S+)$`)
+
+// cache sums up, over the pool's servers, the prompt tokens that were looked up in prefix caches and those found.
+func (c choice) cache(ctx context.Context, t *testing.T) (queries, hits float64) {
+	t.Helper()
+	for _, p := range c.endpoints(ctx, t) {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, directly(p)+"/metrics", nil)
+		must(t, err)
+		response, err := http.DefaultClient.Do(request)
+		must(t, err)
+		page, err := io.ReadAll(response.Body)
+		_ = response.Body.Close()
+		must(t, err)
+		for _, m := range counter.FindAllStringSubmatch(string(page), -1) {
+			n, err := strconv.ParseFloat(m[2], 64)
+			must(t, err)
+			if m[1] == "hits" {
+				hits += n
+			} else {
+				queries += n
+			}
+		}
+	}
+	return queries, hits
+}
+
+const avoidance = 4 * time.Second
+
+// The calls of a session stay together by the header that the pool names. An endpoint that fails loses them for a while,
+// and gets them again.
+func TestSessionsStayAndFailuresAreAvoided(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	f := stand(ctx, t, "sessions", "")
+	c := choose(ctx, t, "sessions", 3, 4, `inference-waypoint.io/pick-session-header: X-Conversation, inference-waypoint.io/pick-avoid-for: `+avoidance.String(),
+		"--time-scale=20")
+	call := func(session string) (status int, server string) {
+		t.Helper()
+		body := traffic.Body("sample-model", []traffic.Message{{Role: "user", Content: distinct(1, 100)[0]}}, 1)
+		response, err := post(ctx, the.caller.HTTP, c.host, body, session)
+		must(t, err)
+		defer func() { _ = response.Body.Close() }()
+		_, err = io.Copy(io.Discard, response.Body)
+		must(t, err)
+		return response.StatusCode, response.Header.Get("X-Served-By")
+	}
+	homes := map[string]bool{}
+	atFront := ""
+	for n := 0; n < 6 || atFront == "" && n < 60; n++ {
+		session := fmt.Sprint("session ", n)
+		before := f.calls.Load()
+		_, home := call(session)
+		for range 3 {
+			if _, next := call(session); next != home {
+				t.Errorf("%s went to %s and then to %s", session, home, next)
+			}
+		}
+		homes[home] = true
+		if f.calls.Load() == before+4 {
+			atFront = session
+		}
+	}
+	if len(homes) < 2 || atFront == "" {
+		t.Fatalf("the sessions are at %v alone", homes)
+	}
+
+	failing := "/v1/chat"
+	f.refuse.Store(&failing)
+	failed := time.Now()
+	if status, _ := call(atFront); status != http.StatusServiceUnavailable {
+		t.Errorf("the call that finds out got %d, want the server's own 503", status)
+	}
+	avoided := f.calls.Load()
+	for n := 0; n < 10 && time.Since(failed) < avoidance; n++ {
+		status, server := call(atFront)
+		if time.Since(failed) >= avoidance {
+			break // the machine is slow: that one may have been a try
+		}
+		if status != http.StatusOK || f.calls.Load() != avoided {
+			t.Errorf("%s after the failure a call got %d from %s", time.Since(failed), status, server)
+		}
+	}
+	sound := ""
+	f.refuse.Store(&sound)
+	eventually(ctx, t, "the session's return", func(context.Context) error {
+		if call(atFront); f.calls.Load() == avoided {
+			return errors.New("it is still elsewhere")
+		}
+		return nil
+	})
+	if since := time.Since(failed); since < avoidance {
+		t.Errorf("the endpoint was tried again after %s, want not before %s", since, avoidance)
+	}
+}
+
+// lru is what one server has resident, the least lately used first.
+type lru []string
+
+// use reports whether an adapter was resident, and makes it so, as servers with two slots do.
+func (l *lru) use(adapter string) (resident bool) {
+	i := slices.Index(*l, adapter)
+	if i >= 0 {
+		*l = slices.Delete(*l, i, i+1)
+	}
+	if *l = append(*l, adapter); len(*l) > 2 {
+		*l = (*l)[1:]
+	}
+	return i >= 0
+}
+
+// Where all adapters fit into the servers' slots, calls find theirs resident, and one that is nowhere goes where a slot is
+// free.
+func TestAdaptersStayResident(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	var adapters []string
+	for n := range 8 {
+		adapters = append(adapters, fmt.Sprintf("adapter-%d", n))
+	}
+	c := choose(ctx, t, "adapters", 4, 4, "", "--time-scale=10", "--decode-tokens-per-second=40", "--max-loras=2", "--lora-modules="+strings.Join(adapters, ","))
+	servers := map[string]*lru{}
+	for _, p := range c.endpoints(ctx, t) {
+		servers[p.Name] = &lru{}
+	}
+	// The calls come one after the other, so that what a server has resident follows from where they went.
+	call := func(adapter string, tokens int) (server string, resident bool) {
+		t.Helper()
+		answer, err := traffic.Chat(ctx, the.caller.HTTP, c.host, adapter, []traffic.Message{{Role: "user", Content: distinct(1, 50)[0]}}, tokens)
+		must(t, err)
+		return answer.Endpoint, servers[answer.Endpoint].use(adapter)
+	}
+	stateAt := func(ctx context.Context, adapter string) (*fleet.Explanation, map[string]fleet.Candidate) {
+		why, err := c.explain(ctx, adapter, "Hello")
+		must(t, err)
+		out := map[string]fleet.Candidate{}
+		for endpoint, p := range c.endpoints(ctx, t) {
+			i := slices.IndexFunc(why.Candidates, func(c fleet.Candidate) bool { return c.Endpoint == endpoint })
+			out[p.Name] = why.Candidates[i]
+		}
+		return why, out
+	}
+	// That a name is an adapter's is learned from readings, which must find it at work.
+	eventually(ctx, t, "all adapters resident", func(ctx context.Context) error {
+		var missing []string
+		for _, adapter := range adapters {
+			if why, _ := stateAt(ctx, adapter); why.Candidates[0].AdapterState != "resident" {
+				missing = append(missing, adapter)
+				call(adapter, 100)
+			}
+		}
+		if len(missing) > 0 {
+			return fmt.Errorf("these were not: %v", missing)
+		}
+		return nil
+	})
+	const calls = 100
+	found := 0
+	for range calls {
+		if _, resident := call(adapters[rand.IntN(len(adapters))], 1); resident {
+			found++
+		}
+	}
+	if found < 95*calls/100 {
+		t.Errorf("%d of %d calls found their adapter resident, want 95 %%", found, calls)
+	}
+
+	// A server that has started anew has two free slots, for its own two, which are nowhere now.
+	var emptied corev1.Pod
+	for _, emptied = range c.endpoints(ctx, t) {
+		if len(*servers[emptied.Name]) == 2 {
+			break
+		}
+	}
+	displaced := slices.Clone(*servers[emptied.Name])
+	restart(t, emptied)
+	*servers[emptied.Name] = lru{}
+	eventually(ctx, t, "free slots", func(ctx context.Context) error {
+		if _, states := stateAt(ctx, displaced[0]); states[emptied.Name].AdapterState != "free slot" {
+			return fmt.Errorf("the states are %+v", states)
+		}
+		return nil
+	})
+	for _, adapter := range displaced {
+		if server, _ := call(adapter, 100); server != emptied.Name {
+			t.Errorf("%s went to %s, want %s, where a slot is free", adapter, server, emptied.Name)
+		}
+	}
+}
+
+// A pool with wrong annotations for the picker is served with the defaults. An event on it and a metric tell of them.
+func TestWrongSettingsAreTold(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	choose(ctx, t, "missettled", 1, 1,
+		`inference-waypoint.io/pick-spread: much, inference-waypoint.io/pick-sesion-header: x, inference-waypoint.io/pick-avoid-for: 2s`, "--time-scale=20")
+	eventually(ctx, t, "the event", func(ctx context.Context) error {
+		var events corev1.EventList
+		if err := the.Client.List(ctx, &events, client.InNamespace("models")); err != nil {
+			return err
+		}
+		for _, e := range events.Items {
+			if e.InvolvedObject.Kind == "InferencePool" && e.InvolvedObject.Name == "missettled" && e.Reason == "InvalidPickerSettings" &&
+				e.Type == corev1.EventTypeWarning && strings.Contains(e.Message, `pick-spread is "much"`) && strings.Contains(e.Message, "pick-sesion-header") {
+				return nil
+			}
+		}
+		return fmt.Errorf("it is not among %d", len(events.Items))
+	})
+	wantSeries := func(want string) {
+		t.Helper()
+		eventually(ctx, t, want, func(ctx context.Context) error {
+			request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(picker(ctx, t).Status.PodIP, "9090")+"/metrics", nil)
+			if err != nil {
+				return err
+			}
+			response, err := http.DefaultClient.Do(request)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = response.Body.Close() }()
+			page, err := io.ReadAll(response.Body)
+			if err == nil && !strings.Contains(string(page), want+"\n") {
+				err = errors.New("the picker's metrics do not have it")
+			}
+			return err
+		})
+	}
+	wantSeries(`inference_waypoint_pool_settings_invalid{pool="models/missettled"} 2`)
+	must(t, the.Client.Patch(ctx, pool("missettled"), client.RawPatch("application/merge-patch+json",
+		[]byte(`{"metadata":{"annotations":{"inference-waypoint.io/pick-spread":"3","inference-waypoint.io/pick-sesion-header":null}}}`))))
+	wantSeries(`inference_waypoint_pool_settings_invalid{pool="models/missettled"} 0`)
+}

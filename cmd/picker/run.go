@@ -21,9 +21,11 @@ import (
 	"k8s.io/klog/v2"
 	inferenceclient "sigs.k8s.io/gateway-api-inference-extension/client-go/clientset/versioned"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/endpointmetrics"
 	"github.com/inference-waypoint/inference-waypoint/internal/extproc"
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
 	"github.com/inference-waypoint/inference-waypoint/internal/modelmetrics"
+	"github.com/inference-waypoint/inference-waypoint/internal/page"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
@@ -55,6 +57,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics := telemetry.NewMetrics(registry)
 	pools := fleet.New(fleet.Options{Metrics: metrics, Seed: rand.Uint64(), Log: log})
+	registry.MustRegister(endpointmetrics.New(pools.LiveState))
 	scraper, err := modelmetrics.New(modelmetrics.DefaultOptions(), pools)
 	if err != nil {
 		return err
@@ -84,11 +87,16 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	return errors.Join(err, stopTracing(flushing))
 }
 
-// adminHandler adds to what telemetry serves why a call would go where it would.
+// adminHandler adds to what telemetry serves the pools as they are now, for people and for programs, and why a call would
+// go where it would.
 func adminHandler(telemetry http.Handler, pools *fleet.Fleet) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("/", telemetry)
+	mux.Handle("/", page.Handler(pools.LiveState))
+	mux.Handle("/metrics", telemetry)
+	mux.Handle("/healthz", telemetry)
+	mux.Handle("/debug/pprof/", telemetry)
 	mux.Handle("POST /debug/explain", fleet.ExplainHandler(pools))
+	mux.Handle("GET /debug/pools", fleet.LiveStateHandler(pools))
 	return mux
 }
 

@@ -160,7 +160,8 @@ func (s *servers) serve(ctx context.Context, from source) error {
 }
 
 // drain tells proxies first and ends last, so that between the two no call meets a closed door. Calls that outlast the
-// drain timeout go on without the picker; only streams whose proxy does not even bring a request are cut off.
+// drain timeout go on without the picker; only streams that cannot be parted from are cut off: those whose proxy does not
+// even bring a request, or streams one through us that does not end.
 func (s *servers) drain() {
 	s.log.Info("draining")
 	s.unready()
@@ -174,7 +175,7 @@ func (s *servers) drain() {
 		s.log.Warn("parting from calls in flight at the end of the drain timeout")
 		s.picker.Part()
 		if !within(ended, partTimeout) {
-			s.log.Warn("streams without a request are cut off")
+			s.log.Warn("streams without a whole request are cut off")
 			s.extproc.Stop()
 			<-ended
 		}

@@ -1,0 +1,231 @@
+package protocol
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"testing"
+	"time"
+
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// What becomes of a call when no picker answers is for the proxy's failure mode to say.
+func TestPickerKilled(t *testing.T) {
+	p := the.pickers["killed"]
+	for _, door := range []string{"killed open", "killed closed"} {
+		checkDestination(t, served(t, door, ask(door)))
+	}
+	p.stop()
+	goByFailureMode(t, "killed")
+}
+
+// goByFailureMode checks that calls are served without a pick where they may be, and refused where not.
+func goByFailureMode(t *testing.T, picker string) {
+	t.Helper()
+	for range 5 {
+		if h := served(t, picker+" open", ask("nobody picks")); h.Header != "" {
+			t.Errorf("without a picker, %q is picked", h.Header)
+		}
+		for _, door := range []string{picker + " closed", picker + " checked", picker + " duplex"} {
+			if a := call(t, door, ask("nobody picks")); a.status != http.StatusServiceUnavailable {
+				t.Errorf("%s: the answer is %d: %s, want 503", door, a.status, a.body)
+			}
+		}
+	}
+}
+
+// longCall is a call whose answer comes in pieces, as the test says.
+type longCall struct {
+	door   string
+	answer *http.Response
+	pieces chan string
+}
+
+// answering starts a long call by each of the doors.
+func answering(t *testing.T, doors ...string) []longCall {
+	t.Helper()
+	var out []longCall
+	for _, door := range doors {
+		c := longCall{door: door, pieces: make(chan string)}
+		c.answer = open(t, door, ask(door), script(t, say(c.pieces))) //nolint:bodyclose // the test's end closes it
+		c.says(t, "a beginning")
+		out = append(out, c)
+	}
+	return out
+}
+
+func (c longCall) says(t *testing.T, piece string) {
+	t.Helper()
+	c.pieces <- piece
+	hears(t, c.answer.Body, piece)
+}
+
+func (c longCall) ends(t *testing.T) {
+	t.Helper()
+	close(c.pieces)
+	if rest, err := io.ReadAll(c.answer.Body); err != nil || len(rest) > 0 {
+		t.Errorf("%s: the answer ends with %q, %v", c.door, rest, err)
+	}
+}
+
+// A picker that is asked to end says so first, takes calls until proxies can have heard of it, and stays with the calls
+// that it has.
+func TestDrain(t *testing.T) {
+	p := the.pickers["drained"]
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	watch, err := healthv1.NewHealthClient(p.dial(t, "health")).Watch(ctx, &healthv1.HealthCheckRequest{Service: extprocService})
+	must(t, err)
+	isHealth(t, watch, healthv1.HealthCheckResponse_SERVING)
+	calls := answering(t, "drained open", "drained closed", "drained checked", "drained requests duplex", "drained duplex")
+
+	p.terminate(t)
+	isHealth(t, watch, healthv1.HealthCheckResponse_NOT_SERVING)
+	checkDestination(t, served(t, "drained closed", ask("a late one"))) // there are three seconds for that
+	eventually(t, "Envoy to hear of it", func() bool { return call(t, "drained checked", ask("later")).status == http.StatusServiceUnavailable })
+	eventually(t, "the picker to take no more calls", func() bool { return call(t, "drained closed", ask("too late")).status != http.StatusOK })
+	goByFailureMode(t, "drained")
+	for _, c := range calls {
+		c.says(t, ", a middle")
+		c.says(t, " and an end")
+		c.ends(t)
+	}
+	p.ends(t)
+}
+
+func isHealth(t *testing.T, watch healthv1.Health_WatchClient, want healthv1.HealthCheckResponse_ServingStatus) {
+	t.Helper()
+	r, err := watch.Recv()
+	must(t, err)
+	if r.GetStatus() != want {
+		t.Fatalf("the health is %s, want %s", r.GetStatus(), want)
+	}
+}
+
+// Where the drain's time ends before an answer does, the picker ends, and the answer goes on without it. A
+// request that is streamed through the picker at that moment is cut off, as it would else lack its middle.
+func TestDrainThatIsTooShort(t *testing.T) {
+	p := the.pickers["parted"]
+	calls := answering(t, "parted open", "parted closed", "parted checked", "parted requests duplex", "parted duplex")
+	whole := []flow{
+		uploading(t, "parted closed"), downloading(t, "parted closed"), downloading(t, "parted requests duplex"),
+		downloading(t, "parted duplex"), downloading(t, "parted duplex"),
+	}
+	cut := uploading(t, "parted requests duplex")
+	for _, f := range append(slices.Clone(whole), cut) {
+		<-f.begun
+	}
+	p.terminate(t)
+	p.ends(t)
+	for _, f := range append(slices.Clone(whole), cut) {
+		close(f.enough)
+	}
+	for _, f := range whole {
+		if err := <-f.ended; err != nil {
+			t.Errorf("%s: %v", f.name, err)
+		}
+	}
+	// What was on its way to the endpoint cannot be whole. It must not look as if it were.
+	if err := <-cut.ended; err == nil || errors.Is(err, errLost) {
+		t.Errorf("%s: the end is %v, want the call cut off", cut.name, err)
+	}
+	goByFailureMode(t, "parted")
+	for _, c := range calls {
+		t.Run(c.door, func(t *testing.T) {
+			for n := range 100 {
+				c.says(t, fmt.Sprintf("data: %d\n\n", n))
+			}
+			c.ends(t)
+		})
+	}
+}
+
+// flow is a body that never stands still until there is enough of it.
+type flow struct {
+	name          string
+	begun, enough chan struct{}
+	ended         chan error // nil if all of it arrived
+}
+
+func newFlow(name string) flow {
+	return flow{name: name, begun: make(chan struct{}), enough: make(chan struct{}), ended: make(chan error, 1)}
+}
+
+// body is what flows, after 2 MiB of which it has begun: numbered lines, so that none can be missed.
+func (f flow) body() io.Reader {
+	reader, writer := io.Pipe()
+	go func() {
+		defer func() { _ = writer.Close() }() // never fails
+		for sent, n := 0, 0; ; n++ {
+			written, err := fmt.Fprintf(writer, "%01000d\n", n)
+			if err != nil {
+				return // the reader is gone
+			}
+			if sent += written; sent > 2<<20 && sent-written <= 2<<20 {
+				close(f.begun)
+			}
+			select {
+			case <-f.enough:
+				return
+			default:
+			}
+		}
+	}()
+	return reader
+}
+
+// errLost says that what arrived looks whole and is not.
+var errLost = errors.New("pieces are lost")
+
+// check reads what flowed.
+func (f flow) check(from io.Reader) error {
+	lines := bufio.NewReader(from)
+	for n := 0; ; n++ {
+		got, err := lines.ReadString('\n')
+		switch {
+		case errors.Is(err, io.EOF) && got == "" && n > 2000:
+			return nil
+		case errors.Is(err, io.EOF):
+			return fmt.Errorf("%w: it ends in line %d", errLost, n)
+		case err != nil:
+			return fmt.Errorf("after %d lines: %w", n, err)
+		case got != fmt.Sprintf("%01000d\n", n):
+			return fmt.Errorf("%w: after %d lines comes %.20q…%.20q", errLost, n, got, got[max(0, len(got)-20):])
+		}
+	}
+}
+
+func uploading(t *testing.T, door string) flow {
+	f := newFlow("uploading through " + door)
+	arrived := make(chan error, 1)
+	reading := script(t, func(_ http.ResponseWriter, r *http.Request) { arrived <- f.check(r.Body) })
+	go func() {
+		response, err := try(t.Context(), client, door, f.body(), reading)
+		if err == nil {
+			err = response.Body.Close()
+		}
+		if err == nil && response.StatusCode != http.StatusOK {
+			err = errors.New(response.Status)
+		}
+		select {
+		case e := <-arrived:
+			err = errors.Join(err, e)
+		case <-time.After(patience):
+			err = errors.Join(err, errors.New("it does not arrive"))
+		}
+		f.ended <- err
+	}()
+	return f
+}
+
+func downloading(t *testing.T, door string) flow {
+	f := newFlow("downloading through " + door)
+	response := open(t, door, ask(f.name), script(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.Copy(w, f.body()) })) //nolint:bodyclose // the test's end closes it
+	go func() { f.ended <- f.check(response.Body) }()
+	return f
+}

@@ -1,0 +1,201 @@
+// Package protocol tests the picker's program against the Endpoint Picker Protocol 1.0.0 through a real Envoy: calls go
+// through it to HTTP servers, and what is judged is what Envoy does with the picker's words. The mesh, which configures
+// Envoy for a waypoint, is tested one folder up; how an endpoint is chosen may not enter.
+//
+// Each sentence of the protocol with MUST in it, and where it is tested:
+//
+//	implement the external processing service             TestBodies: each way of sending bodies that Envoy has
+//	support streaming for requests and responses          TestStreaming
+//	only select from the subset's list                    TestSubset
+//	503 as ImmediateResponse where none of it is eligible TestSubset
+//	without a subset, select from the pool                TestDestination
+//	communicate endpoints by header and metadata          TestDestination, with Envoy led by the one and by the other
+//	metadata in envoy.lb, under the header's name         TestDestination
+//	at least one endpoint, as ip:port[,ip:port…]          TestDestination; that a retry goes down the list: TestRetry
+//	not two values in header and metadata                 TestDestination, also where the client brings the header
+//	503 as ImmediateResponse where none is ready          TestRefusals
+//	429 as ImmediateResponse for what is to be dropped    TestRefusals
+//	(the proxy) communicate the endpoint that served      TestRetry: it is read, and the reservation moves
+//	implement health checking                             TestHealth, TestEnvoyChecksHealth, TestDrain
+//
+// Two more bind the proxy alone: that subset and pick are wrapped in the namespaces that they are read from here.
+//
+// What Envoy cannot produce is tested by a client of gRPC in internal/extproc: messages out of order or cut anywhere,
+// unknown and repeated fields, headers without a path (Envoy answers 400 by itself), proxies that do not tell their body
+// modes, messages over the size limit, and the words of each sentence above, byte by byte (TestProtocol there).
+package protocol
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// the is what all tests share: one Envoy, the pickers that it asks, and the endpoints behind it.
+var the *world
+
+type world struct {
+	dir       string
+	pools     map[string]*fleet
+	pickers   map[string]*picker
+	envoy     *process
+	addresses map[string]string // of Envoy's listeners, by the door's name
+}
+
+// fleet is a pool's endpoints.
+type fleet struct{ endpoints []*endpoint }
+
+func (f *fleet) addresses() []string {
+	var out []string
+	for _, e := range f.endpoints {
+		out = append(out, e.address)
+	}
+	return out
+}
+
+// The pools, with the hosts of their endpoints. A test that changes what an endpoint does, or counts a pool's calls, has
+// a pool of its own.
+var poolHosts = map[string][]string{
+	"general": {"127.0.0.1", "127.0.0.1", "[::1]"},
+	"single":  {"127.0.0.1"},
+	"empty":   {},
+	"retried": {"127.0.0.1", "127.0.0.1"},
+	"huge":    {"127.0.0.1", "127.0.0.1"},
+	"left":    {"127.0.0.1", "127.0.0.1"},
+	"removed": {"127.0.0.1", "127.0.0.1"},
+	"idle":    {"127.0.0.1", "127.0.0.1"},
+}
+
+// The pickers, with their flags. One that is to end has a process of its own.
+var pickerFlags = map[string][]string{
+	"main":    {},
+	"narrow":  {"--max-streams=1"},
+	"killed":  {},
+	"drained": {"--drain-delay=3s", "--drain-timeout=1m"},
+	"parted":  {"--drain-delay=0s", "--drain-timeout=100ms"},
+}
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) (code int) {
+	dir, err := os.MkdirTemp("", "protocol")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	the = &world{dir: dir, pools: map[string]*fleet{}, pickers: map[string]*picker{}, addresses: map[string]string{}}
+	defer the.stop()
+	if err := the.start(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if code = m.Run(); code != 0 {
+		the.showLogs()
+	}
+	return code
+}
+
+func (w *world) start() error {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), 3*time.Minute, errors.New("not within three minutes"))
+	defer cancel()
+	envoy, err := filepath.Abs("../../.tools/envoy")
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(envoy); err != nil {
+		return fmt.Errorf("there is no Envoy: make tools installs one: %w", err)
+	}
+	program := filepath.Join(w.dir, "picker")
+	if out, err := exec.CommandContext(ctx, "go", "build", "-o", program, "../../cmd/picker").CombinedOutput(); err != nil {
+		return fmt.Errorf("building the picker: %w: %s", err, out)
+	}
+	if err := w.startPools(); err != nil {
+		return err
+	}
+	if err := w.startPickers(ctx, program); err != nil {
+		return err
+	}
+	return w.startEnvoy(ctx, envoy)
+}
+
+func (w *world) startPools() error {
+	for name, hosts := range poolHosts {
+		f := &fleet{}
+		for _, host := range hosts {
+			e, err := startEndpoint(host)
+			if err != nil {
+				return err
+			}
+			f.endpoints = append(f.endpoints, e)
+		}
+		w.pools[name] = f
+	}
+	return w.writePools(func(string) bool { return true })
+}
+
+// poolsFile is what the pickers read.
+func (w *world) poolsFile() string { return filepath.Join(w.dir, "pools.yaml") }
+
+// writePools tells the pickers of those pools that are kept. The file is replaced whole, as a reader must never see half.
+func (w *world) writePools(kept func(name string) bool) error {
+	text := "pools:\n"
+	for name, f := range w.pools {
+		if kept(name) {
+			text += fmt.Sprintf("- name: %s\n  endpoints: ['%s']\n", poolName(name), strings.Join(f.addresses(), "', '"))
+		}
+	}
+	text = strings.ReplaceAll(text, "['']", "[]")
+	if err := os.WriteFile(w.poolsFile()+".new", []byte(text), 0o600); err != nil {
+		return fmt.Errorf("writing pools: %w", err)
+	}
+	return os.Rename(w.poolsFile()+".new", w.poolsFile())
+}
+
+// poolName is a pool's name as the picker knows it.
+func poolName(name string) string { return "protocol/" + name }
+
+func (w *world) startPickers(ctx context.Context, program string) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for name, flags := range pickerFlags {
+		p := &picker{addresses: map[string]string{}}
+		w.pickers[name] = p
+		group.Go(func() error {
+			return p.start(ctx, program, filepath.Join(w.dir, "picker-"+name+".log"), append(slices.Clone(flags), "--static="+w.poolsFile()))
+		})
+	}
+	return group.Wait()
+}
+
+func (w *world) stop() {
+	if w.envoy != nil {
+		w.envoy.stop()
+	}
+	for _, p := range w.pickers {
+		if p.process != nil {
+			p.stop()
+		}
+	}
+	for _, f := range w.pools {
+		for _, e := range f.endpoints {
+			e.close()
+		}
+	}
+}
+
+func (w *world) showLogs() {
+	logs, _ := filepath.Glob(filepath.Join(w.dir, "*.log"))
+	for _, log := range logs {
+		text, _ := os.ReadFile(log) // what cannot be read is not shown
+		fmt.Fprintf(os.Stderr, "--- the end of %s\n%s\n", filepath.Base(log), text[max(0, len(text)-4096):])
+	}
+}

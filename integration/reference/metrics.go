@@ -1,0 +1,74 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/refusal"
+	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
+)
+
+// metricsPage lists the picker's metrics. Those with labels exist only once something has happened, so a pool is made
+// of which everything has.
+func metricsPage() ([]byte, error) {
+	registry := prometheus.NewRegistry()
+	telemetry.NewMetrics(registry).ForPool("namespace/pool").Refused(string(refusal.Overloaded))
+	families, err := registry.Gather()
+	if err != nil {
+		return nil, fmt.Errorf("gathering metrics: %w", err)
+	}
+	if all := described(registry); all != len(families) {
+		return nil, fmt.Errorf("%d metrics are registered, but only %d have a series here to be listed by", all, len(families))
+	}
+	var page bytes.Buffer
+	page.WriteString(`# Metrics
+
+Written from the code by ` + "`make docs`" + `.
+
+The picker serves these at ` + "`/metrics`" + ` of port 9090, beside Go's own (` + "`go_`, `process_`" + `). The label ` + "`pool`" + ` is
+` + "`namespace/name`" + ` of a pool that exists, and no label has a value that a client chose. Tokens are estimated at four bytes each.
+
+| Metric | Type | Labels | |
+|---|---|---|---|
+`)
+	for _, f := range families {
+		fmt.Fprintf(&page, "| `%s` | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()), labelsOf(f), f.GetHelp())
+	}
+	page.WriteString(`
+The controller serves the metrics of controller-runtime at ` + "`/metrics`" + ` of port 9090:
+` + "`controller_runtime_reconcile_total`, `controller_runtime_reconcile_errors_total`, `workqueue_depth`, `rest_client_requests_total`" + ` and
+others, by the name of the controller.
+`)
+	return page.Bytes(), nil
+}
+
+// described counts the metrics that a registry knows, with and without series.
+func described(registry *prometheus.Registry) int {
+	descriptions := make(chan *prometheus.Desc)
+	go func() {
+		registry.Describe(descriptions)
+		close(descriptions)
+	}()
+	n := 0
+	for range descriptions {
+		n++
+	}
+	return n
+}
+
+func labelsOf(f *dto.MetricFamily) string {
+	var names []string
+	for _, m := range f.GetMetric() {
+		for _, l := range m.GetLabel() {
+			if name := "`" + l.GetName() + "`"; !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return strings.Join(names, ", ")
+}

@@ -15,9 +15,30 @@ type goal struct {
 	// got is the figure, and bound the one that it must not exceed, or, where atLeast, not fall short of.
 	got, bound float64
 	atLeast    bool
-	// where says on which study it was got, if there are several, and oracle what the oracle gets there.
-	where  string
-	oracle float64
+	// where says on which study it was got, if there are several, oracle what the oracle gets there, and alone what
+	// each call would have for itself; work is the part of the time in which the servers there would have to prefill.
+	where         string
+	oracle, alone float64
+	work          float64
+	// hindered says what holds back a goal that is not of several studies.
+	hindered string
+}
+
+// hindrance says by the run's figures what holds a missed goal back.
+func (g goal) hindrance() string {
+	switch {
+	case g.met():
+		return ""
+	case g.where == "":
+		return g.hindered
+	case !g.atLeast && g.alone > g.bound:
+		return fmt.Sprintf("no picker can: an idle server with all before in its cache, for each call, has %.2f", g.alone)
+	case g.work >= overloaded:
+		return fmt.Sprintf("overload: with the oracle's cached share servers would prefill %.2f of the time, so waiting grows as long as the run lasts", g.work)
+	case g.oracle >= g.bound && !g.atLeast:
+		return fmt.Sprintf("the oracle has %.2f, an idle server for each call %.2f", g.oracle, g.alone)
+	}
+	return fmt.Sprintf("ours alone: the oracle has %.2f", g.oracle)
 }
 
 func (g goal) met() bool {
@@ -94,6 +115,8 @@ func worst(studies []traceStudy, r results, g goal, f figure, other string) goal
 		q := f(r.of(s.name, policy.Ours.Name).Summary) / base
 		if g.atLeast == (q < g.got) {
 			g.got, g.where = q, s.name
+			g.alone = f(s.alone) / base
+			g.work = s.utilisation(r.of(s.name, policy.Oracle.Name).Cached)
 			g.oracle = f(r.of(s.name, policy.Oracle.Name).Summary) / base
 		}
 	}
@@ -119,12 +142,34 @@ func held(curve []chart.Point) float64 {
 	return last.X
 }
 
-func loadGoals(name string, curves map[string][]chart.Point) []goal {
-	ours := held(curves[policy.Ours.Name])
-	return []goal{
-		{name: "calls/s held / reference's, " + name, got: ours / held(curves[policy.Reference.Name]), bound: 1.5, atLeast: true},
-		{name: "calls/s held / least request's, " + name, got: ours / held(curves[policy.LeastRequest.Name]), bound: 2, atLeast: true},
+func loadGoals(l loadCurve) []goal {
+	return []goal{l.goal(policy.Reference.Name, 1.5), l.goal(policy.LeastRequest.Name, 2)}
+}
+
+// goal is that ours holds so many times the load that another policy holds.
+func (l loadCurve) goal(other string, bound float64) goal {
+	ours, theirs, oracle := held(l.curves[policy.Ours.Name]), held(l.curves[other]), held(l.curves[policy.Oracle.Name])
+	return goal{
+		name: fmt.Sprintf("calls/s held / %s's, %s", other, l.name),
+		got:  ours / theirs, bound: bound, atLeast: true,
+		hindered: fmt.Sprintf("at %.1f calls/s, as wanted, the oracle has a TTFT p90 of %.1f s, and holds %.2f times what %s does",
+			bound*theirs, at(l.curves[policy.Oracle.Name], bound*theirs), oracle/theirs, other),
 	}
+}
+
+// at is the height of a curve at x, interpolated between its points and level beyond them.
+func at(curve []chart.Point, x float64) float64 {
+	for i, p := range curve {
+		if x > p.X {
+			continue
+		}
+		if i == 0 {
+			return p.Y
+		}
+		last := curve[i-1]
+		return last.Y + (x-last.X)/(p.X-last.X)*(p.Y-last.Y)
+	}
+	return curve[len(curve)-1].Y
 }
 
 // otherGoals are those on the workloads that no trace tells of.

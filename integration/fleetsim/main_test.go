@@ -148,6 +148,34 @@ func TestTraceGoalsTakeTheWorstFleet(t *testing.T) {
 	}
 }
 
+func TestHindrance(t *testing.T) {
+	for name, test := range map[string]struct {
+		goal goal
+		want string
+	}{
+		"met":                      {goal{got: 0.3, bound: 0.35, where: "x", alone: 0.5}, ""},
+		"beyond any picker":        {goal{got: 0.5, bound: 0.35, where: "x", alone: 0.4, oracle: 0.5}, "no picker can: "},
+		"more than can be served":  {goal{got: 0.5, bound: 0.35, where: "x", alone: 0.1, oracle: 0.5, work: 1.4}, "overload: "},
+		"the oracle misses it too": {goal{got: 0.5, bound: 0.35, where: "x", alone: 0.1, oracle: 0.5, work: 0.5}, "the oracle has 0.50, "},
+		"the oracle does not":      {goal{got: 0.5, bound: 0.35, where: "x", alone: 0.1, oracle: 0.3, work: 0.5}, "ours alone: the oracle has 0.30"},
+		"too little of something":  {goal{got: 0.9, bound: 0.97, atLeast: true, where: "x", oracle: 1, alone: 2}, "ours alone: the oracle has 1.00"},
+		"of one curve":             {goal{got: 1.3, bound: 1.5, atLeast: true, hindered: "this"}, "this"},
+	} {
+		if got := test.goal.hindrance(); !strings.HasPrefix(got, test.want) || (test.want == "") != (got == "") {
+			t.Errorf("%s: held back by %q, want %q", name, got, test.want)
+		}
+	}
+}
+
+func TestAt(t *testing.T) {
+	curve := []chart.Point{{X: 1, Y: 1}, {X: 3, Y: 2}}
+	for x, want := range map[float64]float64{0: 1, 1: 1, 2: 1.5, 3: 2, 5: 2} {
+		if got := at(curve, x); got != want {
+			t.Errorf("at %g the curve is %g high, want %g", x, got, want)
+		}
+	}
+}
+
 func TestGoalVerdicts(t *testing.T) {
 	for name, test := range map[string]struct {
 		goal goal

@@ -78,7 +78,7 @@ func (r *report) goals() []goal {
 	if len(r.onTrace) > 0 {
 		goals = traceGoals(r.onTrace, r.results)
 		for _, l := range r.loads {
-			goals = append(goals, loadGoals(l.name, l.curves)...)
+			goals = append(goals, loadGoals(l)...)
 		}
 	}
 	return append(goals, otherGoals(r.results)...)
@@ -145,13 +145,13 @@ func (r *report) heldTable() {
 
 func (r *report) goalTable() {
 	r.heading("Goals", "Of several fleets the worst counts. On the trace, those at 1× and 2×.")
-	rows := [][]string{{"Goal", "Wanted", "Got", "", "Where", "The oracle there"}}
+	rows := [][]string{{"Goal", "Wanted", "Got", "", "Where", "The oracle there", "What holds it back"}}
 	for _, g := range r.goals() {
 		oracle := ""
 		if g.where != "" {
 			oracle = fmt.Sprintf("%.2f", g.oracle)
 		}
-		rows = append(rows, []string{g.name, g.limit(), fmt.Sprintf("%.2f", g.got), g.verdict(), g.where, oracle})
+		rows = append(rows, []string{g.name, g.limit(), fmt.Sprintf("%.2f", g.got), g.verdict(), g.where, oracle, g.hindrance()})
 	}
 	writeTable(r.w, rows)
 }

@@ -48,10 +48,13 @@ var goalSpeeds = map[float64]bool{1: true, 2: true}
 type traceStudy struct {
 	study
 	speed float64
+	// alone is what no picker can be better than.
+	alone sim.Summary
 }
 
 func traceStudies(s scale, calls []workload.Call) []traceStudy {
 	var out []traceStudy
+	best := alone(server.Default(0), calls) // of the calls' order, which is the same at all speeds
 	for _, n := range s.sizes {
 		for _, part := range s.caches {
 			fleet := fleetOf(n, part, calls)
@@ -63,6 +66,7 @@ func traceStudies(s scale, calls []workload.Call) []traceStudy {
 						calls: workload.Faster(calls, speed),
 					},
 					speed: speed,
+					alone: best,
 				})
 			}
 		}

@@ -77,7 +77,7 @@ func (v *View) reason(r *rule, e int32, home bool) Reason {
 		InFlight: int(h.own), Calls: h.calls, ReadingAge: r.now - v.loads[e].told.at,
 		Wait: max(0, h.empty-r.now), Prefill: float64(own) * h.perToken,
 	}
-	why.Others = (r.share - 1) * why.Prefill
+	why.Others = (r.share - 1 + h.displaces) * why.Prefill
 	why.Batch = callTokens * h.perToken * h.calls
 	why.Memory = max(0, why.Wait+why.Prefill-h.room)
 	if h.own >= r.bound {

@@ -15,6 +15,8 @@ type hot struct {
 	calls float64
 	// room is how long it takes to prefill as many tokens as there is free KV memory for; +Inf if unknown.
 	room float64
+	// displaces is what a token to prefill costs by what it pushes out of the cache, as a multiple of its time.
+	displaces float64
 	// own are the picker's own calls in flight.
 	own int32
 	// lastPick is the number of the pick that last chose the endpoint; 0 where none did.
@@ -27,6 +29,7 @@ type load struct {
 	arrived float64  // the position of the queue's end
 	tickets []Ticket // calls in flight in the order of their arrival
 	speed   speed
+	fill    fill
 	told    told
 }
 
@@ -53,6 +56,8 @@ func (s *State) add(n int32, now, tokens float64) Ticket {
 	h.setQueue(now, ahead+tokens)
 	t := Ticket{at: now, start: l.arrived, end: l.arrived + tokens, alone: ahead == 0}
 	l.arrived = t.end
+	l.fill.add(now, tokens)
+	s.setDisplaces(n, now)
 	l.tickets = append(l.tickets, t)
 	h.own++
 	h.calls++
@@ -111,14 +116,12 @@ type speed struct{ tokens, seconds float64 }
 const (
 	// speedMemory is the time after which an observation of a speed weighs 1/e, in seconds.
 	speedMemory = 30
-	// priorSeconds is how much observed time the mean of the pool weighs as much as, in an endpoint's own speed: what
-	// is seen of one endpoint in a few seconds is uncertain, and its like are known better.
-	priorSeconds = 8
-	// alike is how far, as a natural logarithm, the speeds of endpoints that are alike can seem to be apart. Where one
-	// is further from the mean, the mean weighs less: its like are others.
-	alike = 0.3
-	// assumedSeconds is the same for the assumed speed in the pool's mean.
-	assumedSeconds = 2
+	// alike is how far apart, as a natural logarithm, the speeds of endpoints that are alike seem to be, from what is
+	// seen of each in a long time; priorSeconds is the observed time with which the square of that is twice as much.
+	alike        = 0.3
+	priorSeconds = 2
+	// assumedSeconds is how much observed time the assumed speed weighs as much as, in the pool's mean.
+	assumedSeconds = 1
 	// surprise is how many times faster or slower than it is taken to be one observation can show an endpoint to be. A
 	// call that waits for memory, or whose prompt was not cached as expected, is no measure of a speed.
 	surprise = 4
@@ -139,14 +142,18 @@ func (v *speed) forget(seconds float64) {
 	v.seconds *= keep
 }
 
-// perToken is the time to prefill a token where the mean of the pool is known.
+// perToken is the time to prefill a token where the mean of the pool is known. An endpoint that is as far from the mean
+// as its like can seem to be has the mean's speed, and one further away its own the more (the positive part of James and
+// Stein's estimator). In between there is nothing: an endpoint that is taken to be a tenth slower than it is costs a
+// long prompt more than a cached prefix of thousands of tokens saves, so that small errors empty caches.
 func (v *speed) perToken(mean float64) float64 {
-	prior := float64(priorSeconds)
+	rate := mean
 	if v.tokens > 0 && v.seconds > 0 {
 		apart := math.Log(v.tokens / v.seconds / mean)
-		prior *= min(1, alike*alike/(apart*apart+1e-12))
+		if noise := alike * alike * (1 + priorSeconds/v.seconds); apart*apart > noise {
+			rate *= math.Exp(apart * (1 - noise/(apart*apart)))
+		}
 	}
-	rate := (v.tokens + prior*mean) / (v.seconds + prior)
 	return 1 / min(max(rate, slowest), fastest)
 }
 

@@ -104,8 +104,8 @@ func TestPickOrder(t *testing.T) {
 		"the cached prefix wins over an idle endpoint": {
 			endpoints: []endpoint{{}, {requests: 2, cached: 10}, {}}, tokens: 700, want: []int32{1}, wantLen: 3,
 		},
-		"one cached block outweighs three calls": {
-			endpoints: []endpoint{{}, {requests: 3, cached: 1}}, tokens: 100, want: []int32{1, 0}, wantLen: 2,
+		"one cached block outweighs one call more": {
+			endpoints: []endpoint{{requests: 1}, {requests: 2, cached: 1}}, tokens: 100, want: []int32{1, 0}, wantLen: 2,
 		},
 		"the longer prefix wins": {
 			endpoints: []endpoint{{cached: 3}, {cached: 7}, {cached: 5}}, tokens: 700, want: []int32{1, 2, 0}, wantLen: 3,

@@ -74,6 +74,7 @@ func (s *State) Observe(n int32, now time.Duration, r *Reading) {
 	}
 	s.correct(n, t, arrived, waiting, float64(r.Waiting-waiting))
 	// 4. Adapters, and the rest of what picks read.
+	l.fill.size = float64(max(0, r.KVTokens))
 	s.adapters.observe(n, t, r)
 	s.weigh(n, t)
 }
@@ -210,6 +211,7 @@ func (s *State) ageSpeeds(now float64, members []int32) {
 func (s *State) weigh(n int32, now float64) {
 	h, r := &s.hot[n], &s.loads[n].told
 	w := weight(now - r.at)
+	s.setDisplaces(n, now)
 	h.calls = float64(h.own) + s.meanForeign*(1-w)
 	h.room = math.Inf(1)
 	if w > 0 {

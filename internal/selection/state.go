@@ -58,6 +58,8 @@ func (s *State) Reset(n int32, key uint64) {
 // flight, which end by themselves, stay.
 func (s *State) Restarted(n int32) {
 	s.adapters.forget(n)
+	s.loads[n].fill = fill{}
+	s.hot[n].displaces = 0
 	s.loads[n].told = told{at: math.Inf(-1), waiting: math.Inf(1)}
 }
 

@@ -1,0 +1,41 @@
+package selection
+
+import (
+	"slices"
+	"time"
+)
+
+// Standing is what is known of one endpoint at a moment, for people to see.
+type Standing struct {
+	// InFlight are the picker's own calls, QueueTokens their uncached prompt tokens that wait to be prefilled.
+	InFlight    int
+	QueueTokens float64
+	// Rate is the speed of prefill in tokens a second.
+	Rate float64
+	// FirstToken is the time until the first token of a call that comes now and brings as many uncached tokens as calls of
+	// late did on average, in seconds.
+	FirstToken float64
+	// Failures are those in a row; AvoidedFor is for how many seconds more the endpoint is avoided, 0 where it is not.
+	Failures   int
+	AvoidedFor float64
+	// Adapters are the names of those that are taken to be resident, sorted.
+	Adapters []string
+}
+
+// Standing tells of endpoint n at a moment.
+func (s *State) Standing(n int32, now time.Duration) Standing {
+	t := now.Seconds()
+	h := &s.hot[n]
+	out := Standing{
+		InFlight: int(h.own), QueueTokens: h.queue(t), Rate: 1 / h.perToken,
+		FirstToken: max(0, h.empty-t) + s.meanTokens()*h.perToken,
+		Failures:   s.health[n].failures, AvoidedFor: max(0, s.health[n].until-t),
+	}
+	for _, r := range s.adapters.slots[n].resident {
+		if name := &s.adapters.names[r.id]; name.kind == proven {
+			out.Adapters = append(out.Adapters, name.name)
+		}
+	}
+	slices.Sort(out.Adapters)
+	return out
+}

@@ -172,6 +172,29 @@ func at(curve []chart.Point, x float64) float64 {
 	return curve[len(curve)-1].Y
 }
 
+// chance is by how much two runs of equal worth may differ.
+const chance = 0.01
+
+// patienceGoals are that what our rule has beyond the plain one gains somewhere and loses nowhere. Both sides of the
+// comparison know all.
+func patienceGoals(studies []study, r results) []goal {
+	best := goal{name: "beyond the greedy rule: TTFT p90 or mean / the plain rule's, where best", got: math.Inf(1), bound: 0.9}
+	worst := goal{name: "beyond the greedy rule: the same, where worst", got: math.Inf(-1), bound: 1 + chance}
+	for _, s := range studies {
+		plain, patient := r.of(s.name, policy.Oracle.Name), r.of(s.name, policy.Patient.Name)
+		for _, f := range []figure{p90, mean} {
+			q := f(patient.Summary) / f(plain.Summary)
+			if q < best.got {
+				best.got = q
+			}
+			if q > worst.got {
+				worst.got, worst.hindered = q, "on "+s.name
+			}
+		}
+	}
+	return []goal{best, worst}
+}
+
 // otherGoals are those on the workloads that no trace tells of.
 func otherGoals(r results) []goal {
 	ours := func(study string) result { return r.of(study, policy.Ours.Name) }

@@ -75,13 +75,17 @@ func (r *report) curve(name string, studies []study) loadCurve {
 
 func (r *report) goals() []goal {
 	var goals []goal
+	all := append([]study{}, r.others...)
+	for _, s := range r.onTrace {
+		all = append(all, s.study)
+	}
 	if len(r.onTrace) > 0 {
 		goals = traceGoals(r.onTrace, r.results)
 		for _, l := range r.loads {
 			goals = append(goals, loadGoals(l)...)
 		}
 	}
-	return append(goals, otherGoals(r.results)...)
+	return append(append(goals, patienceGoals(all, r.results)...), otherGoals(r.results)...)
 }
 
 // print writes all tables.

@@ -50,7 +50,7 @@ type Policy struct {
 
 // All are the policies that are compared, in the order of the tables.
 func All() []Policy {
-	return []Policy{Random, RoundRobin, LeastRequest, Reference, Ours, Oracle}
+	return []Policy{Random, RoundRobin, LeastRequest, Reference, Ours, Oracle, Patient}
 }
 
 func chance(s Setting, kind uint64) *rand.Rand { return rand.New(rand.NewPCG(s.Seed, kind)) }

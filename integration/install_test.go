@@ -88,7 +88,9 @@ func definePrometheusKinds(ctx context.Context, t *testing.T) {
 	}
 	dir, err := exec.CommandContext(ctx, "go", "list", "-C", pin, "-m", "-f", "{{.Dir}}", module).Output()
 	must(t, err)
-	must(t, the.Apply(ctx, filepath.Join(strings.TrimSpace(string(dir)), "example", "prometheus-operator-crd", "monitoring.coreos.com_podmonitors.yaml")))
+	for _, kind := range []string{"podmonitors", "prometheusrules"} {
+		must(t, the.Apply(ctx, filepath.Join(strings.TrimSpace(string(dir)), "example", "prometheus-operator-crd", "monitoring.coreos.com_"+kind+".yaml")))
+	}
 }
 
 // Each account may do what stands here and nothing else: the list is the API server's own.
@@ -426,6 +428,9 @@ func chartForAnyVersion(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "inference-waypoint")
 	must(t, os.CopyFS(dir, os.DirFS(filepath.Join(the.Root, "manifests", "charts", "inference-waypoint"))))
+	linked := filepath.Join(dir, "monitoring") // to where the copy has nothing
+	must(t, os.Remove(linked))
+	must(t, os.CopyFS(linked, os.DirFS(filepath.Join(the.Root, "manifests", "monitoring"))))
 	file := filepath.Join(dir, "Chart.yaml")
 	content, err := os.ReadFile(file)
 	must(t, err)

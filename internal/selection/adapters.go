@@ -21,10 +21,15 @@ const (
 )
 
 // adapters is what a pool knows of LoRA adapters. A call names its adapter in the same field in which others name the
-// base model. Which names are adapters is learned from readings: a name that one lists is one; a name that is in flight
-// at an endpoint whose reading tells of adapters, and not of this one, is a base model. Until either is seen, a name is
-// an adapter as long as it has calls in flight, so that the first calls with it meet; it holds no slot, and leaves with
-// the last of them. Where no endpoint tells of slots for adapters, there are none.
+// base model. Which names are adapters is learned from readings: a name that one lists is one, whatever it was taken for
+// before; a name that is in flight at an endpoint whose reading ought to list it if it were one, and does not, is a base
+// model. Until either is seen, a name is an adapter as long as it has calls in flight, so that the first calls with it
+// meet; it holds no slot, is kept from none, and leaves with the last of them. Where no endpoint tells of slots for
+// adapters, there are none.
+//
+// A call's adapter ought to be listed from the call's first token on. In recent versions of vLLM that is when the front
+// end, which writes the list, first hears from the engine that the call was queued and scheduled; older ones list it from
+// its arrival. So a call that waits, for a slot or its turn, or has its prompt prefilled, is counted and yet on no list.
 type adapters struct {
 	ids   map[string]int32
 	names []adapter // by id
@@ -59,8 +64,51 @@ type slots struct {
 type resident struct {
 	id    int32
 	calls int32
-	since float64 // when it came to be here
 	used  float64
+	// Readings from the moment due on ought to list watched of the calls, and from latest on all of them.
+	watched     int32
+	due, latest float64
+}
+
+// arrival is what the coming of a call to an endpoint has to do with its adapter, in seconds.
+type arrival struct {
+	at        float64 // when it comes
+	prefilled float64 // when it is taken to have its first token, if the adapter is there
+	load      float64 // the time to load the adapter
+}
+
+// use is what a call holds of an adapter.
+type use struct {
+	id  int32   // none where the call needs no adapter
+	due float64 // the moment from which on readings ought to list the adapter for the call
+}
+
+// begin counts a call, and returns from when on readings ought to list it. The first one waits for the adapter to be
+// loaded, and none that comes later is listed before it.
+func (r *resident) begin(c arrival) (due float64) {
+	if r.calls == 0 {
+		due = c.prefilled + c.load
+		r.due = due
+	} else {
+		due = max(r.latest, c.prefilled)
+	}
+	r.calls++
+	r.latest = due
+	if due == r.due {
+		r.watched++
+	}
+	return due
+}
+
+// end takes away a call. A restart in between has forgotten it.
+func (r *resident) end(due float64) {
+	r.calls = max(0, r.calls-1)
+	if due <= r.due {
+		r.watched = max(0, r.watched-1)
+	}
+	if r.watched == 0 {
+		r.watched, r.due = r.calls, r.latest
+	}
 }
 
 func newAdapters() adapters { return adapters{ids: map[string]int32{}} }
@@ -120,52 +168,52 @@ func (a *adapters) drop(id int32) {
 	a.free = append(a.free, id)
 }
 
-// reserve notes a call with a model at endpoint n. It returns the adapter's id, to be given to release.
-func (a *adapters) reserve(n int32, now float64, model string) int32 {
+// reserve notes a call with a model at endpoint n.
+func (a *adapters) reserve(n int32, c arrival, model string) use {
 	if a.with == 0 || model == "" || len(model) > longestName {
-		return none
+		return use{id: none}
 	}
-	id := a.intern(model, now)
+	id := a.intern(model, c.at)
 	if id == none || a.names[id].kind == base {
-		return none
+		return use{id: none}
 	}
-	return a.hold(n, id, now)
+	return a.hold(n, id, c)
 }
 
 // hold notes a call with an adapter at endpoint n, which makes it resident there.
-func (a *adapters) hold(n, id int32, now float64) int32 {
+func (a *adapters) hold(n, id int32, c arrival) use {
 	if id == none {
-		return none
+		return use{id: none}
 	}
 	a.names[id].calls++
-	a.names[id].used = now
-	a.touch(n, id, now).calls++
+	a.names[id].used = c.at
+	due := a.touch(n, id, c.at).begin(c)
 	a.evict(n)
-	return id
+	return use{id: id, due: due}
 }
 
 // release notes the end of a call at endpoint n. A name that is not proven to be an adapter's leaves with its last
-// call.
-func (a *adapters) release(n, id int32, now float64) int32 {
-	if id == none {
+// call; then there is no id any more.
+func (a *adapters) release(n int32, u use, now float64) (id int32) {
+	if u.id == none {
 		return none
 	}
-	name := &a.names[id]
+	name := &a.names[u.id]
 	name.calls--
 	name.used = now
-	if i := a.slots[n].index(id); i >= 0 {
+	if i := a.slots[n].index(u.id); i >= 0 {
 		r := &a.slots[n].resident[i]
-		r.calls = max(0, r.calls-1) // a restart in between has forgotten it
+		r.end(u.due)
 		r.used = now
 		if r.calls == 0 && name.kind != proven {
 			a.remove(n, i)
 		}
 	}
 	if name.calls == 0 && name.kind == unproven && len(name.holders) == 0 {
-		a.drop(id)
+		a.drop(u.id)
 		return none
 	}
-	return id
+	return u.id
 }
 
 func (s *slots) index(id int32) int {
@@ -178,7 +226,7 @@ func (a *adapters) touch(n, id int32, now float64) *resident {
 	i := s.index(id)
 	if i < 0 {
 		i = len(s.resident)
-		s.resident = append(s.resident, resident{id: id, since: now})
+		s.resident = append(s.resident, resident{id: id})
 		a.names[id].holders = append(a.names[id].holders, n)
 	}
 	s.resident[i].used = max(s.resident[i].used, now)
@@ -267,14 +315,16 @@ func (a *adapters) prove(n int32, name string, now, at float64) {
 	}
 }
 
-// exposeBases finds the names in flight at endpoint n for long enough that its reading would list them if they were
-// adapters'.
+// exposeBases finds the names in flight at endpoint n that its reading ought to list if they were adapters'. Where listed
+// adapters use all slots, others may be waiting for one; and a reading without any running call is older than the calls.
 func (a *adapters) exposeBases(n int32, at float64, told *Reading) {
+	if told.Running == 0 || len(told.RunningAdapters) >= told.MaxAdapters {
+		return
+	}
 	for i := len(a.slots[n].resident) - 1; i >= 0; i-- {
 		r := a.slots[n].resident[i]
 		name := &a.names[r.id]
-		// What a reading lists is proven by now. A reading without a call at all is older than the call.
-		if name.kind == unproven && r.calls > 0 && r.since < at-settle && told.Running > 0 {
+		if name.kind == unproven && r.watched > 0 && r.due < at { // what the reading lists is proven by now
 			name.kind = base
 			for len(name.holders) > 0 {
 				holder := name.holders[0]
@@ -299,6 +349,9 @@ func (a *adapters) cost(n int32, now, loadTime float64) (cost float64, full bool
 	}
 	return 2 * loadTime, true
 }
+
+// proven says that an id is known to be an adapter's.
+func (a *adapters) proven(id int32) bool { return a.names[id].kind == proven }
 
 // rendezvous maps a name and an endpoint's key to a number from 0 to 1, evenly and the same in every replica of the
 // picker: the endpoint with the highest is the name's home.

@@ -201,7 +201,7 @@ func TestAdapterSpreadsByItsLoad(t *testing.T) {
 func TestBaseModelIsNoAdapter(t *testing.T) {
 	w := newWorld(8, 4)
 	c := w.serve("base", 1)
-	w.now += s
+	w.now += 2 * s
 	w.read(c.Endpoint, 1)
 	w.serve("base", 1)
 	if w.adapters.find("base") != none {
@@ -218,6 +218,143 @@ func TestBaseModelIsNoAdapter(t *testing.T) {
 	w.read(4, 0, "base")
 	if w.adapters.find("base") == none {
 		t.Error("a name that a reading lists is not taken for an adapter")
+	}
+}
+
+// An adapter that a reading has no reason to list yet is not taken for the base model.
+func TestUnlistedAdapterStaysOne(t *testing.T) {
+	tests := map[string]func(w *world, n int32){
+		"its prompt is being prefilled": func(w *world, n int32) {
+			w.Reserve(n, w.now, callFor("sql", 40_000), 40_000) // 5 s
+			w.now += 5 * s
+			w.read(n, 2)
+		},
+		"it waits behind another's prompt": func(w *world, n int32) {
+			w.Reserve(n, w.now, callFor("", 40_000), 40_000)
+			w.Reserve(n, w.now, callFor("sql", 100), 100)
+			w.now += 5 * s
+			w.read(n, 2)
+		},
+		"it is being loaded": func(w *world, n int32) {
+			w.Reserve(n, w.now, callFor("sql", 100), 100)
+			w.now += s
+			w.read(n, 2)
+		},
+		"its first step takes longer than was thought": func(w *world, n int32) {
+			w.Reserve(n, w.now, callFor("sql", 100), 100)
+			w.now += 5 * s
+			w.read(n, 0)
+		},
+		"it waits for a slot": func(w *world, n int32) {
+			w.Reserve(n, w.now, callFor("sql", 100), 100)
+			for range 10 {
+				w.now += 10 * s
+				w.read(n, 0, "a", "b", "c", "d")
+			}
+		},
+		"one call has ended and the next has just come": func(w *world, n int32) {
+			c := w.Reserve(n, w.now, callFor("sql", 100), 100)
+			w.now += 10 * s
+			w.Reserve(n, w.now, callFor("sql", 100), 100)
+			w.Release(&c, Answered, w.now)
+			w.now += s / 20
+			w.read(n, 2)
+		},
+		"one call has moved here and the other has gone": func(w *world, n int32) {
+			gone := w.Reserve(n, w.now, callFor("sql", 100), 100)
+			moved := w.Reserve(n+1, w.now, callFor("sql", 100), 100)
+			w.now += 10 * s
+			w.Move(&moved, n, w.now)
+			w.Release(&gone, Answered, w.now)
+			w.now += s / 20
+			w.read(n, 2)
+		},
+	}
+	for name, prepare := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(8, 4)
+			prepare(w, 3)
+			if w.adapters.find("sql") == none {
+				t.Fatal("it is taken for no adapter")
+			}
+			id := w.adapters.find("sql")
+			if holders := w.adapters.names[id].holders; len(holders) != 1 || holders[0] != 3 {
+				t.Errorf("it is held by %v, want endpoint 3 alone", holders)
+			}
+		})
+	}
+}
+
+// A base model whose calls overlap without end is found out, though at no moment all of them are old, and the first have
+// gone before there is a reading.
+func TestOverlappingCallsToTheBaseModelAreFoundOut(t *testing.T) {
+	w := newWorld(1, 4)
+	var inFlight []Claim
+	for i := range 100 {
+		inFlight = append(inFlight, w.serve("base", 1))
+		if len(inFlight) > 20 {
+			w.Release(&inFlight[0], Answered, w.now)
+			inFlight = inFlight[1:]
+		}
+		w.now += 100 * time.Millisecond
+		if i > 50 {
+			w.read(0, len(inFlight))
+		}
+	}
+	if w.adapters.find("base") != none {
+		t.Error("after 10 s of calls of 2 s each the name is still taken for an adapter's")
+	}
+}
+
+// Nor does a base model whose calls are shorter than an adapter's load stay at one endpoint because they overlap.
+func TestShortOverlappingCallsToTheBaseModelSpread(t *testing.T) {
+	w := newWorld(8, 4)
+	var inFlight []Claim
+	late := map[int32]int{}
+	for i := range 100 { // 20 a second, each for half a second
+		c := w.serve("base", uint64(i))
+		inFlight = append(inFlight, c)
+		if i >= 60 {
+			late[c.Endpoint]++
+		}
+		if len(inFlight) > 10 {
+			w.Release(&inFlight[0], Answered, w.now)
+			inFlight = inFlight[1:]
+		}
+		w.now += 42 * time.Millisecond
+		for n := range int32(8) {
+			w.read(n, w.InFlight(n))
+		}
+	}
+	for e, n := range late {
+		if n > 20 {
+			t.Errorf("of 40 calls after 3 s %d went to endpoint %d of 8", n, e)
+		}
+	}
+}
+
+// Full slots keep no call away whose name may be the base model's: such calls would all go to one endpoint, beyond any
+// bound, since only there the name is in flight.
+func TestFullSlotsRuleOutProvenAdaptersOnly(t *testing.T) {
+	w := newWorld(4, 1)
+	for n := range int32(4) {
+		name := fmt.Sprint("adapter-", n)
+		w.read(n, 0, name)
+		w.Reserve(n, w.now, callFor(name, 10), 10)
+	}
+	spread := map[int32]int{}
+	for i := range 40 {
+		spread[w.serve("base", uint64(i)).Endpoint]++
+	}
+	for e, n := range spread {
+		if n > 20 {
+			t.Errorf("%d of 40 calls went to endpoint %d of 4", n, e)
+		}
+	}
+	for _, r := range Explain(callFor("base", 10), w.View, w.now) {
+		if r.Class == ClassNoSlot {
+			t.Errorf("endpoint %d is explained to be ruled out as %q", r.Endpoint, r.Class)
+		}
 	}
 }
 
@@ -242,7 +379,7 @@ func TestShortCallsToTheBaseModelSpread(t *testing.T) {
 func TestAdaptersWithoutSlotsAreNone(t *testing.T) {
 	v := viewOf(make([]endpoint, 4))
 	v.Observe(0, s, &Reading{At: s, Running: 1})
-	if id := v.Reserve(0, s, callFor("sql", 10), 10).adapter; id != none {
+	if id := v.Reserve(0, s, callFor("sql", 10), 10).adapter.id; id != none {
 		t.Error("a pool whose servers tell of no slots has adapters")
 	}
 }

@@ -70,6 +70,6 @@
 // # Bounds
 //
 // Some endpoints are taken only when all others are ruled out as well, in this order: those with more calls in flight
-// than a multiple of the mean, those whose adapter slots are all in use by others, those that failed lately. Of those
-// that are left, and within each class, cost decides.
+// than a multiple of the mean, those whose adapter slots are all in use by others (for calls that are known to name an
+// adapter), those that failed lately. Of those that are left, and within each class, cost decides.
 package selection

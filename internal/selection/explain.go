@@ -107,7 +107,9 @@ func (v *View) explainAdapter(r *rule, e int32, why *Reason) {
 	switch {
 	case full:
 		why.AdapterState = AdapterFull
-		why.ruleOut(ClassNoSlot, noSlot)
+		if v.adapters.proven(r.id) {
+			why.ruleOut(ClassNoSlot, noSlot)
+		}
 	case free > 0:
 		why.AdapterState = AdapterFits
 	default:

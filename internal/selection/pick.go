@@ -189,7 +189,7 @@ func (v *View) addAdapter(r *rule) {
 	for i, e := range v.Candidates {
 		if !v.Room.holds[e] {
 			cost, full := v.adapterCost(r, e)
-			if full {
+			if full && v.adapters.proven(r.id) {
 				cost += noSlot
 			}
 			v.Room.costs[i] += cost

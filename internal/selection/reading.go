@@ -39,9 +39,6 @@ type begun struct {
 }
 
 const (
-	// settle is how long a call may be on its way to the server, in seconds: a reading need not know of one that is
-	// younger.
-	settle = 0.02
 	// step is longer than a server's step in which it only decodes, in seconds: what waits longer waits for prefill.
 	step = 0.1
 	// fresh is the age up to which a reading counts fully, and fade the time over which it then loses weight, both in

@@ -76,8 +76,8 @@ func (s *State) Rate(n int32) float64 { return 1 / s.hot[n].perToken }
 type Claim struct {
 	Endpoint int32
 	ticket   Ticket
-	adapter  int32 // its id, none where the call needs no adapter
-	probe    bool  // the first call after a time of being avoided
+	adapter  use
+	probe    bool // the first call after a time of being avoided
 }
 
 // Reserve charges endpoint n with a call that brings so many uncached prompt tokens.
@@ -86,12 +86,18 @@ func (s *State) Reserve(n int32, now time.Duration, c *Call, uncached int) Claim
 	s.picks++
 	s.hot[n].lastPick = s.picks
 	s.work.add(t, float64(uncached))
+	ticket := s.add(n, t, float64(uncached))
 	return Claim{
 		Endpoint: n,
-		ticket:   s.add(n, t, float64(uncached)),
-		adapter:  s.adapters.reserve(n, t, c.Facts.Model),
+		ticket:   ticket,
+		adapter:  s.adapters.reserve(n, s.arrival(n, t), c.Facts.Model),
 		probe:    s.probe(n, t),
 	}
+}
+
+// arrival is that of the call that was added to endpoint n's queue last.
+func (s *State) arrival(n int32, now float64) arrival {
+	return arrival{at: now, prefilled: s.hot[n].empty + step, load: s.settings.AdapterLoad.Seconds()}
 }
 
 // Move takes a claim to the endpoint that really serves the call. The first choice did not serve it and is taken to
@@ -103,7 +109,7 @@ func (s *State) Move(c *Claim, to int32, now time.Duration) (prefilled bool) {
 	id := s.adapters.release(c.Endpoint, c.adapter, t)
 	c.Endpoint, c.probe = to, false
 	c.ticket = s.add(to, t, c.ticket.Tokens())
-	c.adapter = s.adapters.hold(to, id, t)
+	c.adapter = s.adapters.hold(to, id, s.arrival(to, t))
 	return prefilled
 }
 

@@ -44,7 +44,7 @@ func parseOptions(args []string, stderr io.Writer) (Options, error) {
 	flags.StringVar(&o.MetricsAddress, "metrics-address", ":9090", "serve /metrics and /healthz on this `address`")
 	flags.DurationVar(&o.DrainDelay, "drain-delay", 3*time.Second, "at the end, go on taking calls for so `long` after health says NOT_SERVING")
 	flags.DurationVar(&o.DrainTimeout, "drain-timeout", 25*time.Second, "at the end, wait so `long` for calls in flight; those that still are then go on without the picker")
-	flags.IntVar(&o.MaxStreams, "max-streams", 50_000, "refuse calls over this `number` in flight with 429; 0 sets no limit. A call whose answer is awaited takes some 10 KB")
+	flags.IntVar(&o.MaxStreams, "max-streams", 50_000, "refuse calls over this `number` in flight with 429; 0 sets no limit. A call whose answer is awaited takes some 10 KB, and as much again where its usage is counted")
 	flags.IntVar(&o.MaxMessageBytes, "max-message-bytes", 16<<20, "refuse ext_proc messages over this `size`, and with them longer bodies of proxies that buffer them whole")
 	flags.IntVar(&o.MaxHeldBytes, "max-held-bytes", 256<<20, "hold so many `bytes` of streamed bodies at once, at most 1 MiB of each; with more, pick on the part that is there. 0 sets no limit")
 	flags.StringVar(&o.TLSCertFile, "tls-cert-file", "", "serve ext_proc over TLS with the certificate in this PEM `file`, read again when it changes; without it, in the clear, for a mesh that does mTLS by itself")

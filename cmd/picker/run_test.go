@@ -279,7 +279,9 @@ func TestRunDrainEndsSilentStreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the stream", func() bool { return strings.Contains(p.get(t, "/metrics"), "inference_waypoint_streams_in_flight 1") })
+	eventually(t, "the stream", func() bool {
+		return strings.Contains(p.get(t, "/metrics"), `inference_waypoint_streams_in_flight{pool=""} 1`)
+	})
 	p.stop()
 	if _, err := stream.Recv(); status.Code(err) != codes.Unavailable {
 		t.Errorf("the stream ends with %v, want it cut off as unavailable", err)

@@ -17,7 +17,9 @@ import (
 // of which everything has.
 func metricsPage() ([]byte, error) {
 	registry := prometheus.NewRegistry()
-	telemetry.NewMetrics(registry).ForPool("namespace/pool").Refused(string(refusal.Overloaded))
+	pool := telemetry.NewMetrics(registry).ForPool("namespace/pool")
+	pool.Refused(string(refusal.Overloaded))
+	pool.Used(0, 0, 0)
 	families, err := registry.Gather()
 	if err != nil {
 		return nil, fmt.Errorf("gathering metrics: %w", err)
@@ -31,7 +33,8 @@ func metricsPage() ([]byte, error) {
 Written from the code by ` + "`make docs`" + `.
 
 The picker serves these at ` + "`/metrics`" + ` of port 9090, beside Go's own (` + "`go_`, `process_`" + `). The label ` + "`pool`" + ` is
-` + "`namespace/name`" + ` of a pool that exists, and no label has a value that a client chose. Tokens are estimated at four bytes each.
+` + "`namespace/name`" + ` of a pool that exists, and no label has a value that a client chose. Tokens are
+estimated at four bytes each, but for those of usage, which answers tell.
 
 | Metric | Type | Labels | |
 |---|---|---|---|

@@ -37,6 +37,9 @@ type Cluster struct {
 	Endpoints Front
 	// H2C speaks cleartext HTTP/2 to the endpoints, else HTTP/1.1.
 	H2C bool
+	// ShownTo is the ext_proc service that the endpoints' answers are shown to while they pass, asked as its Host, Port
+	// and Metadata say. It is nil where nobody is to see them.
+	ShownTo *Picker
 	// Service and Namespace name the pool in Istio's telemetry.
 	Service, Namespace string
 }
@@ -60,7 +63,11 @@ func ClusterPatch(c Cluster) (*Patch, error) {
 }
 
 func (c Cluster) build() (*clusterv3.Cluster, error) {
-	http, err := pack(c.httpOptions())
+	options, err := c.httpOptions()
+	if err != nil {
+		return nil, err
+	}
+	http, err := pack(options)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +99,11 @@ func (c Cluster) build() (*clusterv3.Cluster, error) {
 	}, nil
 }
 
-func (c Cluster) httpOptions() *upstreamhttpv3.HttpProtocolOptions {
+func (c Cluster) httpOptions() (*upstreamhttpv3.HttpProtocolOptions, error) {
+	filters, err := c.filters()
+	if err != nil {
+		return nil, err
+	}
 	explicit := &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
 		ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{
 			HttpProtocolOptions: &corev3.Http1ProtocolOptions{},
@@ -108,7 +119,8 @@ func (c Cluster) httpOptions() *upstreamhttpv3.HttpProtocolOptions {
 		UpstreamProtocolOptions: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{
 			ExplicitHttpConfig: explicit,
 		},
-	}
+		HttpFilters: filters,
+	}, nil
 }
 
 // unlimited lifts Envoy's limits of 1,024 parallel requests and 3 retries a cluster. How much a pool takes is the

@@ -112,6 +112,50 @@ func TestExternalProcessor(t *testing.T) {
 	}
 }
 
+// Answers are shown to nobody unless that is asked for, and then without a part of the call waiting or depending on it.
+func TestAnswersAreShown(t *testing.T) {
+	picker := &Picker{Host: "picker.inference-system.svc.cluster.local", Port: 9002, Metadata: map[string]string{"pool": "models/llama"}}
+	for name, to := range map[string]*Picker{"to nobody": nil, "to a picker": picker} {
+		t.Run(name, func(t *testing.T) {
+			patch, err := ClusterPatch(Cluster{Name: "c", Endpoints: front, ShownTo: to})
+			if err != nil {
+				t.Fatal(err)
+			}
+			options := &upstreamhttpv3.HttpProtocolOptions{}
+			unpack(t, read(t, patch, &clusterv3.Cluster{}).TypedExtensionProtocolOptions[httpProtocolOptions], options)
+			var names []string
+			for _, f := range options.HttpFilters {
+				names = append(names, f.Name)
+			}
+			if to == nil {
+				if len(names) != 0 {
+					t.Errorf("filters %v, want none", names)
+				}
+				return
+			}
+			if diff := cmp.Diff([]string{shownFilter, "envoy.filters.http.upstream_codec"}, names); diff != "" {
+				t.Fatalf("filters (-want +got):\n%s", diff)
+			}
+			got := &extprocv3.ExternalProcessor{}
+			unpack(t, options.HttpFilters[0].GetTypedConfig(), got)
+			if !got.ObservabilityMode || !got.FailureModeAllow {
+				t.Error("the answer waits for the picker, or ends with it")
+			}
+			want := &extprocv3.ProcessingMode{
+				RequestHeaderMode: extprocv3.ProcessingMode_SKIP, ResponseHeaderMode: extprocv3.ProcessingMode_SKIP,
+				RequestBodyMode: extprocv3.ProcessingMode_NONE, ResponseBodyMode: extprocv3.ProcessingMode_STREAMED,
+				RequestTrailerMode: extprocv3.ProcessingMode_SKIP, ResponseTrailerMode: extprocv3.ProcessingMode_SEND,
+			}
+			if diff := cmp.Diff(want, got.ProcessingMode, protocmp.Transform()); diff != "" {
+				t.Errorf("processing mode (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(picker.service(), got.GrpcService, protocmp.Transform()); diff != "" {
+				t.Errorf("service (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestClusterSpeaksItsProtocol(t *testing.T) {
 	for name, h2c := range map[string]bool{"HTTP/1.1": false, "h2c": true} {
 		t.Run(name, func(t *testing.T) {

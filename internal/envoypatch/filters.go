@@ -38,6 +38,7 @@ const (
 	pickerFilter    = "inference-waypoint.picker"
 	endpointsFilter = "inference-waypoint.endpoints"
 	servedFilter    = "inference-waypoint.served"
+	shownFilter     = "inference-waypoint.shown"
 )
 
 // callerAttribute is the caller's mTLS identity (a SPIFFE URI), as the waypoint's HBONE listener keeps it.

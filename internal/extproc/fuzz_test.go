@@ -77,6 +77,7 @@ func FuzzSession(f *testing.F) {
 	metrics := telemetry.NewMetrics(w.registry)
 	w.fleet = fleet.New(fleet.Options{Metrics: metrics})
 	w.set(llama, "10.0.0.1:80", "10.0.0.2:80")
+	w.countUsage(true)
 	// The room for held bodies is small, so that it is used up at times.
 	server := New(w.fleet, Options{Metrics: metrics, Log: slog.New(slog.DiscardHandler), MaxHeldBytes: 20_000})
 	f.Fuzz(func(t *testing.T, mode byte, script, text []byte, known bool) {

@@ -7,15 +7,14 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
-	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // traceHeader is the header by which a caller's trace goes on, by the W3C's Trace Context.
 const traceHeader = "traceparent"
 
-// poolHeader is the name of the pool as the stream's opener gave it, or "".
-func poolHeader(ctx context.Context) string {
-	if values := metadata.ValueFromIncomingContext(ctx, pool.NameHeader); len(values) > 0 {
+// openedFor is what the stream's opener says under one of the keys that package pool has for it, or "".
+func openedFor(ctx context.Context, key string) string {
+	if values := metadata.ValueFromIncomingContext(ctx, key); len(values) > 0 {
 		return values[0]
 	}
 	return ""

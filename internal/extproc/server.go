@@ -33,7 +33,7 @@ type Options struct {
 	// Tracer makes a span of each pick; nil makes none.
 	Tracer trace.Tracer
 	// MaxStreams is how many streams, which are calls in flight, may be open at once; what is above is refused as
-	// overloaded. 0 sets no limit.
+	// overloaded. As many again may show answers; those above are not looked at. 0 sets no limit.
 	MaxStreams int
 	// MaxHeldBytes bounds what is held, of all calls together, of bodies that proxies stream to us before the pick.
 	// Where it is used up, calls are picked on the part of the body that is there. 0 sets no limit.
@@ -48,7 +48,9 @@ type Server struct {
 	options    Options
 	overloaded *refusal.Error
 	sessions   sync.Pool
+	tails      sync.Pool
 	streams    atomic.Int64
+	shown      atomic.Int64 // streams that only show an answer
 	held       atomic.Int64 // bytes of bodies before the pick
 
 	parting sync.Once
@@ -65,6 +67,7 @@ func New(f *fleet.Fleet, o Options) *Server {
 		parted: make(chan struct{}),
 	}
 	s.sessions.New = func() any { return &session{server: s} }
+	s.tails.New = func() any { return new(tail) }
 	return s
 }
 

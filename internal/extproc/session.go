@@ -58,6 +58,8 @@ type session struct {
 	refused                 *refusal.Error
 	outcome                 fleet.Outcome
 	span                    trace.Span // from the headers to the pick; nil where nobody traces
+	countsUsage             bool       // the pool's, known with the answer
+	tail                    *tail      // of the answer, if its usage is counted and its body comes through us
 
 	facts       inferencereq.Facts
 	reservation fleet.Reservation
@@ -227,6 +229,9 @@ func (x *session) requestTrailers() error {
 }
 
 func (x *session) answerBody() error {
+	if x.countsUsage {
+		x.attempt(x.keepAnswer)
+	}
 	if x.answerMode == duplex {
 		return x.giveBack(onAnswerBody, x.message.bodyBuffer(), x.message.end)
 	}
@@ -243,9 +248,20 @@ func (x *session) noteAnswer() {
 	if status < 500 {
 		x.outcome = fleet.Answered
 	}
+	if p := x.server.find(x.pool); p != nil {
+		x.countsUsage = p.CountsUsage()
+	}
 	if addr, ok := fleet.ParseEndpoint(string(x.message.served)); ok {
 		x.reservation.Served(addr)
 	}
+}
+
+// keepAnswer keeps the end of an answer whose usage is counted.
+func (x *session) keepAnswer() {
+	if x.tail == nil {
+		x.tail = x.server.tails.Get().(*tail)
+	}
+	x.tail.add(x.message.body)
 }
 
 // sendPlain replies to the message that nothing is to be changed.
@@ -311,6 +327,9 @@ func (x *session) refuse(e *refusal.Error) {
 func (x *session) end() {
 	x.reservation.Release(x.outcome)
 	x.letGo()
+	if x.tail != nil {
+		x.server.countUsage(x.pool, x.tail)
+	}
 	x.endSpan()
 	x.message.free()
 	blocks := x.facts.Blocks[:0]

@@ -5,25 +5,54 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // errFault ends a stream that a fault of ours leaves without a pick. The proxy then does what the pool's failure mode
 // says; a reply without a pick would decide that for it, and is against the protocol.
 var errFault = status.Error(codes.Internal, "the endpoint picker failed")
 
-// Process serves one stream, which is one HTTP call, until the proxy ends it: with the call, by the protocol.
+// counter counts streams that are open.
+type counter interface {
+	StreamOpened()
+	StreamClosed()
+}
+
+// counterOf is that of a pool, or of the streams of none.
+func (s *Server) counterOf(name string) counter {
+	if p := s.find(name); p != nil {
+		return p.Metrics()
+	}
+	return s.options.Metrics
+}
+
+// Process serves one stream. It is one HTTP call, until the proxy ends it: with the call, by the protocol. Or it only
+// shows the answer of one, if it is opened so.
+func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
+	name := openedFor(stream.Context(), pool.NameHeader)
+	if name == "" {
+		if shownOf := openedFor(stream.Context(), pool.UsageHeader); shownOf != "" {
+			return s.look(stream, shownOf)
+		}
+	}
+	open := s.counterOf(name)
+	open.StreamOpened()
+	defer open.StreamClosed()
+	return s.serve(stream, name)
+}
+
+// serve serves the stream of a call to a pool.
 //
 // Up to the pick that takes a few messages within microseconds. Then the stream idles until the answer comes and again
 // until it has ended, for minutes, in a call of gRPC that only the proxy can end. So the session gets a goroutine of
 // its own by then, and this one stands ready to end the stream. An idle stream takes less than 14 KB all the same.
-func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
+func (s *Server) serve(stream extprocv3.ExternalProcessor_ProcessServer, name string) error {
 	open := s.streams.Add(1)
 	defer s.streams.Add(-1)
-	s.options.Metrics.StreamOpened()
-	defer s.options.Metrics.StreamClosed()
 
 	x := s.sessions.Get().(*session)
-	x.pool, x.send = poolHeader(stream.Context()), stream
+	x.pool, x.send = name, stream
 	x.surplus = s.options.MaxStreams > 0 && open > int64(s.options.MaxStreams)
 	if over, err := x.advance(stream, true); over {
 		x.finish()

@@ -19,16 +19,16 @@ import (
 func (x *session) attempt(f func()) (ok bool) {
 	defer func() {
 		if fault := recover(); fault != nil {
-			x.tellFault(fault)
+			x.server.tellFault(x.pool, fault)
 		}
 	}()
 	f()
 	return true
 }
 
-func (x *session) tellFault(fault any) {
-	x.server.options.Metrics.Panicked()
-	x.server.options.Log.Error("a fault of the picker", "pool", x.pool, "panic", fault, "stack", string(debug.Stack()))
+func (s *Server) tellFault(pool string, fault any) {
+	s.options.Metrics.Panicked()
+	s.options.Log.Error("a fault of the picker", "pool", pool, "panic", fault, "stack", string(debug.Stack()))
 }
 
 func (x *session) tellPick(took time.Duration) {

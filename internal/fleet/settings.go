@@ -20,6 +20,8 @@ type Settings struct {
 	Engine modelmetrics.Engine
 	// MetricsPath is where each endpoint has its metrics.
 	MetricsPath string
+	// Usage has the tokens counted that the endpoints' answers say were used.
+	Usage bool
 }
 
 // DefaultSettings are those of a pool that sets nothing.
@@ -48,6 +50,7 @@ func settingsOf(s picksettings.Settings) Settings {
 		CacheTokens:   s.CacheTokens,
 		Engine:        engine,
 		MetricsPath:   s.MetricsPath,
+		Usage:         s.Usage,
 	}
 }
 

@@ -99,6 +99,9 @@ func (p *Pool) Endpoints() []pool.Endpoint { return p.snapshot.Load().endpoints 
 // where there is none.
 func (p *Pool) SessionHeader() string { return p.settings.Load().SessionHeader }
 
+// CountsUsage says whether the tokens are to be counted that the endpoints' answers say were used.
+func (p *Pool) CountsUsage() bool { return p.settings.Load().Usage }
+
 // Pick chooses the endpoints for a call and reserves the first of them, in one step. The reservation is written to
 // r, which must be empty or released; it refers to the facts' blocks, which must live until it is released. The
 // error is a *refusal.Error: the pool has no endpoint, or none that the subset admits.

@@ -174,6 +174,7 @@ func (b *filterBuilder) clusters() error {
 			Name:      clusterName(b.pool.Name, name),
 			Endpoints: envoypatch.Front{Host: r.Host(b.settings.HostSuffix), Port: frontPort},
 			H2C:       r.H2C,
+			ShownTo:   b.shownTo(r),
 			Service:   name.Name,
 			Namespace: name.Namespace,
 		})

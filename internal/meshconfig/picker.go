@@ -9,6 +9,7 @@ import (
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/envoypatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 )
@@ -107,4 +108,18 @@ func (t translator) asked(r readPool) envoypatch.Picker {
 		out.Metadata = map[string]string{pool.NameHeader: r.Name.String()}
 	}
 	return out
+}
+
+// shownTo is who is shown the answers of a pool's endpoints: our picker where the pool wants their tokens counted, and
+// nobody else.
+func (t translator) shownTo(r readPool) *envoypatch.Picker {
+	settings, _ := picksettings.Parse(t.Pools[r.Name].Annotations) // what is wrong is told in events
+	if !settings.Usage || !r.choose.ours || r.choose.missing {
+		return nil
+	}
+	return &envoypatch.Picker{
+		Host:     t.serviceHost(r.choose.at.Service),
+		Port:     uint32(r.choose.at.Port),
+		Metadata: map[string]string{pool.UsageHeader: r.Name.String()},
+	}
 }

@@ -43,6 +43,8 @@ type Settings struct {
 	Engine string
 	// MetricsPath is where each endpoint has its metrics.
 	MetricsPath string
+	// Usage has the tokens counted that the endpoints' answers say were used.
+	Usage bool
 }
 
 // Engines are the names of model servers that are known, as the Gateway API Inference Extension has them.
@@ -79,6 +81,7 @@ var setters = map[string]func(*Settings, string) error{
 	},
 	"engine":       func(s *Settings, v string) error { return setEngine(&s.Engine, v) },
 	"metrics-path": func(s *Settings, v string) error { return setPath(&s.MetricsPath, v) },
+	"usage":        func(s *Settings, v string) error { return setBool(&s.Usage, v) },
 }
 
 // Parse reads a pool's annotations. Wrong has an error for each that is not as it should be, in the order of their
@@ -165,4 +168,13 @@ func setPath(to *string, text string) error {
 	}
 	*to = text
 	return nil
+}
+
+func setBool(to *bool, text string) error {
+	switch text {
+	case "true", "false":
+		*to = text == "true"
+		return nil
+	}
+	return errors.New("want true or false")
 }

@@ -24,6 +24,10 @@ const (
 	// a stream to the picker. It is the contract between the controller and the picker.
 	NameHeader = "inference-waypoint-pool"
 
+	// UsageHeader takes NameHeader's place on a stream that asks for no pick and only shows the answer to a call, for
+	// the tokens that it says were used.
+	UsageHeader = "inference-waypoint-usage"
+
 	// FailureModeAnnotation on an InferencePool without an endpointPickerRef says what becomes of a call while
 	// our picker does not answer: FailOpen (the default) or FailClose. A pool with a reference says it there.
 	FailureModeAnnotation = Prefix + "failure-mode"

@@ -14,7 +14,8 @@ const namespace = "inference_waypoint"
 // Metrics are the picker's metrics. The pool label takes only the names of pools that exist, so its cardinality is
 // bounded by the cluster's pools and never by what clients send.
 type Metrics struct {
-	streams   prometheus.Gauge
+	streams   *prometheus.GaugeVec
+	poolless  prometheus.Gauge // the streams of no pool
 	held      prometheus.Gauge
 	panics    prometheus.Counter
 	pools     prometheus.Gauge
@@ -30,6 +31,8 @@ type Metrics struct {
 	inFlight  *prometheus.GaugeVec
 	endpoints *prometheus.GaugeVec
 	invalid   *prometheus.GaugeVec
+	used      *prometheus.CounterVec
+	shown     *prometheus.CounterVec
 }
 
 // NewMetrics makes the metrics and registers them. It panics where they are registered already, as a second set in
@@ -37,10 +40,11 @@ type Metrics struct {
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	pool := []string{"pool"}
 	m := &Metrics{
-		streams: gauge("streams_in_flight", "ext_proc streams that are open now."),
-		held:    gauge("held_body_bytes", "Bytes of request bodies that are held until their call is picked."),
-		panics:  counter("panics_total", "Faults of the picker. The call goes on where it can."),
-		pools:   gauge("pools", "Pools that the picker serves."),
+		streams: gaugeVec("streams_in_flight",
+			"ext_proc streams that are open now, each with a call. The pool is empty where they name none that exists.", pool...),
+		held:   gauge("held_body_bytes", "Bytes of request bodies that are held until their call is picked."),
+		panics: counter("panics_total", "Faults of the picker. The call goes on where it can."),
+		pools:  gauge("pools", "Pools that the picker serves."),
 		picks: counterVec("picks_total",
 			"Picks by what decided: prefix, where the endpoint is taken to hold a part of the prompt, or load.", "pool", "outcome"),
 		refusals: counterVec("refusals_total",
@@ -63,17 +67,23 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		endpoints: gaugeVec("endpoints", "Endpoints that can be picked now.", pool...),
 		invalid: gaugeVec("pool_settings_invalid",
 			"Annotations of the pool for the picker that are wrong; their defaults hold.", pool...),
+		used: counterVec("usage_tokens_total",
+			"Tokens that answers say were used, in pools that count them: prompt, completion, and cached, which is a part of prompt.",
+			"pool", "kind"),
+		shown: counterVec("usage_answers_total",
+			"Answers in pools that count their tokens, by whether they said how many: read or missing.", "pool", "usage"),
 	}
+	m.poolless = m.streams.WithLabelValues("")
 	reg.MustRegister(buildInfo(), m.streams, m.held, m.panics, m.pools, m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched,
-		m.duration, m.hitRatio, m.hitLength, m.inFlight, m.endpoints, m.invalid)
+		m.duration, m.hitRatio, m.hitLength, m.inFlight, m.endpoints, m.invalid, m.used, m.shown)
 	return m
 }
 
-// StreamOpened notes that a stream began; StreamClosed must follow.
-func (m *Metrics) StreamOpened() { m.streams.Inc() }
+// StreamOpened notes that a stream of no pool began; StreamClosed must follow.
+func (m *Metrics) StreamOpened() { m.poolless.Inc() }
 
-// StreamClosed notes that a stream ended.
-func (m *Metrics) StreamClosed() { m.streams.Dec() }
+// StreamClosed notes that a stream of no pool ended.
+func (m *Metrics) StreamClosed() { m.poolless.Dec() }
 
 // Held notes so many more bytes of bodies that are held before the pick, or fewer.
 func (m *Metrics) Held(n int) { m.held.Add(float64(n)) }
@@ -100,6 +110,7 @@ type PoolMetrics struct {
 	inFlight         prometheus.Gauge
 	endpoints        prometheus.Gauge
 	invalid          prometheus.Gauge
+	streams          prometheus.Gauge
 	responses        [4]prometheus.Counter // in the order of responseClasses
 }
 
@@ -121,6 +132,7 @@ func (m *Metrics) ForPool(name string) *PoolMetrics {
 		inFlight:  m.inFlight.WithLabelValues(name),
 		endpoints: m.endpoints.WithLabelValues(name),
 		invalid:   m.invalid.WithLabelValues(name),
+		streams:   m.streams.WithLabelValues(name),
 	}
 	for i, class := range responseClasses {
 		p.responses[i] = m.responses.WithLabelValues(name, class)
@@ -133,7 +145,7 @@ func (m *Metrics) DropPool(name string) {
 	labels := prometheus.Labels{"pool": name}
 	for _, v := range []interface{ DeletePartialMatch(prometheus.Labels) int }{
 		m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched, m.duration, m.hitRatio, m.hitLength,
-		m.inFlight, m.endpoints, m.invalid,
+		m.inFlight, m.endpoints, m.invalid, m.streams, m.used, m.shown,
 	} {
 		v.DeletePartialMatch(labels)
 	}
@@ -174,6 +186,26 @@ func (p *PoolMetrics) Responded(status int) {
 
 // ServedElsewhere notes a call that the first choice did not serve.
 func (p *PoolMetrics) ServedElsewhere() { p.elsewhere.Inc() }
+
+// StreamOpened notes that a stream of the pool began; StreamClosed must follow.
+func (p *PoolMetrics) StreamOpened() { p.streams.Inc() }
+
+// StreamClosed notes that a stream of the pool ended.
+func (p *PoolMetrics) StreamClosed() { p.streams.Dec() }
+
+// Used notes the tokens that an answer says were used. The cached ones are a part of the prompt's.
+func (p *PoolMetrics) Used(prompt, cached, completion int) {
+	p.parent.shown.WithLabelValues(p.name, "read").Inc()
+	for _, of := range []struct {
+		kind   string
+		tokens int
+	}{{"prompt", prompt}, {"cached", cached}, {"completion", completion}} {
+		p.parent.used.WithLabelValues(p.name, of.kind).Add(float64(of.tokens))
+	}
+}
+
+// UsageMissing notes an answer that was looked through for the tokens that were used, and did not say.
+func (p *PoolMetrics) UsageMissing() { p.parent.shown.WithLabelValues(p.name, "missing").Inc() }
 
 // RequestStarted notes a picked call; RequestEnded must follow.
 func (p *PoolMetrics) RequestStarted() { p.inFlight.Inc() }

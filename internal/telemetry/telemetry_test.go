@@ -30,6 +30,13 @@ func TestPoolMetrics(t *testing.T) {
 	m.Held(1 << 20)
 	m.Held(-1000)
 	m.StreamOpened()
+	p.StreamOpened()
+	p.StreamOpened()
+	p.StreamClosed()
+	p.StreamOpened()
+	p.Used(100, 60, 7)
+	p.Used(10, 0, 1)
+	p.UsageMissing()
 	m.Panicked()
 	p.RequestStarted()
 	p.RequestStarted()
@@ -40,7 +47,13 @@ func TestPoolMetrics(t *testing.T) {
 	}
 	want := []string{
 		`inference_waypoint_held_body_bytes 1.047576e+06`,
-		`inference_waypoint_streams_in_flight 1`,
+		`inference_waypoint_streams_in_flight{pool=""} 1`,
+		`inference_waypoint_streams_in_flight{pool="models/llama"} 2`,
+		`inference_waypoint_usage_answers_total{pool="models/llama",usage="missing"} 1`,
+		`inference_waypoint_usage_answers_total{pool="models/llama",usage="read"} 2`,
+		`inference_waypoint_usage_tokens_total{kind="cached",pool="models/llama"} 60`,
+		`inference_waypoint_usage_tokens_total{kind="completion",pool="models/llama"} 8`,
+		`inference_waypoint_usage_tokens_total{kind="prompt",pool="models/llama"} 110`,
 		`inference_waypoint_panics_total 1`,
 		`inference_waypoint_endpoints{pool="models/llama"} 4`,
 		`inference_waypoint_pick_duration_seconds_count{pool="models/llama"} 3`,
@@ -79,6 +92,7 @@ func TestDropPoolLeavesNoSeries(t *testing.T) {
 	stays.Refused("no_endpoints")
 	m.DropPool("models/gone")
 	gone.RequestEnded() // a call that outlives its pool
+	gone.StreamClosed()
 
 	body := get(t, Handler(reg, false), "/metrics")
 	if strings.Contains(body, "models/gone") {

@@ -1,0 +1,75 @@
+package extproc
+
+import "bytes"
+
+// deepest is the depth down to which members are told.
+const deepest = 2
+
+// members calls visit for each member of the JSON object that ends doc, and of the objects in it, from the last to the
+// first: depth 1 is the object itself. Its beginning may be missing, and the members that go with it are not told. What
+// is not JSON gives some members, or none, and never a fault. Keys are as they are written, escapes and all.
+//
+// It reads backwards: behind the object's end there is no text that is still open, and in a text's own way backwards a
+// quotation mark is its beginning where no escape comes before it.
+func members(doc []byte, visit func(depth int, key, value []byte)) {
+	doc = bytes.TrimRight(doc, jsonSpace)
+	if !bytes.HasSuffix(doc, []byte{'}'}) {
+		return
+	}
+	var (
+		depth int
+		ends  [deepest + 1]int // where the member that is being read ends, by depth
+		value = -1             // where the value begins, once its colon was read; else -1
+	)
+	for i := len(doc) - 1; i >= 0; i-- {
+		switch doc[i] {
+		case '}', ']':
+			depth, value = depth+1, -1
+			setEnd(&ends, depth, i)
+		case '{', '[':
+			depth, value = depth-1, -1
+			if depth <= 0 {
+				return // the object's beginning, or what is no JSON
+			}
+		case ',':
+			value = -1
+			setEnd(&ends, depth, i)
+		case ':':
+			value = i + 1
+		case '"':
+			from := textBefore(doc, i)
+			if from < 0 {
+				return
+			}
+			if value >= 0 && depth <= deepest {
+				visit(depth, doc[from+1:i], bytes.Trim(doc[value:max(value, ends[depth])], jsonSpace))
+			}
+			i, value = from, -1
+		}
+	}
+}
+
+const jsonSpace = " \t\r\n"
+
+func setEnd(ends *[deepest + 1]int, depth, at int) {
+	if depth <= deepest {
+		ends[depth] = at
+	}
+}
+
+// textBefore finds the beginning of the text that ends at a quotation mark; -1 where it is missing.
+func textBefore(doc []byte, end int) int {
+	for at := end; ; {
+		at = bytes.LastIndexByte(doc[:at], '"')
+		if at < 0 {
+			return -1
+		}
+		escapes := 0
+		for escapes < at && doc[at-1-escapes] == '\\' {
+			escapes++
+		}
+		if escapes%2 == 0 {
+			return at
+		}
+	}
+}

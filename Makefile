@@ -23,7 +23,7 @@ tools: ## Build or install what the mesh runs (once a version; kept outside the 
 
 .PHONY: demo
 demo: tools ## Start a mesh, call a model through its waypoint, compare with round robin. KEEP=1 leaves it running.
-	@go build -o bin/demo ./integration/demo
+	@go build -o bin/ ./integration/demo ./cmd/kubectl-inference
 	@bin/demo $(if $(KEEP),-keep)
 
 .PHONY: test

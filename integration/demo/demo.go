@@ -80,9 +80,6 @@ func (d *demo) show(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.explain(ctx); err != nil {
-		return err
-	}
 	if err := d.emptyCaches(ctx); err != nil {
 		return err
 	}
@@ -99,7 +96,7 @@ func (d *demo) show(ctx context.Context) error {
 	for _, refusal := range d.mesh.Refusals() {
 		return refusal
 	}
-	return nil
+	return d.plugin(ctx)
 }
 
 // install puts up the quickstart, the host that it is compared with, and the callers.

@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 )
 
@@ -12,35 +14,46 @@ var programs = []struct {
 	name, what string
 	commands   []string
 }{
-	{"controller", "turns InferencePools into Istio objects.", nil},
-	{"picker", "is the endpoint picker.", nil},
+	{"controller", "It turns InferencePools into Istio objects.", nil},
+	{"picker", "It is the endpoint picker.", nil},
+	{"kubectl-inference", "It is a plugin of kubectl: `kubectl inference`.", []string{"status", "doctor", "explain", "top", "render"}},
 }
 
 func flagsPage() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "reference-*")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	if out, err := exec.Command("go", "build", "-o", dir+"/", "./cmd/...").CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("building the programs: %w: %s", err, out)
+	}
 	var page bytes.Buffer
 	page.WriteString("# Flags\n\nWritten from the programs' own `--help` by `make docs`.\n")
 	for _, p := range programs {
-		fmt.Fprintf(&page, "\n## %s\n\nThe %s %s\n", p.name, p.name, p.what)
+		fmt.Fprintf(&page, "\n## %s\n\n%s\n", p.name, p.what)
 		for _, command := range append([]string{""}, p.commands...) {
-			text, err := help(p.name, strings.Fields(command)...)
+			text, err := help(filepath.Join(dir, p.name), strings.Fields(command)...)
 			if err != nil {
 				return nil, err
 			}
 			if command != "" {
 				fmt.Fprintf(&page, "\n### %s %s\n", p.name, command)
 			}
-			fmt.Fprintf(&page, "\n```\n%s\n```\n", text)
+			fmt.Fprintf(&page, "\n```text\n%s\n```\n", text)
 		}
 	}
 	return page.Bytes(), nil
 }
 
-// help is what a program prints of itself.
+// help is what a program prints of itself or of one of its commands, without the flags that all commands have.
 func help(program string, command ...string) (string, error) {
-	cmd := exec.Command("go", append(append([]string{"run", "./cmd/" + program}, command...), "--help")...)
+	cmd := exec.Command(program, append(command, "--help")...)
+	cmd.Env = []string{"HOME=$HOME"} // for defaults that name it
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("asking %s for its help: %w: %s", program, err, out)
+		return "", fmt.Errorf("asking %s for its help: %w: %s", filepath.Base(program), err, out)
 	}
-	return strings.TrimSpace(string(out)), nil
+	own, _, _ := strings.Cut(string(out), "\nGlobal Flags:")
+	return strings.TrimSpace(own), nil
 }

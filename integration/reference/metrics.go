@@ -9,6 +9,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/endpointmetrics"
+	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 	"github.com/inference-waypoint/inference-waypoint/internal/refusal"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
@@ -20,6 +22,7 @@ func metricsPage() ([]byte, error) {
 	pool := telemetry.NewMetrics(registry).ForPool("namespace/pool")
 	pool.Refused(string(refusal.Overloaded))
 	pool.Used(0, 0, 0)
+	registry.MustRegister(endpointmetrics.New(wholeState))
 	families, err := registry.Gather()
 	if err != nil {
 		return nil, fmt.Errorf("gathering metrics: %w", err)
@@ -48,6 +51,13 @@ The controller serves the metrics of controller-runtime at ` + "`/metrics`" + ` 
 others, by the name of the controller.
 `)
 	return page.Bytes(), nil
+}
+
+// wholeState is one endpoint of which everything is known.
+func wholeState() livestate.State {
+	return livestate.State{Pools: []livestate.Pool{{Name: "namespace/pool", Endpoints: []livestate.Endpoint{{
+		Address: "10.0.0.1:8000", Reading: &livestate.Reading{}, CachedShare: new(float64), ObservedFirstToken: new(float64),
+	}}}}}
 }
 
 // described counts the metrics that a registry knows, with and without series.

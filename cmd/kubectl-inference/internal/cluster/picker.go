@@ -1,0 +1,232 @@
+package cluster
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
+	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+)
+
+// answerLimit bounds what is read of a picker's answer, in bytes. 1,000 endpoints take about 400 KB.
+const answerLimit = 64 << 20
+
+// Picker is a running picker, asked at its port for metrics.
+type Picker struct {
+	// Name says which one it is, for people.
+	Name string
+
+	http *http.Client
+	base *url.URL
+}
+
+// PickerAt is the picker at an address such as http://127.0.0.1:9090, which no API server is needed to reach.
+func PickerAt(address string) (*Picker, error) {
+	base, err := url.Parse(address)
+	if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" {
+		return nil, fmt.Errorf("%q is not an address such as http://127.0.0.1:9090", address)
+	}
+	return &Picker{Name: address, http: http.DefaultClient, base: base}, nil
+}
+
+// PickerIn is a pod's picker, through the API server's proxy to pods. It needs the right to get, and to explain also to
+// create, pods/proxy.
+func (c *Cluster) PickerIn(pod *corev1.Pod) *Picker {
+	return &Picker{Name: "pod " + pod.Namespace + "/" + pod.Name, http: c.http, base: c.proxied(pod, metricsPort(pod))}
+}
+
+// proxied is a pod's port behind the API server.
+func (c *Cluster) proxied(pod *corev1.Pod, port int32) *url.URL {
+	return c.base.JoinPath(fmt.Sprintf("/api/v1/namespaces/%s/pods/%s:%d/proxy/", pod.Namespace, pod.Name, port))
+}
+
+// metricsPort is the container's port of that name, by default 9090.
+func metricsPort(pod *corev1.Pod) int32 {
+	for _, container := range pod.Spec.Containers {
+		for _, port := range container.Ports {
+			if port.Name == "metrics" {
+				return port.ContainerPort
+			}
+		}
+	}
+	return 9090
+}
+
+// PickerPods are the pods of the picker of a pool, those that are ready first. Its reason is why there are none, or why
+// they cannot be asked.
+func (s *Snapshot) PickerPods(p *inferencev1.InferencePool) (_ []*corev1.Pod, reason string) {
+	at, named := meshconfig.PickerOf(p, s.Settings)
+	if !named {
+		return nil, "it names no picker"
+	}
+	service := Find(s.Services, at.Service.Namespace, at.Service.Name)
+	switch {
+	case service == nil && s.Services.Problem != nil:
+		return nil, s.Services.Problem.Text
+	case service == nil:
+		return nil, fmt.Sprintf("its picker's Service %s does not exist", at.Service)
+	case !Ours(at, service, s.Settings):
+		return nil, fmt.Sprintf("its picker %s is another program, which explains nothing", at)
+	case s.Pods.Problem != nil:
+		return nil, s.Pods.Problem.Text
+	}
+	return s.PodsOf(service), ""
+}
+
+// Ours reports whether a picker is this project's.
+func Ours(at meshconfig.ServicePort, service *corev1.Service, settings meshconfig.Settings) bool {
+	return settings.DefaultPicker != nil && *settings.DefaultPicker == at ||
+		service != nil && service.Annotations[meshconfig.OwnPickerAnnotation] == "true"
+}
+
+// PodsOf are the pods that a Service selects and that are to stay, those that are ready first.
+func (s *Snapshot) PodsOf(service *corev1.Service) []*corev1.Pod {
+	var out []*corev1.Pod
+	selector := labels.SelectorFromSet(service.Spec.Selector)
+	for _, pod := range s.Pods.Items {
+		if len(service.Spec.Selector) > 0 && pod.Namespace == service.Namespace && pod.DeletionTimestamp == nil && selector.Matches(labels.Set(pod.Labels)) {
+			out = append(out, pod)
+		}
+	}
+	slices.SortFunc(out, func(a, b *corev1.Pod) int {
+		if x, y := pool.Serving(a), pool.Serving(b); x != y {
+			if x {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(a.Name, b.Name)
+	})
+	return out
+}
+
+// Picker finds a picker of a pool that can be asked.
+func (c *Cluster) Picker(ctx context.Context, namespace, name string) (*Picker, error) {
+	s, err := c.Read(ctx, namespace, name)
+	if err != nil {
+		return nil, err
+	}
+	if s.Pools.Problem != nil {
+		return nil, s.Pools.Problem
+	}
+	if len(s.Pools.Items) == 0 {
+		return nil, NoSuchPool(namespace, name)
+	}
+	pods, reason := s.PickerPods(s.Pools.Items[0])
+	if reason != "" {
+		return nil, fmt.Errorf("pool %s/%s cannot be asked about: %s", namespace, name, reason)
+	}
+	if len(pods) == 0 || !pool.Serving(pods[0]) {
+		return nil, fmt.Errorf("no picker of pool %s/%s is ready: see kubectl inference status %s -n %s", namespace, name, name, namespace)
+	}
+	return c.PickerIn(pods[0]), nil
+}
+
+// NoSuchPool says that there is no such pool.
+func NoSuchPool(namespace, name string) error {
+	return fmt.Errorf("there is no InferencePool %s in namespace %s: kubectl get inferencepools -A lists those that are", name, namespace)
+}
+
+// OwnPickers are the ready pods of our pickers: the default one's, and those that pools name.
+func (s *Snapshot) OwnPickers() []*corev1.Pod {
+	var out []*corev1.Pod
+	add := func(at meshconfig.ServicePort) {
+		service := Find(s.Services, at.Service.Namespace, at.Service.Name)
+		if service == nil || !Ours(at, service, s.Settings) {
+			return
+		}
+		for _, p := range s.PodsOf(service) {
+			if pool.Serving(p) && !slices.Contains(out, p) {
+				out = append(out, p)
+			}
+		}
+	}
+	if s.Settings.DefaultPicker != nil {
+		add(*s.Settings.DefaultPicker)
+	}
+	for _, p := range s.Pools.Items {
+		if at, named := meshconfig.PickerOf(p, s.Settings); named {
+			add(at)
+		}
+	}
+	return out
+}
+
+// State asks for what a picker knows of a pool, namespace/name, or of all where it is empty.
+func (p *Picker) State(ctx context.Context, pool string) (out livestate.State, err error) {
+	query := url.Values{}
+	if pool != "" {
+		query.Set("pool", pool)
+	}
+	err = p.Ask(ctx, http.MethodGet, "debug/pools", query, nil, &out)
+	return out, err
+}
+
+// Healthy asks whether the picker answers at all.
+func (p *Picker) Healthy(ctx context.Context) error {
+	return p.Ask(ctx, http.MethodGet, "healthz", nil, nil, nil)
+}
+
+// Ask makes a request and decodes the answer, if it is wanted.
+func (p *Picker) Ask(ctx context.Context, method, path string, query url.Values, body []byte, into any) error {
+	target := p.base.JoinPath(path)
+	target.RawQuery = query.Encode()
+	request, err := http.NewRequestWithContext(ctx, method, target.String(), bytes.NewReader(body))
+	if err != nil {
+		return fmt.Errorf("asking the picker, %s: %w", p.Name, err)
+	}
+	if len(body) > 0 {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	response, err := p.http.Do(request)
+	if err != nil {
+		return fmt.Errorf("the picker, %s, does not answer: %s", p.Name, oneLine(rootOf(err)))
+	}
+	defer func() { _ = response.Body.Close() }()
+	text, err := io.ReadAll(io.LimitReader(response.Body, answerLimit))
+	if err != nil {
+		return fmt.Errorf("reading the answer of the picker, %s: %w", p.Name, err)
+	}
+	if response.StatusCode != http.StatusOK {
+		return p.refusal(response.StatusCode, text)
+	}
+	if into == nil {
+		return nil
+	}
+	if err := json.Unmarshal(text, into); err != nil {
+		return fmt.Errorf("the answer of the picker, %s, is not what was expected: is it of another version? %w", p.Name, err)
+	}
+	return nil
+}
+
+// refusal tells the API server's own refusals from the picker's.
+func (p *Picker) refusal(code int, text []byte) error {
+	var status metav1.Status
+	if json.Unmarshal(text, &status) == nil && status.Kind == "Status" {
+		if code == http.StatusForbidden {
+			return &Problem{NotPermitted, fmt.Sprintf("not permitted to reach the picker, %s, through the API server (pods/proxy); "+
+				"port-forward to its port 9090 and use --picker-url", p.Name)}
+		}
+		return fmt.Errorf("the API server cannot reach the picker, %s: %s; port-forward to its port 9090 and use --picker-url",
+			p.Name, oneLine(errors.New(status.Message)))
+	}
+	var own struct{ Error string }
+	if json.Unmarshal(text, &own) == nil && own.Error != "" {
+		return fmt.Errorf("the picker, %s, answers %d: %s", p.Name, code, own.Error)
+	}
+	return fmt.Errorf("the picker, %s, answers %d to this: is it of another version?", p.Name, code)
+}

@@ -1,0 +1,67 @@
+package command
+
+import (
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/cluster"
+	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/status"
+)
+
+func newStatus(o *options) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "status [POOL]",
+		Short: "Say who serves the pools, and what to do where something is wrong",
+		Long: "Say of the InferencePools of a namespace, or of all, which waypoint and which picker serve them, how many of\n" +
+			"their pods are ready, and what to do where something is wrong. Of one pool alone all is told.",
+		Example: examples(`
+			# The pools of the current namespace
+			kubectl inference status
+
+			# Those of all namespaces, with their hosts
+			kubectl inference status -A -o wide
+
+			# All about one pool
+			kubectl inference status llama -n models`),
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: o.completePools,
+		RunE:              func(c *cobra.Command, args []string) error { return o.runStatus(c, args) },
+	}
+	o.addFormat(c)
+	c.Flags().BoolVarP(&o.allNamespaces, "all-namespaces", "A", false, "tell of all namespaces")
+	return c
+}
+
+func (o *options) runStatus(c *cobra.Command, args []string) error {
+	name := ""
+	if len(args) > 0 {
+		name = args[0]
+	}
+	if name != "" && o.allNamespaces {
+		return errors.New("a pool's name and --all-namespaces exclude each other")
+	}
+	namespace, err := o.namespace()
+	if err != nil {
+		return err
+	}
+	if o.allNamespaces {
+		namespace = ""
+	}
+	connection, err := o.connect()
+	if err != nil {
+		return err
+	}
+	found, err := connection.Read(c.Context(), namespace, name)
+	switch {
+	case err != nil:
+		return err
+	case found.Pools.Problem != nil:
+		return found.Pools.Problem
+	case name != "" && len(found.Pools.Items) == 0:
+		return cluster.NoSuchPool(namespace, name)
+	}
+	report := status.Of(found)
+	report.Detail = name != ""
+	return o.write(report)
+}

@@ -1,0 +1,132 @@
+// Package explain says in words where a picker would send a request, and why. It is pure: the ranking is the picker's.
+package explain
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/output"
+	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+)
+
+// Report is a picker's explanation.
+type Report struct {
+	fleet.Explanation
+	// Names are the pods' by their endpoints, ip:port, as far as they are known.
+	Names map[string]string `json:"pods,omitempty"`
+	// Picker is who was asked. Each replica knows its own calls.
+	Picker string `json:"picker"`
+}
+
+// Text says where the request would go and has a row for each endpoint, the best first; with wide it has all terms of the
+// costs.
+func (r Report) Text(wide bool) string {
+	if len(r.Candidates) == 0 {
+		return fmt.Sprintf("Pool %s has no endpoint that the request could go to.\n", r.Pool)
+	}
+	best := r.Candidates[0]
+	var out strings.Builder
+	fmt.Fprintf(&out, "The request would go to %s: %s.\n", r.name(best.Endpoint), because(best, r.PromptTokens))
+	model := ""
+	if r.Model != "" {
+		model = " for model " + r.Model
+	}
+	fmt.Fprintf(&out, "It has about %d prompt tokens%s. Asked: %s.\n\n", r.PromptTokens, model, r.Picker)
+	head := []string{"ENDPOINT", "CACHED", "TO PREFILL", "AHEAD", "IN FLIGHT", "FIRST TOKEN", "COST", "BEHIND THE BEST BY"}
+	if wide {
+		head = append(head, "ADDRESS", "WAIT", "PREFILL", "OTHERS", "BATCH", "MEMORY", "ADAPTER", "SESSION", "READING'S AGE")
+	}
+	rows := [][]string{head}
+	for i, c := range r.Candidates {
+		row := []string{
+			r.name(c.Endpoint), fmt.Sprint(c.CachedTokens), fmt.Sprint(c.UncachedTokens), fmt.Sprintf("%.0f", c.QueueTokens),
+			fmt.Sprint(c.InFlight), span(c.FirstToken), span(c.Cost.Total), output.OrDash(behind(best, c, i == 0)),
+		}
+		if wide {
+			row = append(row, c.Endpoint, span(c.Cost.Wait), span(c.Cost.Prefill), span(c.Cost.Others), span(c.Cost.Batch),
+				span(c.Cost.Memory), adapter(c), span(c.Cost.Session), age(c.ReadingAge))
+		}
+		rows = append(rows, row)
+	}
+	out.WriteString(output.Columns(rows))
+	return out.String()
+}
+
+func (r Report) name(endpoint string) string {
+	if name := r.Names[endpoint]; name != "" {
+		return name
+	}
+	return endpoint
+}
+
+func because(best fleet.Candidate, prompt int) string {
+	said := fmt.Sprintf("it holds %d of the prompt's %d tokens", best.CachedTokens, prompt)
+	switch {
+	case best.CachedTokens == 0:
+		said = "it has the least to do, and nothing of the prompt"
+	case best.CachedTokens >= prompt:
+		said = "it holds the whole prompt"
+	}
+	return said + ", and the first token is expected in " + span(best.FirstToken)
+}
+
+// behind names the bound that puts a candidate behind, or else the term by which it costs most more than the best.
+func behind(best, c fleet.Candidate, isBest bool) string {
+	if c.Class != "" {
+		return c.Class
+	}
+	if isBest {
+		return ""
+	}
+	terms := []struct {
+		name  string
+		extra float64
+	}{
+		{"tokens ahead in the queue", c.Cost.Wait - best.Cost.Wait},
+		{"tokens to prefill", c.Cost.Prefill - best.Cost.Prefill},
+		{"calls that would wait for it", c.Cost.Others - best.Cost.Others},
+		{"calls in the batch", c.Cost.Batch - best.Cost.Batch},
+		{"the room in its KV cache", c.Cost.Memory - best.Cost.Memory},
+		{"an adapter to load", c.Cost.Adapter - best.Cost.Adapter},
+		{"the session, which is elsewhere", c.Cost.Session - best.Cost.Session},
+	}
+	most := terms[0]
+	for _, t := range terms[1:] {
+		if t.extra > most.extra {
+			most = t
+		}
+	}
+	if most.extra <= 0 {
+		return "nothing to speak of"
+	}
+	return fmt.Sprintf("%s (+%s)", most.name, span(most.extra))
+}
+
+func adapter(c fleet.Candidate) string {
+	if c.AdapterState == "" {
+		return "-"
+	}
+	return fmt.Sprintf("%s (%s)", c.AdapterState, span(c.Cost.Adapter))
+}
+
+func age(seconds *float64) string {
+	if seconds == nil {
+		return "none"
+	}
+	return span(*seconds)
+}
+
+// span writes a time in seconds with three digits, in the unit that fits.
+func span(seconds float64) string {
+	d := time.Duration(seconds * float64(time.Second))
+	switch abs := math.Abs(seconds); {
+	case abs < 0.0005:
+		return "0ms"
+	case abs < 1:
+		return d.Round(time.Millisecond).String()
+	default:
+		return d.Round(10 * time.Millisecond).String()
+	}
+}

@@ -1,0 +1,92 @@
+// Package output writes what a command found, as a text for people or as data for programs. What is written is the
+// commands' own; no cluster is read here.
+package output
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"k8s.io/cli-runtime/pkg/printers"
+	"sigs.k8s.io/yaml"
+)
+
+// Format is a way of writing: that of the flag -o.
+type Format string
+
+// The formats. Table and Wide are for people, and what they say may change; the fields of JSON and YAML stay.
+const (
+	Table Format = "table"
+	Wide  Format = "wide"
+	JSON  Format = "json"
+	YAML  Format = "yaml"
+)
+
+// Formats lists them all.
+var Formats = []string{string(Table), string(Wide), string(JSON), string(YAML)}
+
+// Set takes a flag's value.
+func (f *Format) Set(value string) error {
+	if !slices.Contains(Formats, value) {
+		return fmt.Errorf("want one of %s", strings.Join(Formats, ", "))
+	}
+	*f = Format(value)
+	return nil
+}
+
+// String is the flag's value.
+func (f *Format) String() string { return string(*f) }
+
+// Type names the value in a command's help.
+func (f *Format) Type() string { return "format" }
+
+// Report is what a command found. Its JSON is its data.
+type Report interface {
+	// Text is the report for people; with wide, all of it.
+	Text(wide bool) string
+}
+
+// Write writes a report.
+func Write(w io.Writer, f Format, r Report) error {
+	var text []byte
+	var err error
+	switch f {
+	case JSON:
+		text, err = json.MarshalIndent(r, "", "  ")
+		text = append(text, '\n')
+	case YAML:
+		text, err = yaml.Marshal(r)
+	default:
+		text = []byte(r.Text(f == Wide))
+	}
+	if err != nil {
+		return fmt.Errorf("encoding the output: %w", err)
+	}
+	_, err = w.Write(text)
+	return err
+}
+
+// Columns sets rows in columns as kubectl does. Lines end without spaces.
+func Columns(rows [][]string) string {
+	var text strings.Builder
+	w := printers.GetNewTabWriter(&text)
+	for _, row := range rows {
+		_, _ = fmt.Fprintln(w, strings.Join(row, "\t")) // a strings.Builder takes all
+	}
+	_ = w.Flush()
+	lines := strings.Split(text.String(), "\n")
+	for i, line := range lines {
+		lines[i] = strings.TrimRight(line, " ")
+	}
+	return strings.Join(lines, "\n")
+}
+
+// OrDash stands in a column for what there is none of.
+func OrDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}

@@ -1,0 +1,113 @@
+package status
+
+import (
+	"path/filepath"
+	"slices"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/cluster"
+	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/snapshottest"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+)
+
+// TestText judges a cluster that is well but for one thing, and compares what is said with testdata/<name>.txt.
+func TestText(t *testing.T) {
+	llama := func(s *cluster.Snapshot) *inferencev1.InferencePool { return s.Pools.Items[0] }
+	removePods := func(s *cluster.Snapshot, names ...string) {
+		s.Pods.Items = slices.DeleteFunc(s.Pods.Items, func(p *corev1.Pod) bool { return slices.Contains(names, p.Name) })
+	}
+	refuse := func(kind, reason, message string) func(*cluster.Snapshot) {
+		return func(s *cluster.Snapshot) {
+			c := meta.FindStatusCondition(llama(s).Status.Parents[0].Conditions, kind)
+			c.Status, c.Reason, c.Message = metav1.ConditionFalse, reason, message
+		}
+	}
+	forbidden := func(what string) *cluster.Problem {
+		return &cluster.Problem{Cause: cluster.NotPermitted, Text: "not permitted to list " + what}
+	}
+	tests := map[string]struct {
+		change       func(*cluster.Snapshot)
+		wide, detail bool
+		wantState    State
+	}{
+		"well":        {wantState: Picking},
+		"well-wide":   {wide: true, wantState: Picking},
+		"well-detail": {detail: true, wantState: Picking},
+		"no-pools":    {change: func(s *cluster.Snapshot) { s.Pools.Items = nil }},
+		"no-waypoint": {change: func(s *cluster.Snapshot) {
+			s.Namespaces.Items[0].Labels, llama(s).Status.Parents, s.Entries.Items = nil, nil, nil
+		}, wantState: NotServing},
+		"no-controller": {change: func(s *cluster.Snapshot) {
+			s.Deployments.Items, s.Entries.Items, llama(s).Status.Parents = nil, nil, nil
+		}, wantState: NotServing},
+		"status-erased":     {change: func(s *cluster.Snapshot) { llama(s).Status.Parents = nil }, wantState: Picking},
+		"controller-behind": {change: func(s *cluster.Snapshot) { llama(s).Generation = 3 }, wantState: Picking},
+		"waypoint-missing": {change: func(s *cluster.Snapshot) {
+			s.Gateways.Items, s.Entries.Items = nil, nil
+			refuse("Accepted", "NotSupportedByParent", "Gateway models/waypoint does not exist")(s)
+		}, wantState: NotServing},
+		"waypoint-not-programmed": {change: func(s *cluster.Snapshot) { s.Gateways.Items[0].Status.Conditions = nil }, wantState: NotServing},
+		"waypoint-without-pods":   {change: func(s *cluster.Snapshot) { removePods(s, "waypoint-0") }, wantState: NotServing},
+		"picker-missing": {change: refuse("ResolvedRefs", "InvalidExtensionRef",
+			"the endpoint picker's Service inference-system/inference-picker does not exist"), wantState: NotPicking},
+		"picker-not-ready": {change: func(s *cluster.Snapshot) { removePods(s, "inference-picker-0") }, wantState: NotPicking},
+		"picker-not-ready-fail-close": {change: func(s *cluster.Snapshot) {
+			removePods(s, "inference-picker-0")
+			llama(s).Annotations = map[string]string{pool.FailureModeAnnotation: "FailClose"}
+		}, wantState: NotServing},
+		"no-pods":        {change: func(s *cluster.Snapshot) { removePods(s, "llama-0", "llama-1") }, wantState: NotServing},
+		"pod-not-ready":  {change: func(s *cluster.Snapshot) { notReady(s, "llama-1") }, wantState: Picking},
+		"pods-not-ready": {change: func(s *cluster.Snapshot) { notReady(s, "llama-0", "llama-1") }, wantState: NotServing},
+		"entry-gone":     {change: func(s *cluster.Snapshot) { s.Entries.Items = nil }, wantState: NotServing},
+		"wrong-annotation": {change: func(s *cluster.Snapshot) {
+			llama(s).Annotations = map[string]string{pool.FailureModeAnnotation: "FailSometimes"}
+		}, wantState: NotServing},
+		"unread": {change: func(s *cluster.Snapshot) {
+			s.Pods = cluster.List[corev1.Pod]{Problem: forbidden("pods in namespace models")}
+		}, wantState: Unknown},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := snapshottest.Load(t, "testdata/system.yaml", "testdata/models.yaml")
+			if tt.change != nil {
+				tt.change(s)
+			}
+			report := Of(s)
+			report.Detail = tt.detail
+			if len(report.Pools) > 0 && report.Pools[0].State != tt.wantState {
+				t.Errorf("state %q, want %q", report.Pools[0].State, tt.wantState)
+			}
+			snapshottest.Golden(t, filepath.Join("testdata", name+".txt"), report.Text(tt.wide))
+		})
+	}
+}
+
+func notReady(s *cluster.Snapshot, names ...string) {
+	for _, p := range s.Pods.Items {
+		if slices.Contains(names, p.Name) {
+			p.Status.Conditions = nil
+		}
+	}
+}
+
+func TestPoolsAreInOrder(t *testing.T) {
+	s := snapshottest.Load(t, "testdata/models.yaml")
+	for _, name := range []types.NamespacedName{{Namespace: "b", Name: "a"}, {Namespace: "a", Name: "z"}, {Namespace: "a", Name: "b"}} {
+		p := s.Pools.Items[0].DeepCopy()
+		p.Namespace, p.Name = name.Namespace, name.Name
+		s.Pools.Items = append(s.Pools.Items, p)
+	}
+	var got []string
+	for _, p := range Of(s).Pools {
+		got = append(got, p.Namespace+"/"+p.Name)
+	}
+	if want := []string{"a/b", "a/z", "b/a", "models/llama"}; !slices.Equal(got, want) {
+		t.Errorf("in the order %v, want %v", got, want)
+	}
+}

@@ -1,0 +1,120 @@
+// Package top shows the endpoints of a pool as its picker sees them at the moment. It is pure: what it shows was asked for
+// elsewhere, again and again.
+package top
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/output"
+	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
+)
+
+// Report is one look at a pool.
+type Report struct {
+	livestate.State
+	// Picker is who was asked. Each replica knows its own calls.
+	Picker string `json:"picker"`
+}
+
+// maxAdapters bounds how many adapters a row names, unless all is wanted.
+const maxAdapters = 3
+
+// Text has a row for each endpoint, and the sums over all that is known under them; with wide, it also has addresses, all
+// adapters, and what the picker makes of each.
+func (r Report) Text(wide bool) string {
+	var out strings.Builder
+	for i, p := range r.Pools {
+		if i > 0 {
+			out.WriteString("\n")
+		}
+		fmt.Fprintf(&out, "%s at %s, by %s\n\n%s", p.Name, r.Time.UTC().Format(time.TimeOnly), r.Picker, table(p, wide))
+	}
+	return out.String()
+}
+
+func table(p livestate.Pool, wide bool) string {
+	head := []string{"ENDPOINT", "RUNNING", "WAITING", "KV USE", "RESERVED", "TOKENS", "CACHED", "FIRST TOKEN", "ADAPTERS"}
+	if wide {
+		head = append(head, "ADDRESS", "EXPECTED", "PREFILL/S", "READ AGO", "STATE")
+	}
+	rows := [][]string{head}
+	for _, e := range p.Endpoints {
+		rows = append(rows, row(e, wide))
+	}
+	return output.Columns(append(rows, total(p)))
+}
+
+func row(e livestate.Endpoint, wide bool) []string {
+	running, waiting, use, ago, adapters := "-", "-", "-", "never", "-"
+	if r := e.Reading; r != nil {
+		running, waiting, use, ago = fmt.Sprint(r.Running), fmt.Sprint(r.Waiting), percent(&r.KVUse), span(&r.Age)
+		adapters = adaptersOf(r.Adapters, wide)
+	}
+	out := []string{
+		name(e), running, waiting, use, fmt.Sprint(e.ReservedRequests), fmt.Sprintf("%.0f", e.ReservedTokens),
+		percent(e.CachedShare), span(e.ObservedFirstToken), adapters,
+	}
+	if wide {
+		out = append(out, e.Address, span(&e.FirstToken), fmt.Sprintf("%.0f", e.PrefillRate), ago, state(e))
+	}
+	return out
+}
+
+func name(e livestate.Endpoint) string {
+	if e.Name == "" {
+		return e.Address
+	}
+	return e.Name
+}
+
+func total(p livestate.Pool) []string {
+	var running, waiting, reserved int
+	var tokens float64
+	for _, e := range p.Endpoints {
+		if e.Reading != nil {
+			running += e.Reading.Running
+			waiting += e.Reading.Waiting
+		}
+		reserved += e.ReservedRequests
+		tokens += e.ReservedTokens
+	}
+	return []string{fmt.Sprintf("all %d", len(p.Endpoints)), fmt.Sprint(running), fmt.Sprint(waiting), "", fmt.Sprint(reserved), fmt.Sprintf("%.0f", tokens)}
+}
+
+func adaptersOf(a *livestate.Adapters, all bool) string {
+	switch {
+	case a == nil || len(a.Known) == 0:
+		return "-"
+	case all || len(a.Known) <= maxAdapters:
+		return strings.Join(a.Known, ",")
+	default:
+		return fmt.Sprintf("%s +%d", strings.Join(a.Known[:maxAdapters], ","), len(a.Known)-maxAdapters)
+	}
+}
+
+func state(e livestate.Endpoint) string {
+	switch {
+	case !e.Ready:
+		return "leaving"
+	case e.Health.AvoidedFor > 0:
+		return fmt.Sprintf("avoided for %s (%d failures)", span(&e.Health.AvoidedFor), e.Health.Failures)
+	default:
+		return "ready"
+	}
+}
+
+func percent(share *float64) string {
+	if share == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%.0f%%", 100**share)
+}
+
+func span(seconds *float64) string {
+	if seconds == nil {
+		return "-"
+	}
+	return time.Duration(*seconds * float64(time.Second)).Round(time.Millisecond).String()
+}

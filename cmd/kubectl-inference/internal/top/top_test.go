@@ -1,0 +1,31 @@
+package top
+
+import (
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/snapshottest"
+	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
+)
+
+func TestText(t *testing.T) {
+	share, first := 0.79, 0.0264
+	endpoints := []livestate.Endpoint{
+		{
+			Name: "llama-0", Address: "10.244.0.6:8000", Ready: true, ReservedRequests: 3, ReservedTokens: 1234.4, CachedShare: &share,
+			FirstToken: 0.051, ObservedFirstToken: &first, PrefillRate: 8000,
+			Reading: &livestate.Reading{Age: 0.15, Running: 7, Waiting: 2, KVUse: 0.634, Adapters: &livestate.Adapters{Slots: 8, Known: []string{"de", "en", "fr", "it", "pl"}}},
+		},
+		{Name: "llama-1", Address: "10.244.0.7:8000", Ready: true, Health: livestate.Health{Failures: 3, AvoidedFor: 4.2}, PrefillRate: 8000},
+		{Address: "10.244.0.8:8000", Reading: &livestate.Reading{Age: 30, Running: 1}, ReservedRequests: 1},
+	}
+	for name, wide := range map[string]bool{"pool": false, "pool-wide": true} {
+		t.Run(name, func(t *testing.T) {
+			r := Report{Picker: "pod inference-system/inference-picker-0", State: livestate.State{
+				Time: time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC), Pools: []livestate.Pool{{Name: "models/llama", Endpoints: endpoints}},
+			}}
+			snapshottest.Golden(t, filepath.Join("testdata", name+".txt"), r.Text(wide))
+		})
+	}
+}

@@ -239,8 +239,8 @@ func TestPodDeletedWhileCallsFlow(t *testing.T) {
 	stop := flow(ctx, 6)
 	time.Sleep(500 * time.Millisecond)
 	victim := modelServers(ctx, t)[0]
-	deleted := time.Now()
 	must(t, the.Client.Delete(ctx, &victim))
+	deleted := time.Now() // calls begun before may be in flight there
 	must(t, the.Await(ctx, "the pod's end", func(ctx context.Context) error {
 		err := the.Client.Get(ctx, client.ObjectKeyFromObject(&victim), &corev1.Pod{})
 		if err == nil {

@@ -333,6 +333,24 @@ func TestShortOverlappingCallsToTheBaseModelSpread(t *testing.T) {
 	}
 }
 
+// Before anything is known of a name its first calls meet, and no more than those: a picker that has just started knows
+// nothing of its base model's name either.
+func TestCallsWithAnUnknownNameGatherNoCrowd(t *testing.T) {
+	w := newWorld(4, 4)
+	at := map[int32]int{}
+	for i := range 40 {
+		at[w.serve("unknown", uint64(i)).Endpoint]++
+		if i == meeting-1 && len(at) != 1 {
+			t.Errorf("the first calls went to %d endpoints, want one", len(at))
+		}
+	}
+	for e, n := range at {
+		if n > 40/4+meeting {
+			t.Errorf("%d of 40 calls went to endpoint %d of 4", n, e)
+		}
+	}
+}
+
 // Full slots keep no call away whose name may be the base model's: such calls would all go to one endpoint, beyond any
 // bound, since only there the name is in flight.
 func TestFullSlotsRuleOutProvenAdaptersOnly(t *testing.T) {

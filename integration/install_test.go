@@ -47,7 +47,8 @@ const (
 
 // kustomizations are all that can be applied from manifests/.
 var kustomizations = []string{
-	"manifests", "manifests/overlays/default", "manifests/overlays/ha", "manifests/overlays/monitoring", "manifests/uninstall",
+	"manifests", "manifests/overlays/default", "manifests/overlays/ha", "manifests/overlays/monitoring", "manifests/monitoring",
+	"manifests/uninstall",
 }
 
 // Everything in manifests/ is taken by the API server, with istiod's webhook on, and istioctl analyze has nothing to say.

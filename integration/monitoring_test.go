@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,11 +16,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
@@ -31,8 +34,8 @@ const prometheusAddress = "127.0.0.1:9099"
 // onlyWhenWrong are metrics that programs show once something is wrong, and that a mesh in order need not have.
 var onlyWhenWrong = []string{"pilot_total_xds_rejects", "inference_waypoint_refusals_total"}
 
-// TestMonitoring runs every query of the dashboards and alerts in a real Prometheus that reads the picker, the
-// controller, the waypoint and istiod while calls flow: each names only metrics that exist, and every panel but those of
+// TestMonitoring runs every query of the dashboards and alerts in a real Prometheus that reads what our PodMonitors
+// select, as its operator would have it, while calls flow: each names only metrics that exist, and every panel but those of
 // what goes wrong shows something.
 func TestMonitoring(t *testing.T) {
 	ctx := begin(t, 4*time.Minute)
@@ -43,9 +46,17 @@ func TestMonitoring(t *testing.T) {
 	// Averages of servers come with the readings of some seconds.
 	eventually(ctx, t, "all metrics", func(ctx context.Context) error {
 		return p.has(ctx, "rate(inference_waypoint_picks_total[10s]) > 0 and on () inference_waypoint_endpoint_cached_ratio"+
-			` and on () {__name__=~"envoy_http_.*ext_proc_streams_started"} and on () pilot_info`)
+			` and on () {__name__=~"envoy_http_.*ext_proc_streams_started"}`)
 	})
+	for _, job := range []string{"inference-waypoint", "inference-waypoint-waypoints", "inference-waypoint-istiod"} {
+		eventually(ctx, t, "all pods of PodMonitor "+job, func(ctx context.Context) error { return p.has(ctx, fmt.Sprintf("min(up{job=%q}) == 1", job)) })
+	}
 	names := p.names(ctx, t)
+	for _, label := range p.labels(ctx, t) {
+		if strings.HasPrefix(label, "exported_") {
+			t.Fatalf("a metric's own label has become %s", label)
+		}
+	}
 	for where, query := range queries(t) {
 		t.Run(where, func(t *testing.T) {
 			used := p.metricsOf(ctx, t, query)
@@ -215,16 +226,14 @@ func writeRules(t *testing.T, dir string) {
 // prometheus is the one that startPrometheus runs.
 type prometheus struct{}
 
-// startPrometheus starts one that reads all that the mesh has, and waits until it answers.
+// startPrometheus starts one that reads what our PodMonitors select, and waits until it answers.
 func startPrometheus(ctx context.Context, t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
 	writeRules(t, dir)
-	jobs := []map[string]any{
-		job("picker", "/metrics", "9090", pickers(ctx, t)),
-		job("controller", "/metrics", "9090", pods(ctx, t, "inference-system", client.MatchingLabels{"app.kubernetes.io/name": "inference-controller"})),
-		job("waypoint", "/stats/prometheus", "15000", pods(ctx, t, "models", client.MatchingLabels{"gateway.networking.k8s.io/gateway-name": "waypoint"})),
-		job("istiod", "/metrics", "15014", pods(ctx, t, "istio-system", client.MatchingLabels{"app": "istiod"})),
+	var jobs []map[string]any
+	for _, m := range podMonitors(t) {
+		jobs = append(jobs, m.job(ctx, t))
 	}
 	config, err := yaml.Marshal(map[string]any{
 		"global":     map[string]any{"scrape_interval": "1s", "evaluation_interval": "1s"},
@@ -248,13 +257,107 @@ func startPrometheus(ctx context.Context, t *testing.T) {
 	eventually(ctx, t, "Prometheus", func(ctx context.Context) error { return prometheus{}.ask(ctx, "status/buildinfo", nil, nil) })
 }
 
-// job reads the pods at a port.
-func job(name, path, port string, from []corev1.Pod) map[string]any {
-	var targets []string
-	for i := range from {
-		targets = append(targets, net.JoinHostPort(from[i].Status.PodIP, port))
+// podMonitor is what ours say of a PodMonitor.
+type podMonitor struct {
+	Metadata struct{ Name, Namespace string }
+	Spec     struct {
+		NamespaceSelector   struct{ Any bool }
+		Selector            metav1.LabelSelector
+		PodMetricsEndpoints []monitoredPort
 	}
-	return map[string]any{"job_name": name, "metrics_path": path, "static_configs": []any{map[string]any{"targets": targets}}}
+}
+
+type monitoredPort struct {
+	Port, Path                     string
+	PortNumber                     int32
+	Relabelings, MetricRelabelings []relabeling
+}
+
+// relabeling is spelled one way by the operator and another by Prometheus.
+type relabeling struct {
+	Action, Regex string
+	SourceLabels  []string
+}
+
+func podMonitors(t *testing.T) []podMonitor {
+	t.Helper()
+	objects, err := the.Read("manifests/overlays/monitoring")
+	must(t, err)
+	var out []podMonitor
+	for _, o := range objects {
+		if o.GetKind() != "PodMonitor" {
+			continue
+		}
+		text, err := yaml.Marshal(o.Object)
+		must(t, err)
+		var m podMonitor
+		must(t, yaml.Unmarshal(text, &m))
+		if len(m.Spec.PodMetricsEndpoints) != 1 {
+			t.Fatalf("PodMonitor %s reads %d ports, want 1", m.Metadata.Name, len(m.Spec.PodMetricsEndpoints))
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+// job is what the Prometheus operator makes of a PodMonitor: the pods that it selects, at a port that they declare, with
+// the operator's labels.
+func (m *podMonitor) job(ctx context.Context, t *testing.T) map[string]any {
+	t.Helper()
+	selector, err := metav1.LabelSelectorAsSelector(&m.Spec.Selector)
+	must(t, err)
+	selection := &client.ListOptions{LabelSelector: selector}
+	if !m.Spec.NamespaceSelector.Any {
+		selection.Namespace = m.Metadata.Namespace
+	}
+	var list corev1.PodList
+	must(t, the.Client.List(ctx, &list, selection))
+	found := slices.DeleteFunc(list.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
+	port := m.Spec.PodMetricsEndpoints[0]
+	var targets []any
+	for i := range found {
+		pod := &found[i]
+		for _, c := range pod.Spec.Containers {
+			for _, p := range c.Ports {
+				if p.Name != port.Port && p.ContainerPort != port.PortNumber {
+					continue
+				}
+				labels := map[string]string{"namespace": pod.Namespace, "pod": pod.Name, "container": c.Name}
+				if port.Port != "" {
+					labels["endpoint"] = port.Port
+				}
+				targets = append(targets, map[string]any{"targets": []string{monitoredAddress(pod, p.ContainerPort)}, "labels": labels})
+			}
+		}
+	}
+	if len(targets) == 0 || len(targets) != len(found) {
+		t.Fatalf("PodMonitor %s selects %d pods, which have its port %d times", m.Metadata.Name, len(found), len(targets))
+	}
+	return map[string]any{
+		"job_name": m.Metadata.Name, "metrics_path": cmp.Or(port.Path, "/metrics"), "static_configs": targets,
+		"relabel_configs": relabelings(port.Relabelings), "metric_relabel_configs": relabelings(port.MetricRelabelings),
+	}
+}
+
+// monitoredAddress is where a pod's port is read. Istio's agent, which has Envoy's metrics at 15020 under the path that
+// they have at Envoy's own 15000, does not run in this mesh.
+func monitoredAddress(pod *corev1.Pod, port int32) string {
+	if port == 15020 {
+		port = 15000
+	}
+	return net.JoinHostPort(pod.Status.PodIP, strconv.Itoa(int(port)))
+}
+
+func relabelings(from []relabeling) []any {
+	var out []any
+	for _, r := range from {
+		config := map[string]any{"action": r.Action, "regex": r.Regex}
+		if len(r.SourceLabels) > 0 {
+			config["source_labels"] = r.SourceLabels
+		}
+		out = append(out, config)
+	}
+	return out
 }
 
 // ask makes one request of the API and reads its data.
@@ -287,6 +390,14 @@ func (p prometheus) names(ctx context.Context, t *testing.T) []string {
 	t.Helper()
 	var out []string
 	must(t, p.ask(ctx, "label/__name__/values", nil, &out))
+	return out
+}
+
+// labels are the names of the labels that there are.
+func (p prometheus) labels(ctx context.Context, t *testing.T) []string {
+	t.Helper()
+	var out []string
+	must(t, p.ask(ctx, "labels", nil, &out))
 	return out
 }
 

@@ -52,6 +52,29 @@ func TestChartAndOverlaysAreTheSame(t *testing.T) {
 	}
 }
 
+// The packaged chart has what the folder has: its folder monitoring is a link to manifests/monitoring.
+func TestPackagedChartIsTheSame(t *testing.T) {
+	dir := t.TempDir()
+	if out, err := exec.Command(tool(t), "package", chart, "--destination", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.tgz"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("the packages are %v (%v), want one", files, err)
+	}
+	want, err := render(chart, "--set", "monitoring.enabled=true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := render(files[0], "--set", "monitoring.enabled=true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("the folder and the package differ (-folder +package):\n%s", diff)
+	}
+}
+
 // The chart's hook after the release has gone does what manifests/uninstall does, by an account of its own, which may do
 // what the controller may.
 func TestChartUninstallsAsKustomizeDoes(t *testing.T) {
@@ -113,7 +136,7 @@ func TestChartValues(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			out, err := render(set(tt.values)...)
+			out, err := render(chart, set(tt.values)...)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -162,7 +185,7 @@ func TestChartRefusesWrongValues(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			_, err := render("--set", tt.value)
+			_, err := render(chart, "--set", tt.value)
 			if err == nil {
 				t.Fatal("it was taken")
 			}
@@ -206,14 +229,15 @@ func template(values ...string) ([]*unstructured.Unstructured, error) {
 }
 
 func helm(args ...string) ([]*unstructured.Unstructured, error) {
-	out, err := render(args...)
+	out, err := render(chart, args...)
 	if err != nil {
 		return nil, err
 	}
 	return mesh.Decode(out)
 }
 
-func render(args ...string) ([]byte, error) {
+// render runs helm template for a chart: a folder or a package.
+func render(chart string, args ...string) ([]byte, error) {
 	// A cluster's version is asked of nobody: the newest that helm knows is taken.
 	cmd := exec.Command(root+"/.tools/helm", append([]string{"template", "test", chart, "--namespace", "inference-system"}, args...)...)
 	var stdout, stderr bytes.Buffer

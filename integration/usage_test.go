@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -121,6 +122,9 @@ func openMetered(ctx context.Context, t *testing.T, maxTokens int, more map[stri
 	t.Cleanup(func() { _ = response.Body.Close() })
 	if response.StatusCode != http.StatusOK {
 		return failing{fmt.Errorf("status %s", response.Status)}
+	}
+	if more["stream"] == nil && response.ContentLength < 0 {
+		return failing{errors.New("the answer has lost the length that the model server gave it")}
 	}
 	return response.Body
 }

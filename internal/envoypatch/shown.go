@@ -48,8 +48,9 @@ func answersShownTo(p Picker) *extprocv3.ExternalProcessor {
 		// A service that is not there, or breaks off, is no concern of the call's.
 		FailureModeAllow: true,
 		ProcessingMode: &extprocv3.ProcessingMode{
-			RequestHeaderMode:   extprocv3.ProcessingMode_SKIP,
-			ResponseHeaderMode:  extprocv3.ProcessingMode_SKIP,
+			RequestHeaderMode: extprocv3.ProcessingMode_SKIP,
+			// Nobody uses them, but where they are not shown Envoy 1.40 takes the answer's content-length away.
+			ResponseHeaderMode:  extprocv3.ProcessingMode_SEND,
 			RequestBodyMode:     extprocv3.ProcessingMode_NONE,
 			ResponseBodyMode:    extprocv3.ProcessingMode_STREAMED,
 			RequestTrailerMode:  extprocv3.ProcessingMode_SKIP,

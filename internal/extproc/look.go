@@ -42,6 +42,8 @@ func (s *Server) lookThrough(stream extprocv3.ExternalProcessor_ProcessServer, n
 			break // the call's end, or the stream's
 		}
 		switch m.kind {
+		case onAnswerHeaders:
+			ended = m.end
 		case onAnswerBody:
 			t.add(m.body)
 			ended = m.end

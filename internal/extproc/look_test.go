@@ -104,6 +104,18 @@ func TestShownAnswerIsCounted(t *testing.T) {
 	}
 }
 
+// An answer without a body has nothing to show: the stream is ended with its headers, and no answer is counted.
+func TestShownAnswerWithoutBody(t *testing.T) {
+	w := newWorld(t, fourEndpoints...)
+	w.countUsage(true)
+	x := w.show(t, llama)
+	x.send(shown(answerHeaders("204", true)))
+	x.over()
+	if got, missing := w.counted(t, 0); got != (usage{}) || missing != 0 {
+		t.Errorf("counted is %+v, and %v without", got, missing)
+	}
+}
+
 // An answer that does not say what it used is no fault: it is counted as such, and nothing is logged.
 func TestShownAnswerWithoutUsage(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)

@@ -6,12 +6,10 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
@@ -73,7 +71,7 @@ func (o *options) validate() error {
 		errs = append(errs, fmt.Errorf("--%s: %s", flag, fmt.Sprintf(format, args...)))
 	}
 	if o.defaultPicker != "" {
-		picker, err := parseServicePort(o.defaultPicker)
+		picker, err := meshconfig.ParseServicePort(o.defaultPicker)
 		if err != nil {
 			invalid("default-picker", "%v", err)
 		}
@@ -103,21 +101,6 @@ func (o *options) validate() error {
 		invalid("log-level", "%q is none of debug, info, warn, error", o.logLevel)
 	}
 	return errors.Join(errs...)
-}
-
-// parseServicePort reads namespace/service:port.
-func parseServicePort(s string) (meshconfig.ServicePort, error) {
-	name, portText, ok1 := strings.Cut(s, ":")
-	namespace, service, ok2 := strings.Cut(name, "/")
-	port, err := strconv.ParseUint(portText, 10, 16)
-	if !ok1 || !ok2 || err != nil || port == 0 ||
-		len(validation.IsDNS1123Label(namespace)) > 0 || len(validation.IsDNS1035Label(service)) > 0 {
-		return meshconfig.ServicePort{}, fmt.Errorf("%q is not namespace/service:port", s)
-	}
-	return meshconfig.ServicePort{
-		Service: types.NamespacedName{Namespace: namespace, Name: service},
-		Port:    int32(port),
-	}, nil
 }
 
 func (o *options) settings() meshconfig.Settings {

@@ -127,16 +127,20 @@ const explainLimit = 16 << 20
 func ExplainHandler(f *Fleet) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		explanation, status, err := explainRequest(f, w, r)
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(status)
-		out := json.NewEncoder(w)
-		out.SetIndent("", "  ")
-		if err != nil {
-			_ = out.Encode(map[string]string{"error": err.Error()}) // a client that is gone is no fault to report
-			return
-		}
-		_ = out.Encode(explanation)
+		answer(w, status, explanation, err)
 	})
+}
+
+// answer writes a value as JSON, or the error in its place. That a client is gone is no fault to report.
+func answer(w http.ResponseWriter, status int, value any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	out := json.NewEncoder(w)
+	out.SetIndent("", "  ")
+	if err != nil {
+		value = map[string]string{"error": err.Error()}
+	}
+	_ = out.Encode(value)
 }
 
 func explainRequest(f *Fleet, w http.ResponseWriter, r *http.Request) (*Explanation, int, error) {

@@ -1,7 +1,6 @@
 package fleet
 
 import (
-	"encoding/json"
 	"errors"
 	"net/http"
 	"slices"
@@ -93,16 +92,8 @@ func sorted(names []string) []string {
 func LiveStateHandler(f *Fleet) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		state, status, err := liveStateRequest(f, r)
-		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")
-		w.WriteHeader(status)
-		out := json.NewEncoder(w)
-		out.SetIndent("", "  ")
-		if err != nil {
-			_ = out.Encode(map[string]string{"error": err.Error()}) // a client that is gone is no fault to report
-			return
-		}
-		_ = out.Encode(state)
+		answer(w, status, state, err)
 	})
 }
 

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -103,15 +102,7 @@ func TestGoldenStale(t *testing.T) {
 // the file has none.
 func readInputs(t *testing.T, path string, crds map[string]*validate.SchemaValidator) (*inferencev1.InferencePool, Inputs) {
 	t.Helper()
-	in := Inputs{
-		Pools:      map[types.NamespacedName]*inferencev1.InferencePool{},
-		Namespaces: map[string]*corev1.Namespace{},
-		Gateways:   map[types.NamespacedName]*gatewayv1.Gateway{},
-		Services:   map[types.NamespacedName]*corev1.Service{},
-		Routes:     map[types.NamespacedName]*gatewayv1.HTTPRoute{},
-		Grants:     map[types.NamespacedName]*gatewayv1.ReferenceGrant{},
-		Entries:    map[types.NamespacedName]*networkingv1.ServiceEntry{},
-	}
+	in := NewInputs()
 	var subject *inferencev1.InferencePool
 	for _, doc := range documents(t, path) {
 		k := kind(t, doc)

@@ -11,12 +11,14 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -45,6 +47,21 @@ type ServicePort struct {
 
 func (s ServicePort) String() string { return fmt.Sprintf("%s:%d", s.Service, s.Port) }
 
+// ParseServicePort reads namespace/service:port.
+func ParseServicePort(s string) (ServicePort, error) {
+	name, portText, ok1 := strings.Cut(s, ":")
+	namespace, service, ok2 := strings.Cut(name, "/")
+	port, err := strconv.ParseUint(portText, 10, 16)
+	if !ok1 || !ok2 || err != nil || port == 0 ||
+		len(validation.IsDNS1123Label(namespace)) > 0 || len(validation.IsDNS1035Label(service)) > 0 {
+		return ServicePort{}, fmt.Errorf("%q is not namespace/service:port", s)
+	}
+	return ServicePort{
+		Service: types.NamespacedName{Namespace: namespace, Name: service},
+		Port:    int32(port),
+	}, nil
+}
+
 // Inputs are all that a translation reads. An object that is not here does not exist.
 type Inputs struct {
 	Pools      map[types.NamespacedName]*inferencev1.InferencePool
@@ -55,6 +72,19 @@ type Inputs struct {
 	Grants     map[types.NamespacedName]*gatewayv1.ReferenceGrant
 	// Entries are other people's.
 	Entries map[types.NamespacedName]*networkingv1.ServiceEntry
+}
+
+// NewInputs has no objects yet.
+func NewInputs() Inputs {
+	return Inputs{
+		Pools:      map[types.NamespacedName]*inferencev1.InferencePool{},
+		Namespaces: map[string]*corev1.Namespace{},
+		Gateways:   map[types.NamespacedName]*gatewayv1.Gateway{},
+		Services:   map[types.NamespacedName]*corev1.Service{},
+		Routes:     map[types.NamespacedName]*gatewayv1.HTTPRoute{},
+		Grants:     map[types.NamespacedName]*gatewayv1.ReferenceGrant{},
+		Entries:    map[types.NamespacedName]*networkingv1.ServiceEntry{},
+	}
 }
 
 // Output is what the cluster should hold for one pool.

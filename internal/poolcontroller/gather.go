@@ -29,15 +29,7 @@ type gatherer struct {
 }
 
 func newGatherer(ctx context.Context, c client.Reader, settings meshconfig.Settings) *gatherer {
-	return &gatherer{ctx: ctx, client: c, settings: settings, in: meshconfig.Inputs{
-		Pools:      map[types.NamespacedName]*inferencev1.InferencePool{},
-		Namespaces: map[string]*corev1.Namespace{},
-		Gateways:   map[types.NamespacedName]*gatewayv1.Gateway{},
-		Services:   map[types.NamespacedName]*corev1.Service{},
-		Routes:     map[types.NamespacedName]*gatewayv1.HTTPRoute{},
-		Grants:     map[types.NamespacedName]*gatewayv1.ReferenceGrant{},
-		Entries:    map[types.NamespacedName]*networkingv1.ServiceEntry{},
-	}}
+	return &gatherer{ctx: ctx, client: c, settings: settings, in: meshconfig.NewInputs()}
 }
 
 // forPool reads what the translation of one pool depends on: the pool, the routes at its fronts with all their backends,

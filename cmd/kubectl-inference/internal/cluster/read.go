@@ -2,11 +2,9 @@ package cluster
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"net"
 	"slices"
-	"strconv"
 	"strings"
 
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
@@ -17,7 +15,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -255,19 +252,8 @@ func settingsOf(l List[appsv1.Deployment], namespace string) meshconfig.Settings
 		}
 	}
 	out := meshconfig.Settings{HostSuffix: given["host-suffix"], ClusterDomain: given["cluster-domain"]}
-	if picker, err := ParseServicePort(given["default-picker"]); err == nil {
+	if picker, err := meshconfig.ParseServicePort(given["default-picker"]); err == nil {
 		out.DefaultPicker = &picker
 	}
 	return out
-}
-
-// ParseServicePort reads namespace/service:port.
-func ParseServicePort(text string) (meshconfig.ServicePort, error) {
-	name, portText, _ := strings.Cut(text, ":")
-	namespace, service, _ := strings.Cut(name, "/")
-	port, err := strconv.ParseUint(portText, 10, 16)
-	if err != nil || port == 0 || namespace == "" || service == "" {
-		return meshconfig.ServicePort{}, fmt.Errorf("%q is not namespace/service:port", text)
-	}
-	return meshconfig.ServicePort{Service: types.NamespacedName{Namespace: namespace, Name: service}, Port: int32(port)}, nil
 }

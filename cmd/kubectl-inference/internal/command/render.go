@@ -9,8 +9,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/cli-runtime/pkg/printers"
 
-	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/cluster"
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/render"
+	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
 )
 
 // How objects are written.
@@ -93,7 +93,7 @@ func (o *renderOptions) settings() (render.Options, error) {
 	var out render.Options
 	out.Settings.HostSuffix, out.Settings.ClusterDomain = o.hostSuffix, o.clusterDomain
 	if o.defaultPicker != "" {
-		picker, err := cluster.ParseServicePort(o.defaultPicker)
+		picker, err := meshconfig.ParseServicePort(o.defaultPicker)
 		if err != nil {
 			return out, fmt.Errorf("--default-picker: %w", err)
 		}

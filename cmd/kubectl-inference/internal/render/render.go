@@ -13,7 +13,6 @@ import (
 	"slices"
 
 	"istio.io/api/label"
-	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -55,15 +54,7 @@ var ErrNoPool = errors.New("there is no InferencePool in the files")
 
 // NewInputs has no objects yet.
 func NewInputs() *Inputs {
-	return &Inputs{Inputs: meshconfig.Inputs{
-		Pools:      map[types.NamespacedName]*inferencev1.InferencePool{},
-		Namespaces: map[string]*corev1.Namespace{},
-		Gateways:   map[types.NamespacedName]*gatewayv1.Gateway{},
-		Services:   map[types.NamespacedName]*corev1.Service{},
-		Routes:     map[types.NamespacedName]*gatewayv1.HTTPRoute{},
-		Grants:     map[types.NamespacedName]*gatewayv1.ReferenceGrant{},
-		Entries:    map[types.NamespacedName]*networkingv1.ServiceEntry{},
-	}}
+	return &Inputs{Inputs: meshconfig.NewInputs()}
 }
 
 // Add reads the objects of a YAML stream. A field that its kind does not have is an error; kinds that do not matter are

@@ -385,14 +385,9 @@ var counter = regexp.MustCompile(`(?m)^vllm:prefix_cache_(queries|hits)_total\{.
 func (c choice) cache(ctx context.Context, t *testing.T) (queries, hits float64) {
 	t.Helper()
 	for _, p := range c.endpoints(ctx, t) {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, directly(p)+"/metrics", nil)
+		page, err := metricsOf(ctx, &p, "8000")
 		must(t, err)
-		response, err := http.DefaultClient.Do(request)
-		must(t, err)
-		page, err := io.ReadAll(response.Body)
-		_ = response.Body.Close()
-		must(t, err)
-		for _, m := range counter.FindAllStringSubmatch(string(page), -1) {
+		for _, m := range counter.FindAllStringSubmatch(page, -1) {
 			n, err := strconv.ParseFloat(m[2], 64)
 			must(t, err)
 			if m[1] == "hits" {
@@ -652,17 +647,8 @@ func TestWrongSettingsAreTold(t *testing.T) {
 	wantSeries := func(want string) {
 		t.Helper()
 		eventually(ctx, t, want, func(ctx context.Context) error {
-			request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(picker(ctx, t).Status.PodIP, "9090")+"/metrics", nil)
-			if err != nil {
-				return err
-			}
-			response, err := http.DefaultClient.Do(request)
-			if err != nil {
-				return err
-			}
-			defer func() { _ = response.Body.Close() }()
-			page, err := io.ReadAll(response.Body)
-			if err == nil && !strings.Contains(string(page), want+"\n") {
+			page, err := metricsOf(ctx, picker(ctx, t), "9090")
+			if err == nil && !strings.Contains(page, want+"\n") {
 				err = errors.New("the picker's metrics do not have it")
 			}
 			return err

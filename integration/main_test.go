@@ -6,7 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -137,6 +140,21 @@ func picker(ctx context.Context, t *testing.T) *corev1.Pod {
 		t.Fatalf("%d pickers, want 1", len(staying))
 	}
 	return &staying[0]
+}
+
+// metricsOf is the metrics page that a pod serves on a port.
+func metricsOf(ctx context.Context, p *corev1.Pod, port string) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(p.Status.PodIP, port)+"/metrics", nil)
+	if err != nil {
+		return "", err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = response.Body.Close() }()
+	page, err := io.ReadAll(response.Body)
+	return string(page), err
 }
 
 func pods(ctx context.Context, t *testing.T, namespace string, labels client.MatchingLabels) []corev1.Pod {

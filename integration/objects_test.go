@@ -142,6 +142,18 @@ func parentOf(p *inferencev1.InferencePool, gateway string) *inferencev1.ParentS
 	return nil
 }
 
+// withoutParent fails where a pool's status still has what we say of a waypoint.
+func withoutParent(ctx context.Context, namespace, name, gateway string) error {
+	var p inferencev1.InferencePool
+	if err := the.Client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &p); err != nil {
+		return err
+	}
+	if parent := parentOf(&p, gateway); parent != nil {
+		return fmt.Errorf("the status of pool %s still says %+v", name, parent)
+	}
+	return nil
+}
+
 // wantCondition waits until a pool's status says so of a waypoint.
 func wantCondition(ctx context.Context, t *testing.T, namespace, name, gateway, kind string, status metav1.ConditionStatus, reason string) {
 	t.Helper()

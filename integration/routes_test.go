@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
@@ -267,14 +266,7 @@ spec: {selector: {app: nothing}, ports: [{name: http, port: 80, targetPort: 8000
 	}
 	must(t, the.Client.Delete(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "routes", Name: "front"}}))
 	eventually(ctx, t, "the end of the second waypoint's entry", func(ctx context.Context) error {
-		var p inferencev1.InferencePool
-		if err := the.Client.Get(ctx, client.ObjectKey{Namespace: "routes", Name: "base"}, &p); err != nil {
-			return err
-		}
-		if parent := parentOf(&p, "second"); parent != nil {
-			return fmt.Errorf("it still says %+v", parent)
-		}
-		return nil
+		return withoutParent(ctx, "routes", "base", "second")
 	})
 }
 

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -187,15 +186,11 @@ func piecesOf(t *testing.T, answer []byte) []piece {
 // usageCounts are the picker's counts of usage for the pool, each by its label "kind=…" or "usage=…".
 func usageCounts(ctx context.Context, t *testing.T) map[string]int {
 	t.Helper()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(picker(ctx, t).Status.PodIP, "9090")+"/metrics", nil)
+	page, err := metricsOf(ctx, picker(ctx, t), "9090")
 	must(t, err)
-	response, err := http.DefaultClient.Do(request)
-	must(t, err)
-	defer func() { _ = response.Body.Close() }()
 	out := map[string]int{}
-	lines := bufio.NewScanner(response.Body)
-	for lines.Scan() {
-		name, value, _ := strings.Cut(lines.Text(), " ")
+	for line := range strings.Lines(page) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
 		if !strings.HasPrefix(name, "inference_waypoint_usage_") || !strings.Contains(name, `pool="models/metered"`) {
 			continue
 		}
@@ -207,7 +202,6 @@ func usageCounts(ctx context.Context, t *testing.T) map[string]int {
 			}
 		}
 	}
-	must(t, lines.Err())
 	return out
 }
 

@@ -66,14 +66,7 @@ func nothingSaid(ctx context.Context, t *testing.T) error {
 	if n := filtersOf(ctx, t, "labelled", "echo.labelled.inference.internal"); n != 0 {
 		return fmt.Errorf("%d EnvoyFilters are left", n)
 	}
-	var p inferencev1.InferencePool
-	if err := the.Client.Get(ctx, client.ObjectKey{Namespace: "labelled", Name: "echo"}, &p); err != nil {
-		return err
-	}
-	if parent := parentOf(&p, "inference"); parent != nil {
-		return fmt.Errorf("the pool's status still says %+v", parent)
-	}
-	return nil
+	return withoutParent(ctx, "labelled", "echo", "inference")
 }
 
 // wantHeard makes a GET and checks which server answered, by the beginning of its name.

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -18,15 +17,13 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/istiodclient"
 )
 
 const (
 	addressType = "type.googleapis.com/istio.workload.Address"
 	policyType  = "type.googleapis.com/istio.security.Authorization"
-
-	// maxMessage bounds a message of istiod, in bytes: it tells of all pods at once.
-	maxMessage = 256 << 20
 
 	retryDelay = 200 * time.Millisecond
 	// patience is how long a connection waits for istiod's word on a pod that it has not told of yet.
@@ -58,17 +55,9 @@ type Authorizer struct {
 // New makes an Authorizer that has not been told of anything, and does not call istiod yet. Locate finds istiod's
 // address in plain text; it is asked again whenever istiod must be called anew.
 func New(locate func(context.Context) (string, error), log *slog.Logger) (*Authorizer, error) {
-	dial := func(ctx context.Context, _ string) (net.Conn, error) {
-		address, err := locate(ctx)
-		if err != nil {
-			return nil, err
-		}
-		return new(net.Dialer).DialContext(ctx, "tcp", address)
-	}
-	conn, err := grpc.NewClient("passthrough:///istiod", grpc.WithContextDialer(dial),
-		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+	conn, err := istiodclient.New(locate)
 	if err != nil {
-		return nil, fmt.Errorf("making the client of istiod: %w", err)
+		return nil, err
 	}
 	return &Authorizer{istiod: conn, log: log, changed: make(chan struct{}), policies: map[string]policy{}, selected: map[netip.Addr][]string{}}, nil
 }

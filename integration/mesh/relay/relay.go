@@ -18,15 +18,12 @@ import (
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/istiodclient"
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/pki"
 )
-
-// maxMessage bounds a message of configuration, in bytes: a waypoint with a hundred pools has a few MiB.
-const maxMessage = 256 << 20
 
 // Refusal is a message of configuration that Envoy did not take.
 type Refusal struct {
@@ -54,24 +51,16 @@ type Relay struct {
 // New makes a relay to istiod, which is asked in plain text, without calling it yet. Locate finds its address; it is
 // asked again whenever istiod must be called anew.
 func New(locate func(context.Context) (string, error), authority *pki.Authority, log *slog.Logger) (*Relay, error) {
-	dial := func(ctx context.Context, _ string) (net.Conn, error) {
-		address, err := locate(ctx)
-		if err != nil {
-			return nil, err
-		}
-		return new(net.Dialer).DialContext(ctx, "tcp", address)
-	}
-	conn, err := grpc.NewClient("passthrough:///istiod", grpc.WithContextDialer(dial),
-		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+	conn, err := istiodclient.New(locate)
 	if err != nil {
-		return nil, fmt.Errorf("making the client of istiod: %w", err)
+		return nil, err
 	}
 	return &Relay{authority: authority, istiod: conn, log: log, dropped: map[string]int{}}, nil
 }
 
 // Serve answers Envoys until ctx ends.
 func (r *Relay) Serve(ctx context.Context, listener net.Listener) error {
-	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage))
+	server := grpc.NewServer(grpc.MaxRecvMsgSize(istiodclient.MaxMessage), grpc.MaxSendMsgSize(istiodclient.MaxMessage))
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(server, r)
 	secretv3.RegisterSecretDiscoveryServiceServer(server, r)
 	stop := context.AfterFunc(ctx, server.Stop)

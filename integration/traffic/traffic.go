@@ -42,10 +42,15 @@ type Refused struct {
 
 func (r *Refused) Error() string { return fmt.Sprintf("status %d: %s", r.Status, r.Body) }
 
-// Chat asks a model for the next message of a chat, streamed, of up to maxTokens tokens.
-func Chat(ctx context.Context, client *http.Client, url, model string, messages []Message, maxTokens int) (*Answer, error) {
+// Chat asks a model for the next message of a chat, streamed, of up to maxTokens tokens, where the API has its place.
+func Chat(ctx context.Context, client *http.Client, host, model string, messages []Message, maxTokens int) (*Answer, error) {
+	return ChatAt(ctx, client, host+"/v1/chat/completions", model, messages, maxTokens)
+}
+
+// ChatAt is Chat at an URL of any path.
+func ChatAt(ctx context.Context, client *http.Client, url, model string, messages []Message, maxTokens int) (*Answer, error) {
 	body := Body(model, messages, maxTokens)
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/v1/chat/completions", bytes.NewReader(body))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return nil, fmt.Errorf("making a chat request: %w", err)
 	}

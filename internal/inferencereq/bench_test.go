@@ -59,9 +59,9 @@ func BenchmarkRead(b *testing.B) {
 }
 
 func BenchmarkHashBlock(b *testing.B) {
-	var block [BlockBytes]byte
+	block := make([]byte, BlockBytes)
 	b.SetBytes(BlockBytes)
 	for b.Loop() {
-		block[0] = byte(hashBlock(&block))
+		block[0] = byte(hashOf(block))
 	}
 }

@@ -16,6 +16,8 @@ const (
 	// MediaBytes is what one image, recording, video or file counts for in the prompt's text, however long its URL or
 	// its base64 is: 1,024 tokens, about what vision models make of a picture of a million pixels.
 	MediaBytes = 16 * BlockBytes
+	// MaxModelBytes bounds Facts.Model: no server has a name that is longer, and names are logged and traced.
+	MaxModelBytes = 512
 
 	bytesPerToken = 4
 )
@@ -23,9 +25,10 @@ const (
 // Facts are what a pick needs to know of one request. A Facts is reused from request to request: Read overwrites
 // everything, keeps the capacity of Blocks, and makes no new Model where the name is the one of the request before.
 type Facts struct {
-	// API is the kind of call; Unknown is passed through and picked by load alone.
+	// API is the kind of call.
 	API API
-	// Model is the model's name as the client gave it. A LoRA adapter is addressed by the same field.
+	// Model is the model's name as the client gave it in the body or, without one there, in the path; no more than its
+	// first MaxModelBytes, to a whole character. A LoRA adapter is addressed by the same field.
 	Model string
 	// Stream says that the client asked for a streamed answer.
 	Stream bool
@@ -50,12 +53,15 @@ type Facts struct {
 	Truncated bool
 }
 
-// API is the kind of call that a request makes.
+// API is the kind of call that a request makes, as its path's end tells it.
 type API uint8
 
-// The APIs whose prompts are understood.
+// The APIs whose prompts are understood, and two for the paths of others.
 const (
+	// Unknown is a path that says nothing: the body's members tell where a prompt is.
 	Unknown API = iota
+	// NoPrompt is a path that says that nothing of the body is prefilled.
+	NoPrompt
 	// ChatCompletions is OpenAI's /v1/chat/completions.
 	ChatCompletions
 	// Completions is OpenAI's /v1/completions.
@@ -68,34 +74,57 @@ const (
 	Messages
 )
 
-// apiOf tells the API from a path by its end: gateways put prefixes before it, clients a query behind it.
-func apiOf(path string) API {
+// ends are the ends of paths that tell an API; of two that fit, the longer stands first. What stands before an end is
+// the gateway's or the provider's: /v1, a route's prefix that is rewritten behind the picker,
+// /openai/deployments/<name>. Those without a prompt take text that the server only counts, looks up or makes a
+// picture or a sound of; without them a body's shape would pass for a prompt that is cached.
+var ends = []struct {
+	end string
+	api API
+}{
+	{"/chat/completions", ChatCompletions},
+	{"/completions", Completions},
+	{"/responses", Responses},
+	{"/embeddings", Embeddings},
+	{"/messages", Messages},
+	{"/count_tokens", NoPrompt},
+	{"/input_tokens", NoPrompt},
+	{"/tokenize", NoPrompt},
+	{"/detokenize", NoPrompt},
+	{"/moderations", NoPrompt},
+	{"/images/generations", NoPrompt},
+	{"/audio/speech", NoPrompt},
+	{"/load_lora_adapter", NoPrompt},
+	{"/unload_lora_adapter", NoPrompt},
+}
+
+// cleaned is a path without its query and without slashes at its end.
+func cleaned(path string) string {
 	path, _, _ = strings.Cut(path, "?")
-	_, call, found := cutLast(strings.TrimSuffix(path, "/"), "/v1/")
-	if !found {
-		return Unknown
-	}
-	switch call {
-	case "chat/completions":
-		return ChatCompletions
-	case "completions":
-		return Completions
-	case "responses":
-		return Responses
-	case "embeddings":
-		return Embeddings
-	case "messages":
-		return Messages
+	return strings.TrimRight(path, "/")
+}
+
+// apiOf tells the API of a cleaned path.
+func apiOf(path string) API {
+	for _, e := range ends {
+		if strings.HasSuffix(path, e.end) {
+			return e.api
+		}
 	}
 	return Unknown
 }
 
-func cutLast(s, sep string) (before, after string, found bool) {
-	i := strings.LastIndex(s, sep)
-	if i < 0 {
-		return s, "", false
+// modelIn is the model's name in a cleaned path, where the path has it and not the body: Azure's
+// /openai/deployments/<name>/…, Triton's /v2/models/<name>/…
+func modelIn(path string) string {
+	for _, before := range []string{"/deployments/", "/models/"} {
+		if _, after, found := strings.Cut(path, before); found {
+			if name, _, more := strings.Cut(after, "/"); more {
+				return name
+			}
+		}
 	}
-	return s[:i], s[i+len(sep):], true
+	return ""
 }
 
 // PromptTokens estimates the prompt's length in tokens, at four bytes a token.
@@ -103,8 +132,11 @@ func (f *Facts) PromptTokens() int { return f.PromptBytes / bytesPerToken }
 
 // Read takes the facts of one request into f. The path may have a query. Truncated says that body is only the first
 // part of what the client sent. A body that is not understood is no error: the facts are then those that could be
-// read, at least the zero ones. Of an Unknown call the model's name and the limits are read if its body is a JSON
-// object, and no prompt.
+// read, at least the zero ones.
+//
+// Where the path does not tell the API, the body's members do: messages, prompt, input or text_input (Triton's) hold
+// the prompt, with tools, system and instructions before it. An input is then read as a response's where it is a list
+// of objects, and else as an embedding's.
 //
 // The prompt's text is put together in the order in which a model sees it, whatever the order in the body: tools,
 // then system prompt or instructions, then messages, input or prompt; in a message its role, then its content, then
@@ -123,8 +155,9 @@ func (f *Facts) PromptTokens() int { return f.PromptBytes / bytesPerToken }
 // a body without them: still the same for the same head, so calls with an equal head still meet.
 func (f *Facts) Read(path string, body []byte, truncated bool) {
 	name := f.Model
+	path = cleaned(path)
 	*f = Facts{API: apiOf(path), Blocks: f.Blocks[:0], Truncated: truncated}
-	r := reader{body: body, api: f.API}
+	r := reader{body: body, api: f.API, modelInPath: modelIn(path)}
 	r.prompt.hashes = f.Blocks
 	r.digest.folding = true
 	r.request()

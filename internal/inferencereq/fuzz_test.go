@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-var paths = []string{chatPath, completionsPath, responsesPath, embeddingsPath, messagesPath, "/health"}
+var paths = []string{chatPath, completionsPath, responsesPath, embeddingsPath, messagesPath, "/health", "/deployments/m/x", "/tokenize"}
 
 // FuzzRead reads anything: without a panic, within the bounds that Facts promises, and twice with the same result.
 func FuzzRead(f *testing.F) {
@@ -108,6 +108,8 @@ func request(rng *rand.Rand, path, text string) object {
 	case responsesPath:
 		r = append(r, member{key: "tools", value: g.list(3, g.tool)}, member{key: "instructions", value: g.text()})
 		r = append(r, member{key: "input", value: g.list(5, g.message)})
+	case "/health":
+		r = append(r, member{key: "instructions", value: g.text()}, member{key: "messages", value: g.list(5, g.message)})
 	case completionsPath:
 		r = append(r, member{key: "prompt", value: g.prompt()})
 	case embeddingsPath:

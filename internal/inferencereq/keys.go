@@ -34,6 +34,7 @@ const (
 	keyInstructions
 	keyMessages
 	keyPrompt
+	keyTextInput
 )
 
 // longestKey bounds the keys that are unescaped before they are looked up.
@@ -104,6 +105,8 @@ func lookUp(name []byte) key {
 		return keyMessages
 	case "prompt":
 		return keyPrompt
+	case "text_input":
+		return keyTextInput
 	}
 	return keyOther
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math"
 	"slices"
+	"unicode/utf8"
 )
 
 // A section is a part of the prompt whose place in the body is free and whose place in the prompt is not. Each is
@@ -61,43 +62,60 @@ func (r *reader) request() {
 		case keyMaxCompletionTokens:
 			r.limitOfReply = r.integer()
 		default:
-			r.section(sectionOf(r.api, k))
+			r.section(r.sectionOf(k))
 		}
 	}
 }
 
 // sectionOf says which section of the prompt a member of the request is, and how it is written.
-func sectionOf(api API, k key) (int, shape) {
+func (r *reader) sectionOf(k key) (int, shape) {
+	unknown := r.api == Unknown
 	switch k {
 	case keyTools:
-		if api == ChatCompletions || api == Responses || api == Messages {
+		if unknown || r.api == ChatCompletions || r.api == Responses || r.api == Messages {
 			return toolsSection, partsShape
 		}
 	case keySystem:
-		if api == Messages {
+		if unknown || r.api == Messages {
 			return systemSection, partsShape
 		}
 	case keyInstructions:
-		if api == Responses {
+		if unknown || r.api == Responses {
 			return systemSection, partsShape
 		}
 	case keyMessages:
-		if api == ChatCompletions || api == Messages {
+		if unknown || r.api == ChatCompletions || r.api == Messages {
 			return messagesSection, itemsShape
 		}
 	case keyInput:
-		switch api {
-		case Responses:
+		switch {
+		case r.api == Responses, unknown && r.listsObjects():
 			return messagesSection, itemsShape
-		case Embeddings:
+		case r.api == Embeddings, unknown:
 			return messagesSection, promptShape
 		}
 	case keyPrompt:
-		if api == Completions {
+		if unknown || r.api == Completions {
+			return messagesSection, promptShape
+		}
+	case keyTextInput:
+		if unknown {
 			return messagesSection, promptShape
 		}
 	}
 	return 0, noSection
+}
+
+// listsObjects says whether the value that comes next is a list whose first element is an object.
+func (r *reader) listsObjects() bool {
+	if r.peek() != '[' {
+		return false
+	}
+	at := r.at
+	r.at++
+	object := r.peek() == '{'
+	r.at, r.broken = at, false
+	return object
 }
 
 func (r *reader) section(i int, how shape) {
@@ -128,7 +146,7 @@ func (r *reader) section(i int, how shape) {
 // at a section's end goes into the hash of the next section's first block.
 func (r *reader) chain() []uint64 {
 	hashes := r.prompt.hashes
-	h := mix(r.digestOf(r.model)^key0, r.digestOf(r.salt)^key1)
+	h := joinNames.with(r.modelDigest(), r.digestOf(r.salt))
 	done := 0
 	for i := range r.sections {
 		s := &r.sections[i]
@@ -136,15 +154,15 @@ func (r *reader) chain() []uint64 {
 			continue
 		}
 		r.moveUp(hashes, done, s)
-		h = mix(h^key2, uint64(i)^key3)
+		h = joinSection.with(h, uint64(i))
 		end := done + s.to - s.from
 		for j := done; j < end; j++ {
-			h = mix(h^key0, hashes[j]^key1)
+			h = joinBlock.with(h, hashes[j])
 			hashes[j] = h
 		}
 		done = end
 		if s.restLen > 0 {
-			h = mix(h^key2, s.rest^key3)
+			h = joinRest.with(h, s.rest)
 		}
 	}
 	return hashes[:min(done, MaxBlocks)]
@@ -421,17 +439,39 @@ func (r *reader) digestOf(s span) uint64 {
 	return r.digest.sum()
 }
 
+// modelDigest is the digest of the model's name, the whole of it.
+func (r *reader) modelDigest() uint64 {
+	if r.model.to == 0 {
+		r.digest.write([]byte(r.modelInPath))
+		return r.digest.sum()
+	}
+	return r.digestOf(r.model)
+}
+
 // modelName is the model's name, the given string if it is the same.
 func (r *reader) modelName(last string) string {
-	if r.model.to == 0 {
-		return ""
+	name := []byte(r.modelInPath)
+	if r.model.to > 0 {
+		name = r.body[r.model.from+1 : r.model.to-1]
+		name = name[:min(len(name), MaxModelBytes*len(`\u0000`))] // escapes may take six bytes for one
+		if nextQuote(name) < len(name) {
+			name = unescaped(name)
+		}
 	}
-	name := r.body[r.model.from+1 : r.model.to-1]
-	if nextQuote(name) < len(name) {
-		name = unescaped(name)
-	}
+	name = clipped(name, MaxModelBytes)
 	if string(name) == last {
 		return last
 	}
 	return string(name)
+}
+
+// clipped is the longest head of p of at most limit bytes that ends with a whole character.
+func clipped(p []byte, limit int) []byte {
+	if len(p) <= limit {
+		return p
+	}
+	for limit > 0 && !utf8.RuneStart(p[limit]) {
+		limit--
+	}
+	return p[:limit]
 }

@@ -36,12 +36,12 @@ type text struct {
 // len is the length of the text so far.
 func (t *text) len() int { return t.blocks*BlockBytes + t.n }
 
-func (t *text) block(p *[BlockBytes]byte) {
+func (t *text) block(p []byte) {
 	t.blocks++
 	if t.folding {
-		t.digest = mix(t.digest^key0, hashBlock(p)^key1)
+		t.digest = joinBlock.with(t.digest, hashOf(p))
 	} else if len(t.hashes) < t.limit {
-		t.hashes = append(t.hashes, hashBlock(p))
+		t.hashes = append(t.hashes, hashOf(p))
 	}
 }
 
@@ -49,7 +49,7 @@ func (t *text) block(p *[BlockBytes]byte) {
 func (t *text) spill() {
 	full := t.n / BlockBytes * BlockBytes
 	for i := 0; i < full; i += BlockBytes {
-		t.block((*[BlockBytes]byte)(t.buf[i:]))
+		t.block(t.buf[i : i+BlockBytes])
 	}
 	t.n = copy(t.buf[:], t.buf[full:t.n])
 }
@@ -66,7 +66,7 @@ func (t *text) write(p []byte) {
 		t.spill()
 	}
 	for len(p) >= BlockBytes {
-		t.block((*[BlockBytes]byte)(p))
+		t.block(p[:BlockBytes])
 		p = p[BlockBytes:]
 	}
 	t.n = copy(t.buf[:], p)
@@ -92,14 +92,13 @@ func (t *text) rest() (hash uint64, length int) {
 	if length == 0 {
 		return 0, 0
 	}
-	clear(t.buf[length:BlockBytes])
-	return mix(hashBlock((*[BlockBytes]byte)(t.buf[:]))^uint64(length), key2), length
+	return hashOf(t.buf[:length]), length
 }
 
 // sum takes the digest of a folding text, and empties it.
 func (t *text) sum() uint64 {
 	rest, _ := t.rest()
-	sum := mix(t.digest^rest, uint64(t.blocks)^key3)
+	sum := joinRest.with(t.digest, rest)
 	t.digest, t.blocks = 0, 0
 	return sum
 }

@@ -83,7 +83,7 @@ func (c Cluster) build() (*clusterv3.Cluster, error) {
 		Name:                 c.Name,
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
 		EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{
-			ServiceName: c.Endpoints.istioName(),
+			ServiceName: c.Endpoints.IstioName(),
 			EdsConfig: &corev3.ConfigSource{
 				ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
 				InitialFetchTimeout:   durationpb.New(0), // wait for the endpoints, as Istio's clusters do

@@ -31,8 +31,8 @@ type Front struct {
 	Port uint32
 }
 
-// istioName is istiod's name for the front's filter chain, its cluster and its endpoints alike.
-func (f Front) istioName() string { return fmt.Sprintf("inbound-vip|%d|http|%s", f.Port, f.Host) }
+// IstioName is istiod's name for the front's filter chain, its cluster and its endpoints alike.
+func (f Front) IstioName() string { return fmt.Sprintf("inbound-vip|%d|http|%s", f.Port, f.Host) }
 
 // match names the front's chain. A patch that names no chain reaches every host of the waypoint. Waypoints take the
 // patches of context SIDECAR_INBOUND.
@@ -43,7 +43,7 @@ func (f Front) match(filter *networkingv1alpha3.EnvoyFilter_ListenerMatch_Filter
 			Listener: &networkingv1alpha3.EnvoyFilter_ListenerMatch{
 				Name: waypointListener,
 				FilterChain: &networkingv1alpha3.EnvoyFilter_ListenerMatch_FilterChainMatch{
-					Name:   f.istioName(),
+					Name:   f.IstioName(),
 					Filter: filter,
 				},
 			},

@@ -36,7 +36,7 @@ func VirtualHostPatches(at Front, v VirtualHost) ([]*Patch, error) {
 		host.Routes = append(host.Routes, built)
 	}
 	config := &routev3.RouteConfiguration{
-		Name:         at.istioName(),
+		Name:         at.IstioName(),
 		VirtualHosts: []*routev3.VirtualHost{host},
 		// A destination that does not exist yet must not make Envoy refuse the rest.
 		ValidateClusters: wrapperspb.Bool(false),

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/ineffective"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 	"github.com/inference-waypoint/inference-waypoint/internal/routes"
@@ -107,7 +108,12 @@ func (t translator) serviceFront(s *corev1.Service) (_ front, problem string) {
 }
 
 func (t translator) serviceHost(name types.NamespacedName) string {
-	return fmt.Sprintf("%s.%s.svc.%s", name.Name, name.Namespace, t.settings.ClusterDomain)
+	return ServiceHost(name, t.settings)
+}
+
+// ServiceHost is a Service's host.
+func ServiceHost(name types.NamespacedName, settings Settings) string {
+	return fmt.Sprintf("%s.%s.svc.%s", name.Name, name.Namespace, settings.ClusterDomain)
 }
 
 // notHTTP are the protocols other than HTTP that Istio knows a Service's port by: its appProtocol, or else what its name
@@ -221,6 +227,22 @@ func served(fronts []front) []types.NamespacedName {
 		}
 	}
 	return sortedNames(out)
+}
+
+// placeOf is a pool's place at a waypoint; there are no fronts in it that the waypoint cannot serve.
+func placeOf(name, waypoint types.NamespacedName, fronts []front) ineffective.Place {
+	out := ineffective.Place{Waypoint: waypoint, Clusters: []string{clusterName(name, name)}}
+	for _, f := range fronts {
+		if !f.verdict.OK() {
+			continue
+		}
+		at := ineffective.Front{Object: f.object, Hosts: f.hosts}
+		for _, p := range f.ports {
+			at.Ports = append(at.Ports, uint32(p.Number))
+		}
+		out.Fronts = append(out.Fronts, at)
+	}
+	return out
 }
 
 func atWaypoint(fronts []front, waypoint types.NamespacedName) []front {

@@ -25,6 +25,7 @@ import (
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/ineffective"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 )
@@ -72,6 +73,8 @@ type Inputs struct {
 	Grants     map[types.NamespacedName]*gatewayv1.ReferenceGrant
 	// Entries are other people's.
 	Entries map[types.NamespacedName]*networkingv1.ServiceEntry
+	// Others are other people's as well, which may be meant for calls to pools.
+	Others ineffective.Objects
 }
 
 // NewInputs has no objects yet.
@@ -84,6 +87,7 @@ func NewInputs() Inputs {
 		Routes:     map[types.NamespacedName]*gatewayv1.HTTPRoute{},
 		Grants:     map[types.NamespacedName]*gatewayv1.ReferenceGrant{},
 		Entries:    map[types.NamespacedName]*networkingv1.ServiceEntry{},
+		Others:     ineffective.NewObjects(),
 	}
 }
 
@@ -142,6 +146,10 @@ func Translate(name types.NamespacedName, in Inputs, settings Settings) Output {
 		out.ServiceEntries = append(out.ServiceEntries, entry)
 	}
 	out.Parents = parents(places, nil, read.resolved, notes)
+	for i, parent := range out.Parents {
+		at := placeOf(name, parent.Gateway, atWaypoint(fronts, parent.Gateway))
+		out.Parents[i].Ineffective = ineffective.Message(ineffective.Find(at, in.Others, settings.ClusterDomain))
+	}
 	return out
 }
 

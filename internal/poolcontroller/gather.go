@@ -7,6 +7,7 @@ import (
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
@@ -40,6 +41,7 @@ func (g *gatherer) forPool(name types.NamespacedName) (meshconfig.Inputs, error)
 		for _, route := range append(g.attached(g.frontsOf(name)), g.leadingTo(poolObject(name))...) {
 			g.route(route)
 		}
+		g.others(name)
 	}
 	return g.in, g.err
 }
@@ -174,13 +176,17 @@ func entryObject(name types.NamespacedName) routes.Object {
 // The cache's indexes, beside that of our objects by their owners.
 const (
 	frontIndex   = "inference-waypoint.front"   // Services by the pool that they are a front of
-	hostIndex    = "inference-waypoint.host"    // pools and others' ServiceEntries by the hosts that they claim
+	hostIndex    = "inference-waypoint.host"    // pools and others' objects of Istio by the hosts that they claim or are for
+	targetIndex  = "inference-waypoint.target"  // others' EnvoyFilters by what they are attached to
 	parentIndex  = "inference-waypoint.parent"  // HTTPRoutes by their parents
 	backendIndex = "inference-waypoint.backend" // HTTPRoutes by their backends
 )
 
 // anyFront is a key of frontIndex that every front has.
 const anyFront = "*"
+
+// anyHost is the key of hostIndex that objects for wildcards have.
+const anyHost = "*"
 
 // index is one of the cache's indexes of one kind.
 type index struct {
@@ -190,7 +196,7 @@ type index struct {
 }
 
 func indexes(settings meshconfig.Settings) []index {
-	return []index{
+	return append(othersIndexes(settings), []index{
 		{&networkingv1.ServiceEntry{}, ownedobjects.OwnerIndex, ownedobjects.OwnerKeys},
 		{envoyFilterKind, ownedobjects.OwnerIndex, ownedobjects.OwnerKeys},
 		{&gatewayv1.Gateway{}, ownedobjects.OwnerIndex, ownedobjects.OwnerKeys},
@@ -215,7 +221,7 @@ func indexes(settings meshconfig.Settings) []index {
 		{&gatewayv1.HTTPRoute{}, backendIndex, func(o client.Object) []string {
 			return keysOf(routes.Backends(o.(*gatewayv1.HTTPRoute)))
 		}},
-	}
+	}...)
 }
 
 // hostsOf are the hosts that a pool has or would have.
@@ -266,12 +272,14 @@ func read[T any, O object[T]](g *gatherer, name types.NamespacedName, into map[t
 	}
 }
 
-// list reads the objects that an index has under a key. They are the cache's own: nobody may change them.
+// list reads the objects that an index has under a key; none of a kind that the cluster lacks. They are the cache's own:
+// nobody may change them.
 func list[T any, O object[T]](g *gatherer, into client.ObjectList, index, key string) []*T {
 	if g.err != nil {
 		return nil
 	}
-	if err := g.client.List(g.ctx, into, client.MatchingFields{index: key}, client.UnsafeDisableDeepCopy); err != nil {
+	err := g.client.List(g.ctx, into, client.MatchingFields{index: key}, client.UnsafeDisableDeepCopy)
+	if err != nil && !meta.IsNoMatchError(err) {
 		g.err = fmt.Errorf("listing %T by %s %s: %w", into, index, key, err)
 		return nil
 	}

@@ -181,6 +181,9 @@ func (r *Reconciler) tell(pool *inferencev1.InferencePool, parents []poolstatus.
 				r.events.Eventf(pool, nil, corev1.EventTypeWarning, string(v.Reason), "Translate", "%s", note(fmt.Sprintf("waypoint %s: %s", p.Gateway, v.Message)))
 			}
 		}
+		if p.Ineffective != "" {
+			r.events.Eventf(pool, nil, corev1.EventTypeWarning, string(poolstatus.ReasonIneffectiveConfig), "Translate", "%s", note(fmt.Sprintf("waypoint %s: %s", p.Gateway, p.Ineffective)))
+		}
 		if well {
 			r.events.Eventf(pool, nil, corev1.EventTypeNormal, string(p.Accepted.Reason), "Translate", "%s", note(fmt.Sprintf("waypoint %s: %s", p.Gateway, p.Accepted.Message)))
 		}

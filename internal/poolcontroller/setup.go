@@ -55,13 +55,16 @@ func Scheme() (*runtime.Scheme, error) {
 // object of ours is an event, so that what changed while no controller ran is set right.
 func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings) error {
 	for _, i := range indexes(settings) {
+		if !installed(m, i.kind) {
+			continue
+		}
 		if err := m.GetFieldIndexer().IndexField(ctx, i.kind, i.name, i.keys); err != nil {
 			return fmt.Errorf("indexing %T by %s: %w", i.kind, i.name, err)
 		}
 	}
 	recorder := m.GetEventRecorder(name)
 	w := watcher{m.GetClient(), settings}
-	err := ctrl.NewControllerManagedBy(m).
+	pools := ctrl.NewControllerManagedBy(m).
 		Named(name+"-pools").
 		// Not For: it would queue a pool beside this, which does too, and the second reconcile would come before the
 		// first one's writes have.
@@ -73,8 +76,13 @@ func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings) e
 		Watches(&corev1.Service{}, w.toPools()).
 		Watches(&gatewayv1.HTTPRoute{}, w.toPools()).
 		Watches(&gatewayv1beta1.ReferenceGrant{}, w.toPools()).
-		WithOptions(controller.Options{MaxConcurrentReconciles: parallel}).
-		Complete(newReconciler(m.GetClient(), recorder, settings))
+		WithOptions(controller.Options{MaxConcurrentReconciles: parallel})
+	for _, kind := range othersKinds {
+		if installed(m, kind) {
+			pools = pools.Watches(kind, w.toPools())
+		}
+	}
+	err := pools.Complete(newReconciler(m.GetClient(), recorder, settings))
 	if err != nil {
 		return fmt.Errorf("adding the controller of pools: %w", err)
 	}

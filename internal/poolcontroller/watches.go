@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -16,6 +17,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/ineffective"
 	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
 	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
 	"github.com/inference-waypoint/inference-waypoint/internal/routes"
@@ -115,6 +117,12 @@ func (w watcher) concerned(g *gatherer, o client.Object) names {
 		w.claiming(g, hostsOf(o, w.settings), out)
 	case *networkingv1.ServiceEntry:
 		w.claiming(g, o.Spec.GetHosts(), out)
+	case *networkingv1.VirtualService:
+		w.calledAs(g, ineffective.VirtualServiceHosts(o, w.settings.ClusterDomain), out)
+	case *networkingv1.DestinationRule:
+		w.calledAs(g, ineffective.DestinationRuleHosts(o, w.settings.ClusterDomain), out)
+	case *networkingv1alpha3.EnvoyFilter:
+		w.targeted(g, o, out)
 	case *corev1.Namespace:
 		w.matching(g, o.Name, out, func(*inferencev1.InferencePool) bool { return true })
 	case *gatewayv1.Gateway:

@@ -27,6 +27,13 @@ const (
 	gatewayKind  inferencev1.Kind  = "Gateway"
 )
 
+// IneffectiveConfig is the condition that names the configuration of others that is meant for calls to
+// the pool and has no effect on them. It is there only while there is such configuration: the pool is served all the same.
+const IneffectiveConfig = "inference-waypoint.io/IneffectiveConfig"
+
+// ReasonIneffectiveConfig is the reason of the condition and of its event.
+const ReasonIneffectiveConfig inferencev1.InferencePoolReason = "IneffectiveConfig"
+
 // Verdict is the outcome of one condition: its reason, which also decides whether it is true, and a message for people.
 type Verdict struct {
 	Reason  inferencev1.InferencePoolReason
@@ -45,7 +52,12 @@ func ResolvedRefs(picker string) Verdict {
 
 // OK reports whether the condition is true.
 func (v Verdict) OK() bool {
-	return v.Reason == inferencev1.InferencePoolReasonAccepted || v.Reason == inferencev1.InferencePoolReasonResolvedRefs
+	switch v.Reason {
+	case inferencev1.InferencePoolReasonAccepted, inferencev1.InferencePoolReasonResolvedRefs, ReasonIneffectiveConfig:
+		return true
+	default:
+		return false
+	}
 }
 
 // Parent is what became of a pool at one waypoint.
@@ -53,6 +65,8 @@ type Parent struct {
 	Gateway      types.NamespacedName
 	Accepted     Verdict
 	ResolvedRefs Verdict
+	// Ineffective is the message of IneffectiveConfig; empty where there is to be no such condition.
+	Ineffective string
 }
 
 // Merge makes the list of parents that the status should have: other controllers' entries as they are, then ours,
@@ -110,6 +124,9 @@ func (p Parent) status(before []inferencev1.ParentStatus, generation int64, now 
 	out.Conditions = []metav1.Condition{
 		condition(inferencev1.InferencePoolConditionAccepted, p.Accepted, old, generation, now),
 		condition(inferencev1.InferencePoolConditionResolvedRefs, p.ResolvedRefs, old, generation, now),
+	}
+	if p.Ineffective != "" {
+		out.Conditions = append(out.Conditions, condition(IneffectiveConfig, Verdict{ReasonIneffectiveConfig, p.Ineffective}, old, generation, now))
 	}
 	return out
 }

@@ -163,7 +163,10 @@ func (j *judgement) conditions() {
 		for _, c := range parent.Conditions {
 			j.out.Conditions = append(j.out.Conditions, Condition{waypoint, c.Type, string(c.Status), c.Reason, c.Message})
 			stale = stale || c.ObservedGeneration < j.api.Generation
-			if c.Status != metav1.ConditionTrue {
+			switch {
+			case c.Type == poolstatus.IneffectiveConfig:
+				j.say(sentence(c.Message), "see \"What has no effect\" in docs/routes.md, and delete what the message names")
+			case c.Status != metav1.ConditionTrue:
 				j.refused(parent, c)
 			}
 		}

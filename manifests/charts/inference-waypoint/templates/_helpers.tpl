@@ -65,6 +65,10 @@ topologySpreadConstraints:
 - apiGroups: [networking.istio.io]
   resources: [serviceentries, envoyfilters]
   verbs: [get, list, watch, create, patch, delete]
+# What has no effect on calls to pools, and is told.
+- apiGroups: [networking.istio.io]
+  resources: [virtualservices, destinationrules]
+  verbs: [list, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

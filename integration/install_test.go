@@ -103,6 +103,7 @@ func TestAccountsMayDoNoMore(t *testing.T) {
 		want               []string // resource: verbs
 	}{
 		"the controller": {controllerAccount, "models", []string{
+			"destinationrules.networking.istio.io: list,watch",
 			"envoyfilters.networking.istio.io: " + write,
 			"events.events.k8s.io: create,patch",
 			"gateways.gateway.networking.k8s.io: " + write,
@@ -114,6 +115,7 @@ func TestAccountsMayDoNoMore(t *testing.T) {
 			"referencegrants.gateway.networking.k8s.io: " + look,
 			"serviceentries.networking.istio.io: " + write,
 			"services: " + look,
+			"virtualservices.networking.istio.io: list,watch",
 		}},
 		"the picker":                      {pickerAccount, "models", []string{"inferencepools.inference.networking.k8s.io: " + look, "pods: " + look}},
 		"the picker in its own namespace": {pickerAccount, system, []string{"inferencepools.inference.networking.k8s.io: " + look, "pods: " + look}},

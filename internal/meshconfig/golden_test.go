@@ -126,6 +126,12 @@ func readInputs(t *testing.T, path string, crds map[string]*validate.SchemaValid
 			put(t, doc, in.Grants)
 		case "ServiceEntry":
 			put(t, doc, in.Entries)
+		case "VirtualService":
+			put(t, doc, in.Others.VirtualServices)
+		case "DestinationRule":
+			put(t, doc, in.Others.DestinationRules)
+		case "EnvoyFilter":
+			put(t, doc, in.Others.EnvoyFilters)
 		default:
 			t.Fatalf("unexpected kind %q", k)
 		}

@@ -88,7 +88,7 @@ func TestWatches(t *testing.T) {
 	port := inferencev1.Port{Number: 9002}
 	foreign.Spec.EndpointPickerRef = &inferencev1.EndpointPickerRef{Name: "epp", Port: &port}
 	route := routeTo()
-	c, _ := newClient(t, somePool(), elsewhere, foreign, namespace(), route)
+	c, _ := newClient(t, somePool(), elsewhere, foreign, namespace(), route, frontService("models", "foreign"))
 
 	ours := &networkingv1alpha3.EnvoyFilter{ObjectMeta: metav1.ObjectMeta{
 		Namespace: "infra", Name: "x",
@@ -104,20 +104,27 @@ func TestWatches(t *testing.T) {
 		want       []string
 		wantRoutes []string
 	}{
-		"an object of ours":            {ours, []string{"models/gone"}, nil},
-		"an object of another's":       {&networkingv1alpha3.EnvoyFilter{}, nil, nil},
-		"another's host like a pool's": {foreignEntry("llama.models.inference.internal"), []string{"models/llama", "other/llama"}, []string{"other/split"}},
-		"a namespace":                  {namespace(), []string{"models/foreign", "models/llama", "other/llama"}, []string{"other/split"}},
-		"the waypoint of a namespace":  {waypoint(), []string{"models/foreign", "models/llama", "other/llama"}, []string{"other/split"}},
-		"a Gateway that nothing names": {otherGateway, nil, nil},
-		"the default picker":           {pickerService(), []string{"models/llama", "other/llama"}, []string{"other/split"}},
-		"a pool's own picker":          {epp, []string{"models/foreign"}, nil},
-		"a pool that a route leads to": {somePool(), []string{"models/llama", "other/llama"}, []string{"other/split"}},
-		"a route":                      {route, []string{"models/llama", "other/llama"}, []string{"other/split"}},
-		"a grant for a route":          {grant("other"), []string{"models/llama", "other/llama"}, []string{"other/split"}},
-		"a grant for others":           {grant("nobody"), nil, nil},
-		"a Service as a front":         {frontService("models", "foreign"), []string{"models/foreign"}, nil},
-		"a Service like others":        {frontService("models", ""), nil, nil},
+		"an object of ours":              {ours, []string{"models/gone"}, nil},
+		"an object of another's":         {&networkingv1alpha3.EnvoyFilter{}, nil, nil},
+		"rules for a pool's host":        {othersRules("llama.models.inference.internal"), []string{"models/llama", "other/llama"}, []string{"other/split"}},
+		"rules for a front":              {othersRules("front"), []string{"models/foreign"}, nil},
+		"rules for any host":             {othersRules("*"), []string{"models/foreign", "models/llama", "other/llama"}, []string{"other/split"}},
+		"rules for others' hosts":        {othersRules("*.example.com"), nil, nil},
+		"another's filter at a waypoint": {othersFilter("infra", "gateway.networking.k8s.io", "Gateway", "shared"), []string{"models/foreign", "models/llama", "other/llama"}, []string{"other/split"}},
+		"another's filter at a front":    {othersFilter("models", "", "Service", "front"), []string{"models/foreign"}, nil},
+		"another's filter at a host":     {othersFilter("models", "networking.istio.io", "ServiceEntry", "foreign"), []string{"models/foreign"}, nil},
+		"another's host like a pool's":   {foreignEntry("llama.models.inference.internal"), []string{"models/llama", "other/llama"}, []string{"other/split"}},
+		"a namespace":                    {namespace(), []string{"models/foreign", "models/llama", "other/llama"}, []string{"other/split"}},
+		"the waypoint of a namespace":    {waypoint(), []string{"models/foreign", "models/llama", "other/llama"}, []string{"other/split"}},
+		"a Gateway that nothing names":   {otherGateway, nil, nil},
+		"the default picker":             {pickerService(), []string{"models/llama", "other/llama"}, []string{"other/split"}},
+		"a pool's own picker":            {epp, []string{"models/foreign"}, nil},
+		"a pool that a route leads to":   {somePool(), []string{"models/llama", "other/llama"}, []string{"other/split"}},
+		"a route":                        {route, []string{"models/llama", "other/llama"}, []string{"other/split"}},
+		"a grant for a route":            {grant("other"), []string{"models/llama", "other/llama"}, []string{"other/split"}},
+		"a grant for others":             {grant("nobody"), nil, nil},
+		"a Service as a front":           {frontService("models", "foreign"), []string{"models/foreign"}, nil},
+		"a Service like others":          {frontService("models", ""), nil, nil},
 	}
 	w := watcher{c, settings()}
 	for name, tt := range tests {

@@ -21,6 +21,13 @@ func TestMerge(t *testing.T) {
 	well := Parent{Gateway: waypoint, Accepted: Accepted(), ResolvedRefs: ResolvedRefs("epp")}
 	broken := well
 	broken.ResolvedRefs = Verdict{inferencev1.InferencePoolReasonInvalidExtensionRef, "no such Service"}
+	lost := well
+	lost.Ineffective = "without effect"
+	told := entry("models", "waypoint", 1, before, before, "")
+	told.Conditions = append(told.Conditions, metav1.Condition{
+		Type: IneffectiveConfig, Status: metav1.ConditionTrue, Reason: "IneffectiveConfig", Message: "without effect",
+		ObservedGeneration: 1, LastTransitionTime: metav1.NewTime(now),
+	})
 	other := foreign("ingress")
 
 	tests := map[string]struct {
@@ -55,6 +62,20 @@ func TestMerge(t *testing.T) {
 			ours:        []Parent{broken},
 			generation:  1,
 			want:        []inferencev1.ParentStatus{entry("models", "waypoint", 1, before, now, "no such Service")},
+			wantChanged: true,
+		},
+		"what has no effect is told": {
+			current:     []inferencev1.ParentStatus{entry("models", "waypoint", 1, before, before, "")},
+			ours:        []Parent{lost},
+			generation:  1,
+			want:        []inferencev1.ParentStatus{told},
+			wantChanged: true,
+		},
+		"and no longer where there is no such thing": {
+			current:     []inferencev1.ParentStatus{told},
+			ours:        []Parent{well},
+			generation:  1,
+			want:        []inferencev1.ParentStatus{entry("models", "waypoint", 1, before, before, "")},
 			wantChanged: true,
 		},
 		"another waypoint": {

@@ -16,6 +16,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/cluster"
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/snapshottest"
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
+	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 )
 
 func istiod(image string, env ...corev1.EnvVar) *appsv1.Deployment {
@@ -116,9 +117,16 @@ func TestExamine(t *testing.T) {
 		"picker-not-reached": {change: func(f *Facts) {
 			f.Pickers[0] = PickerFact{Pod: f.Pickers[0].Pod, Err: errors.New("not permitted to reach the picker")}
 		}, wantCode: ExitUnknown},
-		"no-picker":       {change: func(f *Facts) { f.Pickers = nil }, wantCode: ExitFailed},
-		"metrics-unread":  {change: func(f *Facts) { f.Pickers[0].State.Pools[0].Endpoints[1].Reading = nil }, wantCode: ExitFailed},
-		"metrics-stale":   {change: func(f *Facts) { f.Pickers[0].State.Pools[0].Endpoints[1].Reading.Age = 60 }, wantCode: ExitFailed},
+		"no-picker":      {change: func(f *Facts) { f.Pickers = nil }, wantCode: ExitFailed},
+		"metrics-unread": {change: func(f *Facts) { f.Pickers[0].State.Pools[0].Endpoints[1].Reading = nil }, wantCode: ExitFailed},
+		"metrics-stale":  {change: func(f *Facts) { f.Pickers[0].State.Pools[0].Endpoints[1].Reading.Age = 60 }, wantCode: ExitFailed},
+		"ineffective-config": {change: func(f *Facts) {
+			parent := &f.Snapshot.Pools.Items[0].Status.Parents[0]
+			parent.Conditions = append(parent.Conditions, metav1.Condition{
+				Type: poolstatus.IneffectiveConfig, Status: metav1.ConditionTrue, Reason: "IneffectiveConfig", ObservedGeneration: 2,
+				Message: "without effect on calls to the pool: VirtualService models/faults (write an HTTPRoute whose parent is the host's object)",
+			})
+		}, wantCode: ExitOK},
 		"no-envoyfilter":  {change: func(f *Facts) { f.Snapshot.Filters.Items = nil }, wantCode: ExitFailed},
 		"pod-out-of-mesh": {change: func(f *Facts) { f.Snapshot.Pods.Items[2].Annotations = nil }, wantCode: ExitOK},
 	}

@@ -165,7 +165,7 @@ func (j *judgement) conditions() {
 			stale = stale || c.ObservedGeneration < j.api.Generation
 			switch {
 			case c.Type == poolstatus.IneffectiveConfig:
-				j.say(sentence(c.Message), "see \"What has no effect\" in docs/routes.md, and delete what the message names")
+				j.say(sentence(c.Message), "docs/routes.md says under \"What has no effect\" what to write instead")
 			case c.Status != metav1.ConditionTrue:
 				j.refused(parent, c)
 			}

@@ -14,6 +14,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/cluster"
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/snapshottest"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 )
 
 // TestText judges a cluster that is well but for one thing, and compares what is said with testdata/<name>.txt.
@@ -56,6 +57,13 @@ func TestText(t *testing.T) {
 		"waypoint-without-pods":   {change: func(s *cluster.Snapshot) { removePods(s, "waypoint-0") }, wantState: NotServing},
 		"picker-missing": {change: refuse("ResolvedRefs", "InvalidExtensionRef",
 			"the endpoint picker's Service inference-system/inference-picker does not exist"), wantState: NotPicking},
+		"ineffective-config": {change: func(s *cluster.Snapshot) {
+			parent := &llama(s).Status.Parents[0]
+			parent.Conditions = append(parent.Conditions, metav1.Condition{
+				Type: poolstatus.IneffectiveConfig, Status: metav1.ConditionTrue, Reason: "IneffectiveConfig", ObservedGeneration: 2,
+				Message: "without effect on calls to the pool: VirtualService models/faults (write an HTTPRoute whose parent is the host's object)",
+			})
+		}, wantState: Picking},
 		"picker-not-ready": {change: func(s *cluster.Snapshot) { removePods(s, "inference-picker-0") }, wantState: NotPicking},
 		"picker-not-ready-fail-close": {change: func(s *cluster.Snapshot) {
 			removePods(s, "inference-picker-0")

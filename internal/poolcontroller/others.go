@@ -8,11 +8,11 @@ import (
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
-	"sigs.k8s.io/controller-runtime/pkg/manager"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -27,10 +27,10 @@ var othersKinds = []client.Object{&networkingv1.VirtualService{}, &networkingv1.
 
 // installed reports whether the API server has a kind, as far as it says: where it does not answer, the watch of the kind
 // will tell.
-func installed(m manager.Manager, kind client.Object) bool {
-	gvk, err := apiutil.GVKForObject(kind, m.GetScheme())
+func installed(mapper meta.RESTMapper, scheme *runtime.Scheme, kind client.Object) bool {
+	gvk, err := apiutil.GVKForObject(kind, scheme)
 	if err == nil {
-		_, err = m.GetRESTMapper().RESTMapping(gvk.GroupKind(), gvk.Version)
+		_, err = mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
 	}
 	return !meta.IsNoMatchError(err)
 }

@@ -135,6 +135,21 @@ func TestReconcileWithoutOthersKinds(t *testing.T) {
 	}
 }
 
+func TestInstalled(t *testing.T) {
+	scheme, err := Scheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mapper := meta.NewDefaultRESTMapper(nil)
+	mapper.Add(networkingv1.SchemeGroupVersion.WithKind("VirtualService"), meta.RESTScopeNamespace)
+	if !installed(mapper, scheme, &networkingv1.VirtualService{}) {
+		t.Error("a kind that the API server has is not installed")
+	}
+	if installed(mapper, scheme, &networkingv1.DestinationRule{}) {
+		t.Error("a kind that the API server lacks is installed")
+	}
+}
+
 // What the cache drops changes no finding.
 func TestStrip(t *testing.T) {
 	rules := othersRules("llama.models.inference.internal")

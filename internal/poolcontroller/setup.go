@@ -55,7 +55,7 @@ func Scheme() (*runtime.Scheme, error) {
 // object of ours is an event, so that what changed while no controller ran is set right.
 func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings) error {
 	for _, i := range indexes(settings) {
-		if !installed(m, i.kind) {
+		if !installed(m.GetRESTMapper(), m.GetScheme(), i.kind) {
 			continue
 		}
 		if err := m.GetFieldIndexer().IndexField(ctx, i.kind, i.name, i.keys); err != nil {
@@ -78,7 +78,7 @@ func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings) e
 		Watches(&gatewayv1beta1.ReferenceGrant{}, w.toPools()).
 		WithOptions(controller.Options{MaxConcurrentReconciles: parallel})
 	for _, kind := range othersKinds {
-		if installed(m, kind) {
+		if installed(m.GetRESTMapper(), m.GetScheme(), kind) {
 			pools = pools.Watches(kind, w.toPools())
 		}
 	}

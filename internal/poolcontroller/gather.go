@@ -175,7 +175,7 @@ func entryObject(name types.NamespacedName) routes.Object {
 
 // The cache's indexes, beside that of our objects by their owners.
 const (
-	frontIndex   = "inference-waypoint.front"   // Services by the pool that they are a front of
+	frontIndex   = "inference-waypoint.front"   // Services by the pool that they are a front of, and by their host
 	hostIndex    = "inference-waypoint.host"    // pools and others' objects of Istio by the hosts that they claim or are for
 	targetIndex  = "inference-waypoint.target"  // others' EnvoyFilters by what they are attached to
 	parentIndex  = "inference-waypoint.parent"  // HTTPRoutes by their parents
@@ -202,7 +202,7 @@ func indexes(settings meshconfig.Settings) []index {
 		{&gatewayv1.Gateway{}, ownedobjects.OwnerIndex, ownedobjects.OwnerKeys},
 		{&corev1.Service{}, frontIndex, func(o client.Object) []string {
 			if p := meshconfig.FrontOf(o.(*corev1.Service)); p.Name != "" {
-				return []string{p.String(), anyFront}
+				return []string{p.String(), anyFront, meshconfig.ServiceHost(client.ObjectKeyFromObject(o), settings)}
 			}
 			return nil
 		}},

@@ -1,6 +1,7 @@
 package poolcontroller
 
 import (
+	"slices"
 	"strings"
 
 	networkingapi "istio.io/api/networking/v1alpha3"
@@ -133,34 +134,20 @@ func gatewayObject(name types.NamespacedName) routes.Object {
 // calledAs adds the pools that are called by a host which a pattern is for.
 func (w watcher) calledAs(g *gatherer, patterns []string, out names) {
 	for _, pattern := range patterns {
-		if !strings.HasPrefix(pattern, "*") {
-			w.claiming(g, []string{pattern}, out)
+		matches := func(host string) bool { return ineffective.Matches(pattern, host) }
+		key := pattern
+		if strings.HasPrefix(pattern, "*") {
+			key = anyFront
+			w.matching(g, "", out, func(p *inferencev1.InferencePool) bool { return slices.ContainsFunc(hostsOf(p, w.settings), matches) })
 		} else {
-			w.matching(g, "", out, func(p *inferencev1.InferencePool) bool {
-				return anyMatches(pattern, hostsOf(p, w.settings))
-			})
+			w.claiming(g, []string{pattern}, out)
 		}
-	}
-	if len(patterns) == 0 {
-		return
-	}
-	for _, s := range list[corev1.Service](g, &corev1.ServiceList{}, frontIndex, anyFront) {
-		host := meshconfig.ServiceHost(client.ObjectKeyFromObject(s), w.settings)
-		for _, pattern := range patterns {
-			if ineffective.Matches(pattern, host) {
+		for _, s := range list[corev1.Service](g, &corev1.ServiceList{}, frontIndex, key) {
+			if matches(meshconfig.ServiceHost(client.ObjectKeyFromObject(s), w.settings)) {
 				out[meshconfig.FrontOf(s)] = true
 			}
 		}
 	}
-}
-
-func anyMatches(pattern string, hosts []string) bool {
-	for _, host := range hosts {
-		if ineffective.Matches(pattern, host) {
-			return true
-		}
-	}
-	return false
 }
 
 // targeted adds the pools that an EnvoyFilter of others reaches.

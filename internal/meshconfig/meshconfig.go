@@ -216,7 +216,7 @@ func placesOf(fronts []front) []place {
 }
 
 // parents makes one parent for each waypoint of the places. At one of several ways of serving a pool there, the pool is
-// accepted.
+// accepted. The notes are what was wished and is not served.
 func parents(places []place, problem *poolstatus.Verdict, resolved poolstatus.Verdict, notes []string) []poolstatus.Parent {
 	byWaypoint := map[types.NamespacedName]poolstatus.Parent{}
 	hosts := map[types.NamespacedName][]string{}
@@ -236,7 +236,7 @@ func parents(places []place, problem *poolstatus.Verdict, resolved poolstatus.Ve
 		case parent.Accepted.OK() && len(hosts[waypoint]) > 0:
 			parent.Accepted.Message += " as " + strings.Join(hosts[waypoint], ", ")
 		}
-		parent.Accepted.Message = strings.Join(append([]string{parent.Accepted.Message}, notes...), "; ")
+		parent.Refused = strings.Join(notes, "; ")
 		out = append(out, parent)
 	}
 	slices.SortFunc(out, func(a, b poolstatus.Parent) int { return cmp.Compare(a.Gateway.String(), b.Gateway.String()) })

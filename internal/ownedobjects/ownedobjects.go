@@ -6,9 +6,11 @@ package ownedobjects
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"reflect"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -44,6 +46,17 @@ func (e *NotOursError) Error() string {
 	return fmt.Sprintf("%s %s exists and is not ours: it lacks the label %s", e.Kind, e.Name, OwnedLabel)
 }
 
+// ContestedError says that another writer undoes what we write of an object, which is therefore left as it is for a while.
+type ContestedError struct {
+	Kind string
+	Name types.NamespacedName
+	Wait time.Duration
+}
+
+func (e *ContestedError) Error() string {
+	return fmt.Sprintf("another writer changes %s %s again and again; it is set right again in %s", e.Kind, e.Name, e.Wait)
+}
+
 // Owner is the owner of an object that we made, and false for any other object.
 func Owner(o client.Object) (types.NamespacedName, bool) {
 	if o.GetLabels()[OwnedLabel] != ownedValue {
@@ -72,6 +85,8 @@ type Set struct {
 	// and would make an equal object of somebody else's partly ours. An object that is made so keeps the labels and
 	// annotations that it began with, also when they are no longer wanted.
 	Exclusive bool
+	// Contests slow down the repair of objects that another writer changes again and again. None slow down nothing.
+	Contests *Contests
 }
 
 // Change is a write that was made.
@@ -83,7 +98,8 @@ type Change struct {
 
 // Sync applies the objects, in their order, where the cluster differs from them, and deletes what else the owner has.
 // Where all is as it should be, it writes nothing. It goes on past an error, so that one object's fault does not keep
-// others of its kind from being right; those of the kinds that come after it may depend on it and are left as they are.
+// others of its kind from being right. Objects of the kinds that come after it may depend on it and are left as they
+// are, and nothing is deleted: what is there may still need what is no longer wanted.
 // The errors are joined, and a *NotOursError is among them for each name that is taken.
 func (s Set) Sync(ctx context.Context, owner types.NamespacedName, desired []client.Object) ([]Change, error) {
 	var changes []Change
@@ -108,14 +124,19 @@ func (s Set) Sync(ctx context.Context, owner types.NamespacedName, desired []cli
 			changes = append(changes, Change{"applied", key.kind, key.name})
 		}
 	}
+	if len(errs) > 0 {
+		return changes, errors.Join(errs...)
+	}
 	pruned, err := s.prune(ctx, owner, keep)
-	return append(changes, pruned...), errors.Join(append(errs, err)...)
+	return append(changes, pruned...), err
 }
 
 type objectKey struct {
 	kind string
 	name types.NamespacedName
 }
+
+func (k objectKey) String() string { return k.kind + " " + k.name.String() }
 
 func (s Set) apply(ctx context.Context, owner types.NamespacedName, o client.Object, kind schema.GroupVersionKind) (changed bool, err error) {
 	key := objectKey{kind.Kind, client.ObjectKeyFromObject(o)}
@@ -161,6 +182,9 @@ func (s Set) repair(ctx context.Context, key objectKey, want *unstructured.Unstr
 	if same {
 		return false, nil
 	}
+	if err := s.contested(key, want); err != nil {
+		return false, err
+	}
 	applied := want.DeepCopy()
 	applied.SetUID(live.GetUID()) // an object that was deleted and made anew meanwhile is another one
 	err = s.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(applied), FieldOwner, client.ForceOwnership)
@@ -174,6 +198,29 @@ func (s Set) repair(ctx context.Context, key objectKey, want *unstructured.Unstr
 		return true, fmt.Errorf("replacing the spec of %s %s: %w", key.kind, key.name, err)
 	}
 	return true, nil
+}
+
+// contested notes a repair, and fails where it must not be made yet.
+func (s Set) contested(key objectKey, want *unstructured.Unstructured) error {
+	if s.Contests == nil {
+		return nil
+	}
+	raw, err := want.MarshalJSON()
+	if err != nil {
+		return fmt.Errorf("encoding %s %s: %w", key.kind, key.name, err)
+	}
+	what := fmt.Sprintf("%x", sha256.Sum256(raw))
+	if wait := s.Contests.Wait(key.String(), what); wait > 0 {
+		return &ContestedError{key.kind, key.name, wait}
+	}
+	s.Contests.Wrote(key.String(), what)
+	return nil
+}
+
+func (s Set) forget(key objectKey) {
+	if s.Contests != nil {
+		s.Contests.Forget(key.String())
+	}
 }
 
 func (s Set) prune(ctx context.Context, owner types.NamespacedName, keep map[objectKey]bool) ([]Change, error) {
@@ -197,6 +244,7 @@ func (s Set) prune(ctx context.Context, owner types.NamespacedName, keep map[obj
 				errs = append(errs, fmt.Errorf("deleting %s %s: %w", key.kind, key.name, err))
 				continue
 			}
+			s.forget(key)
 			changes = append(changes, Change{"deleted", key.kind, key.name})
 		}
 	}

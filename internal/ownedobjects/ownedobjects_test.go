@@ -137,15 +137,19 @@ func TestSync(t *testing.T) {
 	}
 }
 
-// TestSyncAfterFailure checks that a kind is left alone where an object of a kind before it could not be applied.
+// TestSyncAfterFailure checks that, where an object could not be applied, the kinds after it are left alone and nothing
+// is deleted.
 func TestSyncAfterFailure(t *testing.T) {
 	ctx := context.Background()
 	c := newClient(t)
-	if err := c.Create(ctx, service("a", 7)); err != nil {
+	if _, err := set(c).Sync(ctx, owner, []client.Object{service("a", 80)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Create(ctx, service("taken", 7)); err != nil {
 		t.Fatal(err)
 	}
 	later := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "later"}}
-	changes, err := set(c).Sync(ctx, owner, []client.Object{service("a", 80), service("b", 80), later})
+	changes, err := set(c).Sync(ctx, owner, []client.Object{service("taken", 80), service("b", 80), later})
 	var taken *NotOursError
 	if !errors.As(err, &taken) {
 		t.Fatalf("error %v, want a taken name", err)
@@ -153,6 +157,7 @@ func TestSyncAfterFailure(t *testing.T) {
 	if diff := cmp.Diff([]Change{change("applied", "b")}, changes); diff != "" {
 		t.Errorf("changes (-want +got):\n%s", diff)
 	}
+	check(t, c, []int32{80}, nil) // "a", which "later" may need as it is
 }
 
 // TestExclusive makes an object that another made since the cache was read.

@@ -26,11 +26,13 @@ type gatherer struct {
 	client   client.Reader
 	settings meshconfig.Settings
 	in       meshconfig.Inputs
-	err      error
+	// whole are the pools that were read with all that they depend on; the others in in are there as rivals for a host.
+	whole map[types.NamespacedName]bool
+	err   error
 }
 
 func newGatherer(ctx context.Context, c client.Reader, settings meshconfig.Settings) *gatherer {
-	return &gatherer{ctx: ctx, client: c, settings: settings, in: meshconfig.NewInputs()}
+	return &gatherer{ctx: ctx, client: c, settings: settings, in: meshconfig.NewInputs(), whole: map[types.NamespacedName]bool{}}
 }
 
 // forPool reads what the translation of one pool depends on: the pool, the routes at its fronts with all their backends,
@@ -59,9 +61,10 @@ func (g *gatherer) forRoute(route *gatewayv1.HTTPRoute) (meshconfig.Inputs, erro
 
 // pool reads a pool, the Services that are its fronts, the waypoints of both, its picker and who claims its hosts too.
 func (g *gatherer) pool(name types.NamespacedName) {
-	if g.in.Pools[name] != nil || !g.bare(name) {
+	if g.whole[name] || !g.bare(name) {
 		return
 	}
+	g.whole[name] = true
 	api := g.in.Pools[name]
 	if waypoint, bound := meshconfig.WaypointOf(api, g.in.Namespaces[name.Namespace]); bound {
 		read(g, waypoint, g.in.Gateways)

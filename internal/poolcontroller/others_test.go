@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -58,7 +59,7 @@ func TestReconcileTellsIneffectiveConfig(t *testing.T) {
 			front.Spec.Ports = pickerService().Spec.Ports
 			c, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService(), front)
 			recorder := events.NewFakeRecorder(16)
-			r := newReconciler(c, recorder, settings())
+			r := newReconciler(c, recorder, settings(), clock.RealClock{})
 			reconcileOnce(t, r, reconcile.Result{})
 			if got := ineffectiveOf(t, c); got != "" {
 				t.Errorf("told of nothing: %q", got)
@@ -129,7 +130,7 @@ func TestReconcileWithoutOthersKinds(t *testing.T) {
 			return c.List(ctx, list, opts...)
 		},
 	})
-	reconcileOnce(t, newReconciler(lacking, events.NewFakeRecorder(16), settings()), reconcile.Result{})
+	reconcileOnce(t, newReconciler(lacking, events.NewFakeRecorder(16), settings(), clock.RealClock{}), reconcile.Result{})
 	if got := accepted(t, c); !strings.HasPrefix(got, "True Accepted: ") {
 		t.Errorf("status %q", got)
 	}

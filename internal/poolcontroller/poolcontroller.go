@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
@@ -43,9 +45,9 @@ type Reconciler struct {
 	objects  ownedobjects.Set
 	events   events.EventRecorder
 	settings meshconfig.Settings
-	now      func() time.Time
+	clock    clock.Clock
 
-	contests   contests
+	contests   *ownedobjects.Contests
 	complaints complaints
 }
 
@@ -57,18 +59,19 @@ func (r *Reconciler) Reconcile(ctx context.Context, request reconcile.Request) (
 	}
 	out := meshconfig.Translate(request.NamespacedName, in, r.settings)
 	changes, err := r.apply(ctx, request.NamespacedName, out)
-	taken := rejectTaken(&out, err)
-	if err != nil && taken == nil {
-		return reconcile.Result{}, err
-	}
 	pool := in.Pools[request.NamespacedName]
 	if pool == nil {
-		r.contests.forget(request.NamespacedName)
+		r.contests.Forget(statusKey(request.NamespacedName))
 		r.complaints.forget(request.NamespacedName)
-		return reconcile.Result{}, nil
+		return reconcile.Result{}, err
 	}
+	if passing(err) {
+		return reconcile.Result{}, err
+	}
+	reject(&out, err)
 	r.tellSettings(pool)
-	return r.report(ctx, pool, out, changes, taken)
+	result, statusErr := r.report(ctx, pool, out, changes)
+	return after(err, result, statusErr)
 }
 
 func (r *Reconciler) apply(ctx context.Context, name types.NamespacedName, out meshconfig.Output) ([]ownedobjects.Change, error) {
@@ -82,46 +85,69 @@ func (r *Reconciler) apply(ctx context.Context, name types.NamespacedName, out m
 	return r.objects.Sync(ctx, name, objects)
 }
 
-// rejectTaken says in every parent that the pool is not served because a name is taken, where that is all that went
-// wrong; it is nil otherwise.
-func rejectTaken(out *meshconfig.Output, err error) *ownedobjects.NotOursError {
-	taken := onlyTaken(err)
-	if taken == nil {
-		return nil
-	}
-	for i := range out.Parents {
-		out.Parents[i].Accepted = poolstatus.Verdict{
-			Reason:  inferencev1.InferencePoolReasonNotSupportedByParent,
-			Message: taken.Error(),
-		}
-	}
-	return taken
+// passing reports whether an error needs no one's attention: what was read was out of date, or the program ends.
+func passing(err error) bool {
+	return err != nil && (apierrors.IsConflict(err) || errors.Is(err, context.Canceled))
 }
 
-// onlyTaken finds the first taken name in joined errors, if each of them is one.
-func onlyTaken(err error) *ownedobjects.NotOursError {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		var first *ownedobjects.NotOursError
-		for _, e := range joined.Unwrap() {
-			taken := onlyTaken(e)
-			if taken == nil {
-				return nil
-			}
-			if first == nil {
-				first = taken
-			}
-		}
-		return first
+// reject says in every parent that what the waypoint is to serve could not be written, and why.
+func reject(out *meshconfig.Output, err error) {
+	if err == nil {
+		return
 	}
-	var taken *ownedobjects.NotOursError
-	if errors.As(err, &taken) {
-		return taken
+	verdict := poolstatus.Verdict{
+		Reason:  poolstatus.ReasonNotWritten,
+		Message: fmt.Sprintf("the configuration could not be written, and the waypoint has what it had before: %s", oneLine(each(err))),
 	}
-	return nil
+	if all[*ownedobjects.NotOursError](err) {
+		verdict = poolstatus.Verdict{Reason: inferencev1.InferencePoolReasonNotSupportedByParent, Message: oneLine(each(err))}
+	}
+	for i := range out.Parents {
+		out.Parents[i].Accepted = verdict
+	}
+}
+
+// after is when a pool is looked at again: where a name is taken or another writer is at work, in a while; after any
+// other error as the queue has it for those.
+func after(err error, result reconcile.Result, statusErr error) (reconcile.Result, error) {
+	var contested *ownedobjects.ContestedError
+	switch {
+	case statusErr != nil:
+		return reconcile.Result{}, statusErr
+	case err == nil:
+		return result, nil
+	case all[*ownedobjects.NotOursError](err):
+		return reconcile.Result{RequeueAfter: takenRetry}, nil
+	case errors.As(err, &contested):
+		return reconcile.Result{RequeueAfter: contested.Wait}, nil
+	default:
+		return reconcile.Result{}, err
+	}
+}
+
+// each are the errors that were joined into one.
+func each(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
+	}
+	var out []error
+	for _, e := range joined.Unwrap() {
+		out = append(out, each(e)...)
+	}
+	return out
+}
+
+// all reports whether each of joined errors is of a kind.
+func all[E error](err error) bool {
+	return !slices.ContainsFunc(each(err), func(e error) bool {
+		var as E
+		return !errors.As(e, &as)
+	})
 }
 
 // report writes our part of the pool's status where it changed, and tells of changes in events.
-func (r *Reconciler) report(ctx context.Context, pool *inferencev1.InferencePool, out meshconfig.Output, changes []ownedobjects.Change, taken *ownedobjects.NotOursError) (reconcile.Result, error) {
+func (r *Reconciler) report(ctx context.Context, pool *inferencev1.InferencePool, out meshconfig.Output, changes []ownedobjects.Change) (reconcile.Result, error) {
 	if len(changes) > 0 { // in one event: those that differ in their text alone become one
 		r.events.Eventf(pool, nil, corev1.EventTypeNormal, "Synced", "Sync", "%s", note(describe(changes)))
 	}
@@ -133,8 +159,6 @@ func (r *Reconciler) report(ctx context.Context, pool *inferencev1.InferencePool
 		return reconcile.Result{}, nil // the pool went meanwhile, and its deletion is another event
 	case err != nil:
 		return reconcile.Result{}, err
-	case taken != nil:
-		return reconcile.Result{RequeueAfter: takenRetry}, nil
 	}
 	return reconcile.Result{RequeueAfter: wait}, nil
 }
@@ -142,13 +166,13 @@ func (r *Reconciler) report(ctx context.Context, pool *inferencev1.InferencePool
 // writeStatus writes our part of the pool's status where it differs, and tells what is new in it. Where another undoes
 // it, it says when to come back.
 func (r *Reconciler) writeStatus(ctx context.Context, pool *inferencev1.InferencePool, ours []poolstatus.Parent) (wait time.Duration, err error) {
-	now := r.now()
+	now := r.clock.Now()
 	parents, changed, err := poolstatus.Merge(pool.Status.Parents, ours, pool.Generation, now)
 	if err != nil || !changed {
 		return 0, err
 	}
-	name, what := client.ObjectKeyFromObject(pool), said(pool.Generation, ours)
-	if wait := r.contests.wait(name, what, now); wait > 0 {
+	name, what := client.ObjectKeyFromObject(pool), fmt.Sprint(pool.Generation, ours)
+	if wait := r.contests.Wait(statusKey(name), what); wait > 0 {
 		return wait, nil
 	}
 	next := pool.DeepCopy()
@@ -158,7 +182,7 @@ func (r *Reconciler) writeStatus(ctx context.Context, pool *inferencev1.Inferenc
 	if err := r.client.Status().Patch(ctx, next, patch, ownedobjects.FieldOwner); err != nil {
 		return 0, fmt.Errorf("writing the status of pool %s: %w", name, err)
 	}
-	switch again, contested := r.contests.wrote(name, what, now); {
+	switch again, contested := r.contests.Wrote(statusKey(name), what); {
 	case contested:
 		r.events.Eventf(pool, nil, corev1.EventTypeWarning, "StatusContested", "Report",
 			"another controller removes what status.parents says of %s; istiod does so with ENABLE_GATEWAY_API_INFERENCE_EXTENSION. Calls are served all the same", poolstatus.ControllerName)
@@ -181,8 +205,8 @@ func (r *Reconciler) tell(pool *inferencev1.InferencePool, parents []poolstatus.
 				r.events.Eventf(pool, nil, corev1.EventTypeWarning, string(v.Reason), "Translate", "%s", note(fmt.Sprintf("waypoint %s: %s", p.Gateway, v.Message)))
 			}
 		}
-		if p.Ineffective != "" {
-			r.events.Eventf(pool, nil, corev1.EventTypeWarning, string(poolstatus.ReasonIneffectiveConfig), "Translate", "%s", note(fmt.Sprintf("waypoint %s: %s", p.Gateway, p.Ineffective)))
+		for _, remark := range p.Remarks() {
+			r.events.Eventf(pool, nil, corev1.EventTypeWarning, string(remark.Reason), "Translate", "%s", note(fmt.Sprintf("waypoint %s: %s", p.Gateway, remark.Message)))
 		}
 		if well {
 			r.events.Eventf(pool, nil, corev1.EventTypeNormal, string(p.Accepted.Reason), "Translate", "%s", note(fmt.Sprintf("waypoint %s: %s", p.Gateway, p.Accepted.Message)))
@@ -201,9 +225,7 @@ func describe(changes []ownedobjects.Change) string {
 // maxNote is the longest text that the API takes in an event.
 const maxNote = 1024
 
-func note(text string) string {
-	if len(text) <= maxNote {
-		return text
-	}
-	return strings.ToValidUTF8(text[:maxNote-3], "") + "..."
-}
+func note(text string) string { return poolstatus.Clip(text, maxNote) }
+
+// statusKey is a pool's key among contests.
+func statusKey(pool types.NamespacedName) string { return "status of pool " + pool.String() }

@@ -2,18 +2,23 @@ package poolcontroller
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
@@ -24,6 +29,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
 	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
+	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 )
 
 var (
@@ -35,7 +41,7 @@ func TestReconcile(t *testing.T) {
 	ctx := context.Background()
 	c, writes := newClient(t, somePool(), namespace(), waypoint(), pickerService())
 	recorder := events.NewFakeRecorder(16)
-	r := newReconciler(c, recorder, settings())
+	r := newReconciler(c, recorder, settings(), clock.RealClock{})
 
 	reconcileOnce(t, r, reconcile.Result{})
 	wantObjects(t, c, []string{"infra"}, []string{"models"})
@@ -72,10 +78,82 @@ func TestReconcile(t *testing.T) {
 func TestReconcileTakenName(t *testing.T) {
 	taken := &networkingv1.ServiceEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "llama"}}
 	c, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService(), taken)
-	reconcileOnce(t, newReconciler(c, events.NewFakeRecorder(16), settings()), reconcile.Result{RequeueAfter: takenRetry})
+	reconcileOnce(t, newReconciler(c, events.NewFakeRecorder(16), settings(), clock.RealClock{}), reconcile.Result{RequeueAfter: takenRetry})
 	want := "False NotSupportedByParent: ServiceEntry models/llama exists and is not ours: it lacks the label " + ownedobjects.OwnedLabel
 	if got := accepted(t, c); got != want {
 		t.Errorf("status %q, want %q", got, want)
+	}
+}
+
+// TestReconcileFailedWrite has the API server refuse an EnvoyFilter, as a webhook or a quota would: the pool's status and an
+// event say so, and the queue tries again.
+func TestReconcileFailedWrite(t *testing.T) {
+	refused := interceptor.Funcs{Apply: func(ctx context.Context, c client.WithWatch, o runtime.ApplyConfiguration, opts ...client.ApplyOption) error {
+		if u, ok := o.(interface{ GetKind() string }); ok && u.GetKind() == "EnvoyFilter" {
+			return errors.New("admission webhook denied the request")
+		}
+		return c.Apply(ctx, o, opts...)
+	}}
+	counted, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService())
+	c := interceptor.NewClient(counted.(client.WithWatch), refused)
+	recorder := events.NewFakeRecorder(16)
+	r := newReconciler(c, recorder, settings(), clock.RealClock{})
+	if _, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: poolName}); err == nil {
+		t.Error("no error: the queue will not try again")
+	}
+	if got := accepted(t, c); !strings.HasPrefix(got, "False ConfigurationNotWritten: ") || !strings.Contains(got, "webhook denied") {
+		t.Errorf("status %q", got)
+	}
+	wantEvent(t, recorder, "Warning ConfigurationNotWritten")
+}
+
+// TestReconcileRivalIsABackend has two pools claim one host, of which one is the backend of a route at the other and has a
+// picker of its own: that picker is asked.
+func TestReconcileRivalIsABackend(t *testing.T) {
+	stable, canary := somePool(), somePool()
+	stable.Annotations = map[string]string{"inference-waypoint.io/hosts": "chat.example"}
+	canary.Name, canary.Annotations = "canary", stable.Annotations
+	canary.CreationTimestamp = metav1.NewTime(time.Unix(1, 0))
+	port := inferencev1.Port{Number: 9002}
+	canary.Spec.EndpointPickerRef = &inferencev1.EndpointPickerRef{Name: "epp", Port: &port}
+	epp := pickerService()
+	epp.Namespace, epp.Name = "models", "epp"
+	route := routeTo()
+	route.Namespace = "models"
+	route.Spec.Rules[0].BackendRefs[0].Name = "canary"
+	c, _ := newClient(t, stable, canary, namespace(), waypoint(), pickerService(), epp, route)
+	reconcileOnce(t, newReconciler(c, events.NewFakeRecorder(16), settings(), clock.RealClock{}), reconcile.Result{})
+	var filters networkingv1alpha3.EnvoyFilterList
+	if err := c.List(t.Context(), &filters); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := json.Marshal(filters.Items)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(raw), "outbound|9002||epp.models.svc.cluster.local") {
+		t.Errorf("the backend's picker is not asked: %s", raw)
+	}
+}
+
+// TestReconcileLongStatus claims more hosts than a message has room for: the status is written all the same, and once.
+func TestReconcileLongStatus(t *testing.T) {
+	p := somePool()
+	p.Annotations = map[string]string{"inference-waypoint.io/hosts": strings.Repeat("é_, ", 10_000)}
+	c, writes := newClient(t, p, namespace(), waypoint(), pickerService())
+	r := newReconciler(c, events.NewFakeRecorder(16), settings(), clock.RealClock{})
+	reconcileOnce(t, r, reconcile.Result{})
+	*writes = 0
+	reconcileOnce(t, r, reconcile.Result{})
+	if *writes > 0 {
+		t.Errorf("%d writes where nothing had changed", *writes)
+	}
+	if err := c.Get(t.Context(), poolName, p); err != nil {
+		t.Fatal(err)
+	}
+	refused := meta.FindStatusCondition(p.Status.Parents[0].Conditions, poolstatus.PartiallyRefused)
+	if refused == nil || len(refused.Message) > poolstatus.MaxMessage || !utf8.ValidString(refused.Message) {
+		t.Errorf("condition %v", refused)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -92,7 +93,7 @@ func TestReconcileAcrossPools(t *testing.T) {
 	unbound := namespace()
 	unbound.Labels = nil
 	c, _ := newClient(t, somePool(), owner, unbound, theirNamespace, waypoint(), pickerService(), routeTo(), grant("other"))
-	r := newReconciler(c, events.NewFakeRecorder(16), settings())
+	r := newReconciler(c, events.NewFakeRecorder(16), settings(), clock.RealClock{})
 	reconcileOnce(t, r, reconcile.Result{})
 	wantObjects(t, c, nil, []string{"models"}) // its endpoints, for the waypoint that the route is at
 	if got := accepted(t, c); got != "True Accepted: the waypoint serves the pool by HTTPRoute other/split" {

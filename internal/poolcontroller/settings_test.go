@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 )
@@ -14,7 +15,7 @@ import (
 func TestReconcileTellsWrongSettings(t *testing.T) {
 	c, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService())
 	recorder := events.NewFakeRecorder(16)
-	r := newReconciler(c, recorder, settings())
+	r := newReconciler(c, recorder, settings(), clock.RealClock{})
 	steps := []struct {
 		name        string
 		annotations map[string]string // without the prefix; nil deletes the pool and makes it again

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
@@ -82,7 +83,7 @@ func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings) e
 			pools = pools.Watches(kind, w.toPools())
 		}
 	}
-	err := pools.Complete(newReconciler(m.GetClient(), recorder, settings))
+	err := pools.Complete(newReconciler(m.GetClient(), recorder, settings, clock.RealClock{}))
 	if err != nil {
 		return fmt.Errorf("adding the controller of pools: %w", err)
 	}
@@ -111,16 +112,19 @@ func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings) e
 	return nil
 }
 
-func newReconciler(c client.Client, recorder events.EventRecorder, settings meshconfig.Settings) *Reconciler {
+func newReconciler(c client.Client, recorder events.EventRecorder, settings meshconfig.Settings, ticks clock.Clock) *Reconciler {
+	contests := ownedobjects.NewContests(ticks)
 	return &Reconciler{
 		client: c,
 		objects: ownedobjects.Set{
-			Client: c,
-			Kinds:  []client.ObjectList{&networkingv1.ServiceEntryList{}, &networkingv1alpha3.EnvoyFilterList{}},
+			Client:   c,
+			Kinds:    []client.ObjectList{&networkingv1.ServiceEntryList{}, &networkingv1alpha3.EnvoyFilterList{}},
+			Contests: contests,
 		},
 		events:   recorder,
 		settings: settings,
-		now:      time.Now,
+		clock:    ticks,
+		contests: contests,
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
@@ -21,7 +22,7 @@ func TestUninstall(t *testing.T) {
 		ParentRef:      inferencev1.ParentReference{Name: "theirs", Namespace: "models"},
 	}}
 	c, _ := newClient(t, p, namespace(), waypoint(), pickerService(), theirs)
-	reconcileOnce(t, newReconciler(c, events.NewFakeRecorder(16), settings()), reconcile.Result{})
+	reconcileOnce(t, newReconciler(c, events.NewFakeRecorder(16), settings(), clock.RealClock{}), reconcile.Result{})
 	wantObjects(t, c, []string{"infra"}, []string{"elsewhere", "models"})
 
 	for range 2 { // the second time there is nothing left to do

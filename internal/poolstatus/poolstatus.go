@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -27,12 +28,21 @@ const (
 	gatewayKind  inferencev1.Kind  = "Gateway"
 )
 
-// IneffectiveConfig is the condition that names the configuration of others that is meant for calls to
-// the pool and has no effect on them. It is there only while there is such configuration: the pool is served all the same.
-const IneffectiveConfig = "inference-waypoint.io/IneffectiveConfig"
+// Conditions of our own. Each is there, true, only while there is something to tell: the pool is served all the same.
+const (
+	// IneffectiveConfig names the configuration of others that is meant for calls to the pool and has no effect on them.
+	IneffectiveConfig = "inference-waypoint.io/IneffectiveConfig"
+	// PartiallyRefused names the hosts and the Services by which the pool was to be called and is not.
+	PartiallyRefused = "inference-waypoint.io/PartiallyRefused"
+)
 
-// ReasonIneffectiveConfig is the reason of the condition and of its event.
-const ReasonIneffectiveConfig inferencev1.InferencePoolReason = "IneffectiveConfig"
+// The reasons of our own conditions and of their events, and of pools that are not accepted as we fail.
+const (
+	ReasonIneffectiveConfig inferencev1.InferencePoolReason = "IneffectiveConfig"
+	ReasonPartiallyRefused  inferencev1.InferencePoolReason = "PartiallyRefused"
+	// ReasonNotWritten says that the waypoint's configuration could not be written.
+	ReasonNotWritten inferencev1.InferencePoolReason = "ConfigurationNotWritten"
+)
 
 // Verdict is the outcome of one condition: its reason, which also decides whether it is true, and a message for people.
 type Verdict struct {
@@ -53,7 +63,7 @@ func ResolvedRefs(picker string) Verdict {
 // OK reports whether the condition is true.
 func (v Verdict) OK() bool {
 	switch v.Reason {
-	case inferencev1.InferencePoolReasonAccepted, inferencev1.InferencePoolReasonResolvedRefs, ReasonIneffectiveConfig:
+	case inferencev1.InferencePoolReasonAccepted, inferencev1.InferencePoolReasonResolvedRefs, ReasonIneffectiveConfig, ReasonPartiallyRefused:
 		return true
 	default:
 		return false
@@ -65,8 +75,24 @@ type Parent struct {
 	Gateway      types.NamespacedName
 	Accepted     Verdict
 	ResolvedRefs Verdict
-	// Ineffective is the message of IneffectiveConfig; empty where there is to be no such condition.
-	Ineffective string
+	// Ineffective and Refused are the messages of IneffectiveConfig and PartiallyRefused; empty where there is to be no
+	// such condition.
+	Ineffective, Refused string
+}
+
+// Remarks are the conditions that are there only while there is something to tell.
+func (p Parent) Remarks() []Remark {
+	all := []Remark{
+		{IneffectiveConfig, Verdict{ReasonIneffectiveConfig, p.Ineffective}},
+		{PartiallyRefused, Verdict{ReasonPartiallyRefused, p.Refused}},
+	}
+	return slices.DeleteFunc(all, func(r Remark) bool { return r.Message == "" })
+}
+
+// Remark is a condition of our own.
+type Remark struct {
+	Type inferencev1.InferencePoolConditionType
+	Verdict
 }
 
 // Merge makes the list of parents that the status should have: other controllers' entries as they are, then ours,
@@ -125,8 +151,8 @@ func (p Parent) status(before []inferencev1.ParentStatus, generation int64, now 
 		condition(inferencev1.InferencePoolConditionAccepted, p.Accepted, old, generation, now),
 		condition(inferencev1.InferencePoolConditionResolvedRefs, p.ResolvedRefs, old, generation, now),
 	}
-	if p.Ineffective != "" {
-		out.Conditions = append(out.Conditions, condition(IneffectiveConfig, Verdict{ReasonIneffectiveConfig, p.Ineffective}, old, generation, now))
+	for _, r := range p.Remarks() {
+		out.Conditions = append(out.Conditions, condition(r.Type, r.Verdict, old, generation, now))
 	}
 	return out
 }
@@ -136,7 +162,7 @@ func condition(kind inferencev1.InferencePoolConditionType, v Verdict, old []met
 		Type:               string(kind),
 		Status:             metav1.ConditionFalse,
 		Reason:             string(v.Reason),
-		Message:            v.Message,
+		Message:            Clip(v.Message, MaxMessage),
 		ObservedGeneration: generation,
 		LastTransitionTime: metav1.NewTime(now.Truncate(time.Second)), // as the API server keeps it
 	}
@@ -147,6 +173,19 @@ func condition(kind inferencev1.InferencePoolConditionType, v Verdict, old []met
 		out.LastTransitionTime = was.LastTransitionTime
 	}
 	return out
+}
+
+// MaxMessage is the length of the longest message that the API takes in a condition.
+const MaxMessage = 32768
+
+// Clip is a text's head of at most limit bytes, that ends with a whole character. The API server would make another of
+// half a character, and what was written would then differ for ever from what is to be.
+func Clip(text string, limit int) string {
+	if len(text) <= limit {
+		return text
+	}
+	const more = "..."
+	return strings.ToValidUTF8(text[:limit-len(more)], "") + more
 }
 
 func compare(a, b inferencev1.ParentStatus) int {

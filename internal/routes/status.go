@@ -11,6 +11,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 )
 
 // maxParents is the longest list that the API takes.
@@ -98,11 +100,8 @@ func (v Verdict) Conditions() []metav1.Condition {
 	return out
 }
 
-// maxMessage is the longest message that the API takes in a condition.
-const maxMessage = 32768
-
 func condition(kind gatewayv1.RouteConditionType, status bool, reason gatewayv1.RouteConditionReason, message string) metav1.Condition {
-	out := metav1.Condition{Type: string(kind), Status: metav1.ConditionFalse, Reason: string(reason), Message: message[:min(len(message), maxMessage)]}
+	out := metav1.Condition{Type: string(kind), Status: metav1.ConditionFalse, Reason: string(reason), Message: poolstatus.Clip(message, poolstatus.MaxMessage)}
 	if status {
 		out.Status = metav1.ConditionTrue
 	}

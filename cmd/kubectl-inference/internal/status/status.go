@@ -166,6 +166,8 @@ func (j *judgement) conditions() {
 			switch {
 			case c.Type == poolstatus.IneffectiveConfig:
 				j.say(sentence(c.Message), "docs/routes.md says under \"What has no effect\" what to write instead")
+			case c.Type == poolstatus.PartiallyRefused:
+				j.say("not called "+c.Message, "claim hosts that are free, and give the pool Services that exist")
 			case c.Status != metav1.ConditionTrue:
 				j.refused(parent, c)
 			}

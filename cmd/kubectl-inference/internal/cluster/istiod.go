@@ -1,13 +1,12 @@
 package cluster
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"net/http"
-	"strconv"
-	"strings"
 
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -59,17 +58,14 @@ func (c *Cluster) rejects(ctx context.Context, pod *corev1.Pod) (int, error) {
 	default:
 		return 0, fmt.Errorf("the API server answers %s", response.Status)
 	}
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(response.Body)
+	if err != nil {
+		return 0, fmt.Errorf("its metrics are not as expected: %w", err)
+	}
 	sum := 0.0
-	for lines := bufio.NewScanner(response.Body); lines.Scan(); {
-		series, value, _ := strings.Cut(lines.Text(), " ")
-		if name, _, _ := strings.Cut(series, "{"); name != rejects {
-			continue
-		}
-		n, err := strconv.ParseFloat(value, 64)
-		if err != nil {
-			return 0, fmt.Errorf("its metrics are not as expected: %q", lines.Text())
-		}
-		sum += n
+	for _, m := range families[rejects].GetMetric() {
+		sum += m.GetCounter().GetValue() + m.GetUntyped().GetValue()
 	}
 	return int(sum), nil
 }

@@ -1,0 +1,55 @@
+package envoypatch
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestCheckRegex has what is taken compiled by a real Envoy too, which has the last word; what is refused is what Envoy
+// refuses, or near it.
+func TestCheckRegex(t *testing.T) {
+	tests := map[string]struct {
+		value   string
+		want    string // in the error; empty: none
+		refused bool   // by Envoy
+	}{
+		"a version":          {`/v[0-9]+(\.[0-9]+)*/.*`, "", false},
+		"any characters":     {`/.{1,900}`, "", false},
+		"letters":            {`/\pL+/\p{Greek}*`, "", false},
+		"many alternatives":  {strings.Repeat("/models/llama|", 500) + "/", "", false},
+		"not an expression":  {`/(`, "missing closing", true},
+		"repeated too often": {strings.Repeat(`.{1000}`, 20), "steps", true},
+		"letters, repeated":  {strings.Repeat(`\pL{1000}`, 5), "steps", true},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			err := checkRegex(tt.value)
+			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v, want %q", err, tt.want)
+			}
+			chain := map[string]any{"filters": []any{map[string]any{
+				"name": "envoy.filters.network.http_connection_manager",
+				"typed_config": map[string]any{
+					"@type":        "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+					"stat_prefix":  "golden",
+					"route_config": map[string]any{"virtual_hosts": []any{hostOf(tt.value)}},
+					"http_filters": []any{map[string]any{
+						"name":         "envoy.filters.http.router",
+						"typed_config": map[string]any{"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
+					}},
+				},
+			}}}
+			if err := validate(t, nil, []any{chain}); (err != nil) != tt.refused {
+				t.Errorf("Envoy: %v, want it refused: %t", err, tt.refused)
+			}
+		})
+	}
+}
+
+// hostOf is a virtual host with a route whose path is an expression.
+func hostOf(expression string) map[string]any {
+	return map[string]any{"name": "golden", "domains": []any{"*"}, "routes": []any{map[string]any{
+		"match":           map[string]any{"safe_regex": map[string]any{"regex": expression}},
+		"direct_response": map[string]any{"status": 200},
+	}}}
+}

@@ -54,10 +54,10 @@ type Protocol int
 
 const (
 	// Buffered sends the head of the request's body, about 1 MiB of it, and no response body: the waypoint itself
-	// passes the body on. It is how our picker is asked.
+	// passes the body on. It is how our picker is asked for a call that may carry a prompt.
 	Buffered Protocol = iota
 	// Duplex sends every byte of both bodies through the picker, which sends them back. It is what the Endpoint Picker
-	// Protocol expects of a proxy.
+	// Protocol expects of a proxy for a call that may carry a prompt.
 	Duplex
 )
 
@@ -157,15 +157,23 @@ func (p Picker) cluster() string {
 	return fmt.Sprintf("outbound|%d||%s", p.Port, p.Host)
 }
 
-func (p Protocol) processingMode() *extprocv3.ProcessingMode {
-	mode := &extprocv3.ProcessingMode{
+// headersOnly shows a picker nothing of the bodies, neither way, whatever its protocol is: a picker that was asked for
+// them could hold the answer as well. A picker that does not reply to headers alone is waited for as long as for any
+// reply, and the call then ends as the pool's failure mode says.
+func headersOnly() *extprocv3.ProcessingMode {
+	return &extprocv3.ProcessingMode{
 		RequestHeaderMode:   extprocv3.ProcessingMode_SEND,
 		ResponseHeaderMode:  extprocv3.ProcessingMode_SEND,
-		RequestBodyMode:     extprocv3.ProcessingMode_BUFFERED_PARTIAL,
+		RequestBodyMode:     extprocv3.ProcessingMode_NONE,
 		ResponseBodyMode:    extprocv3.ProcessingMode_NONE,
 		RequestTrailerMode:  extprocv3.ProcessingMode_SKIP,
 		ResponseTrailerMode: extprocv3.ProcessingMode_SKIP,
 	}
+}
+
+func (p Protocol) processingMode() *extprocv3.ProcessingMode {
+	mode := headersOnly()
+	mode.RequestBodyMode = extprocv3.ProcessingMode_BUFFERED_PARTIAL
 	if p == Duplex {
 		mode.RequestBodyMode = extprocv3.ProcessingMode_FULL_DUPLEX_STREAMED
 		mode.ResponseBodyMode = extprocv3.ProcessingMode_FULL_DUPLEX_STREAMED

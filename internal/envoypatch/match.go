@@ -84,13 +84,18 @@ func (v ValueMatch) build() (*matcherv3.StringMatcher, error) {
 	if err := checkRegex(v.Value); err != nil {
 		return nil, err
 	}
-	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{
-		SafeRegex: &matcherv3.RegexMatcher{Regex: v.Value},
-	}}, nil
+	return regex(v.Value), nil
 }
 
 func exact(value string) *matcherv3.StringMatcher {
 	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: value}}
+}
+
+// regex matches a whole value.
+func regex(expression string) *matcherv3.StringMatcher {
+	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{
+		SafeRegex: &matcherv3.RegexMatcher{Regex: expression},
+	}}
 }
 
 func header(name string, match *matcherv3.StringMatcher) *routev3.HeaderMatcher {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -47,18 +48,20 @@ type Destination struct {
 
 // Check reports what Envoy would refuse in a route.
 func (r Route) Check() error {
-	_, err := r.build(Front{Host: "check", Port: 80}, Picker{})
+	_, err := r.build(Front{Host: "check", Port: 80}, Picker{}, all)
 	return err
 }
 
 // nowhere is a cluster that nobody makes.
 const nowhere = "inference|nowhere"
 
-func (r Route) build(at Front, own Picker) (*routev3.Route, error) {
+// build makes the route for a part of its calls.
+func (r Route) build(at Front, own Picker, part calls) (*routev3.Route, error) {
 	match, err := r.Match.build()
 	if err != nil {
 		return nil, err
 	}
+	match.Headers = append(match.Headers, part.headers...)
 	out := &routev3.Route{
 		Name:      r.Name,
 		Match:     match,
@@ -72,13 +75,13 @@ func (r Route) build(at Front, own Picker) (*routev3.Route, error) {
 	switch {
 	case r.Redirect != nil:
 		out.Action = &routev3.Route_Redirect{Redirect: r.Redirect.build(r.Match.Path)}
-		out.TypedPerFilterConfig, err = askFor(nil, own)
+		out.TypedPerFilterConfig, err = askFor(nil, own, part)
 	case len(r.To) == 0:
 		out.Action = &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: r.Status}}
-		out.TypedPerFilterConfig, err = askFor(nil, own)
+		out.TypedPerFilterConfig, err = askFor(nil, own, part)
 	default:
 		var action *routev3.RouteAction
-		action, err = r.action(own)
+		action, err = r.action(own, part)
 		out.Action = &routev3.Route_Route{Route: action}
 	}
 	if err != nil {
@@ -90,7 +93,7 @@ func (r Route) build(at Front, own Picker) (*routev3.Route, error) {
 	return out, nil
 }
 
-func (r Route) action(own Picker) (*routev3.RouteAction, error) {
+func (r Route) action(own Picker, part calls) (*routev3.RouteAction, error) {
 	retry, err := r.Retry.build(r.TryTimeout)
 	if err != nil {
 		return nil, err
@@ -101,7 +104,7 @@ func (r Route) action(own Picker) (*routev3.RouteAction, error) {
 		IdleTimeout:                 durationpb.New(0),
 		RetryPolicy:                 retry,
 	}
-	clusters, err := weighted(r.To, own)
+	clusters, err := weighted(r.To, own, part)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +120,7 @@ func (r Route) action(own Picker) (*routev3.RouteAction, error) {
 }
 
 // weighted makes the destinations' shares, also of a single one: it is where a destination's own settings go.
-func weighted(to []Destination, own Picker) (*routev3.WeightedCluster, error) {
+func weighted(to []Destination, own Picker, part calls) (*routev3.WeightedCluster, error) {
 	out := &routev3.WeightedCluster{}
 	for _, d := range to {
 		if err := errors.Join(d.Request.check(), d.Response.check()); err != nil {
@@ -130,7 +133,7 @@ func weighted(to []Destination, own Picker) (*routev3.WeightedCluster, error) {
 		cluster.RequestHeadersToAdd, cluster.RequestHeadersToRemove = d.Request.build()
 		cluster.ResponseHeadersToAdd, cluster.ResponseHeadersToRemove = d.Response.build()
 		var err error
-		if cluster.TypedPerFilterConfig, err = askFor(d.Picker, own); err != nil {
+		if cluster.TypedPerFilterConfig, err = askFor(d.Picker, own, part); err != nil {
 			return nil, err
 		}
 		out.Clusters = append(out.Clusters, cluster)
@@ -138,20 +141,32 @@ func weighted(to []Destination, own Picker) (*routev3.WeightedCluster, error) {
 	return out, nil
 }
 
-// askFor overrides the front's filter where another picker is to be asked than the front's own, or nobody.
-func askFor(picker *Picker, own Picker) (map[string]*anypb.Any, error) {
-	if picker != nil && reflect.DeepEqual(*picker, own) {
+// askFor overrides the front's filter where another picker is to be asked than the front's own, or nobody, or where a
+// picker is not to be shown the bodies of a part of the calls.
+func askFor(picker *Picker, own Picker, part calls) (map[string]*anypb.Any, error) {
+	if picker == nil {
+		return overridePicker(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Disabled{Disabled: true}})
+	}
+	others := !reflect.DeepEqual(*picker, own)
+	shown := slices.Contains(part.shown, picker.Protocol)
+	overrides := &extprocv3.ExtProcOverrides{}
+	switch {
+	case !shown:
+		overrides.ProcessingMode = headersOnly()
+	case others:
+		overrides.ProcessingMode = picker.Protocol.processingMode()
+	default:
 		return nil, nil
 	}
-	route := &extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Disabled{Disabled: true}}
-	if picker != nil {
-		route.Override = &extprocv3.ExtProcPerRoute_Overrides{Overrides: &extprocv3.ExtProcOverrides{
-			GrpcService:      picker.service(),
-			ProcessingMode:   picker.Protocol.processingMode(),
-			FailureModeAllow: wrapperspb.Bool(picker.FailOpen),
-		}}
+	if others {
+		overrides.GrpcService = picker.service()
+		overrides.FailureModeAllow = wrapperspb.Bool(picker.FailOpen)
 	}
-	packed, err := pack(route)
+	return overridePicker(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Overrides{Overrides: overrides}})
+}
+
+func overridePicker(with *extprocv3.ExtProcPerRoute) (map[string]*anypb.Any, error) {
+	packed, err := pack(with)
 	if err != nil {
 		return nil, err
 	}

@@ -40,7 +40,7 @@ func TestRewritePrefix(t *testing.T) {
 				To:      []Destination{{Cluster: "c", Weight: 1}},
 				Rewrite: Rewrite{Path: PathRewrite{Prefix: &tt.with}},
 			}
-			built, err := route.build(front, Picker{})
+			built, err := route.build(front, Picker{}, all)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -102,20 +102,25 @@ func TestAskFor(t *testing.T) {
 	own := Picker{Host: "own", Port: 1, Metadata: map[string]string{"pool": "a"}}
 	same, other := own, Picker{Host: "other", Port: 2, Protocol: Duplex, FailOpen: true}
 	other.Metadata = map[string]string{"pool": "b"}
+	three := Route{To: []Destination{
+		{Cluster: "a", Weight: 1, Picker: &same}, {Cluster: "b", Weight: 1, Picker: &other}, {Weight: 1},
+	}}
 	tests := map[string]struct {
 		route Route
+		part  calls
 		want  []string // of each destination, or of the route; "" for the front's own
 	}{
-		"the front's own": {Route{To: []Destination{{Cluster: "a", Weight: 1, Picker: &same}}}, []string{""}},
-		"three ways": {Route{To: []Destination{
-			{Cluster: "a", Weight: 1, Picker: &same}, {Cluster: "b", Weight: 1, Picker: &other}, {Weight: 1},
-		}}, []string{"", "outbound|2||other pool=b open=true FULL_DUPLEX_STREAMED", "nobody"}},
-		"a redirect": {Route{Redirect: &Redirect{}}, []string{"nobody"}},
-		"a status":   {Route{Status: 404}, []string{"nobody"}},
+		"the front's own":                {Route{To: []Destination{{Cluster: "a", Weight: 1, Picker: &same}}}, all, []string{""}},
+		"three ways":                     {three, all, []string{"", "outbound|2||other pool=b open=true FULL_DUPLEX_STREAMED", "nobody"}},
+		"three ways, prompts":            {three, prompts, []string{"", "outbound|2||other pool=b open=true FULL_DUPLEX_STREAMED", "nobody"}},
+		"three ways, one message":        {three, messages, []string{" NONE", "outbound|2||other pool=b open=true FULL_DUPLEX_STREAMED", "nobody"}},
+		"three ways, what may never end": {three, others, []string{" NONE", "outbound|2||other pool=b open=true NONE", "nobody"}},
+		"a redirect":                     {Route{Redirect: &Redirect{}}, all, []string{"nobody"}},
+		"a status":                       {Route{Status: 404}, all, []string{"nobody"}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			built, err := tt.route.build(front, own)
+			built, err := tt.route.build(front, own, tt.part)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -158,7 +163,7 @@ func TestRetry(t *testing.T) {
 	built, err := Route{
 		To: []Destination{{Cluster: "c", Weight: 1}}, Timeout: time.Minute, TryTimeout: time.Second,
 		Retry: &Retry{Attempts: 5, Codes: []uint32{503}, Backoff: time.Millisecond},
-	}.build(front, Picker{})
+	}.build(front, Picker{}, all)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,11 +29,13 @@ type VirtualHost struct {
 func VirtualHostPatches(at Front, v VirtualHost) ([]*Patch, error) {
 	host := &routev3.VirtualHost{Name: v.Name, Domains: []string{"*"}}
 	for _, r := range v.Routes {
-		built, err := r.build(at, v.Picker)
-		if err != nil {
-			return nil, fmt.Errorf("virtual host %s: route %s: %w", v.Name, r.Name, err)
+		for _, part := range r.parts() {
+			built, err := r.build(at, v.Picker, part)
+			if err != nil {
+				return nil, fmt.Errorf("virtual host %s: route %s: %w", v.Name, r.Name, err)
+			}
+			host.Routes = append(host.Routes, built)
 		}
-		host.Routes = append(host.Routes, built)
 	}
 	config := &routev3.RouteConfiguration{
 		Name:         at.IstioName(),

@@ -204,8 +204,15 @@ func withModes(request, answer procmodev3.ProcessingMode_BodySendMode) func(*ext
 }
 
 func requestHeaders(end bool, more ...string) *extprocv3.ProcessingRequest {
+	out := headersOf("POST", more...)
+	out.GetRequestHeaders().EndOfStream = end
+	return out
+}
+
+// headersOf are the headers of a request of a method whose body is to come.
+func headersOf(method string, more ...string) *extprocv3.ProcessingRequest {
 	return &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestHeaders{RequestHeaders: &extprocv3.HttpHeaders{
-		Headers: headerMap(append([]string{":method", "POST", ":path", "/v1/completions"}, more...)...), EndOfStream: end,
+		Headers: headerMap(append([]string{":method", method, ":path", "/v1/completions"}, more...)...),
 	}}}
 }
 

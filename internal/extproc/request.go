@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+	"github.com/inference-waypoint/inference-waypoint/internal/inferencereq"
 )
 
 // traceHeader is the header by which a caller's trace goes on, by the W3C's Trace Context.
@@ -18,6 +19,12 @@ func openedFor(ctx context.Context, key string) string {
 		return values[0]
 	}
 	return ""
+}
+
+// carriesPrompt reports whether the request whose headers these are may carry a prompt. For any other body nothing
+// waits: it may never end.
+func (r *request) carriesPrompt() bool {
+	return inferencereq.CarriesPrompt(string(r.method), string(r.contentType))
 }
 
 // readSubset reads the proxy's restriction, an encoded Value, into s: a list of texts, or one text with commas.

@@ -179,6 +179,60 @@ func TestPickOnHeaders(t *testing.T) {
 	}
 }
 
+// The body of a call that cannot carry a prompt is not waited for, however the proxy brings it, and passes as it comes
+// where it passes through us: it may never end.
+func TestBodyWithoutPromptIsNotAwaited(t *testing.T) {
+	tests := map[string]struct {
+		modes   func(*extprocv3.ProcessingRequest)
+		headers *extprocv3.ProcessingRequest
+	}{
+		"gRPC, FULL_DUPLEX_STREAMED":      {withModes(full, full), requestHeaders(false, "content-type", "application/grpc")},
+		"gRPC, mode untold":               {nil, requestHeaders(false, "content-type", "application/grpc")},
+		"WebSocket, FULL_DUPLEX_STREAMED": {withModes(full, full), headersOf("GET", "upgrade", "websocket")},
+		"bytes, BUFFERED_PARTIAL":         {withModes(partial, none), requestHeaders(false, "content-type", "application/octet-stream")},
+		"WebSocket, BUFFERED":             {withModes(whole, none), headersOf("GET", "upgrade", "websocket")},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, fourEndpoints...)
+			x := w.open(t, llama, tt.modes)
+			x.send(tt.headers)
+			picked(t, x.recv())
+			for _, piece := range []string{"one", "two"} {
+				x.send(requestBody([]byte(piece), false))
+				reply := x.recv()
+				if tt.modes == nil || strings.HasSuffix(name, "FULL_DUPLEX_STREAMED") {
+					if got := reply.GetRequestBody().GetResponse().GetBodyMutation().GetStreamedResponse(); string(got.GetBody()) != piece || got.GetEndOfStream() {
+						t.Errorf("%q came back as %v", piece, reply)
+					}
+				} else {
+					isContinue(t, reply, "RequestBody")
+				}
+			}
+			x.send(answerHeaders("200", false))
+			isContinue(t, x.recv(), "ResponseHeaders")
+			if got := w.metric(t, "picks_total", "outcome=load"); got != 1 {
+				t.Errorf("%v picks by load, want 1", got)
+			}
+			x.close()
+			w.quiet(t)
+		})
+	}
+}
+
+// A drain waits for the body of a call that was picked by its headers, as for any that passes through us.
+func TestDrainWaitsForBodyPickedByHeaders(t *testing.T) {
+	w := newWorld(t, fourEndpoints...)
+	x := w.open(t, llama, withModes(full, none))
+	x.send(requestHeaders(false, "content-type", "application/grpc"))
+	picked(t, x.recv())
+	w.server.Part()
+	x.send(requestBody([]byte("the only piece"), true))
+	if got := x.recv().GetRequestBody().GetResponse().GetBodyMutation().GetStreamedResponse(); string(got.GetBody()) != "the only piece" {
+		t.Errorf("the body came back as %v", got)
+	}
+}
+
 // Calls of one session stay together, by the header that the pool is set to, and only by that one.
 func TestSessionHeader(t *testing.T) {
 	tests := map[string]struct {

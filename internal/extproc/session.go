@@ -43,7 +43,7 @@ type session struct {
 	mu      sync.Mutex // held while a message is answered
 	parted  bool       // the stream is not ours any more
 	faulty  bool       // a fault left the session in an unknown state
-	passing bool       // the request's body has begun to pass through us, and not ended
+	passing bool       // the request's body passes through us, and has not ended
 
 	message request
 	reply   reply
@@ -136,8 +136,9 @@ func (x *session) requestHeaders() error {
 		x.session = string(x.message.header(p.SessionHeader()))
 	}
 	x.startSpan()
+	x.passing = x.requestMode == duplex && !x.message.end
 	switch {
-	case x.message.end || x.requestMode == unseen:
+	case x.message.end || x.requestMode == unseen || !x.message.carriesPrompt():
 		x.decide(nil, !x.message.end)
 		return x.sendPick(onRequestHeaders)
 	case x.requestMode == duplex:

@@ -72,10 +72,11 @@ type request struct {
 	requestMode   int32 // of envoy.extensions.filters.http.ext_proc.v3.ProcessingMode.BodySendMode
 	answerMode    int32
 
-	path, status, trace []byte // the headers of these names, nil where there is none
-	headers             []byte // all of them, an encoded HeaderMap
-	body                []byte
-	end                 bool
+	method, path, contentType, status, trace []byte // the headers of these names, nil where there is none
+
+	headers []byte // all of them, an encoded HeaderMap
+	body    []byte
+	end     bool
 
 	subset []byte // the restriction to endpoints, an encoded Value; nil where there is none
 	served []byte // the name of the endpoint that answered; nil where there is none
@@ -144,7 +145,10 @@ func (r *request) decodeConfig(b []byte) error {
 
 func (r *request) decodeKind(k kind, b []byte) error {
 	if r.kind != k { // of two kinds in one message the last counts
-		r.kind, r.path, r.status, r.trace, r.headers, r.body, r.end = k, nil, nil, nil, nil, nil, false
+		*r = request{
+			kind: k, observability: r.observability, modesTold: r.modesTold, requestMode: r.requestMode, answerMode: r.answerMode,
+			subset: r.subset, served: r.served, message: r.message,
+		}
 	}
 	switch k {
 	case onRequestHeaders, onAnswerHeaders:
@@ -197,8 +201,12 @@ func (r *request) decodeHeaderMap(b []byte) error {
 		}
 		var into *[]byte
 		switch string(key) {
+		case ":method":
+			into = &r.method
 		case ":path":
 			into = &r.path
+		case "content-type":
+			into = &r.contentType
 		case ":status":
 			into = &r.status
 		case traceHeader:

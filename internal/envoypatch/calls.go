@@ -21,8 +21,8 @@ const grpcTypes = `(?i)\s*application/grpc.*`
 
 // oneMessage are the paths of model servers' gRPC calls of which each request is one message and ends with it: those of
 // vLLM's and SGLang's engines, and KServe's ModelInfer, which is not ModelStreamInfer. Other pickers than ours may read
-// the prompt there.
-const oneMessage = `/(vllm\.grpc\.engine\.VllmEngine/[^/]*|sglang\.grpc\.scheduler\.SglangScheduler/[^/]*|inference\.GRPCInferenceService/ModelInfer)`
+// the prompt there. Envoy takes no longer expressions: at most 100 steps.
+const oneMessage = `/((vllm|sglang)\.grpc\..*|inference\.GRPCInferenceService/ModelInfer)`
 
 // calls is a part of the calls that a route matches, told by their headers.
 type calls struct {

@@ -74,9 +74,9 @@ func (p picker) String() string {
 	case p.missing:
 		return "nobody"
 	case p.ours:
-		return p.at.String() + ", Inference Waypoint's own: asked with the head of a request's body, once for each call"
+		return p.at.String() + ", Inference Waypoint's own: asked once for each call, with the head of a body that may carry a prompt"
 	default:
-		return p.at.String() + ", by the Endpoint Picker Protocol: every byte of both bodies passes through it"
+		return p.at.String() + ", by the Endpoint Picker Protocol: both bodies of a call that may carry a prompt pass through it, and it sees only the headers of any other"
 	}
 }
 

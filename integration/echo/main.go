@@ -1,5 +1,5 @@
-// Command echo tells a caller what reached it. The integration tests put it behind routes, to see what those did to a
-// request on its way.
+// Command echo tells a caller what reached it, and gives the messages of WebSockets and of gRPC back. The integration
+// tests put it behind routes, to see what those did to a request on its way.
 package main
 
 import (
@@ -29,7 +29,9 @@ func main() {
 	address := flag.String("address", ":8000", "host:port to listen on")
 	name := flag.String("name", "echo", "what it calls itself")
 	flag.Parse()
-	server := &http.Server{Addr: *address, Handler: &echo{name: *name, counts: map[string]int{}}, ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
+	e := &echo{name: *name, counts: map[string]int{}}
+	e.streams = map[string]http.Handler{"websocket": e.webSocket(), "application/grpc": e.gRPC()}
+	server := &http.Server{Addr: *address, Handler: e, ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
 	server.Protocols.SetHTTP1(true)
 	server.Protocols.SetUnencryptedHTTP2(true)
 	if err := server.ListenAndServe(); err != nil {
@@ -39,7 +41,8 @@ func main() {
 }
 
 type echo struct {
-	name string
+	name    string
+	streams map[string]http.Handler // by a header that asks for one
 
 	mu     sync.Mutex
 	counts map[string]int
@@ -48,6 +51,12 @@ type echo struct {
 // ServeHTTP answers with what it heard, after a time (?sleep=1s) and with a status (?status=503, only for the first
 // ?times=2 requests of a key where that is given). /count?key=x tells the count of a key without changing it.
 func (e *echo) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	for _, name := range []string{"Upgrade", "Content-Type"} {
+		if stream := e.streams[r.Header.Get(name)]; stream != nil {
+			stream.ServeHTTP(w, r)
+			return
+		}
+	}
 	query := r.URL.Query()
 	key := query.Get("key")
 	e.mu.Lock()

@@ -35,6 +35,7 @@ type door struct {
 	answers  string // how bodies of answers are sent, none by default
 	failOpen bool
 	checked  bool // a picker whose health is not SERVING is not asked
+	waypoint bool // it is configured as at a waypoint, for our picker or, with duplex requests, for somebody else's
 }
 
 func doors() []door {
@@ -53,6 +54,11 @@ func doors() []door {
 		{name: "checked", pool: "general", picker: "main", requests: partial, checked: true},
 		{name: "narrow closed", pool: "general", picker: "narrow", requests: partial},
 		{name: "narrow open", pool: "general", picker: "narrow", requests: partial, failOpen: true},
+		{name: "waypoint", pool: "general", picker: "main", requests: partial, waypoint: true},
+		{name: "waypoint http2", pool: "http2", picker: "main", requests: partial, waypoint: true},
+		{name: "waypoint " + duplex, pool: "general", picker: "main", requests: duplex, waypoint: true},
+		{name: "waypoint patient open", pool: "general", picker: "patient", requests: duplex, failOpen: true, waypoint: true},
+		{name: "waypoint patient closed", pool: "general", picker: "patient", requests: duplex, waypoint: true},
 	}
 	for _, m := range modes {
 		out = append(out, door{name: m, pool: "general", picker: "main", requests: m})
@@ -168,10 +174,14 @@ func socket(address string) object {
 func (w *world) bootstrap() object {
 	var listeners, clusters []object
 	for _, d := range doors() {
+		manager := d.manager
+		if d.waypoint {
+			manager = d.waypointManager
+		}
 		listeners = append(listeners, object{
 			"name": d.name, "address": socket("127.0.0.1:0"),
 			"filter_chains": []object{{"filters": []object{{
-				"name": "envoy.filters.network.http_connection_manager", "typed_config": d.manager(),
+				"name": "envoy.filters.network.http_connection_manager", "typed_config": manager(),
 			}}}},
 		})
 	}
@@ -183,6 +193,7 @@ func (w *world) bootstrap() object {
 	for name, p := range w.pickers {
 		clusters = append(clusters, pickerCluster(name, p.addresses["extproc"], false), pickerCluster(name, p.addresses["extproc"], true))
 	}
+	clusters = append(clusters, w.waypointClusters()...)
 	return object{
 		"admin":            object{"address": socket("127.0.0.1:0")},
 		"static_resources": object{"listeners": listeners, "clusters": clusters},
@@ -289,7 +300,7 @@ func poolCluster(name string, f *fleet, source object) object {
 		"selected_host_key":     metadataKey("x-gateway-destination-endpoint-served"),
 		"fallback_policy":       policy("round_robin", nil),
 	})
-	if strings.HasPrefix(name, "idle ") {
+	if strings.HasPrefix(name, "idle ") || strings.HasPrefix(name, "http2 ") {
 		out["typed_extension_protocol_options"] = http2()
 	}
 	return out

@@ -47,6 +47,7 @@ type world struct {
 	dir       string
 	pools     map[string]*fleet
 	pickers   map[string]*picker
+	patient   *patientPicker
 	envoy     *process
 	addresses map[string]string // of Envoy's listeners, by the door's name
 }
@@ -73,6 +74,7 @@ var poolHosts = map[string][]string{
 	"left":    {"127.0.0.1", "127.0.0.1"},
 	"removed": {"127.0.0.1", "127.0.0.1"},
 	"idle":    {"127.0.0.1", "127.0.0.1"},
+	"http2":   {"127.0.0.1", "127.0.0.1"},
 }
 
 // The pickers, with their flags. One that is to end has a process of its own.
@@ -123,6 +125,9 @@ func (w *world) start() error {
 		return err
 	}
 	if err := w.startPickers(ctx, program); err != nil {
+		return err
+	}
+	if w.patient, err = startPatientPicker(); err != nil {
 		return err
 	}
 	return w.startEnvoy(ctx, envoy)
@@ -184,6 +189,9 @@ func (w *world) stop() {
 		if p.process != nil {
 			p.stop()
 		}
+	}
+	if w.patient != nil {
+		w.patient.server.Stop()
 	}
 	for _, f := range w.pools {
 		for _, e := range f.endpoints {

@@ -107,6 +107,8 @@ func TestAccountsMayDoNoMore(t *testing.T) {
 			"envoyfilters.networking.istio.io: " + write,
 			"events.events.k8s.io: create,patch",
 			"gateways.gateway.networking.k8s.io: " + write,
+			"grpcroutes.gateway.networking.k8s.io: " + look,
+			"grpcroutes/status.gateway.networking.k8s.io: patch",
 			"httproutes.gateway.networking.k8s.io: " + look,
 			"httproutes/status.gateway.networking.k8s.io: patch",
 			"inferencepools.inference.networking.k8s.io: " + look,

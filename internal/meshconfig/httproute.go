@@ -185,7 +185,7 @@ func RouteVerdicts(route *gatewayv1.HTTPRoute, in Inputs, settings Settings) []r
 	t := translator{in, settings}
 	var out []routes.Verdict
 	for _, ref := range route.Spec.ParentRefs {
-		parent := routes.ParentOf(route, ref)
+		parent := routes.ParentOf(route.Namespace, ref)
 		owner, ours := PoolOf(parent, t.Services)
 		if !ours || t.Pools[owner] == nil {
 			continue

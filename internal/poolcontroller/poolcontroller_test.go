@@ -350,12 +350,12 @@ func newClient(t *testing.T, objects ...client.Object) (client.Client, *int) {
 	writes := new(int)
 	b := fake.NewClientBuilder().WithScheme(scheme).WithReturnManagedFields().
 		WithObjects(objects...).
-		WithStatusSubresource(&inferencev1.InferencePool{}, &gatewayv1.HTTPRoute{}).
+		WithStatusSubresource(&inferencev1.InferencePool{}, &gatewayv1.HTTPRoute{}, &gatewayv1.GRPCRoute{}).
 		WithInterceptorFuncs(countWrites(writes))
 	for _, i := range indexes(settings()) {
 		b = b.WithIndex(i.kind, i.name, i.keys)
 	}
-	return b.Build(), writes
+	return b.WithIndex(&gatewayv1.GRPCRoute{}, parentIndex, grpcRouteParents).Build(), writes
 }
 
 func countWrites(n *int) interceptor.Funcs {

@@ -101,6 +101,9 @@ func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings) e
 	if err != nil {
 		return fmt.Errorf("adding the controller of routes: %w", err)
 	}
+	if err := addGRPCRoutes(ctx, m, settings); err != nil {
+		return fmt.Errorf("adding the controller of GRPCRoutes: %w", err)
+	}
 	err = ctrl.NewControllerManagedBy(m).
 		Named(name+"-waypoints").
 		For(&corev1.Namespace{}).

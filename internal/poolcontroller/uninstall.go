@@ -10,6 +10,7 @@ import (
 	networkingapi "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
@@ -40,7 +41,7 @@ func Uninstall(ctx context.Context, c client.Client, drain time.Duration) error 
 	for _, kind := range []client.ObjectList{&networkingv1alpha3.EnvoyFilterList{}, &networkingv1.ServiceEntryList{}, &gatewayv1.GatewayList{}} {
 		errs = append(errs, deleteOwned(ctx, c, kind))
 	}
-	return errors.Join(append(errs, clearPools(ctx, c), clearRoutes(ctx, c))...)
+	return errors.Join(append(errs, clearPools(ctx, c), clearRoutes(ctx, c), clearGRPCRoutes(ctx, c))...)
 }
 
 // withdrawFilters leaves of our EnvoyFilters what adds clusters, and reports whether any held more.
@@ -106,6 +107,27 @@ func clearRoutes(ctx context.Context, c client.Client) error {
 	var list gatewayv1.HTTPRouteList
 	if err := c.List(ctx, &list); err != nil {
 		return fmt.Errorf("listing HTTPRoutes: %w", err)
+	}
+	var errs []error
+	for i := range list.Items {
+		r := &list.Items[i]
+		errs = append(errs, clearStatus(ctx, c, r, func() (client.Object, bool, error) {
+			parents, changed, err := routes.MergeStatus(r.Status.Parents, nil, gatewayv1.GatewayController(poolstatus.ControllerName), r.Generation, time.Time{})
+			next := r.DeepCopy()
+			next.Status.Parents = parents
+			return next, changed, err
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+func clearGRPCRoutes(ctx context.Context, c client.Client) error {
+	var list gatewayv1.GRPCRouteList
+	switch err := c.List(ctx, &list); {
+	case meta.IsNoMatchError(err): // the cluster does not know them
+		return nil
+	case err != nil:
+		return fmt.Errorf("listing GRPCRoutes: %w", err)
 	}
 	var errs []error
 	for i := range list.Items {

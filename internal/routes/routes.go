@@ -31,9 +31,9 @@ type Port struct {
 	Number int32
 }
 
-// ParentOf is the object that a parent reference of a route names.
-func ParentOf(route *gatewayv1.HTTPRoute, ref gatewayv1.ParentReference) Object {
-	out := Object{Group: gatewayv1.GroupName, Kind: "Gateway", Name: types.NamespacedName{Namespace: route.Namespace, Name: string(ref.Name)}}
+// ParentOf is the object that a parent reference of a route in a namespace names.
+func ParentOf(namespace string, ref gatewayv1.ParentReference) Object {
+	out := Object{Group: gatewayv1.GroupName, Kind: "Gateway", Name: types.NamespacedName{Namespace: namespace, Name: string(ref.Name)}}
 	return out.as(ref.Group, ref.Kind, ref.Namespace)
 }
 
@@ -55,7 +55,7 @@ func (o Object) as(group *gatewayv1.Group, kind *gatewayv1.Kind, namespace *gate
 func Parents(route *gatewayv1.HTTPRoute) []Object {
 	var out []Object
 	for _, ref := range route.Spec.ParentRefs {
-		if o := ParentOf(route, ref); !slices.Contains(out, o) {
+		if o := ParentOf(route.Namespace, ref); !slices.Contains(out, o) {
 			out = append(out, o)
 		}
 	}
@@ -70,7 +70,7 @@ func Attaches(ref gatewayv1.ParentReference, port Port) bool {
 // AttachesTo reports whether a route takes in a port of a parent.
 func AttachesTo(route *gatewayv1.HTTPRoute, parent Object, port Port) bool {
 	return slices.ContainsFunc(route.Spec.ParentRefs, func(ref gatewayv1.ParentReference) bool {
-		return ParentOf(route, ref) == parent && Attaches(ref, port)
+		return ParentOf(route.Namespace, ref) == parent && Attaches(ref, port)
 	})
 }
 

@@ -28,6 +28,18 @@ type Verdict struct {
 	Dropped    []string
 	// Notes are for people.
 	Notes []string
+	// unread says that nobody looked where the route's references lead.
+	unread bool
+}
+
+// NotServed is what becomes of a GRPCRoute at a pool's front. Its matches can be said by an HTTPRoute: a call of gRPC is
+// a POST to the path /service/method.
+func NotServed(parent gatewayv1.ParentReference) Verdict {
+	return Verdict{Parent: parent, unread: true, Refused: Problem{
+		Reason: gatewayv1.RouteReasonUnsupportedValue,
+		Message: "a GRPCRoute is not in force at an InferencePool's host, where calls of gRPC follow HTTPRoutes as all others do: " +
+			"use an HTTPRoute that matches the path /<service>/<method>",
+	}}
 }
 
 // MergeStatus makes the parents that a route's status should have: other controllers' entries as they are, then those of
@@ -91,6 +103,9 @@ func (v Verdict) Conditions() []metav1.Condition {
 			messages = append(messages, p.Message)
 		}
 		resolved = condition(gatewayv1.RouteConditionResolvedRefs, false, v.Unresolved[0].Reason, strings.Join(messages, "; "))
+	}
+	if v.unread {
+		return []metav1.Condition{accepted}
 	}
 	out := []metav1.Condition{accepted, resolved}
 	if len(v.Dropped) > 0 && accepted.Status == metav1.ConditionTrue {

@@ -49,14 +49,14 @@ topologySpreadConstraints:
   resources: [namespaces, services]
   verbs: [get, list, watch]
 - apiGroups: [gateway.networking.k8s.io]
-  resources: [httproutes, referencegrants]
+  resources: [grpcroutes, httproutes, referencegrants]
   verbs: [get, list, watch]
 # What it writes. Server-side apply needs create and patch.
 - apiGroups: [inference.networking.k8s.io]
   resources: [inferencepools/status]
   verbs: [patch]
 - apiGroups: [gateway.networking.k8s.io]
-  resources: [httproutes/status]
+  resources: [grpcroutes/status, httproutes/status]
   verbs: [patch]
 # The waypoints of labelled namespaces.
 - apiGroups: [gateway.networking.k8s.io]

@@ -130,13 +130,19 @@ func hasLabels(m *dto.Metric, labels []string) bool {
 // quiet waits until no stream is open and no call in flight.
 func (w *world) quiet(t testing.TB) {
 	t.Helper()
+	w.inFlight(t, 0)
+}
+
+// inFlight waits until so many streams are open, each with a call in flight.
+func (w *world) inFlight(t testing.TB, want float64) {
+	t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		streams, requests := w.metric(t, "streams_in_flight"), w.metric(t, "requests_in_flight")
-		if streams == 0 && requests == 0 {
+		if streams == want && requests == want {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("%v streams open and %v calls in flight, want none", streams, requests)
+			t.Fatalf("%v streams open and %v calls in flight, want %v", streams, requests, want)
 		}
 	}
 }
@@ -148,6 +154,8 @@ type exchange struct {
 	cancel context.CancelFunc
 	// first is what the first message carries besides.
 	first func(*extprocv3.ProcessingRequest)
+	// only is the endpoint that alone may serve, if there is one.
+	only string
 }
 
 // open begins a stream for a pool; with an empty name, without naming one. A change, if any, is made to the first

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	procmodev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+	"github.com/inference-waypoint/inference-waypoint/internal/inferencereq"
 )
 
 const (
@@ -679,37 +681,158 @@ func TestObservabilityModeGetsNoReply(t *testing.T) {
 	}
 }
 
-// An answer shows that the server has prefilled all that came before its call; a failure shows nothing.
+// outcomes are the ways in which a call of a prompt can end within no time, as the proxy shows them, and whether they show
+// that the prompt was prefilled.
+var outcomes = map[string]struct {
+	end       func(x *exchange)
+	prefilled bool
+}{
+	"200, and its end is in sight":           {func(x *exchange) { x.answer("200", true) }, true},
+	"200, JSON":                              {func(x *exchange) { x.answer("200", false, "content-type", "application/json") }, true},
+	"200, a stream to its end":               {func(x *exchange) { x.answer("200", false); x.answerEnd() }, true},
+	"200, a stream to its trailers":          {func(x *exchange) { x.answer("200", false); x.send(answerTrailers()); x.recv() }, true},
+	"200, a stream of which no more is seen": {func(x *exchange) { x.answer("200", false, "content-type", "text/event-stream") }, false},
+	"the caller left before":                 {func(*exchange) {}, false},
+	"400":                                    {func(x *exchange) { x.answer("400", true) }, false},
+	"404":                                    {func(x *exchange) { x.answer("404", false, "content-type", "application/json") }, false},
+	"413":                                    {func(x *exchange) { x.answer("413", true) }, false},
+	"429":                                    {func(x *exchange) { x.answer("429", true) }, false},
+	"500":                                    {func(x *exchange) { x.answer("500", true) }, false},
+	"503":                                    {func(x *exchange) { x.answer("503", true) }, false},
+	"302":                                    {func(x *exchange) { x.answer("302", true) }, false},
+}
+
+// answer brings the head of the answer by the endpoint that was picked, and takes the reply.
+func (x *exchange) answer(status string, end bool, more ...string) {
+	x.t.Helper()
+	m := answerHeaders(status, end)
+	headers := m.GetResponseHeaders().GetHeaders()
+	headers.Headers = append(headers.Headers, headerMap(more...).GetHeaders()...)
+	x.send(withMetadata(m, lbNamespace, servedKey, x.only))
+	isContinue(x.t, x.recv(), "ResponseHeaders")
+}
+
+// answerByProxy brings the head of an answer that the proxy made by itself, and takes the reply.
+func (x *exchange) answerByProxy(status string) {
+	x.t.Helper()
+	x.send(answerHeaders(status, true))
+	isContinue(x.t, x.recv(), "ResponseHeaders")
+}
+
+// answerEnd brings the end of the answer's body.
+func (x *exchange) answerEnd() {
+	x.t.Helper()
+	x.send(answerBody(nil, true))
+	isContinue(x.t, x.recv(), "ResponseBody")
+}
+
+// callTo brings a call that only one endpoint may serve, up to its pick.
+func (w *world) callTo(t *testing.T, endpoint string, body []byte) *exchange {
+	t.Helper()
+	x := w.open(t, llama, withModes(partial, none))
+	x.only = endpoint
+	x.send(withMetadata(requestHeaders(false), subsetNamespace, subsetKey, endpoint))
+	isContinue(t, x.recv(), "RequestHeaders")
+	x.send(requestBody(body, true))
+	picked(t, x.recv())
+	return x
+}
+
+// A good answer shows that the server has prefilled all that came before its call; no other one does.
 func TestAnswerEmptiesTheQueue(t *testing.T) {
 	const busy, other = "10.244.0.1:8000", "10.244.0.2:8000"
-	tests := map[string]struct{ status, want string }{
-		"answered": {"200", busy},
-		"failed":   {"503", other},
+	for name, tt := range outcomes {
+		t.Run(name, func(t *testing.T) {
+			w := newWorldWith(t, fleet.Options{Seed: 1, Clock: func() time.Duration { return time.Minute }}, Options{}, busy, other)
+			w.callTo(t, busy, completion(1, 1<<20)) // half a minute of prefilling
+			behind := w.callTo(t, busy, completion(2, 100))
+			for range 3 { // small calls, which weigh more than one big call that is prefilled
+				w.callTo(t, other, nil)
+			}
+			tt.end(behind)
+			behind.close()
+			w.inFlight(t, 4)
+
+			want := other
+			if tt.prefilled {
+				want = busy
+			}
+			x := w.open(t, llama, withModes(partial, none))
+			x.send(requestHeaders(true))
+			if got := picked(t, x.recv())[0]; got != want {
+				t.Errorf("the next call goes to %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+// Only a call that was prefilled leaves its prompt in the endpoint's cache.
+func TestAnswerLeavesThePrompt(t *testing.T) {
+	const endpoint = "10.244.0.1:8000"
+	for name, tt := range outcomes {
+		t.Run(name, func(t *testing.T) {
+			w := newWorldWith(t, fleet.Options{Seed: 1, Clock: func() time.Duration { return time.Minute }}, Options{}, endpoint)
+			x := w.callTo(t, endpoint, completion(1, 10_000))
+			tt.end(x)
+			x.close()
+			w.quiet(t)
+
+			var facts inferencereq.Facts
+			facts.Read("/v1/completions", completion(1, 10_000), false)
+			why, err := w.fleet.Pool(types.NamespacedName{Namespace: "models", Name: "llama"}).Explain(&facts, &fleet.Subset{}, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := why.Candidates[0].CachedTokens > 1000; got != tt.prefilled {
+				t.Errorf("%d tokens are taken to be cached, want any: %v", why.Candidates[0].CachedTokens, tt.prefilled)
+			}
+		})
+	}
+}
+
+// What an endpoint's answers begin with decides whether it is avoided: one that fails, and one that sheds; not one that
+// refuses a call. A good beginning is enough to use it again. What the proxy answers by itself blames none.
+func TestAnswerTellsOfHealth(t *testing.T) {
+	const first, other = "10.244.0.1:8000", "10.244.0.2:8000"
+	tests := map[string]struct {
+		do          func(w *world)
+		wantAvoided bool
+	}{
+		"500": {func(w *world) { w.callTo(t, first, nil).answer("500", true) }, true},
+		"429": {func(w *world) { w.callTo(t, first, nil).answer("429", true) }, true},
+		"503": {func(w *world) { w.callTo(t, first, nil).answer("503", true) }, true},
+		"400": {func(w *world) { w.callTo(t, first, nil).answer("400", true) }, false},
+		"500, then 404": {func(w *world) {
+			w.callTo(t, first, nil).answer("500", true)
+			w.callTo(t, first, nil).answer("404", true)
+		}, true},
+		"500, then 200": {func(w *world) {
+			w.callTo(t, first, nil).answer("500", true)
+			w.callTo(t, first, nil).answer("200", false)
+		}, false},
+		"429, then 200": {func(w *world) {
+			w.callTo(t, first, nil).answer("429", true)
+			w.callTo(t, first, nil).answer("200", false)
+		}, false},
+		"500 of the proxy":  {func(w *world) { w.callTo(t, first, nil).answerByProxy("500") }, false},
+		"429 of the proxy":  {func(w *world) { w.callTo(t, first, nil).answerByProxy("429") }, false},
+		"503, by the proxy": {func(w *world) { w.callTo(t, first, nil).answerByProxy("503") }, false},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, busy, other)
-			call := func(endpoint string, body []byte) *exchange {
-				x := w.open(t, llama, withModes(partial, none))
-				x.send(withMetadata(requestHeaders(false), subsetNamespace, subsetKey, endpoint))
-				isContinue(t, x.recv(), "RequestHeaders")
-				x.send(requestBody(body, true))
-				picked(t, x.recv())
-				return x
+			w := newWorldWith(t, fleet.Options{Seed: 1, Clock: func() time.Duration { return time.Minute }}, Options{}, first, other)
+			tt.do(w)
+			for range 3 { // more to do than the first one has
+				w.callTo(t, other, completion(3, 10_000))
 			}
-			call(busy, completion(1, 1<<20)) // half a minute of prefilling
-			behind := call(busy, completion(2, 100))
-			for range 3 { // small calls, which weigh more than one big call that is prefilled
-				call(other, nil)
-			}
-			behind.send(answerHeaders(tt.status, true))
-			isContinue(t, behind.recv(), "ResponseHeaders")
-			behind.close()
-
 			x := w.open(t, llama, withModes(partial, none))
 			x.send(requestHeaders(true))
-			if got := picked(t, x.recv())[0]; got != tt.want {
-				t.Errorf("the next call goes to %s, want %s", got, tt.want)
+			want := first
+			if tt.wantAvoided {
+				want = other
+			}
+			if got := picked(t, x.recv())[0]; got != want {
+				t.Errorf("the next call goes to %s, want %s", got, want)
 			}
 		})
 	}

@@ -1,6 +1,8 @@
 package extproc
 
 import (
+	"bytes"
+	"net/http"
 	"strconv"
 	"sync"
 	"time"
@@ -121,6 +123,7 @@ func (x *session) step() (done bool, err error) {
 	case onAnswerBody:
 		err = x.answerBody()
 	case onAnswerTrailers:
+		x.noteEnd()
 		err = x.sendPlain()
 	default: // a message without a kind, or of one that is newer than we are, asks for nothing
 	}
@@ -230,6 +233,9 @@ func (x *session) requestTrailers() error {
 }
 
 func (x *session) answerBody() error {
+	if x.message.end {
+		x.noteEnd()
+	}
 	if x.countsUsage {
 		x.attempt(x.keepAnswer)
 	}
@@ -239,21 +245,54 @@ func (x *session) answerBody() error {
 	return x.sendPlain()
 }
 
-// noteAnswer learns from the answer's headers who serves the call and how it went.
+// noteAnswer learns from the answer's headers who serves the call and how it goes.
 func (x *session) noteAnswer() {
 	if !x.reservation.Held() {
 		return
 	}
 	status, _ := strconv.Atoi(string(x.message.status)) // none, or no number, counts as "other"
 	x.reservation.Metrics().Responded(status)
-	if status < 500 {
-		x.outcome = fleet.Answered
-	}
 	if p := x.server.find(x.pool); p != nil {
 		x.countsUsage = p.CountsUsage()
 	}
-	if addr, ok := fleet.ParseEndpoint(string(x.message.served)); ok {
+	addr, told := fleet.ParseEndpoint(string(x.message.served))
+	if told {
 		x.reservation.Served(addr)
+	}
+	x.outcome = x.message.outcome(status, told)
+	x.reservation.Responded(x.outcome)
+}
+
+// outcome is what an answer's head tells. Served says that the proxy names the endpoint that serves: an answer that it
+// made itself, for want of an endpoint or to hold a caller to a limit, blames none.
+func (r *request) outcome(status int, served bool) fleet.Outcome {
+	switch {
+	case status >= 200 && status < 300 && r.whole():
+		return fleet.Answered
+	case status >= 200 && status < 300:
+		return fleet.Ended
+	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
+		if served {
+			return fleet.Shed
+		}
+	case status >= 500 && served:
+		return fleet.Failed
+	case status >= 500:
+		return fleet.Abandoned
+	}
+	return fleet.Refused
+}
+
+// whole says that with its head an answer's end is there too, or is about to be. JSON is written when its generation has
+// ended. The head of a stream may come before its prompt is prefilled.
+func (r *request) whole() bool {
+	return r.end || bytes.HasPrefix(r.header("content-type"), []byte("application/json"))
+}
+
+// noteEnd notes that the answer came to its end, where the proxy lets us see it.
+func (x *session) noteEnd() {
+	if x.outcome == fleet.Ended {
+		x.outcome = fleet.Answered
 	}
 }
 

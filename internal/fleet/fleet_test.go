@@ -392,7 +392,8 @@ func TestFailingEndpointIsAvoided(t *testing.T) {
 	p, clock := poolOf(t, numbered(2)...)
 	r, bad := pick(t, p, prompt(1, 10))
 	r.Served(netip.MustParseAddrPort(bad))
-	r.Release(Abandoned) // the answer's headers came, and no good answer
+	r.Responded(Failed)
+	r.Release(Failed)
 	seed := uint64(100)
 	calls := func() (n int) {
 		for range 10 {

@@ -16,7 +16,6 @@ type Reservation struct {
 
 	pool   *Pool
 	hold   hold
-	served bool // it is known who serves the call
 	texts  [selection.Choices]string
 	picked int
 }
@@ -26,13 +25,12 @@ type Outcome = selection.Outcome
 
 // The outcomes.
 const (
-	// Abandoned says that no good answer was seen. If it was known by then who serves the call, that endpoint failed;
-	// if not, the caller left first and nobody is to blame.
 	Abandoned = selection.Abandoned
-	// Answered says that the endpoint answered, and so has prefilled the prompt.
-	Answered = selection.Answered
-	// Failed says that the endpoint gave no answer, or one of a server in trouble (5xx).
-	Failed = selection.Failed
+	Ended     = selection.Ended
+	Answered  = selection.Answered
+	Refused   = selection.Refused
+	Shed      = selection.Shed
+	Failed    = selection.Failed
 )
 
 // Held says whether the reservation holds an endpoint.
@@ -53,7 +51,7 @@ func (r *Reservation) Endpoints(dst []byte) []byte {
 }
 
 // Served moves the reservation to the endpoint that really serves the call, and with it the memory of the prompt. Where
-// that is not the first choice, the first choice has failed. An address that is not one of the pool's leaves the
+// that is not the first choice, the first choice has failed or is too new for the proxy to know it. An address that is not one of the pool's leaves the
 // reservation without a charge: whatever serves is not ours to plan. Without a reservation it does nothing.
 func (r *Reservation) Served(addr netip.AddrPort) {
 	p := r.pool
@@ -62,7 +60,6 @@ func (r *Reservation) Served(addr netip.AddrPort) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	r.served = true
 	n, known := p.byAddr[canonical(addr)]
 	if known && n == r.hold.claim.Endpoint {
 		return
@@ -76,14 +73,23 @@ func (r *Reservation) Served(addr netip.AddrPort) {
 	p.move(&r.hold, n, p.clock())
 }
 
+// Responded notes what the head of the answer tells of the endpoint that serves the call: it is well, or not, long before
+// the answer ends. Without a reservation it does nothing.
+func (r *Reservation) Responded(outcome Outcome) {
+	p := r.pool
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.view.Responded(&r.hold.claim, outcome, p.clock())
+}
+
 // Release gives the claim back. Again, or without a reservation, it does nothing.
 func (r *Reservation) Release(outcome Outcome) {
 	p := r.pool
 	if p == nil {
 		return
-	}
-	if outcome == Abandoned && r.served {
-		outcome = Failed
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -93,7 +99,7 @@ func (r *Reservation) Release(outcome Outcome) {
 
 func (r *Reservation) end() {
 	r.pool.metrics.RequestEnded()
-	r.pool, r.hold, r.served = nil, hold{}, false
+	r.pool, r.hold = nil, hold{}
 }
 
 // Subset is a proxy's list of the endpoints that a call may go to.

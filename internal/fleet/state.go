@@ -268,6 +268,7 @@ func (p *Pool) number(addr netip.AddrPort) int32 {
 		p.slots[n].member = true
 		p.slots[n].blocks = 0
 		p.index.SetCapacity(int(n), p.settings.Load().assumedBlocks())
+		p.view.Joined(n, p.clock())
 	}
 	return n
 }

@@ -13,6 +13,7 @@ import (
 // hold is what a pool keeps for one call until it is released.
 type hold struct {
 	claim  selection.Claim
+	prompt int // tokens
 	blocks []uint64
 	// kept is how many of the blocks the endpoint held before.
 	kept int
@@ -25,21 +26,24 @@ type hold struct {
 func (p *Pool) reserve(call *selection.Call, choice *selection.Choice, now time.Duration) hold {
 	h := hold{
 		claim:  p.view.Reserve(choice.Endpoint, now, call, choice.Uncached),
+		prompt: choice.Cached + choice.Uncached,
 		blocks: call.Facts.Blocks,
 	}
 	p.insert(&h)
 	return h
 }
 
-// move takes the call to the endpoint that serves it.
+// move takes the call to the endpoint that serves it, which may have less of the prompt cached than the first choice, or
+// more.
 func (p *Pool) move(h *hold, to int32, now time.Duration) {
 	from, before := h.claim.Endpoint, *h
-	if !p.view.Move(&h.claim, to, now) {
+	p.index.Match(h.blocks, p.view.Cached)
+	uncached := selection.Uncached(h.prompt, p.view.Cached[to])
+	if !p.view.Move(&h.claim, to, uncached, now) {
 		p.withdraw(from, &before)
 	}
-	p.reuse(from)
-	p.index.Match(h.blocks, p.view.Cached)
 	p.insert(h)
+	p.reuse(from)
 }
 
 // release ends the call.

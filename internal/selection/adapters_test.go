@@ -264,7 +264,7 @@ func TestUnlistedAdapterStaysOne(t *testing.T) {
 			gone := w.Reserve(n, w.now, callFor("sql", 100), 100)
 			moved := w.Reserve(n+1, w.now, callFor("sql", 100), 100)
 			w.now += 10 * s
-			w.Move(&moved, n, w.now)
+			w.Move(&moved, n, 0, w.now)
 			w.Release(&gone, Answered, w.now)
 			w.now += s / 20
 			w.read(n, 2)
@@ -450,7 +450,7 @@ func TestAdapterBooks(t *testing.T) {
 			if len(held) > 0 {
 				i := rnd.IntN(len(held))
 				if rnd.IntN(4) == 0 {
-					w.Move(&held[i], int32(rnd.IntN(5)), w.now)
+					w.Move(&held[i], int32(rnd.IntN(5)), 0, w.now)
 				}
 				w.Release(&held[i], Outcome(rnd.IntN(3)), w.now)
 				held = append(held[:i], held[i+1:]...)

@@ -51,7 +51,9 @@
 // # What is known of an endpoint
 //
 // The queue is a fluid: the uncached tokens of each reservation flow in at once, and drain at 1/s. A call that was
-// answered to its end shows that everything before it is prefilled. A reading that says how many calls wait shows, since
+// answered to its end shows that everything before it is prefilled. A good answer that began and is over shows nothing of
+// the calls before it: a streamed answer begins before its prompt is prefilled, and a caller who then leaves looks like
+// the answer's end. Its own prompt counts as cached if a server up to four times faster than expected was done with it. A reading that says how many calls wait shows, since
 // servers take calls in the order of arrival, which of the picker's own are not yet begun: it bounds the queue from both
 // sides, with the one call in between that may be anywhere in its prefill, and the fluid is held within. That is better
 // than either alone: in a simulated fleet the queue as the reading has it, without the fluid, made the 90th percentile
@@ -71,5 +73,11 @@
 //
 // Some endpoints are taken only when all others are ruled out as well, in this order: those with more calls in flight
 // than a multiple of the mean, those whose adapter slots are all in use by others (for calls that are known to name an
-// adapter), those that failed lately. Of those that are left, and within each class, cost decides.
+// adapter), those that shed calls lately, those that failed lately or do not answer. Of those that are left, and within
+// each class, cost decides: where all endpoints shed or fail, one of them is picked all the same.
+//
+// An endpoint that failed is tried again with one call at a time, until an answer begins. One that sheds (429, 503) is
+// avoided for moments, as it is well and only full. One is taken to be silent when its calls have waited for a beginning
+// of any answer for more than 5 s, or 30 s where none of them wants a stream, and for four times as long as they were
+// expected to and as the pool's answers take: where all are slow, none is silent. It gets one call at a time.
 package selection

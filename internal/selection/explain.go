@@ -45,6 +45,8 @@ const (
 
 	ClassOverBound = "over its share of calls"
 	ClassNoSlot    = "no adapter slot"
+	ClassShedding  = "sheds calls"
+	ClassSilent    = "does not answer"
 	ClassUnhealthy = "failed lately"
 )
 
@@ -70,7 +72,7 @@ func Explain(c *Call, v *View, now time.Duration) []Reason {
 // reason takes a cost apart. Its terms add up to what Pick compares.
 func (v *View) reason(r *rule, e int32, home bool) Reason {
 	h := &v.hot[e]
-	own := uncached(r.prompt, v.Cached[e])
+	own := Uncached(r.prompt, v.Cached[e])
 	why := Reason{
 		Endpoint: e, CachedTokens: r.prompt - own, UncachedTokens: own,
 		QueueTokens: h.queue(r.now), Rate: 1 / h.perToken,
@@ -86,8 +88,8 @@ func (v *View) reason(r *rule, e int32, home bool) Reason {
 	if r.id != none {
 		v.explainAdapter(r, e, &why)
 	}
-	if v.avoided(e, r.now) {
-		why.ruleOut(ClassUnhealthy, unhealthy)
+	if class, by := v.illness(e, r.now); class != "" {
+		why.ruleOut(class, by)
 	}
 	if home {
 		why.Session = -sessionWorth

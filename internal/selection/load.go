@@ -36,6 +36,7 @@ type load struct {
 // Ticket is one call's place in an endpoint's queue.
 type Ticket struct {
 	at         float64 // when it came, in seconds of the clock
+	due        float64 // when its first token was expected as it came
 	start, end float64 // positions
 	alone      bool    // nothing was ahead of it
 }
@@ -54,7 +55,7 @@ func (s *State) add(n int32, now, tokens float64) Ticket {
 	h, l := &s.hot[n], &s.loads[n]
 	ahead := h.queue(now)
 	h.setQueue(now, ahead+tokens)
-	t := Ticket{at: now, start: l.arrived, end: l.arrived + tokens, alone: ahead == 0}
+	t := Ticket{at: now, due: h.empty, start: l.arrived, end: l.arrived + tokens, alone: ahead == 0}
 	l.arrived = t.end
 	l.fill.add(now, tokens)
 	s.setDisplaces(n, now)
@@ -107,6 +108,20 @@ func (s *State) withdraw(n int32, now float64, t Ticket) (prefilled bool) {
 	drained := s.drained(n, now)
 	s.remove(n, now, t, drained+max(0, t.end-max(drained, t.start)))
 	return drained >= t.end
+}
+
+// doubt is how many times faster than it is taken to be an endpoint may be, where a call's end has to tell whether its
+// prompt was prefilled.
+const doubt = 4
+
+// likelyPrefilled says whether a call whose answer began has been there for so long that its prompt is prefilled. Readings
+// tell when its turn has come; where there are none, the whole wait is as uncertain as the speed.
+func (s *State) likelyPrefilled(n int32, now float64, t Ticket) bool {
+	longest := (now - t.at) * doubt
+	if weight(now-s.loads[n].told.at) > 0 {
+		return s.drained(n, now) >= t.start && longest >= t.Tokens()*s.hot[n].perToken
+	}
+	return longest >= t.due-t.at
 }
 
 // speed is what was seen of an endpoint's prefill, as two sums that forget: tokens prefilled, and the time that took,

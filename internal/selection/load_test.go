@@ -51,6 +51,7 @@ func TestLoad(t *testing.T) {
 		do           func(state *State)
 		at           time.Duration
 		wantQueue    float64
+		wantOther    float64 // at the other endpoint
 		wantRequests int
 	}{
 		"empty": {do: func(*State) {}, at: s},
@@ -99,6 +100,27 @@ func TestLoad(t *testing.T) {
 				l.Release(first, Abandoned, 2*s)
 			}, at: 2 * s, wantQueue: 400, wantRequests: 1,
 		},
+		"a call that is refused takes its tokens along, and nothing before it": {
+			do: func(l *State) {
+				add(l, 0, 100)
+				second := add(l, 0, 200)
+				add(l, 0, 400)
+				l.Release(second, Refused, 0)
+			}, wantQueue: 500, wantRequests: 2,
+		},
+		"a call that is shed does too": {
+			do: func(l *State) {
+				add(l, 0, 100)
+				l.Release(add(l, 0, 200), Shed, 0)
+			}, wantQueue: 100, wantRequests: 1,
+		},
+		"a call that ends before its turn shows nothing of those before it": {
+			do: func(l *State) {
+				add(l, 0, 1000)
+				second := add(l, 0, 100)
+				l.Release(second, Ended, s)
+			}, at: s, wantQueue: 900, wantRequests: 1,
+		},
 		"calls without tokens at one place are kept apart": {
 			do: func(l *State) {
 				first, second := add(l, 0, 0), add(l, 0, 0)
@@ -107,11 +129,11 @@ func TestLoad(t *testing.T) {
 				add(l, s, 0)
 			}, at: s, wantRequests: 1,
 		},
-		"a call that moves takes its tokens along": {
+		"a call that moves brings what is not cached there": {
 			do: func(l *State) {
 				add(l, 0, 100)
-				l.Move(add(l, 0, 300), 1, 0)
-			}, wantQueue: 100, wantRequests: 1,
+				l.Move(add(l, 0, 300), 1, 50, 0)
+			}, wantQueue: 100, wantOther: 50, wantRequests: 1,
 		},
 	}
 	for name, tt := range tests {
@@ -124,6 +146,9 @@ func TestLoad(t *testing.T) {
 			if got := state.InFlight(0); got != tt.wantRequests {
 				t.Errorf("%d requests, want %d", got, tt.wantRequests)
 			}
+			if got := state.Queue(1, tt.at); !near(got, tt.wantOther) {
+				t.Errorf("the other's queue is %v tokens, want %v", got, tt.wantOther)
+			}
 		})
 	}
 }
@@ -134,12 +159,18 @@ func TestReleaseTellsWhetherThePromptWasPrefilled(t *testing.T) {
 		after   time.Duration
 		want    bool
 	}{
-		"answered":                  {outcome: Answered, want: true},
-		"abandoned at once":         {outcome: Abandoned},
-		"abandoned half way":        {outcome: Abandoned, after: s},
-		"abandoned after its time":  {outcome: Abandoned, after: 3 * s, want: true},
-		"failed at once":            {outcome: Failed},
-		"failed, a full time later": {outcome: Failed, after: 3 * s, want: true},
+		"answered":                   {outcome: Answered, want: true},
+		"abandoned at once":          {outcome: Abandoned},
+		"abandoned half way":         {outcome: Abandoned, after: s},
+		"abandoned after its time":   {outcome: Abandoned, after: 3 * s, want: true},
+		"failed at once":             {outcome: Failed},
+		"failed, a full time later":  {outcome: Failed, after: 3 * s, want: true},
+		"refused, a full time later": {outcome: Refused, after: 3 * s},
+		"shed, a full time later":    {outcome: Shed, after: 3 * s},
+		"ended at once":              {outcome: Ended},
+		"ended after a fifth":        {outcome: Ended, after: 2 * s / 5},
+		"ended after a third, as a server faster than expected may": {outcome: Ended, after: 2 * s / 3, want: true},
+		"ended after its time": {outcome: Ended, after: 3 * s, want: true},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -42,6 +42,7 @@ const (
 const (
 	overBound = 1e5
 	noSlot    = 1e6
+	shedding  = 4e6
 	unhealthy = 1e7
 )
 
@@ -160,7 +161,7 @@ func (v *View) costs(r *rule) {
 		if wait < 0 {
 			wait = 0
 		}
-		prefill := float64(uncached(r.prompt, v.Cached[e])) * h.perToken
+		prefill := float64(Uncached(r.prompt, v.Cached[e])) * h.perToken
 		cost := wait + (r.share+h.displaces)*prefill + callTokens*h.perToken*h.calls
 		if short := wait + prefill - h.room; short > 0 {
 			cost += short
@@ -173,9 +174,9 @@ func (v *View) costs(r *rule) {
 	v.Room.costs = costs
 }
 
-// uncached is how many of a prompt's tokens an endpoint that holds so many of its blocks has to prefill. Even a
+// Uncached is how many of a prompt's tokens an endpoint that holds so many of its blocks has to prefill. Even a
 // prompt that is held whole has its last token computed.
-func uncached(prompt int, blocks int32) int {
+func Uncached(prompt int, blocks int32) int {
 	if own := prompt - int(blocks)*BlockTokens; own > 0 || prompt <= 0 {
 		return own
 	}
@@ -217,12 +218,11 @@ func (v *View) adapterCost(r *rule, e int32) (cost float64, full bool) {
 	return cost + homing*r.loadTime*(1-rendezvous(r.name, v.keys[e])), full
 }
 
-// addHealth puts those that failed lately behind all others.
+// addHealth puts those that are not well behind all others.
 func (v *View) addHealth(r *rule) {
 	for i, e := range v.Candidates {
-		if v.avoided(e, r.now) {
-			v.Room.costs[i] += unhealthy
-		}
+		_, by := v.illness(e, r.now)
+		v.Room.costs[i] += by
 	}
 }
 
@@ -238,8 +238,10 @@ func (v *View) addSession(r *rule, session uint64) {
 func (v *View) home(r *rule, session uint64) int {
 	home, best := -1, -1.0
 	for i, e := range v.Candidates {
-		if x := rendezvous(session, v.keys[e]); x > best && !v.avoided(e, r.now) {
-			home, best = i, x
+		if x := rendezvous(session, v.keys[e]); x > best {
+			if class, _ := v.illness(e, r.now); class == "" {
+				home, best = i, x
+			}
 		}
 	}
 	return home
@@ -253,7 +255,7 @@ func (v *View) rank(r *rule, rnd *rand.Rand, out *[Choices]Choice) int {
 	ranked := 0
 	for at := v.drawTwo(short, low[0], rnd); ; at = leastOf(short, costs, low[ranked], rnd) {
 		e := v.Candidates[at]
-		own := uncached(r.prompt, v.Cached[e])
+		own := Uncached(r.prompt, v.Cached[e])
 		out[ranked] = Choice{Endpoint: e, Cached: r.prompt - own, Uncached: own, Cost: costs[at]}
 		costs[at] = math.Inf(1)
 		if ranked++; ranked == min(Choices, len(costs)) {

@@ -171,6 +171,7 @@ func (s *State) Age(now time.Duration, members []int32) {
 		return
 	}
 	s.ageSpeeds(t, members)
+	s.listen(t, members)
 	s.aged = t
 	sum, weights := 0.0, 0.0
 	for _, n := range members {

@@ -16,8 +16,9 @@ type State struct {
 	keys     []uint64 // what stands for each endpoint in rendezvous hashing
 
 	picks       uint64
-	unwell      int     // endpoints whose health is not perfect
-	aged        float64 // when Age last did anything
+	unwell      int      // endpoints whose health is not perfect
+	heads       [2]heads // by kind of answer
+	aged        float64  // when Age last did anything
 	meanForeign float64
 	meanRate    float64 // prefill speed of an endpoint, in tokens a second
 	work        work
@@ -47,7 +48,7 @@ func (s *State) Reset(n int32, key uint64) {
 		s.keys = append(s.keys, 0)
 		s.adapters.grow()
 	}
-	s.recover(n)
+	s.change(n, func(h *health) { *h = health{joined: math.Inf(-1)} })
 	s.adapters.forget(n)
 	s.hot[n] = hot{perToken: 1 / s.meanRate, room: math.Inf(1)}
 	s.loads[n] = load{tickets: s.loads[n].tickets[:0], told: told{at: math.Inf(-1), waiting: math.Inf(1)}}
@@ -77,7 +78,10 @@ type Claim struct {
 	Endpoint int32
 	ticket   Ticket
 	adapter  use
+	kind     int  // of the answer that it wants
+	waits    bool // its answer has not begun
 	probe    bool // the first call after a time of being avoided
+	moved    bool // another endpoint was to serve it at first
 }
 
 // Reserve charges endpoint n with a call that brings so many uncached prompt tokens.
@@ -87,10 +91,17 @@ func (s *State) Reserve(n int32, now time.Duration, c *Call, uncached int) Claim
 	s.hot[n].lastPick = s.picks
 	s.work.add(t, float64(uncached))
 	ticket := s.add(n, t, float64(uncached))
+	kind := whole
+	if c.Facts.Stream {
+		kind = streamed
+	}
+	s.health[n].silence[kind].wait(t, ticket.due-t)
 	return Claim{
 		Endpoint: n,
 		ticket:   ticket,
 		adapter:  s.adapters.reserve(n, s.arrival(n, t), c.Facts.Model),
+		kind:     kind,
+		waits:    true,
 		probe:    s.probe(n, t),
 	}
 }
@@ -100,44 +111,95 @@ func (s *State) arrival(n int32, now float64) arrival {
 	return arrival{at: now, prefilled: s.hot[n].empty + step, load: s.settings.AdapterLoad.Seconds()}
 }
 
-// Move takes a claim to the endpoint that really serves the call. The first choice did not serve it and is taken to
-// have failed. It reports whether the prompt was prefilled there all the same.
-func (s *State) Move(c *Claim, to int32, now time.Duration) (prefilled bool) {
+// Move takes a claim to the endpoint that really serves the call, to which it brings so many uncached prompt tokens.
+// The first choice did not serve it and is taken to have failed, unless it is new. Move reports whether the prompt was
+// prefilled there all the same.
+func (s *State) Move(c *Claim, to int32, uncached int, now time.Duration) (prefilled bool) {
 	t := now.Seconds()
 	prefilled = s.withdraw(c.Endpoint, t, c.ticket)
-	s.failed(c.Endpoint, t, c.probe)
+	s.stopWaiting(c, t)
+	s.skipped(c.Endpoint, t, c)
 	id := s.adapters.release(c.Endpoint, c.adapter, t)
-	c.Endpoint, c.probe = to, false
-	c.ticket = s.add(to, t, c.ticket.Tokens())
+	c.Endpoint, c.probe, c.moved = to, false, true
+	c.ticket = s.add(to, t, float64(uncached))
 	c.adapter = s.adapters.hold(to, id, s.arrival(to, t))
 	return prefilled
 }
 
-// Outcome is how a call ended at an endpoint.
+// Outcome is how a call ended at an endpoint, or is about to by the head of its answer.
 type Outcome uint8
 
 const (
 	// Abandoned says that no answer was seen and nobody is to blame: the caller left.
 	Abandoned Outcome = iota
-	// Answered says that the endpoint answered, and so has prefilled the prompt.
+	// Ended says that a good answer began and then the call ended, at the answer's end or before it: a streamed answer
+	// begins before its prompt is prefilled, and a caller who leaves then looks like an answer's end.
+	Ended
+	// Answered says that the endpoint answered to the end, and so has prefilled the prompt.
 	Answered
+	// Refused says that the endpoint is well and did not take the call (4xx): it has prefilled nothing.
+	Refused
+	// Shed says that the endpoint did not take the call because it has too much to do (429, 503).
+	Shed
 	// Failed says that the endpoint gave no answer, or one of a server in trouble.
 	Failed
 )
 
+// Responded notes what the head of a call's answer tells of the endpoint's health. Only the first time counts.
+func (s *State) Responded(c *Claim, outcome Outcome, now time.Duration) {
+	if outcome == Abandoned || !c.waits && !c.moved {
+		return
+	}
+	n, t := c.Endpoint, now.Seconds()
+	if (outcome == Ended || outcome == Answered) && c.waits && !s.health[n].silent { // the late answers of one that was silent are not usual
+		s.heads[c.kind].add(t, t-c.ticket.at)
+	}
+	s.stopWaiting(c, t)
+	c.moved = false
+	s.heard(n, t)
+	switch outcome {
+	case Ended, Answered:
+		s.recover(n, c.ticket.at)
+	case Shed:
+		s.shed(n, t, c.ticket.at)
+	case Failed:
+		s.failed(n, t, c.ticket.at, c.probe)
+	}
+	if c.probe && outcome != Failed {
+		s.unprobe(n, t)
+	}
+	c.probe = false
+}
+
+// stopWaiting notes that a call does not wait for the beginning of its answer any more.
+func (s *State) stopWaiting(c *Claim, now float64) {
+	if c.waits {
+		s.health[c.Endpoint].silence[c.kind].end(now)
+		c.waits = false
+	}
+}
+
 // Release gives a claim back. It reports whether the endpoint is taken to have prefilled the prompt.
 func (s *State) Release(c *Claim, outcome Outcome, now time.Duration) (prefilled bool) {
-	t := now.Seconds()
-	s.adapters.release(c.Endpoint, c.adapter, t)
+	n, t := c.Endpoint, now.Seconds()
+	s.Responded(c, outcome, now)
+	s.stopWaiting(c, t)
+	if c.probe {
+		s.unprobe(n, t)
+	}
+	s.adapters.release(n, c.adapter, t)
 	switch outcome {
 	case Answered:
-		s.answered(c.Endpoint, t, c.ticket)
-		s.recover(c.Endpoint)
+		s.answered(n, t, c.ticket)
 		return true
-	case Failed:
-		s.failed(c.Endpoint, t, c.probe)
+	case Ended:
+		likely := s.likelyPrefilled(n, t, c.ticket)
+		return s.withdraw(n, t, c.ticket) || likely
+	case Refused, Shed:
+		s.withdraw(n, t, c.ticket)
+		return false
 	}
-	return s.withdraw(c.Endpoint, t, c.ticket)
+	return s.withdraw(n, t, c.ticket)
 }
 
 // work is what the pool was given over the last time.

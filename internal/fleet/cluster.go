@@ -227,5 +227,8 @@ func stripPod(pod *corev1.Pod) *corev1.Pod {
 			out.Status.Conditions = []corev1.PodCondition{{Type: condition.Type, Status: condition.Status}}
 		}
 	}
+	for _, container := range pod.Status.ContainerStatuses {
+		out.Status.ContainerStatuses = append(out.Status.ContainerStatuses, corev1.ContainerStatus{RestartCount: container.RestartCount})
+	}
 	return out
 }

@@ -174,6 +174,7 @@ func TestStripKeepsWhatMakesEndpoints(t *testing.T) {
 	full := podOf("a", "10.244.0.1", corev1.ConditionTrue, func(p *corev1.Pod) {
 		p.UID, p.ResourceVersion, p.DeletionTimestamp = "uid", "7", deleted
 		p.Annotations = map[string]string{"long": strings.Repeat("x", 1000)}
+		p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "vllm", RestartCount: 2, Image: "vllm"}}
 		p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubelet"}}
 	})
 	want := &corev1.Pod{
@@ -181,7 +182,11 @@ func TestStripKeepsWhatMakesEndpoints(t *testing.T) {
 			Namespace: "models", Name: "a", UID: "uid", ResourceVersion: "7", DeletionTimestamp: deleted,
 			Labels: map[string]string{"app": "llama"},
 		},
-		Status: corev1.PodStatus{PodIP: "10.244.0.1", Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
+		Status: corev1.PodStatus{
+			PodIP:             "10.244.0.1",
+			Conditions:        []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+			ContainerStatuses: []corev1.ContainerStatus{{RestartCount: 2}},
+		},
 	}
 	got, err := strip(full)
 	if err != nil {

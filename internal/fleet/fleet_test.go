@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -14,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/inferencereq"
+	"github.com/inference-waypoint/inference-waypoint/internal/modelmetrics"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/refusal"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
@@ -280,6 +282,12 @@ func TestReservationLifecycle(t *testing.T) {
 		"released again":    {do: func(r *Reservation, _ *testClock) { r.Release(Answered); r.Release(Abandoned) }},
 		"served as picked":  {do: func(r *Reservation, _ *testClock) { r.Served(netip.MustParseAddrPort(a)) }, want: state{RequestsA: 1, QueueA: 640}},
 		"served by another": {do: func(r *Reservation, _ *testClock) { r.Served(netip.MustParseAddrPort(b)) }, want: state{RequestsB: 1, QueueB: 640}},
+		"served by another that has most of it cached": {
+			do: func(r *Reservation, _ *testClock) {
+				r.pool.index.Insert(int(r.pool.byAddr[netip.MustParseAddrPort(b)]), prompt(1, 8).Blocks)
+				r.Served(netip.MustParseAddrPort(b))
+			}, want: state{RequestsB: 1, QueueB: 128},
+		},
 		"served by another, then back": {
 			do: func(r *Reservation, _ *testClock) {
 				r.Served(netip.MustParseAddrPort(b))
@@ -311,6 +319,17 @@ func TestReservationLifecycle(t *testing.T) {
 	}
 }
 
+// pickAt picks an endpoint that alone may serve.
+func pickAt(t testing.TB, p *Pool, addr string, facts *inferencereq.Facts) *Reservation {
+	t.Helper()
+	only, r := Subset{Given: true}, &Reservation{}
+	only.Add(addr)
+	if err := p.Pick(facts, &only, r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 // heldAt is how many tokens of a prompt the pool takes an endpoint to hold.
 func heldAt(t *testing.T, p *Pool, facts *inferencereq.Facts, addr string) int {
 	t.Helper()
@@ -327,15 +346,7 @@ func heldAt(t *testing.T, p *Pool, facts *inferencereq.Facts, addr string) int {
 func TestWhoHoldsThePrompt(t *testing.T) {
 	const a, b = "10.0.0.1:8000", "10.0.0.2:8000"
 	served := func(r *Reservation, addr string) { r.Served(netip.MustParseAddrPort(addr)) }
-	at := func(t *testing.T, p *Pool, addr string, facts *inferencereq.Facts) *Reservation {
-		t.Helper()
-		only, r := Subset{Given: true}, &Reservation{}
-		only.Add(addr)
-		if err := p.Pick(facts, &only, r); err != nil {
-			t.Fatal(err)
-		}
-		return r
-	}
+	at := pickAt
 	long, short := prompt(1, 50), prompt(1, 20)
 	const all = 50*64 - 1
 	tests := map[string]struct {
@@ -372,6 +383,22 @@ func TestWhoHoldsThePrompt(t *testing.T) {
 			second.Release(Answered)
 		}, wantA: all},
 		"served by a stranger": {do: func(t *testing.T, p *Pool, _ *testClock) { served(at(t, p, a, long), "10.9.9.9:1") }},
+		"refused, a long time later": {do: func(t *testing.T, p *Pool, c *testClock) {
+			r := at(t, p, a, long)
+			c.now += time.Minute
+			r.Release(Refused)
+		}},
+		"the answer began, and the caller left at once": {do: func(t *testing.T, p *Pool, _ *testClock) {
+			r := at(t, p, a, long)
+			r.Responded(Ended)
+			r.Release(Ended)
+		}},
+		"the answer began, and was over after its time": {do: func(t *testing.T, p *Pool, c *testClock) {
+			r := at(t, p, a, long)
+			r.Responded(Ended)
+			c.now += time.Second
+			r.Release(Ended)
+		}, wantA: all},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -482,23 +509,134 @@ func TestEndpointThatLeaves(t *testing.T) {
 	if err := p.Pick(facts, &only, &Reservation{}); refusal.Of(err).Reason != refusal.NotInSubset {
 		t.Errorf("a subset of the one that has left gives %v, want a refusal", err)
 	}
-	// 2. Its state lives until the call there has ended, then it is gone.
+	// 2. The call there goes on, and ends.
 	if got := p.requests(gone); got != 1 {
 		t.Errorf("%d calls in flight there, want 1", got)
 	}
 	r.Release(Answered)
-	if got := p.requests(gone); got != -1 {
-		t.Errorf("its state is still there")
+	if got := p.requests(gone); got != 0 {
+		t.Errorf("%d calls in flight there, want none", got)
 	}
-	// 3. Back under the same address it is new: the prompt is at the other one.
-	f.SetPool(pool.Pool{Name: llama}, numbered(2))
-	for range 10 {
-		r, e := pick(t, p, facts)
-		if e == gone {
-			t.Fatalf("picked %s, which cannot hold the prompt any more", gone)
+}
+
+// server is an endpoint by its address and what tells it from others there.
+func server(address, process string) pool.Endpoint {
+	return pool.Endpoint{Address: netip.MustParseAddrPort(address), Process: process}
+}
+
+// An endpoint that comes back soon has its cache still, and another one at its address has not.
+func TestEndpointThatComesBack(t *testing.T) {
+	const a, b = "10.0.0.1:8000", "10.0.0.2:8000"
+	facts := prompt(1, 50)
+	tests := map[string]struct {
+		do   func(f *Fleet, p *Pool, clock *testClock, set func(...pool.Endpoint))
+		want bool // it holds the prompt
+	}{
+		"at once": {do: func(_ *Fleet, _ *Pool, _ *testClock, set func(...pool.Endpoint)) {
+			set(server(b, ""))
+			set(server(a, "uid/0"), server(b, ""))
+		}, want: true},
+		"after four minutes": {do: func(_ *Fleet, p *Pool, clock *testClock, set func(...pool.Endpoint)) {
+			set(server(b, ""))
+			clock.now += 4 * time.Minute
+			p.tidy()
+			set(server(a, "uid/0"), server(b, ""))
+		}, want: true},
+		"after six": {do: func(_ *Fleet, p *Pool, clock *testClock, set func(...pool.Endpoint)) {
+			set(server(b, ""))
+			clock.now += 6 * time.Minute
+			p.tidy()
+			set(server(a, "uid/0"), server(b, ""))
+		}},
+		"as another pod": {do: func(_ *Fleet, _ *Pool, _ *testClock, set func(...pool.Endpoint)) {
+			set(server(b, ""))
+			set(server(a, "another/0"), server(b, ""))
+		}},
+		"as another pod, with nothing in between": {do: func(_ *Fleet, _ *Pool, _ *testClock, set func(...pool.Endpoint)) {
+			set(server(a, "another/0"), server(b, ""))
+		}},
+		"with its container started again": {do: func(_ *Fleet, _ *Pool, _ *testClock, set func(...pool.Endpoint)) {
+			set(server(b, ""))
+			set(server(a, "uid/1"), server(b, ""))
+		}},
+		"with a capacity that it had told": {do: func(f *Fleet, p *Pool, _ *testClock, set func(...pool.Endpoint)) {
+			p.Observe(addressOf(a), modelmetrics.Reading{CapacityTokens: 1 << 30}, 0)
+			settings := DefaultSettings()
+			settings.CacheTokens = 64
+			f.Configure(llama, settings)
+			set(server(b, ""))
+			set(server(a, "uid/0"), server(b, ""))
+		}, want: true},
+		"and the reader of its metrics begins anew": {do: func(_ *Fleet, p *Pool, _ *testClock, set func(...pool.Endpoint)) {
+			p.Observe(addressOf(a), modelmetrics.Reading{Restarts: 1, CapacityTokens: 1 << 20}, 0)
+			pickAt(t, p, a, facts).Release(Answered)
+			set(server(b, ""))
+			set(server(a, "uid/0"), server(b, ""))
+			p.Observe(addressOf(a), modelmetrics.Reading{Restarts: 0, CapacityTokens: 1 << 20}, 0)
+		}, want: true},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			f, clock := newFleet(t)
+			set := func(endpoints ...pool.Endpoint) { f.SetPool(pool.Pool{Name: llama}, endpoints) }
+			set(server(a, "uid/0"), server(b, ""))
+			p := f.Pool(llama)
+			pickAt(t, p, a, facts).Release(Answered)
+			tt.do(f, p, clock, set)
+			if got := heldAt(t, p, facts, a) > 0; got != tt.want {
+				t.Errorf("it is taken to hold the prompt: %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+// A pod that is replaced while a call to it is in flight takes that call's load and fate along.
+func TestReplacedWhileBusy(t *testing.T) {
+	const a = "10.0.0.1:8000"
+	f, _ := newFleet(t)
+	f.SetPool(pool.Pool{Name: llama}, []pool.Endpoint{server(a, "old/0")})
+	p := f.Pool(llama)
+	r := pickAt(t, p, a, prompt(1, 50))
+	f.SetPool(pool.Pool{Name: llama}, []pool.Endpoint{server(a, "new/0")})
+	if got := p.requests(a); got != 0 {
+		t.Errorf("%d calls in flight at the new one, want none", got)
+	}
+	r.Release(Failed)
+	if got := p.view.Standing(p.byAddr[addressOf(a)], 0).Failures; got != 0 {
+		t.Errorf("the new one has %d failures of the old one's", got)
+	}
+	if got := len(p.slots); got != 2 || len(p.free) != 1 {
+		t.Errorf("%d numbers, %d of them free, want the old one's free of two", got, len(p.free))
+	}
+}
+
+// What is remembered of endpoints that left goes by itself, in a pool without calls too.
+func TestEndpointsThatLeftAreForgottenInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := New(Options{Metrics: telemetry.NewMetrics(prometheus.NewRegistry()), Seed: 1})
+		f.SetPool(pool.Pool{Name: llama}, numbered(4))
+		p := f.Pool(llama)
+		for i := range uint64(40) {
+			r, _ := pick(t, p, prompt(i, 10))
+			r.Release(Answered)
 		}
-		r.Release(Answered)
-	}
+		f.SetPool(pool.Pool{Name: llama}, numbered(2))
+		time.Sleep(time.Minute)
+		f.SetPool(pool.Pool{Name: llama}, nil)
+		if got := p.index.Blocks(); got != 400 {
+			t.Errorf("%d blocks are remembered, want all 400", got)
+		}
+		time.Sleep(rememberFor - 30*time.Second)
+		synctest.Wait()
+		if got := len(p.left); got != 2 {
+			t.Errorf("%d endpoints are remembered, want the two that left last", got)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := p.index.Blocks(); got != 0 || len(p.byAddr) != 0 {
+			t.Errorf("%d blocks of %d endpoints are remembered, want none", got, len(p.byAddr))
+		}
+	})
 }
 
 func TestEndpointThatComesBackWhileBusy(t *testing.T) {
@@ -524,8 +662,8 @@ func TestNumbersAreReused(t *testing.T) {
 		r, _ := pick(t, f.Pool(llama), prompt(1, 2))
 		r.Release(Answered)
 	}
-	if got := len(f.Pool(llama).slots); got > 4 {
-		t.Errorf("%d numbers for 2 endpoints at a time, want at most 4", got)
+	if got := len(f.Pool(llama).slots); got > mostRemembered+4 {
+		t.Errorf("%d numbers for 2 endpoints at a time, want at most %d", got, mostRemembered+4)
 	}
 }
 

@@ -79,7 +79,6 @@ func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 	s := &p.slots[n]
 	if s.restarts >= 0 && s.restarts != r.Restarts {
 		p.forget(n)
-		s.blocks = 0
 	}
 	s.restarts = r.Restarts
 	p.learnCapacity(n, r.CapacityTokens)

@@ -36,9 +36,11 @@ type Pool struct {
 	// is held for microseconds, never over I/O.
 	mu     sync.Mutex
 	rnd    *rand.Rand
-	byAddr map[netip.AddrPort]int32
+	byAddr map[netip.AddrPort]int32 // members, those that left and are remembered, and those that left and have calls
 	slots  []slot
 	free   []int32
+	left   []int32        // numbers of endpoints that left and are remembered, in the order in which they did
+	tidier *time.Timer    // forgets them in time; nil where there is nothing to forget
 	view   selection.View // its State and Cached run parallel to slots
 	subset []int32        // room for the candidates of one pick
 	recent recent
@@ -51,14 +53,19 @@ type snapshot struct {
 	numbers   []int32 // parallel to endpoints
 }
 
-// slot is what an endpoint's number stands for. A number is given out anew once its endpoint has left and the last
-// call to it has ended.
+// slot is what an endpoint's number stands for. A number is given out anew once its endpoint has left, is forgotten, and
+// the last call to it has ended.
 type slot struct {
 	addr netip.AddrPort
 	// text is the address as replies name it.
 	text string
+	// process tells the server from others at the address.
+	process string
 	// member says that the endpoint is in the snapshot.
 	member bool
+	// remembered says that the endpoint left, at a moment on the pool's clock, and may come back with its cache.
+	remembered bool
+	leftAt     time.Duration
 	// withdrawn counts what was taken back from the index: what others inserted may have gone with it.
 	withdrawn uint64
 	// blocks is the capacity of the endpoint's cache as it told it, in blocks of the index; 0 where it did not.
@@ -219,7 +226,7 @@ func (p *Pool) setEndpoints(endpoints []pool.Endpoint) bool {
 	next := &snapshot{}
 	for _, e := range endpoints {
 		e.Address = canonical(e.Address)
-		n := p.number(e.Address)
+		n := p.join(e)
 		if stays[n] {
 			continue // named twice
 		}
@@ -254,22 +261,34 @@ func (p *Pool) configure(settings Settings) bool {
 	return true
 }
 
-// number finds an endpoint's number, or gives it one.
-func (p *Pool) number(addr netip.AddrPort) int32 {
-	n, ok := p.byAddr[addr]
-	if !ok {
+// join makes an endpoint a member, and returns its number. One that comes back has all that was known of it. Another
+// server at the address of one that was known is new: it has nothing in its cache.
+func (p *Pool) join(e pool.Endpoint) int32 {
+	n, known := p.byAddr[e.Address]
+	if known && p.slots[n].process != e.Process {
+		p.replaced(n)
+		known = false
+	}
+	if !known {
 		n = p.newSlot()
-		text := addr.String()
-		p.slots[n] = slot{addr: addr, text: text, restarts: -1}
+		text := e.Address.String()
+		p.slots[n] = slot{addr: e.Address, text: text, process: e.Process, restarts: -1}
 		p.view.Reset(n, selection.Hash(text))
-		p.byAddr[addr] = n
+		p.byAddr[e.Address] = n
 	}
-	if !p.slots[n].member {
-		p.slots[n].member = true
-		p.slots[n].blocks = 0
+	s := &p.slots[n]
+	if s.member {
+		return n
+	}
+	s.member = true
+	if s.remembered {
+		s.remembered = false
+		p.left = slices.DeleteFunc(p.left, func(of int32) bool { return of == n })
+	}
+	if s.blocks == 0 {
 		p.index.SetCapacity(int(n), p.settings.Load().assumedBlocks())
-		p.view.Joined(n, p.clock())
 	}
+	p.view.Joined(n, p.clock())
 	return n
 }
 
@@ -284,25 +303,22 @@ func (p *Pool) newSlot() int32 {
 	return int32(len(p.slots) - 1)
 }
 
-// leave takes an endpoint out. What it cached is forgotten at once: whoever comes back under its address is new.
-func (p *Pool) leave(n int32) {
-	p.slots[n].member = false
-	p.forget(n)
-	p.reuse(n)
-}
-
 // forget drops what an endpoint had in its memory.
 func (p *Pool) forget(n int32) {
 	p.index.Forget(int(n))
 	p.view.Restarted(n)
+	p.slots[n].blocks = 0
 }
 
-// reuse frees the number of an endpoint that has left and has no call any more.
+// reuse frees the number of an endpoint that has left, is forgotten, and has no call any more.
 func (p *Pool) reuse(n int32) {
-	if p.slots[n].member || p.view.InFlight(n) > 0 {
+	s := &p.slots[n]
+	if s.member || s.remembered || p.view.InFlight(n) > 0 {
 		return
 	}
-	delete(p.byAddr, p.slots[n].addr)
-	p.slots[n] = slot{}
+	if p.byAddr[s.addr] == n {
+		delete(p.byAddr, s.addr)
+	}
+	*s = slot{}
 	p.free = append(p.free, n)
 }

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -132,6 +133,18 @@ type Endpoint struct {
 	Address netip.AddrPort
 	// Pod is the pod's name, for people; it is empty for endpoints that are not pods.
 	Pod string
+	// Process tells the server from others that have been, or will be, at the same address: the pod's UID, and how often
+	// its containers have been started again. It is empty where nothing tells.
+	Process string
+}
+
+// processOf is an endpoint's Process.
+func processOf(pod *corev1.Pod) string {
+	restarts := 0
+	for _, c := range pod.Status.ContainerStatuses {
+		restarts += int(c.RestartCount)
+	}
+	return string(pod.UID) + "/" + strconv.Itoa(restarts)
 }
 
 // Endpoints lists the endpoints of those of the pods that the pool selects and that can take a call now, in the
@@ -147,7 +160,7 @@ func (p Pool) Endpoints(pods []*corev1.Pod) []Endpoint {
 			continue // no address yet
 		}
 		for _, port := range p.TargetPorts {
-			out = append(out, Endpoint{Address: netip.AddrPortFrom(addr, uint16(port)), Pod: pod.Name})
+			out = append(out, Endpoint{Address: netip.AddrPortFrom(addr, uint16(port)), Pod: pod.Name, Process: processOf(pod)})
 		}
 	}
 	slices.SortFunc(out, func(a, b Endpoint) int { return a.Address.Compare(b.Address) })

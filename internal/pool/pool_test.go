@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -74,5 +75,23 @@ func TestFromAPIPicker(t *testing.T) {
 				t.Errorf("failure mode %s, want %s", got.FailureMode, tt.wantMode)
 			}
 		})
+	}
+}
+
+// Two ports of a pod are two endpoints of one process; a container that was started again makes another.
+func TestEndpointsTellProcessesApart(t *testing.T) {
+	p := Pool{Name: types.NamespacedName{Namespace: "models", Name: "llama"}, Selector: map[string]string{"app": "llama"}, TargetPorts: []int32{8000, 8001}}
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "a", UID: "uid", Labels: map[string]string{"app": "llama"}},
+		Status: corev1.PodStatus{
+			PodIP:             "10.244.0.1",
+			Conditions:        []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+			ContainerStatuses: []corev1.ContainerStatus{{RestartCount: 1}, {RestartCount: 2}},
+		},
+	}
+	for _, e := range p.Endpoints([]*corev1.Pod{pod}) {
+		if e.Process != "uid/3" {
+			t.Errorf("the process of %s is %q, want uid/3", e.Address, e.Process)
+		}
 	}
 }

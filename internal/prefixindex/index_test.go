@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -126,7 +128,7 @@ func TestIndex(t *testing.T) {
 			if diff := cmp.Diff(tc.wantDepth, match(x, 3, tc.blocks)); diff != "" {
 				t.Errorf("depth (-want +got):\n%s", diff)
 			}
-			x.sweep()
+			x.sweepAll()
 			if got := x.Blocks(); got != tc.wantSize {
 				t.Errorf("Blocks() = %d, want %d", got, tc.wantSize)
 			}
@@ -234,9 +236,7 @@ func TestModel(t *testing.T) {
 			if diff := cmp.Diff(m.match(endpoints, p), match(x, endpoints, p)); diff != "" {
 				t.Fatalf("seed %d, step %d (-want +got):\n%s", seed, step, diff)
 			}
-			for len(x.forgotten) > 0 {
-				x.sweep()
-			}
+			x.sweepAll()
 			if got, want := x.Blocks(), m.size(); got != want {
 				t.Fatalf("seed %d, step %d: %d blocks, want %d", seed, step, got, want)
 			}
@@ -249,9 +249,7 @@ func TestModel(t *testing.T) {
 		for e := range endpoints {
 			x.Forget(e)
 		}
-		for len(x.forgotten) > 0 {
-			x.sweep()
-		}
+		x.sweepAll()
 		if live := x.runs.Load().live; live != 0 || x.Blocks() != 0 {
 			t.Fatalf("seed %d: %d runs and %d blocks are left of nothing", seed, live, x.Blocks())
 		}
@@ -277,6 +275,48 @@ func TestForgetIsSweptByInserts(t *testing.T) {
 	}
 }
 
+// sweepAll cleans up all that was forgotten.
+func (x *Index) sweepAll() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for len(x.forgotten) > 0 {
+		x.sweepSome()
+	}
+}
+
+// An index that nobody asks or tells anything gives its memory back too, a little at a time.
+func TestForgetIsSweptInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := New(1 << 20)
+		for e := range 3 {
+			for i := range uint64(1000) {
+				x.Insert(e, prompt(uint64(e)<<20|i, 3))
+			}
+		}
+		for e := range 3 {
+			x.Forget(e)
+		}
+		if got := x.Blocks(); got < 8000 {
+			t.Errorf("%d blocks are left at once, want nearly all", got)
+		}
+		time.Sleep(3 * sweepEvery)
+		if got := x.Blocks(); got < 3000 {
+			t.Errorf("%d blocks are left after three times, want most", got)
+		}
+		time.Sleep(100 * sweepEvery)
+		if got := x.Blocks(); got != 0 {
+			t.Errorf("%d blocks are left, want none", got)
+		}
+		// The next one that is forgotten is swept as well.
+		x.Insert(1, prompt(1, 3))
+		x.Forget(1)
+		time.Sleep(2 * sweepEvery)
+		if got := x.Blocks(); got != 0 {
+			t.Errorf("%d blocks of the second time are left, want none", got)
+		}
+	})
+}
+
 // FuzzIndex gives the index hashes that are no chains: what it answers is then of no use, but it must not fail.
 func FuzzIndex(f *testing.F) {
 	f.Add([]byte{1, 2, 3, 0, 1, 2, 4, 0, 2, 2, 0, 3, 3, 1})
@@ -300,9 +340,7 @@ func FuzzIndex(f *testing.F) {
 		for e := range 4 {
 			x.Forget(e)
 		}
-		for len(x.forgotten) > 0 {
-			x.sweep()
-		}
+		x.sweepAll()
 		if x.Blocks() != 0 {
 			t.Errorf("%d blocks are left of nothing", x.Blocks())
 		}

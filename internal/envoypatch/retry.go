@@ -21,7 +21,7 @@ type Retry struct {
 // request has been written. Of 40 calls to two endpoints, one of them gone, 16 failed where resets before the request
 // alone were repeated, 9 where all were, and none where a retry also passes over the endpoints that it has tried. The
 // price is that a call whose pod dies while it is at work is done again elsewhere. A body beyond the waypoint's buffer
-// (1 MiB) is not kept and not repeated.
+// (1 MiB) is not kept and not repeated. The cluster bounds how many are repeated at once.
 const retryOn = "connect-failure,refused-stream,reset"
 
 // retries walks the picker's list: the first choice and two more.

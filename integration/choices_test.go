@@ -297,7 +297,7 @@ func stand(ctx context.Context, t *testing.T, c string, refuse string) *front {
 			f.calls.Add(1)
 		}
 		if refuse := *f.refuse.Load(); refuse != "" && strings.HasPrefix(r.URL.Path, refuse) {
-			http.Error(w, "out of order", http.StatusServiceUnavailable)
+			http.Error(w, "out of order", http.StatusInternalServerError)
 			return
 		}
 		proxy.ServeHTTP(w, r)
@@ -442,8 +442,8 @@ func TestSessionsStayAndFailuresAreAvoided(t *testing.T) {
 	failing := "/v1/chat"
 	f.refuse.Store(&failing)
 	failed := time.Now()
-	if status, _ := call(atFront); status != http.StatusServiceUnavailable {
-		t.Errorf("the call that finds out got %d, want the server's own 503", status)
+	if status, _ := call(atFront); status != http.StatusInternalServerError {
+		t.Errorf("the call that finds out got %d, want the server's own 500", status)
 	}
 	avoided := f.calls.Load()
 	for n := 0; n < 40 && time.Since(failed) < avoidance; n++ {

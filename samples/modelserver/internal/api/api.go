@@ -25,6 +25,7 @@ type Server struct {
 	engine  *engine.Engine
 	metrics *metrics.Metrics
 	models  *catalog
+	fault   fault
 	log     *slog.Logger
 }
 
@@ -37,13 +38,14 @@ func New(name string, adapters []string, e *engine.Engine, m *metrics.Metrics, l
 // Handler returns all routes.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/chat/completions", s.chatCompletions)
-	mux.HandleFunc("POST /v1/completions", s.completions)
+	mux.HandleFunc("POST /v1/chat/completions", s.faulty(s.chatCompletions))
+	mux.HandleFunc("POST /v1/completions", s.faulty(s.completions))
 	mux.HandleFunc("GET /v1/models", s.listModels)
 	mux.HandleFunc("POST /v1/load_lora_adapter", s.loadAdapter)
 	mux.HandleFunc("POST /v1/unload_lora_adapter", s.unloadAdapter)
 	mux.HandleFunc("POST /reset_prefix_cache", s.resetPrefixCache)
-	mux.HandleFunc("GET /health", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("PUT /fault/{name}", s.setFault)
+	mux.HandleFunc("GET /health", s.health)
 	mux.HandleFunc("GET /version", s.version)
 	mux.Handle("GET /metrics", s.metrics.Handler())
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -485,6 +486,46 @@ func TestSmallRoutes(t *testing.T) {
 	}
 	if status, _, _ := c.do("GET", "/v1/completions", ""); status != 405 {
 		t.Errorf("GET of a POST route: %d", status)
+	}
+}
+
+func TestFaults(t *testing.T) {
+	c := newClient(t, testConfig())
+	const path, body = "/v1/completions", `{"model":"base","prompt":"Hello","max_tokens":1}`
+	set := func(name string, want int) {
+		t.Helper()
+		if status, _, answer := c.do("PUT", "/fault/"+name, ""); status != want {
+			t.Errorf("PUT /fault/%s: %d %s, want %d", name, status, answer, want)
+		}
+	}
+	for _, step := range []struct {
+		fault          string
+		status, health int
+	}{{"shed", 429, 200}, {"fail", 500, 200}, {"unready", 200, 503}, {"none", 200, 200}} {
+		set(step.fault, 200)
+		if status, _, answer := c.do("POST", path, body); status != step.status {
+			t.Errorf("with fault %s: %d %s, want %d", step.fault, status, answer, step.status)
+		}
+		if status, _, _ := c.do("GET", "/health", ""); status != step.health {
+			t.Errorf("/health with fault %s: %d, want %d", step.fault, status, step.health)
+		}
+	}
+	set("fire", 404)
+	set("abort", 200)
+	if response, err := http.Post(c.url+path, "application/json", strings.NewReader(body)); err == nil {
+		_ = response.Body.Close()
+		t.Errorf("with fault abort: %s, want a connection that closes", response.Status)
+	}
+	set("hang", 200)
+	ctx, leave := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer leave()
+	request, err := http.NewRequestWithContext(ctx, "POST", c.url+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if response, err := http.DefaultClient.Do(request); !errors.Is(err, context.DeadlineExceeded) {
+		_ = response.Body.Close()
+		t.Errorf("with fault hang: %v, want no answer", err)
 	}
 }
 

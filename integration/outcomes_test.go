@@ -1,0 +1,342 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
+	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+)
+
+// The tests here are of what becomes of an endpoint that sheds, fails, hangs or is not ready for a moment, and of calls
+// that are broken off. The model servers can be told to have such a fault.
+
+const faultyServersYAML = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: NAME, namespace: models}
+spec:
+  replicas: 4
+  selector: {matchLabels: {app: NAME}}
+  template:
+    metadata: {labels: {app: NAME}}
+    spec:
+      containers:
+        - name: server
+          image: inference-waypoint/modelserver
+          args: [--name=$(POD_NAME), --time-scale=20]
+          env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]
+          readinessProbe: {httpGet: {path: /health, port: 8000}}
+`
+
+// chooseFaulty puts up four model servers and a pool over them, and waits until all can be picked.
+func chooseFaulty(ctx context.Context, t *testing.T, name string) choice {
+	t.Helper()
+	t.Cleanup(func() {
+		must(t, the.Client.Delete(context.WithoutCancel(ctx), &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: name}}))
+		must(t, the.Client.Delete(context.WithoutCancel(ctx), pool(name)))
+	})
+	must(t, the.ApplyYAML(ctx, strings.ReplaceAll(faultyServersYAML, "NAME", name)))
+	must(t, the.AwaitDeployment(ctx, "models", name))
+	must(t, the.ApplyYAML(ctx, strings.NewReplacer("NAME", name, "ANNOTATIONS", "").Replace(choicePoolYAML)))
+	c := choice{name: name, host: "http://" + name + ".models.inference.internal"}
+	c.awaitEndpoints(ctx, t, 4)
+	return c
+}
+
+// awaitEndpoints waits until calls are served and so many endpoints can be picked.
+func (c choice) awaitEndpoints(ctx context.Context, t *testing.T, want int) {
+	t.Helper()
+	eventually(ctx, t, fmt.Sprintf("%d endpoints of pool %s", want, c.name), func(ctx context.Context) error {
+		if _, err := c.say(ctx, "sample-model", "Are you there?"); err != nil {
+			return err
+		}
+		why, err := c.explain(ctx, "sample-model", "Are you there?")
+		if err == nil && len(why.Candidates) != want {
+			err = fmt.Errorf("%d endpoints, want %d", len(why.Candidates), want)
+		}
+		return err
+	})
+}
+
+// setFault tells a model server to have a fault, or none.
+func setFault(ctx context.Context, t *testing.T, p corev1.Pod, name string) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(ctx, http.MethodPut, directly(p)+"/fault/"+name, nil)
+	must(t, err)
+	response, err := http.DefaultClient.Do(request)
+	must(t, err)
+	must(t, response.Body.Close())
+	if response.StatusCode != http.StatusOK {
+		t.Fatalf("setting fault %s: %s", name, response.Status)
+	}
+}
+
+// tally counts calls by who answered them, "" for those that nobody did within patience.
+type tally struct {
+	mu sync.Mutex
+	by map[string]int
+}
+
+func (y *tally) add(server string) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	y.by[server]++
+}
+
+// take returns what was counted since it was last called.
+func (y *tally) take() map[string]int {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	out := y.by
+	y.by = map[string]int{}
+	return out
+}
+
+// patience is how long a caller waits for an answer to begin.
+const patience = 2 * time.Second
+
+// load calls the pool from several places at a time until the test ends, each call with a prompt of its own.
+func (c choice) load(ctx context.Context, t *testing.T) *tally {
+	t.Helper()
+	y := &tally{by: map[string]int{}}
+	var (
+		callers sync.WaitGroup
+		stopped atomic.Bool
+	)
+	t.Cleanup(func() { stopped.Store(true); callers.Wait() })
+	for range 8 {
+		callers.Go(func() {
+			for !stopped.Load() && ctx.Err() == nil {
+				y.add(c.once(ctx))
+			}
+		})
+	}
+	return y
+}
+
+// once makes a call and says who answered it.
+func (c choice) once(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	body := traffic.Body("sample-model", []traffic.Message{{Role: "user", Content: distinct(1, 50)[0]}}, 8)
+	response, err := post(ctx, the.caller.HTTP, c.host, body, "")
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = response.Body.Close() }()
+	_, _ = io.Copy(io.Discard, response.Body)
+	return response.Header.Get("X-Served-By")
+}
+
+// share is the part of some calls that one server answered, of at least so many.
+func share(calls map[string]int, server string, least int) (float64, error) {
+	all := 0
+	for _, n := range calls {
+		all += n
+	}
+	if all < least {
+		return 0, fmt.Errorf("%d calls, want %d at least", all, least)
+	}
+	return float64(calls[server]) / float64(all), nil
+}
+
+// watch waits until a server's share of the next calls is as wanted.
+func watch(ctx context.Context, t *testing.T, y *tally, server, what string, ok func(share float64) bool) {
+	t.Helper()
+	y.take()
+	got := map[string]int{}
+	eventually(ctx, t, what, func(context.Context) error {
+		for who, n := range y.take() {
+			got[who] += n
+		}
+		part, err := share(got, server, 150)
+		if err != nil {
+			return err
+		}
+		counted := got
+		got = map[string]int{}
+		if !ok(part) {
+			return fmt.Errorf("the share is %.2f, of %v", part, counted)
+		}
+		t.Logf("%s: a share of %.2f", what, part)
+		return nil
+	})
+}
+
+// An endpoint that sheds or fails gets little while it does, whereas its answers come the soonest of all, and its part
+// again afterwards.
+func TestShedAndFailedGetLess(t *testing.T) {
+	ctx := begin(t, 3*time.Minute)
+	c := chooseFaulty(ctx, t, "shedding")
+	y := c.load(ctx, t)
+	for _, p := range c.endpoints(ctx, t) {
+		for _, fault := range []string{"shed", "fail"} {
+			watch(ctx, t, y, p.Name, "its part before it has fault "+fault, func(s float64) bool { return s > 0.12 })
+			setFault(ctx, t, p, fault)
+			watch(ctx, t, y, p.Name, "less with fault "+fault, func(s float64) bool { return s < 0.08 })
+			setFault(ctx, t, p, "none")
+			watch(ctx, t, y, p.Name, "its part again", func(s float64) bool { return s > 0.12 })
+		}
+		return
+	}
+}
+
+// A pool of which all endpoints shed answers with what they say, and none of its calls is lost in the waypoint.
+func TestAllShed(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	c := chooseFaulty(ctx, t, "all-shed")
+	servers := c.endpoints(ctx, t)
+	for _, p := range servers {
+		setFault(ctx, t, p, "shed")
+	}
+	used := map[string]bool{}
+	for range 60 {
+		response, err := post(ctx, the.caller.HTTP, c.host, traffic.Body("sample-model", []traffic.Message{{Role: "user", Content: distinct(1, 20)[0]}}, 1), "")
+		must(t, err)
+		must(t, response.Body.Close())
+		if response.StatusCode != http.StatusTooManyRequests || response.Header.Get("X-Served-By") == "" {
+			t.Fatalf("answered with %s by %q, want the server's own 429", response.Status, response.Header.Get("X-Served-By"))
+		}
+		used[response.Header.Get("X-Served-By")] = true
+	}
+	if len(used) != len(servers) {
+		t.Errorf("of %d servers that all shed, %d were asked", len(servers), len(used))
+	}
+}
+
+// An endpoint that takes calls and never answers gets one at a time, until it answers.
+func TestHangingEndpointGetsOneCallAtATime(t *testing.T) {
+	ctx := begin(t, 3*time.Minute)
+	c := chooseFaulty(ctx, t, "hanging")
+	y := c.load(ctx, t)
+	for endpoint, p := range c.endpoints(ctx, t) {
+		watch(ctx, t, y, p.Name, "its part before it hangs", func(s float64) bool { return s > 0.12 })
+		setFault(ctx, t, p, "hang")
+		eventually(ctx, t, "that the hanging endpoint is known", func(ctx context.Context) error {
+			why, err := c.explain(ctx, "sample-model", "Are you there?")
+			if err != nil {
+				return err
+			}
+			if got := candidateOf(why, p); got.Class != "does not answer" || got.InFlight != 1 {
+				return fmt.Errorf("%s is in class %q with %d calls", endpoint, got.Class, got.InFlight)
+			}
+			return nil
+		})
+		before := time.Now()
+		calls := 0
+		y.take()
+		for calls < 300 {
+			select {
+			case <-ctx.Done():
+				t.Fatal(context.Cause(ctx))
+			case <-time.After(100 * time.Millisecond):
+			}
+			got := y.take()
+			lost := got[""]
+			for _, n := range got {
+				calls += n
+			}
+			if most := int(time.Since(before)/patience) + 2; lost > most {
+				t.Errorf("%d calls were lost at once, want one at a time", lost)
+			}
+		}
+		t.Logf("%d calls in %s beside the endpoint that hangs", calls, time.Since(before))
+		setFault(ctx, t, p, "none")
+		watch(ctx, t, y, p.Name, "its part again", func(s float64) bool { return s > 0.12 })
+		return
+	}
+}
+
+// An endpoint that is not ready for a moment has its cache afterwards, for the picker too.
+func TestReadinessFlapKeepsTheCache(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	c := chooseFaulty(ctx, t, "flapping")
+	prompt := distinct(1, 3000)[0]
+	answer, err := c.say(ctx, "sample-model", prompt)
+	must(t, err)
+	for _, p := range c.endpoints(ctx, t) {
+		if p.Name != answer.Endpoint {
+			continue
+		}
+		setFault(ctx, t, p, "unready")
+		c.awaitEndpoints(ctx, t, 3)
+		setFault(ctx, t, p, "none")
+		c.awaitEndpoints(ctx, t, 4)
+		why, err := c.explain(ctx, "sample-model", prompt)
+		must(t, err)
+		if got := candidateOf(why, p); got.CachedTokens < 2000 {
+			t.Errorf("%d tokens are taken to be cached after the endpoint was not ready, want most of 3,000", got.CachedTokens)
+		}
+		next, err := c.say(ctx, "sample-model", prompt)
+		must(t, err)
+		if next.Endpoint != answer.Endpoint {
+			t.Errorf("the prompt went to %s, and to %s after the latter's return", next.Endpoint, answer.Endpoint)
+		}
+		return
+	}
+	t.Fatalf("%s is no endpoint", answer.Endpoint)
+}
+
+// A streamed answer begins before its prompt is prefilled. A caller who leaves then leaves nothing that is taken to be
+// cached, whereas the answer of one who stays does.
+func TestBrokenOffCallLeavesNothingCached(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	c := choose(ctx, t, "broken-off", 2, 2, "", "--time-scale=1")
+	cached := func(prompt string) (most int, err error) {
+		why, err := c.explain(ctx, "sample-model", prompt)
+		if err != nil {
+			return 0, err
+		}
+		if calls := inFlight(why); calls > 0 {
+			return 0, fmt.Errorf("%d calls are in flight", calls)
+		}
+		for _, candidate := range why.Candidates {
+			most = max(most, candidate.CachedTokens)
+		}
+		return most, nil
+	}
+	const tokens = 40_000 // five seconds
+	for _, prompt := range distinct(3, tokens) {
+		response, err := post(ctx, the.caller.HTTP, c.host, traffic.Body("sample-model", []traffic.Message{{Role: "user", Content: prompt}}, 8), "")
+		must(t, err)
+		must(t, response.Body.Close())
+		eventually(ctx, t, "the end of the call that was broken off", func(context.Context) error {
+			most, err := cached(prompt)
+			if err == nil && most > 200 {
+				err = fmt.Errorf("%d tokens are taken to be cached", most)
+			}
+			return err
+		})
+	}
+	stayed := distinct(1, 4000)[0]
+	_, err := c.say(ctx, "sample-model", stayed)
+	must(t, err)
+	eventually(ctx, t, "the prompt of the call that was answered", func(context.Context) error {
+		most, err := cached(stayed)
+		if err == nil && most < 3000 {
+			err = errors.New("it is not taken to be cached")
+		}
+		return err
+	})
+}
+
+// inFlight are the picker's own calls at all candidates.
+func inFlight(why *fleet.Explanation) (calls int) {
+	for _, candidate := range why.Candidates {
+		calls += candidate.InFlight
+	}
+	return calls
+}

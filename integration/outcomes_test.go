@@ -53,6 +53,16 @@ func chooseFaulty(ctx context.Context, t *testing.T, name string) choice {
 	must(t, the.ApplyYAML(ctx, strings.NewReplacer("NAME", name, "ANNOTATIONS", "").Replace(choicePoolYAML)))
 	c := choice{name: name, host: "http://" + name + ".models.inference.internal"}
 	c.awaitEndpoints(ctx, t, 4)
+	used := map[string]bool{}
+	eventually(ctx, t, "calls to all four servers", func(ctx context.Context) error { // the waypoint learns of them a moment later
+		if server := c.once(ctx); server != "" {
+			used[server] = true
+		}
+		if len(used) < 4 {
+			return fmt.Errorf("only to %v", used)
+		}
+		return nil
+	})
 	return c
 }
 
@@ -280,11 +290,13 @@ func TestReadinessFlapKeepsTheCache(t *testing.T) {
 		if got := candidateOf(why, p); got.CachedTokens < 2000 {
 			t.Errorf("%d tokens are taken to be cached after the endpoint was not ready, want most of 3,000", got.CachedTokens)
 		}
-		next, err := c.say(ctx, "sample-model", prompt)
-		must(t, err)
-		if next.Endpoint != answer.Endpoint {
-			t.Errorf("the prompt went to %s, and to %s after the latter's return", next.Endpoint, answer.Endpoint)
-		}
+		eventually(ctx, t, "a call to it by its cache", func(ctx context.Context) error { // when the waypoint knows it again
+			next, err := c.say(ctx, "sample-model", prompt+" And then?")
+			if err == nil && next.Endpoint != answer.Endpoint {
+				err = fmt.Errorf("it went to %s", next.Endpoint)
+			}
+			return err
+		})
 		return
 	}
 	t.Fatalf("%s is no endpoint", answer.Endpoint)

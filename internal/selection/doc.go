@@ -53,7 +53,7 @@
 // The queue is a fluid: the uncached tokens of each reservation flow in at once, and drain at 1/s. A call that was
 // answered to its end shows that everything before it is prefilled. A good answer that began and is over shows nothing of
 // the calls before it: a streamed answer begins before its prompt is prefilled, and a caller who then leaves looks like
-// the answer's end. Its own prompt counts as cached if a server up to four times faster than expected was done with it. A reading that says how many calls wait shows, since
+// the answer's end. Its own prompt counts as cached if it was there long enough, by a speed that may be wrong. A reading that says how many calls wait shows, since
 // servers take calls in the order of arrival, which of the picker's own are not yet begun: it bounds the queue from both
 // sides, with the one call in between that may be anywhere in its prefill, and the fluid is held within. That is better
 // than either alone: in a simulated fleet the queue as the reading has it, without the fluid, made the 90th percentile

@@ -110,15 +110,20 @@ func (s *State) withdraw(n int32, now float64, t Ticket) (prefilled bool) {
 	return drained >= t.end
 }
 
-// doubt is how many times faster than it is taken to be an endpoint may be, where a call's end has to tell whether its
-// prompt was prefilled.
-const doubt = 4
+// How many times faster than it is taken to be an endpoint may be, where a call's end has to tell whether its prompt was
+// prefilled: one whose speed was observed for as long as it takes to be sure of it, and one whose speed is assumed. A
+// prompt that is wrongly taken not to be cached is prefilled anew elsewhere, which costs more than the other mistake.
+const doubtObserved, doubtAssumed = 4, 32
 
 // likelyPrefilled says whether a call whose answer began has been there for so long that its prompt is prefilled. Readings
 // tell when its turn has come; where there are none, the whole wait is as uncertain as the speed.
 func (s *State) likelyPrefilled(n int32, now float64, t Ticket) bool {
-	longest := (now - t.at) * doubt
-	if weight(now-s.loads[n].told.at) > 0 {
+	l, doubt := &s.loads[n], doubtAssumed
+	if l.speed.seconds >= priorSeconds {
+		doubt = doubtObserved
+	}
+	longest := (now - t.at) * float64(doubt)
+	if weight(now-l.told.at) > 0 {
 		return s.drained(n, now) >= t.start && longest >= t.Tokens()*s.hot[n].perToken
 	}
 	return longest >= t.due-t.at

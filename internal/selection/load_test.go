@@ -157,6 +157,7 @@ func TestReleaseTellsWhetherThePromptWasPrefilled(t *testing.T) {
 	tests := map[string]struct {
 		outcome Outcome
 		after   time.Duration
+		known   bool // its speed was observed for long
 		want    bool
 	}{
 		"answered":                   {outcome: Answered, want: true},
@@ -168,13 +169,18 @@ func TestReleaseTellsWhetherThePromptWasPrefilled(t *testing.T) {
 		"refused, a full time later": {outcome: Refused, after: 3 * s},
 		"shed, a full time later":    {outcome: Shed, after: 3 * s},
 		"ended at once":              {outcome: Ended},
-		"ended after a fifth":        {outcome: Ended, after: 2 * s / 5},
-		"ended after a third, as a server faster than expected may": {outcome: Ended, after: 2 * s / 3, want: true},
+		"ended after a fiftieth":     {outcome: Ended, after: s / 25},
+		"ended after a twentieth, as a server faster than assumed may": {outcome: Ended, after: s / 10, want: true},
+		"ended after a twentieth, of a server whose speed is known":    {outcome: Ended, after: s / 10, known: true},
+		"ended after a third, of a server whose speed is known":        {outcome: Ended, after: 2 * s / 3, known: true, want: true},
 		"ended after its time": {outcome: Ended, after: 3 * s, want: true},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			state := newState(1)
+			if tt.known {
+				state.loads[0].speed = speed{tokens: 100 * priorSeconds, seconds: priorSeconds}
+			}
 			if got := state.Release(add(state, 0, 200), tt.outcome, tt.after); got != tt.want {
 				t.Errorf("prefilled: %v, want %v", got, tt.want)
 			}

@@ -36,8 +36,8 @@ spec:
       containers:
         - name: server
           image: inference-waypoint/modelserver
-          args: [--name=$(POD_NAME), --time-scale=20]
-          env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]
+          args: [--name=$(POD), --time-scale=20]
+          env: [{name: POD, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]
           readinessProbe: {httpGet: {path: /health, port: 8000}}
 `
 

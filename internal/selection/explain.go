@@ -27,13 +27,13 @@ type Reason struct {
 	// AdapterState says how the endpoint stands to the call's adapter; "" where the call names none.
 	AdapterState string
 
-	bounds float64 // what the bounds put on top of Cost
+	class class // all bounds that the endpoint is beyond
 }
 
 // ruleOut puts the endpoint behind those of lesser classes.
-func (r *Reason) ruleOut(class string, by float64) {
-	r.Class = class
-	r.bounds += by
+func (r *Reason) ruleOut(name string, by class) {
+	r.Class = name
+	r.class |= by
 }
 
 // The states of an adapter at an endpoint, and the classes.
@@ -88,8 +88,8 @@ func (v *View) reason(r *rule, e int32, home bool) Reason {
 	if r.id != none {
 		v.explainAdapter(r, e, &why)
 	}
-	if class, by := v.illness(e, r.now); class != "" {
-		why.ruleOut(class, by)
+	if name, by := v.illness(e, r.now); by != 0 {
+		why.ruleOut(name, by)
 	}
 	if home {
 		why.Session = -sessionWorth
@@ -120,4 +120,6 @@ func (v *View) explainAdapter(r *rule, e int32, why *Reason) {
 }
 
 // Compare orders reasons as a ranking does, best first; what Pick draws by lot is as good as equal.
-func (r Reason) Compare(o Reason) int { return cmp.Compare(r.bounds+r.Cost, o.bounds+o.Cost) }
+func (r Reason) Compare(o Reason) int {
+	return cmp.Or(cmp.Compare(r.class, o.class), cmp.Compare(r.Cost, o.Cost))
+}

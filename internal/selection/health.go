@@ -34,14 +34,13 @@ const (
 	settling = 3
 )
 
-// illness is the class of endpoints behind which endpoint n stands now, and what that puts on top of its cost; "" where
-// it is well.
-func (s *State) illness(n int32, now float64) (class string, by float64) {
+// illness is the name and the bound of the class that endpoint n is in for its health now; "" and 0 where it is well.
+func (s *State) illness(n int32, now float64) (name string, by class) {
 	switch h := &s.health[n]; {
 	case h.failed.until > now:
 		return ClassUnhealthy, unhealthy
 	case h.silent && h.unanswered() > 0:
-		return ClassSilent, unhealthy
+		return ClassSilent, silent
 	case h.shed.until > now:
 		return ClassShedding, shedding
 	}

@@ -37,13 +37,18 @@ const (
 	busyTime                = 2
 )
 
-// Classes of endpoints that are taken only where no other is left, in seconds of cost: far more than any cost is, and
-// so little that adding one loses nothing that matters.
+// class is the set of bounds that an endpoint is beyond. A candidate is taken only where none of a lower class is left,
+// whatever it costs. Each bound outweighs all those before it.
+type class uint8
+
 const (
-	overBound = 1e5
-	noSlot    = 1e6
-	shedding  = 4e6
-	unhealthy = 1e7
+	overBound class = 1 << iota
+	noSlot
+	shedding
+	silent
+	unhealthy
+
+	numClasses
 )
 
 // Call is one call that an endpoint is wanted for.
@@ -66,10 +71,11 @@ type View struct {
 
 // Room is the memory that a pick works in.
 type Room struct {
-	costs  []float64
-	short  []int32
-	equals []int32
-	holds  []bool // by endpoint number; all false between picks
+	costs   []float64
+	classes []class
+	short   []int32
+	equals  []int32
+	holds   []bool // by endpoint number; all false between picks
 }
 
 // Choice is one place of a ranking.
@@ -128,33 +134,55 @@ func (v *View) rule(c *Call, now time.Duration) rule {
 	return r
 }
 
-// crowd sets what depends on how much all candidates have to do: the bound on calls in flight, below which at least one
+// crowd sets what depends on how much the candidates have to do: the bound on calls in flight, below which at least one
 // always is, and what a token to prefill costs. Where some candidate is idle or soon is, others pay for the token what
 // they do at half the fleet's limit. Where all have long queues, every call that comes until one of them is empty waits
-// for it, and what is short is the work that all can do together: then caches count for more.
+// for it, and what is short is the work that all can do together: then caches count for more. Candidates that are
+// avoided take no calls, so their empty queues say nothing, unless all are avoided.
 func (v *View) crowd(r *rule) {
-	calls, soonest := int32(0), math.Inf(1)
-	for _, e := range v.Candidates {
-		h := &v.hot[e]
-		calls += h.own
-		if h.empty < soonest {
-			soonest = h.empty
-		}
+	l := v.load(r.now, v.unwell > 0)
+	if l.candidates == 0 {
+		l = v.load(r.now, false)
 	}
-	mean := float64(calls+1) / float64(len(v.Candidates))
+	mean := float64(l.calls+1) / float64(l.candidates)
 	r.bound = int32(max(batch, math.Ceil(v.settings.Spread*mean)))
-	others := min(max(leastOthers, (soonest-r.now)/busyTime), mostOthers)
+	others := min(max(leastOthers, (l.soonest-r.now)/busyTime), mostOthers)
 	r.share = 1 + others*v.settings.CacheBias
 }
 
-// costs writes the cost of each candidate by load and cache, in seconds. Of all that a pick does it is the one loop over
-// all candidates that computes: 2 ns for each.
+// crowdLoad is what several candidates have to do together.
+type crowdLoad struct {
+	candidates, calls int32
+	soonest           float64 // when the first of them will be idle
+}
+
+// load sums up the candidates, or those of them that are not avoided.
+func (v *View) load(now float64, healthy bool) crowdLoad {
+	l := crowdLoad{soonest: math.Inf(1)}
+	for _, e := range v.Candidates {
+		if healthy {
+			if _, by := v.illness(e, now); by != 0 {
+				continue
+			}
+		}
+		h := &v.hot[e]
+		l.candidates++
+		l.calls += h.own
+		if h.empty < l.soonest {
+			l.soonest = h.empty
+		}
+	}
+	return l
+}
+
+// costs writes the cost of each candidate by load and cache, in seconds, and whether it is over its bound. Of all that a
+// pick does it is the one loop over all candidates that computes: 2 ns for each.
 func (v *View) costs(r *rule) {
 	n := len(v.Candidates)
 	if cap(v.Room.costs) < n {
-		v.Room.costs = make([]float64, n)
+		v.Room.costs, v.Room.classes = make([]float64, n), make([]class, n)
 	}
-	costs := v.Room.costs[:n]
+	costs, classes := v.Room.costs[:n], v.Room.classes[:n]
 	for i, e := range v.Candidates {
 		h := &v.hot[e]
 		wait := h.empty - r.now
@@ -166,12 +194,12 @@ func (v *View) costs(r *rule) {
 		if short := wait + prefill - h.room; short > 0 {
 			cost += short
 		}
+		costs[i], classes[i] = cost, 0
 		if h.own >= r.bound {
-			cost += overBound
+			classes[i] = overBound
 		}
-		costs[i] = cost
 	}
-	v.Room.costs = costs
+	v.Room.costs, v.Room.classes = costs, classes
 }
 
 // Uncached is how many of a prompt's tokens an endpoint that holds so many of its blocks has to prefill. Even a
@@ -191,7 +219,7 @@ func (v *View) addAdapter(r *rule) {
 		if !v.Room.holds[e] {
 			cost, full := v.adapterCost(r, e)
 			if full && v.adapters.proven(r.id) {
-				cost += noSlot
+				v.Room.classes[i] |= noSlot
 			}
 			v.Room.costs[i] += cost
 		}
@@ -222,7 +250,7 @@ func (v *View) adapterCost(r *rule, e int32) (cost float64, full bool) {
 func (v *View) addHealth(r *rule) {
 	for i, e := range v.Candidates {
 		_, by := v.illness(e, r.now)
-		v.Room.costs[i] += by
+		v.Room.classes[i] |= by
 	}
 }
 
@@ -247,35 +275,54 @@ func (v *View) home(r *rule, session uint64) int {
 	return home
 }
 
-// rank takes the candidate of the least cost, of several the longer unpicked of two drawn by lot, and then those of
-// the next higher costs.
+// rank takes the candidates of the lowest class first, and of one class those of the least cost. The very first is, of
+// several that cost the least, the longer unpicked of two drawn by lot.
 func (v *View) rank(r *rule, rnd *rand.Rand, out *[Choices]Choice) int {
-	costs := v.Room.costs
-	short, low := v.shortlist(costs)
-	ranked := 0
-	for at := v.drawTwo(short, low[0], rnd); ; at = leastOf(short, costs, low[ranked], rnd) {
-		e := v.Candidates[at]
-		own := Uncached(r.prompt, v.Cached[e])
-		out[ranked] = Choice{Endpoint: e, Cached: r.prompt - own, Uncached: own, Cost: costs[at]}
-		costs[at] = math.Inf(1)
-		if ranked++; ranked == min(Choices, len(costs)) {
-			return ranked
+	ranked, want := 0, min(Choices, len(v.Candidates))
+	for class := class(0); class < numClasses; class++ {
+		short, low := v.shortlist(class)
+		for k := 0; len(short) > 0 && ranked < want; k++ {
+			var at int
+			if ranked == 0 {
+				at = v.drawTwo(short, low[0], rnd)
+			} else {
+				at = v.leastOf(short, low[k], rnd)
+			}
+			out[ranked] = v.choice(r, short[at])
+			ranked++
+			last := len(short) - 1
+			short[at] = short[last]
+			short = short[:last]
+		}
+		if ranked == want {
+			break
 		}
 	}
+	return ranked
 }
 
-// shortlist lists all candidates that can come into a ranking: those that cost no more than the Choices least, and
-// those that cost hardly more than the least. It goes over the costs once, so the list has some that were overtaken.
-// Low are the least costs, in their order.
-func (v *View) shortlist(costs []float64) (short []int32, low [Choices]float64) {
+func (v *View) choice(r *rule, at int32) Choice {
+	e := v.Candidates[at]
+	own := Uncached(r.prompt, v.Cached[e])
+	return Choice{Endpoint: e, Cached: r.prompt - own, Uncached: own, Cost: v.Room.costs[at]}
+}
+
+// shortlist lists all candidates of a class that can come into a ranking: those that cost no more than the Choices
+// least, and those that cost hardly more than the least. It goes over the costs once, so the list has some that were
+// overtaken. Low are the least costs, in their order. A cost that is not a number is taken for the highest.
+func (v *View) shortlist(of class) (short []int32, low [Choices]float64) {
 	low = [Choices]float64{math.Inf(1), math.Inf(1), math.Inf(1)}
 	short = v.Room.short[:0]
 	limit := math.Inf(1)
+	costs, classes := v.Room.costs, v.Room.classes
 	for i, c := range costs {
-		if c > limit {
+		if c > limit || classes[i] != of {
 			continue
 		}
 		short = append(short, int32(i))
+		if math.IsNaN(c) {
+			c, costs[i] = math.Inf(1), math.Inf(1)
+		}
 		if c >= low[Choices-1] {
 			continue
 		}
@@ -291,12 +338,13 @@ func (v *View) shortlist(costs []float64) (short []int32, low [Choices]float64) 
 }
 
 // drawTwo draws two of those on the list that cost hardly more than the least and takes the one that was picked longer
-// ago: an idle fleet is used evenly, and pickers that do not know of each other do not move in step.
+// ago: an idle fleet is used evenly, and pickers that do not know of each other do not move in step. It returns a place
+// on the list.
 func (v *View) drawTwo(short []int32, least float64, rnd *rand.Rand) int {
 	equals := v.Room.equals[:0]
-	for _, i := range short {
+	for at, i := range short {
 		if v.Room.costs[i] <= least+equal {
-			equals = append(equals, i)
+			equals = append(equals, int32(at))
 		}
 	}
 	v.Room.equals = equals
@@ -307,27 +355,30 @@ func (v *View) drawTwo(short []int32, least float64, rnd *rand.Rand) int {
 	if b >= a {
 		b++
 	}
-	x, y := equals[a], equals[b]
-	if v.hot[v.Candidates[y]].lastPick < v.hot[v.Candidates[x]].lastPick {
-		return int(y)
+	x, y := int(equals[a]), int(equals[b])
+	if v.lastPick(short[y]) < v.lastPick(short[x]) {
+		return y
 	}
-	return int(x)
+	return x
 }
 
-// leastOf is the one on the list that costs least; one that costs no more than the bound will do. It begins to look at a
-// random place, so that of equals not always the same one is the second choice.
-func leastOf(short []int32, costs []float64, bound float64, rnd *rand.Rand) int {
-	start := rnd.IntN(len(short))
-	at := short[start]
-	for _, part := range [...][]int32{short[start:], short[:start]} {
-		for _, i := range part {
-			if costs[at] <= bound {
-				return int(at)
-			}
-			if costs[i] < costs[at] {
-				at = i
-			}
+// lastPick is the number of the pick that last chose a candidate.
+func (v *View) lastPick(at int32) uint64 { return v.hot[v.Candidates[at]].lastPick }
+
+// leastOf is the place of the one on the list that costs least; one that costs no more than the bound will do. It begins
+// to look at a random place, so that of equals not always the same one is the second choice.
+func (v *View) leastOf(short []int32, bound float64, rnd *rand.Rand) int {
+	costs, at := v.Room.costs, rnd.IntN(len(short))
+	for k, place := 0, at; k < len(short); k++ {
+		if costs[short[place]] < costs[short[at]] {
+			at = place
+		}
+		if costs[short[at]] <= bound {
+			break
+		}
+		if place++; place == len(short) {
+			place = 0
 		}
 	}
-	return int(at)
+	return at
 }

@@ -267,37 +267,139 @@ func TestPickSession(t *testing.T) {
 	}
 }
 
-// Whatever the pool is like, a ranking holds candidates only, each once, as many as there can be, the healthy first.
+// Whatever the pool is like, a ranking holds candidates only, each once, as many as there can be, the healthy first: at
+// one token a second as well, where a prompt costs more seconds than any bound could be taken to be worth.
 func TestPickProperties(t *testing.T) {
-	rnd := rand.New(rand.NewPCG(3, 4))
-	for round := range 3000 {
-		endpoints := make([]endpoint, 1+rnd.IntN(12))
-		for i := range endpoints {
-			endpoints[i] = endpoint{
-				queue: rnd.IntN(50_000), requests: rnd.IntN(40), cached: int32(rnd.IntN(20)),
-				failed: rnd.IntN(4) == 0, out: rnd.IntN(3) == 0,
+	for name, tt := range map[string]struct {
+		rate   float64
+		tokens int
+	}{
+		"the default speed":     {tokens: 3000},
+		"the slowest there are": {rate: slowest, tokens: 262_144},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rnd := rand.New(rand.NewPCG(3, 4))
+			for round := range 3000 {
+				endpoints := make([]endpoint, 1+rnd.IntN(12))
+				for i := range endpoints {
+					endpoints[i] = endpoint{
+						queue: rnd.IntN(50_000), requests: rnd.IntN(40), cached: int32(rnd.IntN(20)), rate: tt.rate,
+						failed: rnd.IntN(4) == 0, out: rnd.IntN(3) == 0,
+					}
+				}
+				v := viewOf(endpoints)
+				checkRanking(t, endpoints, v, pickAll(v, rnd.IntN(tt.tokens), 0, uint64(round)))
 			}
+		})
+	}
+}
+
+// checkRanking fails where the ranking is none of these endpoints' candidates, the healthy first.
+func checkRanking(t *testing.T, endpoints []endpoint, v *View, got []Choice) {
+	t.Helper()
+	if want := min(Choices, len(v.Candidates)); len(got) != want {
+		t.Fatalf("%d choices of %d candidates, want %d", len(got), len(v.Candidates), want)
+	}
+	healthy := 0
+	for _, e := range v.Candidates {
+		if !endpoints[e].failed {
+			healthy++
 		}
+	}
+	seen := map[int32]bool{}
+	for i, c := range got {
+		if endpoints[c.Endpoint].out || seen[c.Endpoint] {
+			t.Fatalf("choice %d is endpoint %d: no candidate, or twice", i, c.Endpoint)
+		}
+		if endpoints[c.Endpoint].failed != (i >= healthy) {
+			t.Fatalf("choice %d of a pool with %d healthy candidates is endpoint %d: %+v", i, healthy, c.Endpoint, endpoints[c.Endpoint])
+		}
+		seen[c.Endpoint] = true
+	}
+}
+
+// A call in flight more than the bound outweighs any cost, an adapter without a slot that, and a failure both.
+func TestPickClasses(t *testing.T) {
+	v := viewOf(make([]endpoint, 5))
+	v.settings.Spread = 1
+	for i, adapter := range []string{"a", "b", "a", "b", "a"} {
+		v.Observe(int32(i), 1, &Reading{At: 1, MaxAdapters: 1, RunningAdapters: []string{adapter}, Running: 1})
+		if adapter == "b" {
+			v.Reserve(int32(i), 1, callFor(adapter, 0), 0) // its slot is in use
+		}
+	}
+	v.hot[0].own, v.hot[3].own = 1000, 1000 // over the bound
+	failing := v.Reserve(2, 2, callFor("", 0), 0)
+	v.Release(&failing, Failed, 2)
+	v.hot[4].empty = 1e9 // the dearest, and beyond no bound
+	reasons := Explain(callFor("a", 100), v, 2)
+	slices.SortStableFunc(reasons, Reason.Compare)
+	var classes []string
+	var order []int32
+	for _, why := range reasons {
+		order, classes = append(order, why.Endpoint), append(classes, why.Class)
+	}
+	if diff := cmp.Diff([]int32{4, 0, 1, 3, 2}, order); diff != "" {
+		t.Errorf("order of the explanation (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"", ClassOverBound, ClassNoSlot, ClassNoSlot, ClassUnhealthy}, classes); diff != "" {
+		t.Errorf("classes (-want +got):\n%s", diff)
+	}
+	var out [Choices]Choice
+	Pick(callFor("a", 100), v, 2, rand.New(rand.NewPCG(1, 1)), &out)
+	if got := []int32{out[0].Endpoint, out[1].Endpoint, out[2].Endpoint}; !slices.Equal(got, order[:Choices]) {
+		t.Errorf("picked %v, want %v", got, order[:Choices])
+	}
+}
+
+// A cost that is not a number is the highest of its class.
+func TestPickSurvivesCostsThatAreNoNumbers(t *testing.T) {
+	for broken := range 5 {
+		endpoints := make([]endpoint, 4)
 		v := viewOf(endpoints)
-		got := pickCall(v, callFor("", rnd.IntN(3000)), 0, uint64(round))
-		if want := min(Choices, len(v.Candidates)); len(got) != want {
-			t.Fatalf("%d choices of %d candidates, want %d", len(got), len(v.Candidates), want)
+		for e := range broken {
+			v.hot[e%4].perToken = math.NaN()
 		}
-		healthy := 0
-		for _, e := range v.Candidates {
-			if !endpoints[e].failed {
-				healthy++
+		for seed := range uint64(20) {
+			got := pickAll(v, 100, 0, seed)
+			checkRanking(t, endpoints, v, got)
+			for i, c := range got[:min(len(got), 4-min(broken, 4))] {
+				if int(c.Endpoint) < broken {
+					t.Fatalf("with %d of 4 costs that are no numbers choice %d is endpoint %d, one of them", broken, i, c.Endpoint)
+				}
 			}
 		}
-		seen := map[int32]bool{}
-		for i, c := range got {
-			if endpoints[c.Endpoint].out || seen[c.Endpoint] {
-				t.Fatalf("choice %d is endpoint %d: no candidate, or twice", i, c.Endpoint)
+	}
+}
+
+// What a token costs others depends on the candidates that take calls: one that is avoided has no queue and never will,
+// unless all are.
+func TestOthersPayByTheQueuesThatMatter(t *testing.T) {
+	const long = 160_000 // 20 s
+	for name, tt := range map[string]struct {
+		endpoints []endpoint
+		want      float64
+	}{
+		"an idle candidate":         {endpoints: []endpoint{{}, {queue: long, requests: 1}}, want: leastOthers},
+		"the idle one failed":       {endpoints: []endpoint{{failed: true}, {queue: long, requests: 1}}, want: mostOthers},
+		"all failed, and one idles": {endpoints: []endpoint{{failed: true}, {queue: long, requests: 1, failed: true}}, want: leastOthers},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, why := range Explain(callFor("", 1000), viewOf(tt.endpoints), 0) {
+				if got := why.Others / why.Prefill; !near(got, tt.want) {
+					t.Errorf("a token at endpoint %d costs others %v times its prefill, want %v", why.Endpoint, got, tt.want)
+				}
 			}
-			if endpoints[c.Endpoint].failed != (i >= healthy) {
-				t.Fatalf("choice %d of a pool with %d healthy candidates is endpoint %d: %+v", i, healthy, c.Endpoint, endpoints[c.Endpoint])
-			}
-			seen[c.Endpoint] = true
+		})
+	}
+}
+
+// The bound on calls in flight is a multiple of the mean over the candidates that take calls.
+func TestBoundIsOfTheHealthy(t *testing.T) {
+	v := viewOf([]endpoint{{failed: true}, {failed: true}, {failed: true}, {requests: 30}, {requests: 10}})
+	for _, why := range Explain(callFor("", 0), v, 0) {
+		if why.Class == ClassOverBound {
+			t.Errorf("endpoint %d with %d calls is over its share, where the healthy ones have 20 in the mean", why.Endpoint, why.InFlight)
 		}
 	}
 }
@@ -324,7 +426,7 @@ func TestExplainTellsWhatPickDoes(t *testing.T) {
 		slices.SortStableFunc(reasons, Reason.Compare)
 		for i, c := range pickCall(v, call, 1, uint64(round)) {
 			why := reasons[slices.IndexFunc(reasons, func(r Reason) bool { return r.Endpoint == c.Endpoint })]
-			if math.Abs(reasons[i].Cost+reasons[i].bounds-c.Cost) > 2*equal {
+			if math.Abs(reasons[i].Cost-c.Cost) > 2*equal {
 				t.Fatalf("choice %d costs %v, place %d of the explanation %v (%s)", i, c.Cost, i, reasons[i].Cost, reasons[i].Class)
 			}
 			sum := why.Wait + why.Prefill + why.Others + why.Batch + why.Memory + why.Adapter + why.Session

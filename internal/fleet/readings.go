@@ -96,6 +96,11 @@ func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 		MaxAdapters:     r.MaxLoRA,
 		RunningAdapters: r.RunningAdapters,
 		WaitingAdapters: r.WaitingAdapters,
+		Counters: selection.Counters{
+			Prefilled:         r.PromptTokens - r.CacheHits,
+			FirstTokens:       r.FirstTokens,
+			FirstTokenSeconds: r.FirstTokenSeconds,
+		},
 	})
 }
 

@@ -1,9 +1,6 @@
 package selection
 
-import (
-	"math"
-	"slices"
-)
+import "slices"
 
 // hot is what a pick reads of every candidate: one cache line each.
 type hot struct {
@@ -127,60 +124,4 @@ func (s *State) likelyPrefilled(n int32, now float64, t Ticket) bool {
 		return s.drained(n, now) >= t.start && longest >= t.Tokens()*s.hot[n].perToken
 	}
 	return longest >= t.due-t.at
-}
-
-// speed is what was seen of an endpoint's prefill, as two sums that forget: tokens prefilled, and the time that took,
-// in which there was always something to prefill.
-type speed struct{ tokens, seconds float64 }
-
-const (
-	// speedMemory is the time after which an observation of a speed weighs 1/e, in seconds.
-	speedMemory = 30
-	// alike is how far apart, as a natural logarithm, the speeds of endpoints that are alike seem to be, from what is
-	// seen of each in a long time; priorSeconds is the observed time with which the square of that is twice as much.
-	alike        = 0.3
-	priorSeconds = 2
-	// assumedSeconds is how much observed time the assumed speed weighs as much as, in the pool's mean.
-	assumedSeconds = 1
-	// surprise is how many times faster or slower than it is taken to be one observation can show an endpoint to be. A
-	// call that waits for memory, or whose prompt was not cached as expected, is no measure of a speed.
-	surprise = 4
-
-	slowest, fastest = 1, 1e7 // tokens a second; what is outside is no prefill speed
-)
-
-// observe notes that so many tokens were prefilled in a time, where perToken was the time expected for each.
-func (v *speed) observe(tokens, seconds, perToken float64) {
-	expected := tokens * perToken
-	v.tokens += tokens
-	v.seconds += min(max(seconds, expected/surprise), expected*surprise)
-}
-
-func (v *speed) forget(seconds float64) {
-	keep := math.Exp(-seconds / speedMemory)
-	v.tokens *= keep
-	v.seconds *= keep
-}
-
-// perToken is the time to prefill a token where the mean of the pool is known. An endpoint that is as far from the mean
-// as its like can seem to be has the mean's speed, and one further away its own the more (the positive part of James and
-// Stein's estimator). In between there is nothing: an endpoint that is taken to be a tenth slower than it is costs a
-// long prompt more than a cached prefix of thousands of tokens saves, so that small errors empty caches.
-func (v *speed) perToken(mean float64) float64 {
-	rate := mean
-	if v.tokens > 0 && v.seconds > 0 {
-		apart := math.Log(v.tokens / v.seconds / mean)
-		if noise := alike * alike * (1 + priorSeconds/v.seconds); apart*apart > noise {
-			rate *= math.Exp(apart * (1 - noise/(apart*apart)))
-		}
-	}
-	return 1 / min(max(rate, slowest), fastest)
-}
-
-// setSpeed brings what picks read of endpoint n's speed up to date. The tokens that wait stay the same.
-func (s *State) setSpeed(n int32, now float64) {
-	h := &s.hot[n]
-	queue := h.queue(now)
-	h.perToken = s.loads[n].speed.perToken(s.meanRate)
-	h.setQueue(now, queue)
 }

@@ -19,15 +19,24 @@ type Reading struct {
 	MaxAdapters int
 	// RunningAdapters and WaitingAdapters are those of running and of waiting calls, in any order, repeats allowed.
 	RunningAdapters, WaitingAdapters []string
+	Counters
 }
 
 // told is what is left of an endpoint's last reading.
 type told struct {
 	at      float64 // seconds of the clock; -Inf where there was none
 	foreign float64 // calls that are not the picker's own
+	behind  float64 // those of them that waited, for each of the picker's own that did
+	ran     float64 // those of them that did not wait
 	room    float64 // free KV memory in tokens, +Inf where that is not told
 	waiting float64 // the position of the first call that waited; +Inf where none did
 	begun   begun
+	counted counted
+}
+
+// nothingTold is of an endpoint without a reading.
+func nothingTold() told {
+	return told{at: math.Inf(-1), waiting: math.Inf(1), begun: begun{position: -1}}
 }
 
 // begun is a call of which it is known when its prefill began: when it came, if nothing was ahead of it, and else
@@ -60,16 +69,21 @@ func (s *State) Observe(n int32, now time.Duration, r *Reading) {
 	// 1. Of the calls there, which are the picker's own, and which of those wait.
 	arrived := l.arrivedBy(at)
 	foreign := max(0, float64(r.Running)+float64(r.Waiting)-float64(arrived))
-	waiting := ownWaiting(r.Waiting, arrived, foreign)
-	// 2. How fast the queue was worked off since the last reading.
+	waiting := l.ownWaiting(at, r.Waiting, arrived, foreign)
+	others := float64(r.Waiting - waiting)
+	// 2. How fast the server prefills: how fast the queue was worked off since the last reading, and what it counted.
 	begun := l.begun(at, arrived, waiting)
-	s.learn(n, t, begun, 1+foreign/float64(max(arrived, 1)))
-	// 3. What is left of it.
-	l.told = told{at: at, foreign: foreign, room: freeTokens(r), waiting: math.Inf(1), begun: begun}
+	timed := s.learn(n, t, begun)
+	counted := s.learnFromCounters(n, t, at, r, timed)
+	// 3. What is left of the queue.
+	l.told = told{
+		at: at, foreign: foreign, ran: max(0, foreign-others), behind: others / float64(max(waiting, 1)),
+		room: freeTokens(r), waiting: math.Inf(1), begun: begun, counted: counted,
+	}
 	if waiting > 0 {
 		l.told.waiting = l.tickets[arrived-waiting].start
 	}
-	s.correct(n, t, arrived, waiting, float64(r.Waiting-waiting))
+	s.correct(n, t, arrived, waiting, others)
 	// 4. Adapters, and the rest of what picks read.
 	l.fill.size = float64(max(0, r.KVTokens))
 	s.adapters.observe(n, t, r)
@@ -85,12 +99,17 @@ func (l *load) arrivedBy(at float64) int {
 	return n
 }
 
-// ownWaiting is how many of the waiting calls are the picker's own, if they wait as often as others do.
-func ownWaiting(waiting, own int, foreign float64) int {
-	if own == 0 {
-		return 0
+// ownWaiting is how many of the waiting calls are the picker's own. A call that ran at the last reading does not wait at
+// this one; of the others, the picker's own wait as often as those of others do.
+func (l *load) ownWaiting(at float64, waiting, arrived int, foreign float64) int {
+	own := arrived
+	for own > 0 && l.tickets[arrived-own].start < l.told.waiting && l.tickets[arrived-own].at <= l.told.at {
+		own--
 	}
-	return min(own, int(math.Round(float64(waiting)*float64(own)/(float64(own)+foreign))))
+	others := max(0, foreign-l.told.ran*weight(at-l.told.at))
+	all := float64(waiting)
+	wait := max(math.Round(all*float64(own)/max(1, float64(own)+others)), all-others)
+	return int(min(wait, float64(arrived)))
 }
 
 // begun finds the last call whose beginning is known: one that waited at the last reading and does not wait now, or
@@ -111,16 +130,18 @@ func (l *load) begun(at float64, arrived, waiting int) begun {
 	return before
 }
 
-// learn takes endpoint n's speed from two calls that began one after the other with no pause between. All is how many
-// calls it works on for each one of the picker's own.
-func (s *State) learn(n int32, now float64, next begun, all float64) {
+// learn takes endpoint n's speed from two calls that began one after the other with no pause between. Between them the
+// endpoint prefilled the calls of others as well that waited among the picker's own.
+// It reports whether there were two.
+func (s *State) learn(n int32, now float64, next begun) bool {
 	l := &s.loads[n]
 	last := l.told.begun
 	if !last.busy || next.at <= last.at {
-		return
+		return false
 	}
-	l.speed.observe((next.position-last.position)*all, next.at-last.at, s.hot[n].perToken)
+	l.speed.observe(now, (next.position-last.position)*(1+l.told.behind), next.at-last.at, s.hot[n].perToken)
 	s.setSpeed(n, now)
+	return true
 }
 
 // correct holds the queue to what the last reading shows: of the calls arrived by then, the last so many wait, and with
@@ -186,22 +207,6 @@ func (s *State) Age(now time.Duration, members []int32) {
 	}
 	for _, n := range members {
 		s.weigh(n, t)
-	}
-}
-
-// ageSpeeds lets what was seen of speeds fade, and takes their mean.
-func (s *State) ageSpeeds(now float64, members []int32) {
-	passed := max(0, min(now-s.aged, speedMemory))
-	all := speed{tokens: assumedSeconds * s.settings.PrefillRate, seconds: assumedSeconds}
-	for _, n := range members {
-		v := &s.loads[n].speed
-		v.forget(passed)
-		all.tokens += v.tokens
-		all.seconds += v.seconds
-	}
-	s.meanRate = all.tokens / all.seconds
-	for _, n := range members {
-		s.setSpeed(n, now)
 	}
 }
 

@@ -2,6 +2,7 @@ package selection
 
 import (
 	"math"
+	"math/rand/v2"
 	"testing"
 	"time"
 )
@@ -86,66 +87,220 @@ func TestObserveSurvives(t *testing.T) {
 	}
 }
 
-// serve lets a simulated endpoint 0 of the given speed work off calls of 1,000 tokens that come faster than it works,
-// with a reading every interval.
-func serve(state *State, rate float64, interval, lasts time.Duration) {
-	type running struct {
-		claim *Claim
+// served is a simulated endpoint 0 that works off calls of 1,000 tokens one after the other, and what its readings tell.
+type served struct {
+	rate     float64 // tokens a second
+	interval time.Duration
+	// every is the time between two calls; at random with that mean where random. At most 12 calls are there at once.
+	every  time.Duration
+	random bool
+	// cached is how many tokens of each call's prompt are found in the cache, decoding how many calls of others decode
+	// all the time, and others how many calls of others come with each of the picker's own.
+	cached, decoding, others int
+	// tells says that the server's counters are told.
+	tells bool
+}
+
+// overload is a server that is given more than it works off, however fast.
+func overload(rate float64, interval time.Duration) served {
+	return served{rate: rate, interval: interval, every: min(s/10, time.Duration(900/rate*float64(s)))}
+}
+
+// headRoom is a server that prefills half of the time, and counts.
+func headRoom(rate float64, interval time.Duration) served {
+	return served{rate: rate, interval: interval, every: time.Duration(2000 / rate * float64(s)), tells: true}
+}
+
+func (e served) serve(state *State, lasts time.Duration) {
+	const step = time.Millisecond
+	type call struct {
+		claim *Claim // nil for one of others
+		came  time.Duration
 		left  float64
 	}
-	var queue []running
-	const step = 10 * time.Millisecond
+	var queue []call
+	var counters Counters
+	rnd := rand.New(rand.NewPCG(7, 8))
+	next := step
 	for now := step; now <= lasts; now += step {
-		if now%(s/10) == 0 && len(queue) < 12 {
-			queue = append(queue, running{add(state, now, 1000), 1000})
-		}
-		for work := rate * step.Seconds(); work > 0 && len(queue) > 0; {
-			did := min(work, queue[0].left)
-			queue[0].left -= did
-			if work -= did; queue[0].left <= 0 {
-				state.Release(queue[0].claim, Answered, now)
-				queue = queue[1:]
+		for ; next <= now && len(queue) < 12; next += e.gap(rnd) {
+			queue = append(queue, call{add(state, now, 1000), now, 1000})
+			for range e.others {
+				queue = append(queue, call{nil, now, 1000})
 			}
 		}
-		if now%interval == 0 {
+		next = max(next, now)
+		for work := e.rate * step.Seconds(); work > 0 && len(queue) > 0; {
+			c := &queue[0]
+			did := min(work, c.left)
+			c.left -= did
+			if work -= did; c.left > 0 {
+				break
+			}
+			counters.Prefilled += 1000
+			counters.FirstTokens++
+			counters.FirstTokenSeconds += (now - c.came).Seconds() - work/e.rate
+			if c.claim != nil {
+				state.Release(c.claim, Answered, now)
+			}
+			queue = queue[1:]
+		}
+		if now%e.interval == 0 {
 			running := min(len(queue), 1)
-			state.Observe(0, now, &Reading{At: now, Running: running, Waiting: len(queue) - running})
+			r := Reading{At: now, Running: running + e.decoding, Waiting: len(queue) - running}
+			if e.tells {
+				r.Counters = counters
+			}
+			state.Observe(0, now, &r)
 		}
 		state.Age(now, numbers(state.Len()))
 	}
 }
 
+func (e served) gap(rnd *rand.Rand) time.Duration {
+	if e.random {
+		return time.Duration(rnd.ExpFloat64() * float64(e.every))
+	}
+	return e.every
+}
+
 func TestSpeedIsLearned(t *testing.T) {
-	for name, tt := range map[string]struct {
-		rate     float64
-		interval time.Duration
-	}{
-		"three times slower, read often":  {rate: 2667, interval: 50 * time.Millisecond},
-		"three times slower, read seldom": {rate: 2667, interval: time.Second},
-		"as assumed":                      {rate: 8000, interval: 50 * time.Millisecond},
-		"a little slower":                 {rate: 6500, interval: 50 * time.Millisecond},
-		"ten times slower":                {rate: 800, interval: 50 * time.Millisecond},
+	often, seldom := 50*time.Millisecond, s
+	random := headRoom(80_000, often)
+	random.random = true
+	decoding := overload(2667, often)
+	decoding.decoding = 50
+	mixed := overload(2667, often)
+	mixed.others, mixed.every, mixed.tells = 1, s/2, true
+	for name, tt := range map[string]served{
+		"three times slower, read often":      overload(2667, often),
+		"three times slower, read seldom":     overload(2667, seldom),
+		"as assumed":                          overload(8000, often),
+		"a little slower":                     overload(6500, often),
+		"ten times slower":                    overload(800, often),
+		"ten times faster, with head-room":    headRoom(80_000, often),
+		"ten times faster, read seldom":       headRoom(80_000, seldom),
+		"ten times faster, at random":         random,
+		"ten times slower, with head-room":    headRoom(800, often),
+		"beside others that decode":           decoding,
+		"beside others that prefill as often": mixed,
 	} {
 		t.Run(name, func(t *testing.T) {
 			state := stateWith(1, Defaults())
-			serve(state, tt.rate, tt.interval, 10*s)
+			tt.serve(state, 20*s)
 			if got := state.Rate(0); got < 0.75*tt.rate || got > 1.33*tt.rate {
-				t.Errorf("after 10 s taken for %.0f tokens a second, want about %.0f", got, tt.rate)
+				t.Errorf("after 20 s taken for %.0f tokens a second, want about %.0f", got, tt.rate)
 			}
 		})
 	}
 }
 
-// What was seen long ago is forgotten: an endpoint that is not given calls any more gets another chance.
-func TestSpeedIsForgotten(t *testing.T) {
-	state := stateWith(3, Defaults())
-	serve(state, 800, 50*time.Millisecond, 10*s)
-	slow := state.Rate(0)
-	for now := 10 * s; now < 5*time.Minute; now += s / 4 {
-		state.Age(now, numbers(3))
+// Of others' calls those count that wait among the picker's own; those that decode take no prefill.
+func TestOnlyWaitingCallsOfOthersArePrefilled(t *testing.T) {
+	for name, decoding := range map[string]int{"none decodes": 0, "50 decode": 50} {
+		t.Run(name, func(t *testing.T) {
+			state := newState(1)
+			state.Observe(0, s/2, &Reading{At: s / 2, Running: decoding})
+			for range 8 {
+				add(state, s, 100)
+			}
+			// Of 8 own and 8 of others, 2 and then 10 have begun: 3 s for 4 of the picker's own and as many of others.
+			state.Observe(0, 2*s, &Reading{At: 2 * s, Running: decoding + 2, Waiting: 14})
+			state.Observe(0, 4*s, &Reading{At: 4 * s, Running: decoding + 10, Waiting: 6})
+			if v := state.loads[0].speed; !near(v.tokens, 800) || !near(v.seconds, 3) {
+				t.Errorf("%v tokens were prefilled in %v s, want 800 in 3", v.tokens, v.seconds)
+			}
+		})
 	}
-	if got := state.Rate(0); slow > 2000 || got < 7000 {
-		t.Errorf("taken for %.0f tokens a second while slow and for %.0f five minutes later, want under 2000 and over 7000", slow, got)
+}
+
+// Speeds that one endpoint is seen to have, or lies about, are not taken for the others'.
+func TestMeanSpeedIsOfMost(t *testing.T) {
+	for name, tt := range map[string]struct {
+		seen []float64 // by endpoint; 0 where nothing was seen
+		want float64
+	}{
+		"nothing seen":                {seen: []float64{0, 0, 0}, want: 8000},
+		"one, much faster":            {seen: []float64{1e6, 0, 0}, want: 8000},
+		"one, much slower":            {seen: []float64{100, 0, 0}, want: 8000},
+		"two that are slower":         {seen: []float64{800, 800, 0}, want: 800},
+		"one of many is slower":       {seen: []float64{800, 24_000, 24_000, 24_000}, want: 24_000},
+		"one of many tells of wonder": {seen: []float64{1e7, 800, 800, 800}, want: 800},
+	} {
+		t.Run(name, func(t *testing.T) {
+			state := stateWith(len(tt.seen), Defaults())
+			for n, rate := range tt.seen {
+				state.loads[n].speed = speed{tokens: rate * 20, seconds: 20}
+				if rate == 0 {
+					state.loads[n].speed = speed{}
+				}
+			}
+			state.Age(1, numbers(state.Len()))
+			if got := state.meanRate; math.Abs(got-tt.want) > 1e-6*tt.want {
+				t.Errorf("the pool's mean is %v tokens a second, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+// Counters that no server has leave a speed, and soon the true one again.
+func TestCountersThatLie(t *testing.T) {
+	for name, c := range map[string]Counters{
+		"as many tokens as can be": {Prefilled: 1 << 53, FirstTokens: 1, FirstTokenSeconds: 1},
+		"an endless time":          {Prefilled: 1000, FirstTokens: 1, FirstTokenSeconds: math.MaxFloat64},
+		"no number":                {Prefilled: 1000, FirstTokens: 1, FirstTokenSeconds: math.NaN()},
+		"no time at all":           {Prefilled: 1000, FirstTokens: 1 << 53},
+		"fewer than before":        {Prefilled: -1 << 53, FirstTokens: -1, FirstTokenSeconds: -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			state := stateWith(1, Defaults())
+			for now := s; now <= 30*s; now += s {
+				r := &Reading{At: now}
+				if now >= 5*s {
+					r.Counters = c
+				}
+				state.Observe(0, now, r)
+				state.Age(now, numbers(1))
+			}
+			if got := state.Rate(0); !(got >= 8000/surprise && got <= 8000*surprise) {
+				t.Errorf("one lie made the speed %v tokens a second, more than %d times what was assumed or less", got, surprise)
+			}
+		})
+	}
+}
+
+// What was seen long ago is forgotten: an endpoint that is not given calls any more gets another chance, at once if it
+// is the first that is wanted after a long time.
+func TestSpeedIsForgotten(t *testing.T) {
+	for name, every := range map[string]time.Duration{
+		"while others get calls":   s / 4,
+		"while there are no calls": 5 * time.Minute,
+	} {
+		t.Run(name, func(t *testing.T) {
+			state := stateWith(3, Defaults())
+			overload(800, 50*time.Millisecond).serve(state, 10*s)
+			slow := state.Rate(0)
+			for now := 10 * s; now < 10*s+5*time.Minute; {
+				now += every
+				state.Age(now, numbers(3))
+			}
+			if got := state.Rate(0); slow > 2000 || got < 7000 {
+				t.Errorf("taken for %.0f tokens a second while slow and for %.0f five minutes later, want under 2000 and over 7000", slow, got)
+			}
+		})
+	}
+}
+
+// Settings do not take away what was learned.
+func TestSpeedOutlastsSettings(t *testing.T) {
+	state := stateWith(1, Defaults())
+	overload(800, 50*time.Millisecond).serve(state, 10*s)
+	state.Age(11*s, numbers(1))
+	before := state.Rate(0)
+	state.Configure(Defaults())
+	state.Age(11*s+1, numbers(1))
+	if got := state.Rate(0); !near(got, before) {
+		t.Errorf("taken for %.0f tokens a second, want %.0f as before the settings were set", got, before)
 	}
 }
 

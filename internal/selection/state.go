@@ -21,6 +21,7 @@ type State struct {
 	aged        float64  // when Age last did anything
 	meanForeign float64
 	meanRate    float64 // prefill speed of an endpoint, in tokens a second
+	seen        []seenSpeed
 	work        work
 }
 
@@ -51,7 +52,7 @@ func (s *State) Reset(n int32, key uint64) {
 	s.change(n, func(h *health) { *h = health{joined: math.Inf(-1)} })
 	s.adapters.forget(n)
 	s.hot[n] = hot{perToken: 1 / s.meanRate, room: math.Inf(1)}
-	s.loads[n] = load{tickets: s.loads[n].tickets[:0], told: told{at: math.Inf(-1), waiting: math.Inf(1)}}
+	s.loads[n] = load{tickets: s.loads[n].tickets[:0], told: nothingTold()}
 	s.keys[n] = key
 }
 
@@ -61,7 +62,7 @@ func (s *State) Restarted(n int32) {
 	s.adapters.forget(n)
 	s.loads[n].fill = fill{}
 	s.hot[n].displaces = 0
-	s.loads[n].told = told{at: math.Inf(-1), waiting: math.Inf(1)}
+	s.loads[n].told = nothingTold()
 }
 
 // InFlight is the number of the picker's own calls in flight at endpoint n.

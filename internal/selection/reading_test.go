@@ -218,24 +218,25 @@ func TestOnlyWaitingCallsOfOthersArePrefilled(t *testing.T) {
 func TestMeanSpeedIsOfMost(t *testing.T) {
 	for name, tt := range map[string]struct {
 		seen []float64 // by endpoint; 0 where nothing was seen
+		busy float64   // the seconds over which that was seen
 		want float64
 	}{
 		"nothing seen":                {seen: []float64{0, 0, 0}, want: 8000},
-		"one, much faster":            {seen: []float64{1e6, 0, 0}, want: 8000},
-		"one, much slower":            {seen: []float64{100, 0, 0}, want: 8000},
-		"two that are slower":         {seen: []float64{800, 800, 0}, want: 800},
-		"one of many is slower":       {seen: []float64{800, 24_000, 24_000, 24_000}, want: 24_000},
-		"one of many tells of wonder": {seen: []float64{1e7, 800, 800, 800}, want: 800},
+		"one, much faster":            {seen: []float64{1e6, 0, 0}, busy: 20, want: 8000},
+		"one, much slower":            {seen: []float64{100, 0, 0}, busy: 20, want: 8000},
+		"one, a little faster":        {seen: []float64{12_000, 0, 0}, busy: 20, want: (8000.0 + 5*12_000) / 6},
+		"two that are slower":         {seen: []float64{800, 800, 0}, busy: 20, want: 800},
+		"one of many is slower":       {seen: []float64{800, 24_000, 24_000, 24_000}, busy: 20, want: 24_000},
+		"one of many tells of wonder": {seen: []float64{1e7, 800, 800, 800}, busy: 20, want: 800},
 	} {
 		t.Run(name, func(t *testing.T) {
 			state := stateWith(len(tt.seen), Defaults())
 			for n, rate := range tt.seen {
-				state.loads[n].speed = speed{tokens: rate * 20, seconds: 20}
-				if rate == 0 {
-					state.loads[n].speed = speed{}
+				if rate > 0 {
+					state.loads[n].speed = speed{tokens: rate * tt.busy, seconds: tt.busy}
 				}
 			}
-			state.Age(1, numbers(state.Len()))
+			state.Age(0, numbers(state.Len()))
 			if got := state.meanRate; math.Abs(got-tt.want) > 1e-6*tt.want {
 				t.Errorf("the pool's mean is %v tokens a second, want %v", got, tt.want)
 			}
@@ -261,6 +262,9 @@ func TestCountersThatLie(t *testing.T) {
 				}
 				state.Observe(0, now, r)
 				state.Age(now, numbers(1))
+			}
+			if got := state.loads[0].speed.seconds; got > speedMemory {
+				t.Errorf("within 30 s it prefilled for %v s", got)
 			}
 			if got := state.Rate(0); !(got >= 8000/surprise && got <= 8000*surprise) {
 				t.Errorf("one lie made the speed %v tokens a second, more than %d times what was assumed or less", got, surprise)

@@ -89,13 +89,17 @@ func (p *ours) Scraped(now time.Duration, metrics []server.Metrics) {
 	p.now = now
 	for n, m := range metrics {
 		p.pool.Observe(address(n), modelmetrics.Reading{
-			Running:         m.Running,
-			Waiting:         m.Waiting,
-			KVUsage:         m.KVUsage,
-			CapacityTokens:  int64(m.CacheTokens),
-			MaxLoRA:         m.Slots,
-			RunningAdapters: m.RunningAdapters,
-			WaitingAdapters: m.WaitingAdapters,
+			Running:           m.Running,
+			Waiting:           m.Waiting,
+			KVUsage:           m.KVUsage,
+			CapacityTokens:    int64(m.CacheTokens),
+			MaxLoRA:           m.Slots,
+			RunningAdapters:   m.RunningAdapters,
+			WaitingAdapters:   m.WaitingAdapters,
+			PromptTokens:      int64(m.PromptTokens),
+			CacheHits:         int64(m.CacheHits),
+			FirstTokens:       int64(m.FirstTokens),
+			FirstTokenSeconds: m.FirstTokenTime.Seconds(),
 		}, 0)
 	}
 }

@@ -93,12 +93,15 @@ type Server struct {
 	steps    int // that have ended
 	decoding int
 	context  int // tokens of all decoding calls
+
+	counters Counters
 }
 
 // request is a call in a server.
 type request struct {
 	call    *workload.Call
 	id      int
+	came    time.Duration
 	adapter string
 	// tokens have to be computed before the next one is generated: the prompt, and after a preemption what was
 	// generated before it.
@@ -160,7 +163,7 @@ func (s *Server) Fits(c *workload.Call) error {
 
 // Submit takes a call, which must fit. The server must have been advanced to now.
 func (s *Server) Submit(now time.Duration, id int, c *workload.Call) {
-	r := &request{call: c, id: id, adapter: c.Adapter, tokens: c.Prompt}
+	r := &request{call: c, id: id, came: now, adapter: c.Adapter, tokens: c.Prompt}
 	r.behind = c.Prompt - s.Cached(c)
 	s.backlog += r.behind
 	for i := range wholeBlocks(c) {
@@ -206,6 +209,17 @@ type Metrics struct {
 	Slots int
 	// RunningAdapters and WaitingAdapters are those of such calls, sorted, each once.
 	RunningAdapters, WaitingAdapters []string
+	Counters
+}
+
+// Counters are what a server counted since its start, each when vLLM counts it.
+type Counters struct {
+	// CacheHits are tokens of prompts that were found in the cache when their call was first scheduled.
+	CacheHits int
+	// PromptTokens are those of the calls that have their first token, FirstTokens the number of these calls, and
+	// FirstTokenTime the sum of the times from their arrival to that token.
+	PromptTokens, FirstTokens int
+	FirstTokenTime            time.Duration
 }
 
 // Metrics are those of this moment.
@@ -216,6 +230,7 @@ func (s *Server) Metrics() Metrics {
 		KVUsage:     float64(s.cache.size-s.cache.free()) / float64(s.cache.size),
 		CacheTokens: s.cache.size * BlockTokens,
 		Slots:       s.config.AdapterSlots,
+		Counters:    s.counters,
 	}
 	if m.Slots > 0 {
 		m.WaitingAdapters = slices.Sorted(maps.Keys(s.wanted))

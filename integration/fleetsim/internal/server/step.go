@@ -81,6 +81,7 @@ func (s *Server) admit(budget int) (left, loads int) {
 		}
 		if !r.scheduled {
 			r.scheduled, r.resident, r.cached = true, resident, r.computed
+			s.counters.CacheHits += r.cached
 		}
 		s.running = append(s.running, r)
 		r.admitted = true
@@ -196,6 +197,9 @@ func (s *Server) end(ended func(Ended)) {
 func (s *Server) generateFirst(r *request, ended func(Ended)) {
 	if !r.began {
 		r.began, r.first = true, s.stepEnd
+		s.counters.PromptTokens += r.call.Prompt
+		s.counters.FirstTokens++
+		s.counters.FirstTokenTime += r.first - r.came
 	}
 	for i := range wholeBlocks(r.call) {
 		name := blockName(r.call, i)

@@ -77,18 +77,23 @@ func TestRestartForgets(t *testing.T) {
 	}
 }
 
-// A server's counters tell its speed, where the picker itself sends it nothing.
+// Servers' counters tell their speed, where the picker itself sends them nothing.
 func TestSpeedIsReadFromCounters(t *testing.T) {
-	p, clock := poolOf(t, numbered(1)...)
+	p, clock := poolOf(t, numbered(2)...)
 	for n := range int64(60) {
 		clock.now += time.Second
-		// Each second a call of 3,000 tokens, 1,000 of them cached, with its first token after 100 ms: 20,000 a second.
-		p.Observe(addressOf("10.0.0.1:8000"), modelmetrics.Reading{
-			At: time.Unix(n+1, 0), PromptTokens: 3000 * n, CacheHits: 1000 * n, FirstTokens: n, FirstTokenSeconds: 0.1 * float64(n),
-		}, 0)
+		for _, e := range numbered(2) {
+			// Each second a call of 3,000 tokens, 1,000 of them cached, with its first token after 100 ms: 20,000 a second.
+			p.Observe(e.Address, modelmetrics.Reading{
+				At: time.Unix(n+1, 0), PromptTokens: 3000 * n, CacheHits: 1000 * n, FirstTokens: n, FirstTokenSeconds: 0.1 * float64(n),
+			}, 0)
+		}
 	}
-	if got := p.LiveState(time.Now()).Endpoints[0].PrefillRate; got < 16_000 || got > 25_000 {
-		t.Errorf("the endpoint is taken to prefill %v tokens a second, want about 20,000", got)
+	_, _ = pick(t, p, prompt(1, 1)) // takes the pool's mean
+	for _, e := range p.LiveState(time.Now()).Endpoints {
+		if got := e.PrefillRate; got < 18_000 || got > 22_000 {
+			t.Errorf("endpoint %s is taken to prefill %v tokens a second, want about 20,000", e.Address, got)
+		}
 	}
 }
 

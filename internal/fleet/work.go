@@ -7,8 +7,8 @@ import (
 )
 
 // All that a call does to a pool is one of three events: it is reserved, it moves, it is released. Each takes values
-// and a time, and nothing of a stream or of this process, so that a picker that hears of another's calls can do the
-// same with them. The pool's mutex is held.
+// and a time, and nothing of a stream. Endpoints are the pool's own numbers and times are of this process's clock, so
+// that an event means nothing to another picker. The pool's mutex is held.
 
 // hold is what a pool keeps for one call until it is released.
 type hold struct {

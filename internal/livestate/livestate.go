@@ -38,7 +38,8 @@ type Endpoint struct {
 
 	// CachedShare is the share of the prompt tokens of late that the server found in its prefix cache, 0 to 1.
 	CachedShare *float64 `json:"cachedShare"`
-	// FirstToken is the expected time to the first token of a call that comes now with no prompt to speak of, in seconds.
+	// FirstToken is the expected time to the first token, in seconds, of a call that comes now and brings as many uncached
+	// tokens as calls of late did on average.
 	FirstToken float64 `json:"expectedFirstTokenSeconds"`
 	// ObservedFirstToken is the mean time to first token of late, as the server measures it, in seconds.
 	ObservedFirstToken *float64 `json:"observedFirstTokenSeconds"`

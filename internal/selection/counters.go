@@ -28,6 +28,10 @@ const (
 	// leastPrefill is how many tokens the calls of a stretch have to prefill on average, or the time to their first token
 	// is mostly that of a step and tells no speed.
 	leastPrefill = 4 * BlockTokens
+	// countedWeight is what a time that was found from counters weighs beside one that a queue took: how calls overlapped
+	// is guessed. With 1, simulated agents, whose servers seemed to differ, had a 90th percentile of the time to the first
+	// token 17 % longer.
+	countedWeight = 0.25
 )
 
 // take takes in a reading, and gives what was prefilled in which time where the reading ends a stretch.
@@ -70,7 +74,7 @@ func (s *State) learnFromCounters(n int32, now, at float64, r *Reading, timed bo
 	l := &s.loads[n]
 	c := l.told.counted
 	if tokens, seconds, ok := c.take(at, r); ok {
-		l.speed.observe(now, tokens, seconds, s.hot[n].perToken)
+		l.speed.observe(now, countedWeight*tokens, countedWeight*seconds, s.hot[n].perToken)
 		s.setSpeed(n, now)
 	}
 	return c

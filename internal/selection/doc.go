@@ -30,8 +30,9 @@
 // half as long again, and more, as with a k that follows the queues. Of 28 loads on simulated fleets, with two seeds, 16
 // were better for it, by up to 57 % in the 90th percentile, 10 the same, and two worse, by up to 2.4 %. So k is 1, and
 // where even the shortest queue is longer than 2 s, half the seconds of that queue, up to 8: no server will be idle soon,
-// and all who come until one is wait for the token. A token in a cache is thus worth 2·s and more: a conversation stays
-// where its prefix is as long as the queue there is no longer than that, and leaves when it is.
+// and all who come until one is wait for the token. Endpoints that are avoided after a failure have no say in that. A
+// token in a cache is thus worth 2·s and more: a conversation stays where its prefix is as long as the queue there is no
+// longer than that, and leaves when it is.
 //
 // The fourth is what becomes of the caches. Each new token pushes out the one that was used longest ago, and that was at
 // about the time in which the endpoint took in as much as it holds. d is the part of the cache that came in within two
@@ -59,13 +60,20 @@
 // than either alone: in a simulated fleet the queue as the reading has it, without the fluid, made the 90th percentile
 // of the time to the first token 8 to 11 % longer.
 //
-// Two calls that began one after the other, with something to prefill all the while, give the endpoint's speed in the
-// picker's own tokens and under its real load. What is seen of one endpoint within seconds is uncertain, so one that is
-// not clearly apart from the pool has the pool's mean, to the digit: mixed with the mean instead, small errors of the
-// speeds sent long prompts away from their caches, and 16 servers had 2 to 5 % less of an hour of a real trace cached. And it
-// is forgotten within half a minute, or an endpoint once taken for slow would get no call that shows otherwise.
+// Speeds are learned in two ways. Two calls that began one after the other, with something to prefill all the while, give
+// an endpoint's speed under its real load. Where no queue is long enough for that, the server's own counters give it:
+// the prompt tokens that were computed, over the time in which they were, which the times to the first tokens tell. A
+// server without such counters keeps the assumed speed until it has a queue.
 //
-// Calls that a server reports beyond the picker's own are somebody else's, and count too. What a reading says of them
+// What is seen of one endpoint within seconds is uncertain, so one that is not clearly apart from the pool has the
+// pool's mean, to the digit: mixed with the mean instead, small errors of the speeds sent long prompts away from their
+// caches, and 16 servers had 2 to 5 % less of an hour of a real trace cached. The mean leaves out endpoints that are
+// more than twice as fast or slow as the median, so that no single one changes it. What was seen weighs 1/e after half
+// a minute, however seldom calls come, and nothing after a few: an endpoint once taken for slow would else get no call
+// that shows otherwise.
+//
+// Calls that a server reports beyond the picker's own are somebody else's, and count too: those that wait as work in the
+// queue, those that run as load. What a reading says of them
 // loses weight with its age, in favour of the mean of the pool's fresh readings: an endpoint without a reading is taken
 // to be like the others, and never to be idle.
 //
@@ -73,8 +81,9 @@
 //
 // Some endpoints are taken only when all others are ruled out as well, in this order: those with more calls in flight
 // than a multiple of the mean, those whose adapter slots are all in use by others (for calls that are known to name an
-// adapter), those that shed calls lately, those that failed lately or do not answer. Of those that are left, and within
-// each class, cost decides: where all endpoints shed or fail, one of them is picked all the same.
+// adapter), those that shed calls lately, those that do not answer, those that failed lately. No cost, however high,
+// outweighs such a class. Within each class, cost decides: where all endpoints shed or fail, one of them is picked all
+// the same.
 //
 // An endpoint that failed is tried again with one call at a time, until an answer begins. One that sheds (429, 503) is
 // avoided for moments, as it is well and only full. One is taken to be silent when its calls have waited for a beginning

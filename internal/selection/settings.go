@@ -3,7 +3,8 @@ package selection
 import "time"
 
 // Settings are what an operator can set of the rule. The defaults fit an 8B model on one H100 as well as a 32B model on
-// two; speeds are learned, so only the first seconds of an endpoint depend on them.
+// two. Speeds are learned while there are calls, within some seconds where servers count times to first tokens, and
+// else once there is a queue; until then, and after minutes without calls, the assumed speed holds.
 type Settings struct {
 	// PrefillRate is an endpoint's prefill speed in tokens a second until its own is learned; it must be positive.
 	PrefillRate float64

@@ -30,7 +30,8 @@ func NewState(settings Settings) *State {
 	return &State{settings: settings, adapters: newAdapters(), aged: math.Inf(-1), meanRate: settings.PrefillRate}
 }
 
-// Configure replaces the settings. Speeds that were learned stay; an assumed speed counts from the next Age on.
+// Configure replaces the settings. Speeds that were learned stay; an assumed speed counts from the next
+// Age on.
 func (s *State) Configure(settings Settings) {
 	s.settings = settings
 	s.aged = math.Inf(-1)

@@ -94,9 +94,8 @@ type served struct {
 	// every is the time between two calls; at random with that mean where random. At most 12 calls are there at once.
 	every  time.Duration
 	random bool
-	// cached is how many tokens of each call's prompt are found in the cache, decoding how many calls of others decode
-	// all the time, and others how many calls of others come with each of the picker's own.
-	cached, decoding, others int
+	// decoding is how many calls of others decode all the time, and others how many come with each of the picker's own.
+	decoding, others int
 	// tells says that the server's counters are told.
 	tells bool
 }

@@ -71,18 +71,17 @@ func (s *State) setSpeed(n int32, now float64) {
 
 // ageSpeeds lets what was seen of speeds fade, and takes their mean.
 func (s *State) ageSpeeds(now float64, members []int32) {
-	seen := append(s.seen[:0], seenSpeed{rate: s.settings.PrefillRate, seconds: assumedSeconds, vote: assumedSeconds})
+	s.seen = append(s.seen[:0], seenSpeed{rate: s.settings.PrefillRate, seconds: assumedSeconds, vote: assumedSeconds})
 	for _, n := range members {
 		v := &s.loads[n].speed
 		v.forget(now)
 		if v.tokens > 0 && v.seconds > 0 {
-			seen = append(seen, seenSpeed{
+			s.seen = append(s.seen, seenSpeed{
 				rate: v.tokens / v.seconds, seconds: min(v.seconds, mostSeconds), vote: min(v.seconds, mostVote),
 			})
 		}
 	}
-	s.seen = seen
-	s.meanRate = meanRate(seen)
+	s.meanRate = meanRate(s.seen)
 	for _, n := range members {
 		s.setSpeed(n, now)
 	}

@@ -225,6 +225,49 @@ func TestPart(t *testing.T) {
 	w.quiet(t)
 }
 
+// A session is used by nobody once it was given back, however many streams end at once by their own goroutines and by
+// parting: the race detector and the mutex of a session watch over it.
+func TestPartWhileAnswersPass(t *testing.T) {
+	const rounds, streams = 4, 500
+	for range rounds {
+		w := newWorld(t, fourEndpoints...)
+		var ready, done sync.WaitGroup
+		for range streams {
+			x := w.open(t, llama, withModes(full, full))
+			x.send(requestHeaders(true))
+			picked(t, x.recv())
+			x.send(answerHeaders("200", false))
+			isContinue(t, x.recv(), "ResponseHeaders")
+			ready.Add(1)
+			done.Go(func() {
+				chunk := answerBody([]byte("data"), false)
+				for sent := 0; x.stream.Send(chunk) == nil; sent++ {
+					if sent == 2 {
+						ready.Done()
+					}
+					if _, err := x.stream.Recv(); err != nil {
+						if !errors.Is(err, io.EOF) {
+							t.Errorf("a stream ends with %v, want OK", err)
+						}
+						return
+					}
+				}
+			})
+		}
+		ready.Wait()
+		w.server.Part()
+		done.Wait()
+		w.quiet(t)
+		for range streams { // whatever was given back serves the next calls
+			x := w.open(t, llama, nil)
+			x.send(requestHeaders(true))
+			picked(t, x.recv())
+			x.cancel()
+		}
+		w.quiet(t)
+	}
+}
+
 func TestSpans(t *testing.T) {
 	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	tests := map[string]struct {

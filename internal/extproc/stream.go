@@ -60,19 +60,26 @@ func (s *Server) serve(stream extprocv3.ExternalProcessor_ProcessServer, name st
 	}
 	rest := make(chan error, 1)
 	go func() {
-		defer x.finish()
 		_, err := x.advance(stream, false)
 		rest <- err
 	}()
 	select {
 	case err := <-rest:
+		x.finish()
 		return err
 	case <-s.parted:
-		if x.part() {
-			return nil
-		}
-		return <-rest
 	}
+	if x.part() {
+		// The session's goroutine ends with the stream, which ends when this returns.
+		go func() {
+			<-rest
+			x.finish()
+		}()
+		return nil
+	}
+	err := <-rest
+	x.finish()
+	return err
 }
 
 // advance takes messages until the exchange is over or, if only so much is wanted, the call is decided on.
@@ -134,7 +141,8 @@ func (x *session) partLocked() bool {
 	return x.parted
 }
 
-// finish gives back what the call holds, and the session to the next call unless it is in an unknown state.
+// finish gives back what the call holds, and the session to the next call unless it is in an unknown state. Nobody may
+// use the session any more: its goroutine has ended, and whoever waits for that goroutine calls finish.
 func (x *session) finish() {
 	server, faulty := x.server, x.faulty
 	if x.attempt(x.end) && !faulty {

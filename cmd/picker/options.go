@@ -1,20 +1,25 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
 )
 
 // Options are the program's settings.
 type Options struct {
 	Static          string
 	Kubeconfig      string
+	Serves          fleet.Serves
 	ExtprocAddress  string
 	HealthAddress   string
 	MetricsAddress  string
@@ -35,10 +40,13 @@ type Options struct {
 func parseOptions(args []string, stderr io.Writer) (Options, error) {
 	var o Options
 	var level string
+	var services []string
 	flags := pflag.NewFlagSet("picker", pflag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.StringVar(&o.Static, "static", "", "read pools and endpoints from this YAML `file`, again whenever it changes, instead of from Kubernetes")
 	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "`file` that says how to reach the API server; if empty, $KUBECONFIG, ~/.kube/config or the pod's own service account")
+	flags.StringSliceVar(&services, "service", []string{ownNamespace() + "/inference-picker"}, "this picker's own Service, as `namespace/name`: pools that name it by their endpointPickerRef are served, those of other pickers are left alone. The namespace is $POD_NAMESPACE by default. May be given several times")
+	flags.BoolVar(&o.Serves.Unnamed, "unnamed-pools", true, "serve the pools that name no picker too, as the controller's --default-picker does")
 	flags.StringVar(&o.ExtprocAddress, "extproc-address", ":9002", "serve ext_proc on this `address`")
 	flags.StringVar(&o.HealthAddress, "health-address", ":9003", "serve gRPC health checks on this `address`")
 	flags.StringVar(&o.MetricsAddress, "metrics-address", ":9090", "serve /metrics and /healthz on this `address`")
@@ -55,7 +63,24 @@ func parseOptions(args []string, stderr io.Writer) (Options, error) {
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
-	return o, o.validate(flags.Args(), level)
+	return o, errors.Join(o.readServices(services), o.validate(flags.Args(), level))
+}
+
+// ownNamespace is the pod's, or the one that the manifests use.
+func ownNamespace() string {
+	return cmp.Or(os.Getenv("POD_NAMESPACE"), "inference-system")
+}
+
+func (o *Options) readServices(services []string) error {
+	var wrong []error
+	for _, service := range services {
+		name, ok := fleet.ParseName(service)
+		if !ok {
+			wrong = append(wrong, fmt.Errorf("--service is %q: want namespace/name", service))
+		}
+		o.Serves.Services = append(o.Serves.Services, name)
+	}
+	return errors.Join(wrong...)
 }
 
 func (o *Options) validate(rest []string, level string) error {

@@ -119,7 +119,7 @@ func newSource(o Options, pools *fleet.Fleet, log *slog.Logger) (source, error) 
 	if err != nil {
 		return nil, fmt.Errorf("making the client for pods: %w", err)
 	}
-	return fleet.NewCluster(core, inference, pools, log)
+	return fleet.NewCluster(core, inference, pools, o.Serves, log)
 }
 
 func clusterConfig(kubeconfig string) (*rest.Config, error) {

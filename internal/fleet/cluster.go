@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,10 +24,27 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
+// Serves says which InferencePools of a cluster a picker serves. Those of other pickers get no state and no metrics, and
+// their pods are not read.
+type Serves struct {
+	// Services are the picker's own. A pool names one by its endpointPickerRef.
+	Services []types.NamespacedName
+	// Unnamed adds the pools that name no picker.
+	Unnamed bool
+}
+
+func (s Serves) includes(p pool.Pool) bool {
+	if p.Picker == nil {
+		return s.Unnamed
+	}
+	return slices.Contains(s.Services, types.NamespacedName{Namespace: p.Name.Namespace, Name: p.Picker.Service})
+}
+
 // Cluster is the source of pools in Kubernetes: its InferencePools and the pods that they select.
 type Cluster struct {
-	fleet *Fleet
-	log   *slog.Logger
+	fleet  *Fleet
+	serves Serves
+	log    *slog.Logger
 
 	core      informers.SharedInformerFactory
 	inference inferenceinformers.SharedInformerFactory
@@ -41,9 +59,10 @@ type Cluster struct {
 }
 
 // NewCluster prepares the source; Run starts it.
-func NewCluster(core kubernetes.Interface, inference inferenceclient.Interface, f *Fleet, log *slog.Logger) (*Cluster, error) {
+func NewCluster(core kubernetes.Interface, inference inferenceclient.Interface, f *Fleet, serves Serves, log *slog.Logger) (*Cluster, error) {
 	c := &Cluster{
 		fleet:     f,
+		serves:    serves,
 		log:       log,
 		core:      informers.NewSharedInformerFactoryWithOptions(core, 0, informers.WithTransform(strip)),
 		inference: inferenceinformers.NewSharedInformerFactoryWithOptions(inference, 0, inferenceinformers.WithTransform(strip)),
@@ -107,11 +126,14 @@ func (c *Cluster) next() bool {
 func (c *Cluster) sync(name types.NamespacedName) {
 	object, err := c.pools.InferencePools(name.Namespace).Get(name.Name)
 	if err != nil { // the lister knows no other error than that it is gone
-		c.fleet.RemovePool(name)
-		delete(c.wrong, name)
+		c.forget(name)
 		return
 	}
 	p, faults := pool.FromAPI(object)
+	if !c.serves.includes(p) {
+		c.forget(name)
+		return
+	}
 	settings, wrong := ParseSettings(object.Annotations)
 	c.tell(name, errors.Join(append(wrong, faults)...))
 	c.fleet.Configure(name, settings)
@@ -122,6 +144,12 @@ func (c *Cluster) sync(name types.NamespacedName) {
 		return
 	}
 	c.fleet.SetPool(p, p.Endpoints(pods))
+}
+
+// forget drops a pool that is gone, or that another picker serves from now on.
+func (c *Cluster) forget(name types.NamespacedName) {
+	c.fleet.RemovePool(name)
+	delete(c.wrong, name)
 }
 
 // tell logs what is wrong with a pool, and once. What could be read still serves: what is wrong may be none of the

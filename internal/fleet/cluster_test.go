@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/cache"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
@@ -63,7 +65,7 @@ func TestClusterFollowsPoolsAndPods(t *testing.T) {
 	llamaPool := inferencePool("llama", map[string]string{"app": "llama"}, 8000, 8001)
 	inference := newInferenceClient(llamaPool)
 	f, _ := newFleet(t)
-	source, err := NewCluster(core, inference, f, silent)
+	source, err := NewCluster(core, inference, f, Serves{Unnamed: true}, silent)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +130,7 @@ func TestClusterServesPoolsThatAreNotInOrder(t *testing.T) {
 	f := New(Options{Metrics: telemetry.NewMetrics(registry)})
 	var log lockedBuffer
 	source, err := NewCluster(fake.NewClientset(podOf("a", "10.244.0.1", corev1.ConditionTrue)), newInferenceClient(p),
-		f, slog.New(slog.NewTextHandler(&log, nil)))
+		f, Serves{Unnamed: true}, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,6 +169,107 @@ func TestClusterServesPoolsThatAreNotInOrder(t *testing.T) {
 	if log.String() != before {
 		t.Errorf("the same faults are told again: %s", strings.TrimPrefix(log.String(), before))
 	}
+}
+
+// A pool is taken on by the picker that it names, and by nobody else: another picker's has no state, no series and no
+// scrapes. A change of its reference brings it and takes it away.
+func TestClusterServesItsOwnPools(t *testing.T) {
+	const own, unnamed, foreign, elsewhere = "own", "unnamed", "foreign", "not-a-service"
+	refs := map[string]*inferencev1.EndpointPickerRef{
+		own:       {Name: "picker", Port: &inferencev1.Port{Number: 9002}},
+		unnamed:   nil,
+		foreign:   {Name: "llama-epp", Port: &inferencev1.Port{Number: 9002}},
+		elsewhere: {Kind: "Picker", Name: "picker"},
+	}
+	for name, tt := range map[string]struct {
+		serves Serves
+		want   []string
+	}{
+		"the default picker":           {Serves{Services: []types.NamespacedName{{Namespace: "models", Name: "picker"}}, Unnamed: true}, []string{own, unnamed}},
+		"a picker that pools name":     {Serves{Services: []types.NamespacedName{{Namespace: "models", Name: "picker"}}}, []string{own}},
+		"of one name elsewhere":        {Serves{Services: []types.NamespacedName{{Namespace: "inference-system", Name: "picker"}}, Unnamed: true}, []string{unnamed}},
+		"several Services of a picker": {Serves{Services: []types.NamespacedName{{Namespace: "models", Name: "llama-epp"}, {Namespace: "models", Name: "picker"}}}, []string{foreign, own}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var pools []runtime.Object
+			for pool, ref := range refs {
+				p := inferencePool(pool, map[string]string{"app": pool}, 8000)
+				p.Spec.EndpointPickerRef = ref
+				pools = append(pools, p)
+			}
+			registry := prometheus.NewRegistry()
+			f := New(Options{Metrics: telemetry.NewMetrics(registry)})
+			source, err := NewCluster(fake.NewClientset(), newInferenceClient(pools...), f, tt.serves, silent)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			source.Run(ctx, stop) // ends as soon as it is synced
+			if diff := cmp.Diff(tt.want, namesOf(f)); diff != "" {
+				t.Errorf("pools (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tt.want, poolsWithSeries(t, registry)); diff != "" {
+				t.Errorf("pools with series (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestClusterFollowsAPoolsPicker(t *testing.T) {
+	p := inferencePool("llama", map[string]string{"app": "llama"}, 8000)
+	inference := newInferenceClient(p)
+	f, _ := newFleet(t)
+	source, err := NewCluster(fake.NewClientset(podOf("a", "10.244.0.1", corev1.ConditionTrue)), inference, f, Serves{Unnamed: true}, silent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { source.Run(ctx, func() {}) })
+	defer running.Wait()
+	defer stop()
+	eventually(t, "the pool", func() bool { return f.Pool(llama) != nil })
+	for _, change := range []struct {
+		to    *inferencev1.EndpointPickerRef
+		known bool
+	}{{&inferencev1.EndpointPickerRef{Name: "llama-epp", Port: &inferencev1.Port{Number: 9002}}, false}, {nil, true}} {
+		next := p.DeepCopy()
+		next.Spec.EndpointPickerRef = change.to
+		if _, err := inference.InferenceV1().InferencePools("models").Update(ctx, next, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the change of the pool's picker", func() bool { return (f.Pool(llama) != nil) == change.known })
+	}
+}
+
+func namesOf(f *Fleet) []string {
+	var out []string
+	for _, name := range f.Names() {
+		out = append(out, name.Name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// poolsWithSeries are the names of all pools that any series is of.
+func poolsWithSeries(t *testing.T, registry *prometheus.Registry) []string {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, family := range families {
+		for _, m := range family.GetMetric() {
+			for _, label := range m.GetLabel() {
+				if label.GetName() == "pool" && label.GetValue() != "" {
+					out = append(out, strings.TrimPrefix(label.GetValue(), "models/"))
+				}
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 func TestStripKeepsWhatMakesEndpoints(t *testing.T) {

@@ -320,6 +320,28 @@ func TestSpans(t *testing.T) {
 	}
 }
 
+// A client's text takes little room in a span and in the log, however long it is.
+func TestLongTextsAreClipped(t *testing.T) {
+	long := strings.Repeat("m", 1<<19)
+	spans, log := tracetest.NewSpanRecorder(), &safeLog{}
+	tracer := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans)).Tracer("test")
+	w := newWorldWith(t, fleet.Options{Seed: 1},
+		Options{Tracer: tracer, Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))}, fourEndpoints...)
+	x := w.open(t, llama, withModes(partial, none))
+	x.send(requestHeaders(false))
+	x.recv()
+	x.send(requestBody([]byte(`{"model":"`+long+`","prompt":"x"}`), true))
+	picked(t, x.recv())
+	for _, a := range spans.Ended()[0].Attributes() {
+		if got := len(a.Value.String()); got > textLimit {
+			t.Errorf("attribute %s has %d bytes, want at most %d", a.Key, got, textLimit)
+		}
+	}
+	if log.has(strings.Repeat("m", textLimit+1)) {
+		t.Errorf("the log has more than %d bytes of the model's name", textLimit)
+	}
+}
+
 // A span whose call goes away before the pick ends too.
 func TestSpanOfACallThatVanishes(t *testing.T) {
 	spans := tracetest.NewSpanRecorder()

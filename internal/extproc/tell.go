@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -33,13 +34,13 @@ func (s *Server) tellFault(pool string, fault any) {
 
 func (x *session) tellPick(took time.Duration) {
 	if log := x.server.options.Log; log.Enabled(context.Background(), slog.LevelDebug) {
-		log.Debug("picked", "pool", x.pool, "path", x.path, "model", x.facts.Model, "endpoints", string(x.endpoints),
+		log.Debug("picked", "pool", x.pool, "path", clipped(x.path), "model", clipped(x.facts.Model), "endpoints", string(x.endpoints),
 			"promptTokens", x.reservation.PromptTokens, "cachedTokens", x.reservation.CachedTokens,
 			"subset", x.subset.Given, "took", took)
 	}
 	if x.span != nil {
 		x.span.SetAttributes(
-			attribute.String("gen_ai.request.model", x.facts.Model),
+			attribute.String("gen_ai.request.model", clipped(x.facts.Model)),
 			attribute.String("inference_waypoint.endpoints", string(x.endpoints)),
 			attribute.Int("inference_waypoint.prompt_tokens", x.reservation.PromptTokens),
 			attribute.Int("inference_waypoint.cached_tokens", x.reservation.CachedTokens),
@@ -47,6 +48,12 @@ func (x *session) tellPick(took time.Duration) {
 		x.endSpan()
 	}
 }
+
+// textLimit bounds, in bytes, what a client's own text takes in a span or a log.
+const textLimit = 512
+
+// clipped cuts no character in two: exporters refuse spans whose text is not UTF-8.
+func clipped(text string) string { return strings.ToValidUTF8(text[:min(len(text), textLimit)], "") }
 
 func (x *session) tellRefusal() {
 	x.server.options.Log.Warn("refused a call", "pool", x.pool, "reason", string(x.refused.Reason), "message", x.refused.Message)

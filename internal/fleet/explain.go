@@ -56,33 +56,58 @@ type Cost struct {
 // Explain tells why a call would go where it would go now; nothing is reserved. The error is a *refusal.Error, as
 // Pick's is.
 func (p *Pool) Explain(facts *inferencereq.Facts, subset *Subset, session string) (*Explanation, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	call := selection.Call{Facts: facts, Session: sessionKey(session)}
-	now := p.clock()
-	if err := p.look(&call, subset, now); err != nil {
+	ranked, err := p.lookRanked(&call, subset)
+	if err != nil {
 		return nil, err
 	}
-	return p.explain(&call, now), nil
+	return p.explain(facts, ranked), nil
 }
 
-func (p *Pool) explain(call *selection.Call, now time.Duration) *Explanation {
-	reasons := selection.Explain(call, &p.view, now)
-	slices.SortStableFunc(reasons, selection.Reason.Compare)
-	out := &Explanation{
-		Pool: p.name.String(), Model: call.Facts.Model,
-		PromptTokens: call.Facts.PromptTokens(), PromptBlocks: len(call.Facts.Blocks),
-		Candidates: make([]Candidate, 0, len(reasons)),
+func (p *Pool) lookRanked(call *selection.Call, subset *Subset) ([]ranked, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.clock()
+	if err := p.look(call, subset, now); err != nil {
+		return nil, err
 	}
-	for _, r := range reasons {
-		out.Candidates = append(out.Candidates, p.candidate(r))
+	return p.rank(call, now), nil
+}
+
+// ranked is an endpoint with the numbers of its place, in no order yet.
+type ranked struct {
+	endpoint string
+	reason   selection.Reason
+}
+
+// rank takes down what an explanation is made of. The pool's mutex is held, so it copies numbers and does no more.
+func (p *Pool) rank(call *selection.Call, now time.Duration) []ranked {
+	reasons := selection.Explain(call, &p.view, now)
+	out := make([]ranked, len(reasons))
+	for i, r := range reasons {
+		out[i] = ranked{endpoint: p.slots[r.Endpoint].text, reason: r}
 	}
 	return out
 }
 
-func (p *Pool) candidate(r selection.Reason) Candidate {
+// explain puts what was taken down in order and into words. The pool's mutex is not held.
+func (p *Pool) explain(facts *inferencereq.Facts, rows []ranked) *Explanation {
+	slices.SortStableFunc(rows, func(a, b ranked) int { return a.reason.Compare(b.reason) })
+	out := &Explanation{
+		Pool: p.name.String(), Model: facts.Model,
+		PromptTokens: facts.PromptTokens(), PromptBlocks: len(facts.Blocks),
+		Candidates: make([]Candidate, 0, len(rows)),
+	}
+	for _, row := range rows {
+		out.Candidates = append(out.Candidates, row.candidate())
+	}
+	return out
+}
+
+func (row *ranked) candidate() Candidate {
+	r := &row.reason
 	c := Candidate{
-		Endpoint: p.slots[r.Endpoint].text, Class: r.Class, AdapterState: r.AdapterState,
+		Endpoint: row.endpoint, Class: r.Class, AdapterState: r.AdapterState,
 		CachedTokens: r.CachedTokens, UncachedTokens: r.UncachedTokens,
 		QueueTokens: math.Round(r.QueueTokens), TokensPerSec: math.Round(r.Rate),
 		InFlight: r.InFlight, Calls: rounded(r.Calls), FirstToken: rounded(r.Wait + r.Prefill),

@@ -27,13 +27,18 @@ type recentPick struct {
 	pick livestate.Pick // its time is still to be set
 }
 
-// due says whether a pick at a moment is to be kept.
-func (r *recent) due(now time.Duration) bool { return now >= r.next }
-
-// keep notes a pick of an endpoint, by the ranking at its moment.
-func (r *recent) keep(now time.Duration, endpoint string, why *Explanation) {
+// due says whether a pick at a moment is to be kept; those right after it then are not.
+func (r *recent) due(now time.Duration) bool {
+	if now < r.next {
+		return false
+	}
 	r.next = now + recentInterval
-	r.picks[r.made%recentPicks] = recentPick{at: now, pick: describe(endpoint, why)}
+	return true
+}
+
+// keep notes a pick of a moment.
+func (r *recent) keep(at time.Duration, pick livestate.Pick) {
+	r.picks[r.made%recentPicks] = recentPick{at: at, pick: pick}
 	r.made++
 }
 

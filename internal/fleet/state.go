@@ -133,25 +133,42 @@ func (p *Pool) PickExplained(facts *inferencereq.Facts, subset *Subset, session 
 	return why, err
 }
 
-// pick is the one step: the choice, its reasons where they are wanted, and the reservation.
-func (p *Pool) pick(facts *inferencereq.Facts, subset *Subset, session string, r *Reservation, wanted bool) (why *Explanation, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// pick is the one step, and then, without the pool's mutex, the words for its reasons where somebody wants them.
+func (p *Pool) pick(facts *inferencereq.Facts, subset *Subset, session string, r *Reservation, wanted bool) (*Explanation, error) {
 	call := selection.Call{Facts: facts, Session: sessionKey(session)}
-	now := p.clock()
-	p.pace.asked(now)
-	if err := p.look(&call, subset, now); err != nil {
+	rows, keep, at, err := p.choose(&call, subset, r, wanted)
+	if err != nil || rows == nil {
 		return nil, err
 	}
-	kept := p.recent.due(now)
-	if wanted || kept {
-		why = p.explain(&call, now)
+	why := p.explain(facts, rows)
+	if keep {
+		p.keepRecent(at, r.texts[0], why)
+	}
+	if !wanted {
+		return nil, nil
+	}
+	return why, nil
+}
+
+// choose is the one step: the choice, the numbers behind it where they are wanted or the pick is one to keep, and the
+// reservation.
+func (p *Pool) choose(call *selection.Call, subset *Subset, r *Reservation, wanted bool) (rows []ranked, keep bool, now time.Duration, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now = p.clock()
+	p.pace.asked(now)
+	if err := p.look(call, subset, now); err != nil {
+		return nil, false, now, err
+	}
+	keep = p.recent.due(now)
+	if wanted || keep {
+		rows = p.rank(call, now)
 	}
 	var choices [selection.Choices]selection.Choice
-	n := selection.Pick(&call, &p.view, now, p.rnd, &choices)
+	n := selection.Pick(call, &p.view, now, p.rnd, &choices)
 	*r = Reservation{
 		pool:         p,
-		hold:         p.reserve(&call, &choices[0], now),
+		hold:         p.reserve(call, &choices[0], now),
 		picked:       n,
 		PromptTokens: choices[0].Cached + choices[0].Uncached,
 		CachedTokens: choices[0].Cached,
@@ -160,13 +177,14 @@ func (p *Pool) pick(facts *inferencereq.Facts, subset *Subset, session string, r
 		r.texts[i] = p.slots[c.Endpoint].text
 	}
 	p.metrics.RequestStarted()
-	if kept {
-		p.recent.keep(now, r.texts[0], why)
-	}
-	if !wanted {
-		why = nil
-	}
-	return why, nil
+	return rows, keep, now, nil
+}
+
+func (p *Pool) keepRecent(at time.Duration, endpoint string, why *Explanation) {
+	pick := describe(endpoint, why)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.recent.keep(at, pick)
 }
 
 func sessionKey(session string) uint64 {

@@ -39,6 +39,11 @@ func NewTracer(ctx context.Context, service string, log *slog.Logger) (tracer tr
 		return nil, stop, fmt.Errorf("describing the source of traces: %w", err)
 	}
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("tracing failed", "error", err) }))
-	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(from))
+	options := []sdktrace.TracerProviderOption{sdktrace.WithBatcher(exporter), sdktrace.WithResource(from)}
+	if os.Getenv("OTEL_TRACES_SAMPLER") == "" {
+		// OpenTelemetry's own default samples every call whose caller does not trace.
+		options = append(options, sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.NeverSample())))
+	}
+	provider := sdktrace.NewTracerProvider(options...)
 	return provider.Tracer("github.com/inference-waypoint/inference-waypoint"), provider.Shutdown, nil
 }

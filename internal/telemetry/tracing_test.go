@@ -4,10 +4,12 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	collectorv1 "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
 )
@@ -65,14 +67,18 @@ func TestTracer(t *testing.T) {
 		env  map[string]string
 		want []string
 	}{
-		"all traces": {
-			map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "collector"}, []string{"inference-picker work"},
+		"all telemetry's endpoint": {
+			map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "collector"}, []string{"inference-picker of a caller's trace"},
 		},
 		"traces alone": {
-			map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "collector"}, []string{"inference-picker work"},
+			map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "collector"}, []string{"inference-picker of a caller's trace"},
 		},
 		"another name": {
-			map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "collector", "OTEL_SERVICE_NAME": "mine"}, []string{"mine work"},
+			map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "collector", "OTEL_SERVICE_NAME": "mine"}, []string{"mine of a caller's trace"},
+		},
+		"all samples": {
+			map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "collector", "OTEL_TRACES_SAMPLER": "parentbased_always_on"},
+			[]string{"inference-picker of a caller's trace", "inference-picker of no trace"},
 		},
 		"no samples": {
 			map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "collector", "OTEL_TRACES_SAMPLER": "always_off"}, nil,
@@ -91,8 +97,14 @@ func TestTracer(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, span := tracer.Start(t.Context(), "work")
-			span.End()
+			for name, parent := range map[string]trace.SpanContextConfig{
+				"of no trace":                 {},
+				"of a caller's trace":         {TraceID: trace.TraceID{1}, SpanID: trace.SpanID{1}, TraceFlags: trace.FlagsSampled, Remote: true},
+				"of a trace that is not kept": {TraceID: trace.TraceID{1}, SpanID: trace.SpanID{1}, Remote: true},
+			} {
+				_, span := tracer.Start(trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(parent)), name)
+				span.End()
+			}
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
 			if err := stop(ctx); err != nil {
@@ -100,7 +112,7 @@ func TestTracer(t *testing.T) {
 			}
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			if len(c.spans) != len(tt.want) || len(tt.want) > 0 && c.spans[0] != tt.want[0] {
+			if slices.Sort(c.spans); !slices.Equal(c.spans, tt.want) {
 				t.Errorf("the collector has %q, want %q", c.spans, tt.want)
 			}
 		})

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,8 +36,7 @@ type Fleet struct {
 	mu      sync.Mutex // serialises writers of pools
 	made    uint64     // pools made so far
 	scraper Scraper    // nil where nobody reads endpoints
-	// members finds the pools of an endpoint; it is replaced as a whole.
-	members atomic.Pointer[map[netip.AddrPort][]*Pool]
+	members members
 }
 
 // New makes a fleet without pools.
@@ -52,7 +50,6 @@ func New(o Options) *Fleet {
 	}
 	f := &Fleet{options: o}
 	f.pools.Store(&map[types.NamespacedName]*Pool{})
-	f.members.Store(&map[netip.AddrPort][]*Pool{})
 	return f
 }
 
@@ -64,8 +61,10 @@ func (f *Fleet) Pool(name types.NamespacedName) *Pool { return (*f.pools.Load())
 func (f *Fleet) SetPool(p pool.Pool, endpoints []pool.Endpoint) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.ensure(p.Name).setEndpoints(endpoints) {
-		f.membersChanged()
+	known := f.ensure(p.Name)
+	before := known.Endpoints()
+	if known.setEndpoints(endpoints) {
+		f.membersChanged(known, before, known.Endpoints())
 	}
 }
 
@@ -73,8 +72,9 @@ func (f *Fleet) SetPool(p pool.Pool, endpoints []pool.Endpoint) {
 func (f *Fleet) Configure(name types.NamespacedName, settings Settings) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.ensure(name).configure(settings) {
-		f.membersChanged()
+	known := f.ensure(name)
+	if known.configure(settings) {
+		f.readAgain(addressesIn(known.Endpoints()))
 	}
 }
 
@@ -93,12 +93,13 @@ func (f *Fleet) ensure(name types.NamespacedName) *Pool {
 func (f *Fleet) RemovePool(name types.NamespacedName) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.Pool(name) == nil {
+	known := f.Pool(name)
+	if known == nil {
 		return
 	}
 	f.swap(func(pools map[types.NamespacedName]*Pool) { delete(pools, name) })
 	f.options.Metrics.DropPool(name.String())
-	f.membersChanged()
+	f.membersChanged(known, known.Endpoints(), nil)
 }
 
 // Names lists the pools, in no order.

@@ -49,7 +49,7 @@ func (p *Pool) Pace() time.Duration {
 // Pace is the time after which a new reading of an endpoint is of use to the busiest of its pools.
 func (f *Fleet) Pace(endpoint netip.AddrPort) time.Duration {
 	shortest := restInterval
-	for _, p := range (*f.members.Load())[canonical(endpoint)] {
+	for _, p := range f.members.of(endpoint) {
 		shortest = min(shortest, p.Pace())
 	}
 	return shortest

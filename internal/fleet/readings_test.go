@@ -145,9 +145,93 @@ type targets struct {
 	err error
 }
 
-func (s *targets) Set(t map[netip.AddrPort]modelmetrics.Target) error {
-	s.set = maps.Clone(t)
+func (s *targets) Update(t map[netip.AddrPort]modelmetrics.Target, gone []netip.AddrPort) error {
+	if s.set == nil {
+		s.set = map[netip.AddrPort]modelmetrics.Target{}
+	}
+	maps.Copy(s.set, t)
+	for _, e := range gone {
+		delete(s.set, e)
+	}
 	return s.err
+}
+
+// Of two pools that read a common endpoint differently the first by name decides, whichever came first, and the other once
+// that one has left.
+func TestFirstPoolDecidesHowACommonEndpointIsRead(t *testing.T) {
+	path := func(p string) Settings {
+		s := DefaultSettings()
+		s.MetricsPath = p
+		return s
+	}
+	a, b := types.NamespacedName{Namespace: "models", Name: "a"}, types.NamespacedName{Namespace: "models", Name: "b"}
+	for name, order := range map[string][]types.NamespacedName{"first by name comes first": {a, b}, "first by name comes last": {b, a}} {
+		t.Run(name, func(t *testing.T) {
+			f := New(Options{Metrics: telemetry.NewMetrics(prometheus.NewRegistry())})
+			scraper := &targets{}
+			f.ReadBy(scraper)
+			for _, name := range order {
+				f.Configure(name, path("/"+name.Name))
+				f.SetPool(pool.Pool{Name: name}, numbered(1))
+			}
+			check := func(want string) {
+				t.Helper()
+				if got := scraper.set[addressOf("10.0.0.1:8000")].URL; got != want {
+					t.Errorf("it is read at %q, want %q", got, want)
+				}
+			}
+			check("http://10.0.0.1:8000/a")
+			f.Configure(a, path("/other"))
+			check("http://10.0.0.1:8000/other")
+			f.SetPool(pool.Pool{Name: a}, nil)
+			check("http://10.0.0.1:8000/b")
+			f.RemovePool(b)
+			check("")
+		})
+	}
+}
+
+// BenchmarkPoolsAtStart is all pools of a cluster becoming known, each with 10 endpoints, while a scraper is told of them.
+func BenchmarkPoolsAtStart(b *testing.B) {
+	for _, pools := range []int{100, 1000} {
+		b.Run(fmt.Sprint("pools=", pools), func(b *testing.B) {
+			for b.Loop() {
+				f := New(Options{Metrics: telemetry.NewMetrics(prometheus.NewRegistry())})
+				f.ReadBy(&targets{})
+				for n := range pools {
+					name := types.NamespacedName{Namespace: "models", Name: fmt.Sprint(n)}
+					f.Configure(name, DefaultSettings())
+					f.SetPool(pool.Pool{Name: name}, tenOf(n))
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkPodEvent is one of 1,000 pools with 10 endpoints each losing one and getting it back.
+func BenchmarkPodEvent(b *testing.B) {
+	f := New(Options{Metrics: telemetry.NewMetrics(prometheus.NewRegistry())})
+	f.ReadBy(&targets{})
+	names := make([]types.NamespacedName, 1000)
+	for n := range names {
+		names[n] = types.NamespacedName{Namespace: "models", Name: fmt.Sprint(n)}
+		f.SetPool(pool.Pool{Name: names[n]}, tenOf(n))
+	}
+	all := tenOf(7)
+	for b.Loop() {
+		f.SetPool(pool.Pool{Name: names[7]}, all[1:])
+		f.SetPool(pool.Pool{Name: names[7]}, all)
+	}
+}
+
+// tenOf are the 10 endpoints of the n-th pool.
+func tenOf(n int) []pool.Endpoint {
+	out := make([]pool.Endpoint, 10)
+	for i := range out {
+		address := netip.AddrFrom4([4]byte{10, byte(n >> 8), byte(n), byte(i)})
+		out[i] = pool.Endpoint{Pod: fmt.Sprint(i), Address: netip.AddrPortFrom(address, 8000)}
+	}
+	return out
 }
 
 func TestScraperIsToldOfEndpoints(t *testing.T) {

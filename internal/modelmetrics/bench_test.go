@@ -122,7 +122,7 @@ func BenchmarkScraper(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer s.Close()
-	if err := s.Set(targets); err != nil {
+	if err := s.Update(targets, nil); err != nil {
 		b.Fatal(err)
 	}
 	time.Sleep(time.Second) // connections are made

@@ -22,8 +22,8 @@ type Target struct {
 }
 
 // Sink takes what the scraper finds out. Its methods are called from many goroutines, but of one endpoint never two at
-// once; they hold up that endpoint's next scrape. They may come once more, late, for an endpoint that Set has just
-// taken away.
+// once; they hold up that endpoint's next scrape. They may come once more, late, for an endpoint that Update
+// has just taken away.
 type Sink interface {
 	// Scraped takes the reading of an endpoint.
 	Scraped(endpoint netip.AddrPort, r Reading)
@@ -69,32 +69,37 @@ func New(options Options, sink Sink) (*Scraper, error) {
 	return s, nil
 }
 
-// Set says which endpoints there are. Those that are there already, and whose target is the same, go on undisturbed;
-// the others are read within MinInterval. The error tells of targets that have no usable URL: they are left out, the
-// others are set. After Close it does nothing.
-func (s *Scraper) Set(targets map[netip.AddrPort]Target) error {
+// Update says where endpoints are read from now on, and which are not read any more; others stay as they are. Those that
+// are there already, and whose target is the same, go on undisturbed; the others are read within MinInterval. The error
+// tells of targets that have no usable URL: they are left out, the others are set. After Close it does nothing.
+func (s *Scraper) Update(targets map[netip.AddrPort]Target, gone []netip.AddrPort) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil
 	}
-	for endpoint, t := range s.targets {
-		if now, ok := targets[endpoint]; !ok || now != t.Target {
-			t.cancel()
-			delete(s.targets, endpoint)
-		}
+	for _, endpoint := range gone {
+		s.stop(endpoint)
 	}
 	var errs []error
-	s.interval.Store(int64(s.options.Interval(len(targets))))
 	for _, endpoint := range slices.SortedFunc(maps.Keys(targets), netip.AddrPort.Compare) {
-		if _, ok := s.targets[endpoint]; ok {
+		if known, ok := s.targets[endpoint]; ok && known.Target == targets[endpoint] {
 			continue
 		}
+		s.stop(endpoint)
 		if err := s.start(endpoint, targets[endpoint]); err != nil {
 			errs = append(errs, fmt.Errorf("endpoint %s: %w", endpoint, err))
 		}
 	}
+	s.interval.Store(int64(s.options.Interval(len(s.targets))))
 	return errors.Join(errs...)
+}
+
+func (s *Scraper) stop(endpoint netip.AddrPort) {
+	if t, ok := s.targets[endpoint]; ok {
+		t.cancel()
+		delete(s.targets, endpoint)
+	}
 }
 
 func (s *Scraper) start(endpoint netip.AddrPort, what Target) error {

@@ -118,7 +118,21 @@ func set(t *testing.T, s *Scraper, urls ...string) {
 	for i, url := range urls {
 		targets[endpoint(i)] = Target{URL: url}
 	}
-	if err := s.Set(targets); err != nil {
+	update(t, s, targets)
+}
+
+// update has exactly these endpoints read.
+func update(t *testing.T, s *Scraper, targets map[netip.AddrPort]Target) {
+	t.Helper()
+	var gone []netip.AddrPort
+	s.mu.Lock()
+	for e := range s.targets {
+		if _, ok := targets[e]; !ok {
+			gone = append(gone, e)
+		}
+	}
+	s.mu.Unlock()
+	if err := s.Update(targets, gone); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -337,9 +351,7 @@ func TestTargetsComeAndGo(t *testing.T) {
 		start := time.Now()
 		sink.await(t, "a reading of the newest", func(e event) bool { return e.endpoint == last && e.err == nil && e.at.After(start) })
 	}
-	if err := s.Set(nil); err != nil {
-		t.Fatal(err)
-	}
+	update(t, s, nil)
 	awaitGoroutines(t, before)
 
 	set(t, s, server.URL)
@@ -365,7 +377,7 @@ func awaitGoroutines(t *testing.T, most int) {
 	}
 }
 
-func TestSetChangesATarget(t *testing.T) {
+func TestUpdateChangesATarget(t *testing.T) {
 	one, other := serve(t, answer(load)), serve(t, answer("sglang:num_running_reqs 1\nsglang:num_queue_reqs 0\nsglang:token_usage 0\n"))
 	sink := newRecorder()
 	s := newScraper(t, quick(), sink)
@@ -373,22 +385,20 @@ func TestSetChangesATarget(t *testing.T) {
 	sink.await(t, "a reading of the one", func(e event) bool { return e.reading.Engine == VLLM })
 	set(t, s, other.URL)
 	sink.await(t, "a reading of the other", func(e event) bool { return e.reading.Engine == SGLang })
-	if err := s.Set(map[netip.AddrPort]Target{endpoint(0): {URL: other.URL, Engine: VLLM}}); err != nil {
-		t.Fatal(err)
-	}
+	update(t, s, map[netip.AddrPort]Target{endpoint(0): {URL: other.URL, Engine: VLLM}})
 	sink.await(t, "no engine of that name", func(e event) bool { return errors.Is(e.err, ErrNoEngine) })
 }
 
-func TestSetRefusesURLs(t *testing.T) {
+func TestUpdateRefusesURLs(t *testing.T) {
 	server := serve(t, answer(load))
 	sink := newRecorder()
 	s := newScraper(t, quick(), sink)
-	err := s.Set(map[netip.AddrPort]Target{
+	err := s.Update(map[netip.AddrPort]Target{
 		endpoint(0): {URL: "ftp://10.0.0.1/metrics"},
 		endpoint(1): {URL: "http://10.0.0.1:port/metrics"},
 		endpoint(2): {URL: ""},
 		endpoint(3): {URL: server.URL},
-	})
+	}, nil)
 	for i := range 3 {
 		if err == nil || !strings.Contains(err.Error(), endpoint(i).String()) {
 			t.Errorf("error does not tell of %s: %v", endpoint(i), err)

@@ -84,13 +84,12 @@ func BenchmarkFetch(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer fetcher.close()
-	buffers := make(chan []byte, 1)
-	buffers <- nil
+	shared := newRooms(1)
 	parser := NewParser(Detect)
 	b.ReportAllocs()
 	before := cpu()
 	for b.Loop() {
-		err := fetcher.fetch(context.Background(), buffers, func(page []byte) error {
+		err := fetcher.fetch(context.Background(), shared, func(page []byte) error {
 			_, err := parser.Parse(page, now)
 			return err
 		})

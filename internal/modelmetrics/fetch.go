@@ -8,16 +8,18 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 )
 
 // MaxPage is how many bytes of a page are read; what comes behind is left unread, at the price of the connection.
 const MaxPage = 4 << 20
 
-// Buffers begin with room for an ordinary page, and are not kept when a page has made them larger than keptBuffer.
+// Buffers begin with newBuffer and double. Those up to ordinaryPage are kept for other pages, and as many can be in use as
+// there are endpoints; of larger ones only so many as pages may be parsed at once.
 const (
-	newBuffer  = 64 << 10
-	keptBuffer = 512 << 10
+	newBuffer    = 64 << 10
+	ordinaryPage = 512 << 10
 )
 
 // StatusError is of an answer with another status than 200.
@@ -60,8 +62,34 @@ func newFetcher(url string, dial dialFunc) (*fetcher, error) {
 	}, nil
 }
 
-// fetch asks for the page and has it read with a buffer that is free. The page is the callback's only until it returns.
-func (f *fetcher) fetch(ctx context.Context, buffers chan []byte, read func(page []byte) error) error {
+// rooms are what the pages of all endpoints share.
+type rooms struct {
+	buffers sync.Pool     // of *[]byte, for ordinary pages
+	large   chan struct{} // one for each page longer than ordinaryPage, while it comes
+	parsing chan struct{} // one for each page that is parsed
+}
+
+func newRooms(concurrency int) *rooms {
+	return &rooms{
+		buffers: sync.Pool{New: func() any { return new(make([]byte, newBuffer)) }},
+		large:   make(chan struct{}, concurrency),
+		parsing: make(chan struct{}, concurrency),
+	}
+}
+
+// take waits for its turn.
+func take(ctx context.Context, turns chan struct{}) error {
+	select {
+	case turns <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for other pages to be read: %w", ctx.Err())
+	}
+}
+
+// fetch asks for the page and has it read. The page is the callback's only until it returns. However slowly a page comes,
+// it holds up no other one: pages wait for each other once they are there, and only large ones while they come.
+func (f *fetcher) fetch(ctx context.Context, shared *rooms, read func(page []byte) error) error {
 	response, err := f.transport.RoundTrip(f.request.WithContext(ctx))
 	if err != nil {
 		return err
@@ -70,28 +98,35 @@ func (f *fetcher) fetch(ctx context.Context, buffers chan []byte, read func(page
 	if response.StatusCode != http.StatusOK {
 		return StatusError(response.StatusCode)
 	}
-	select {
-	case buffer := <-buffers:
-		page, err := readPage(response.Body, buffer)
-		if err == nil {
-			err = read(page)
+	buffer := shared.buffers.Get().(*[]byte)
+	defer shared.buffers.Put(buffer)
+	large := false
+	defer func() {
+		if large {
+			<-shared.large
 		}
-		if cap(page) > keptBuffer {
-			page = nil
-		}
-		buffers <- page
+	}()
+	page, err := readPage(response.Body, *buffer, func() error {
+		err := take(ctx, shared.large)
+		large = err == nil
 		return err
-	case <-ctx.Done():
-		return fmt.Errorf("waiting for other pages to be read: %w", ctx.Err())
+	})
+	if !large {
+		*buffer = page[:cap(page)] // it may have grown
 	}
+	if err != nil {
+		return err
+	}
+	if err := take(ctx, shared.parsing); err != nil {
+		return err
+	}
+	defer func() { <-shared.parsing }()
+	return read(page)
 }
 
-// readPage reads into the buffer up to the page's end, or up to the last whole line of MaxPage bytes.
-func readPage(body io.Reader, buffer []byte) ([]byte, error) {
-	if cap(buffer) == 0 {
-		buffer = make([]byte, newBuffer)
-	}
-	buffer = buffer[:cap(buffer)]
+// readPage reads into the buffer up to the page's end, or up to the last whole line of MaxPage bytes. It asks for leave
+// before it takes a room for more than an ordinary page.
+func readPage(body io.Reader, buffer []byte, leave func() error) ([]byte, error) {
 	for n := 0; ; {
 		got, err := body.Read(buffer[n:])
 		n += got
@@ -103,7 +138,12 @@ func readPage(body io.Reader, buffer []byte) ([]byte, error) {
 		case n >= MaxPage:
 			return buffer[:bytes.LastIndexByte(buffer[:n], '\n')+1], nil
 		case n == len(buffer):
-			larger := make([]byte, min(2*len(buffer), MaxPage))
+			if n == ordinaryPage {
+				if err := leave(); err != nil {
+					return buffer[:n], err
+				}
+			}
+			larger := make([]byte, 2*len(buffer))
 			copy(larger, buffer)
 			buffer = larger
 		}

@@ -15,8 +15,8 @@ type Options struct {
 	Rate float64
 	// Timeout is the time that one scrape may take, from the connection to the page's last byte.
 	Timeout time.Duration
-	// Concurrency is how many pages are read at the same time. Endpoints that have been asked and have not begun to
-	// answer do not count.
+	// Concurrency is how many pages are parsed at the same time, and how many longer than 512 KiB come at the same time.
+	// Endpoints that have been asked and have not answered yet do not count.
 	Concurrency int
 }
 

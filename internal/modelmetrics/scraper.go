@@ -38,11 +38,10 @@ type Sink interface {
 // Scraper reads a fleet's endpoints again and again, each in a goroutine of its own. Its methods may be called at any
 // time, from any goroutine.
 type Scraper struct {
-	options Options
-	sink    Sink
-	dial    dialFunc
-	// buffers are for pages; that there are only so many bounds how many pages are read at the same time.
-	buffers  chan []byte
+	options  Options
+	sink     Sink
+	dial     dialFunc
+	rooms    *rooms
 	interval atomic.Int64 // time.Duration
 
 	mu      sync.Mutex
@@ -56,17 +55,13 @@ func New(options Options, sink Sink) (*Scraper, error) {
 	if err := options.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Scraper{
+	return &Scraper{
 		options: options,
 		sink:    sink,
 		dial:    defaultDial(),
-		buffers: make(chan []byte, options.Concurrency),
+		rooms:   newRooms(options.Concurrency),
 		targets: map[netip.AddrPort]*target{},
-	}
-	for range options.Concurrency {
-		s.buffers <- nil // made by the first who needs it
-	}
-	return s, nil
+	}, nil
 }
 
 // Update says where endpoints are read from now on, and which are not read any more; others stay as they are. Those that
@@ -158,7 +153,7 @@ func (t *target) scrape(ctx context.Context, now time.Time) {
 	deadline, cancel := context.WithTimeout(ctx, t.scraper.options.Timeout)
 	defer cancel()
 	var reading Reading
-	err := t.fetcher.fetch(deadline, t.scraper.buffers, func(page []byte) (err error) {
+	err := t.fetcher.fetch(deadline, t.scraper.rooms, func(page []byte) (err error) {
 		reading, err = t.parser.Parse(page, now)
 		return err
 	})

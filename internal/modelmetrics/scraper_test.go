@@ -303,36 +303,80 @@ func TestScrapeHugePage(t *testing.T) {
 
 func TestReadPageCutsAtALine(t *testing.T) {
 	line := "vllm:num_requests_running 123456789\n"
-	page, err := readPage(strings.NewReader(strings.Repeat(line, MaxPage/len(line)+10)), nil)
+	page, err := readPage(strings.NewReader(strings.Repeat(line, MaxPage/len(line)+10)), make([]byte, newBuffer), noLeave)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if want := MaxPage / len(line) * len(line); len(page) != want {
 		t.Errorf("%d bytes, want %d", len(page), want)
 	}
-	if page, err := readPage(strings.NewReader(strings.Repeat("x", 2*MaxPage)), nil); len(page) != 0 || err != nil {
+	if page, err := readPage(strings.NewReader(strings.Repeat("x", 2*MaxPage)), make([]byte, newBuffer), noLeave); len(page) != 0 || err != nil {
 		t.Errorf("a line without end gives %d bytes, %v", len(page), err)
 	}
 }
 
-// TestHangingPagesHoldUpOthersAWhile has one page hang where only one is read at a time.
-func TestHangingPagesHoldUpOthersAWhile(t *testing.T) {
-	hanging := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		_ = http.NewResponseController(w).Flush()
-		<-r.Context().Done()
-	})
-	well := serve(t, answer(load))
-	options := quick()
-	options.Concurrency = 1
-	options.Timeout = 100 * time.Millisecond
-	options.MaxInterval = time.Second
-	sink := newRecorder()
-	s := newScraper(t, options, sink)
-	set(t, s, hanging.URL, well.URL)
-	hung := false
-	sink.await(t, "a reading after a failure", func(e event) bool {
-		hung = hung || e.endpoint == endpoint(0)
-		return hung && e.endpoint == endpoint(1) && e.err == nil
+func noLeave() error { return nil }
+
+// Pages that come drop by drop hold up nobody else, however many pages may be parsed at a time, and end with a failure.
+func TestDrippingPagesHoldUpNobody(t *testing.T) {
+	for name, begin := range map[string]string{
+		"with nothing yet":   "",
+		"in an ordinary one": load,
+		"in a large one":     strings.Repeat("# HELP\n", ordinaryPage/7+1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			dripping := make(chan struct{}, 1)
+			drip := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				_, _ = w.Write([]byte(begin))
+				for {
+					if http.NewResponseController(w).Flush() != nil {
+						return
+					}
+					select {
+					case dripping <- struct{}{}:
+					default:
+					}
+					select {
+					case <-r.Context().Done():
+						return
+					case <-time.After(50 * time.Millisecond):
+						_, _ = w.Write([]byte("#"))
+					}
+				}
+			})
+			well := serve(t, answer(load))
+			options := quick()
+			options.Concurrency = 1
+			options.Timeout = time.Minute
+			sink := newRecorder()
+			s := newScraper(t, options, sink)
+			set(t, s, drip.URL, well.URL)
+			<-dripping
+			start, readings := time.Now(), 0
+			sink.await(t, "many readings beside the drip", func(e event) bool {
+				if e.endpoint == endpoint(0) {
+					t.Fatalf("the dripping page has ended with %v, which proves nothing of others", e.err)
+				}
+				if e.err == nil && e.at.After(start) {
+					readings++
+				}
+				return readings == 10
+			})
+		})
+	}
+	t.Run("told", func(t *testing.T) {
+		drip := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			for r.Context().Err() == nil {
+				_, _ = w.Write([]byte("#"))
+				_ = http.NewResponseController(w).Flush()
+				time.Sleep(time.Millisecond)
+			}
+		})
+		options := quick()
+		options.Timeout = 50 * time.Millisecond
+		sink := newRecorder()
+		set(t, newScraper(t, options, sink), drip.URL)
+		sink.await(t, "the failure", func(e event) bool { return errors.Is(e.err, context.DeadlineExceeded) })
 	})
 }
 

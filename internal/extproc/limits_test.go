@@ -231,20 +231,26 @@ func TestPartWhileAnswersPass(t *testing.T) {
 	const rounds, streams = 4, 500
 	for range rounds {
 		w := newWorld(t, fourEndpoints...)
-		var ready, done sync.WaitGroup
+		begin := make(chan struct{})
+		var passing, done sync.WaitGroup
 		for range streams {
 			x := w.open(t, llama, withModes(full, full))
 			x.send(requestHeaders(true))
 			picked(t, x.recv())
 			x.send(answerHeaders("200", false))
 			isContinue(t, x.recv(), "ResponseHeaders")
-			ready.Add(1)
+			passing.Add(1)
 			done.Go(func() {
+				<-begin
 				chunk := answerBody([]byte("data"), false)
-				for sent := 0; x.stream.Send(chunk) == nil; sent++ {
-					if sent == 2 {
-						ready.Done()
+				_ = x.stream.Send(chunk)
+				passing.Done()
+				for x.stream.Send(chunk) == nil {
+					if _, err := x.stream.Recv(); err != nil {
+						break
 					}
+				}
+				for { // what was sent back before the end
 					if _, err := x.stream.Recv(); err != nil {
 						if !errors.Is(err, io.EOF) {
 							t.Errorf("a stream ends with %v, want OK", err)
@@ -254,7 +260,8 @@ func TestPartWhileAnswersPass(t *testing.T) {
 				}
 			})
 		}
-		ready.Wait()
+		close(begin)
+		passing.Wait()
 		w.server.Part()
 		done.Wait()
 		w.quiet(t)

@@ -61,6 +61,12 @@ func newWorldWith(t testing.TB, ofFleet fleet.Options, o Options, endpoints ...s
 // serve runs a gRPC server on the loopback until the test ends, and returns a client of it.
 func serve(t testing.TB, register func(grpc.ServiceRegistrar), options ...grpc.ServerOption) extprocv3.ExternalProcessorClient {
 	t.Helper()
+	return dial(t, serveOnly(t, register, options...))
+}
+
+// serveOnly is serve without the client. It returns the server's address.
+func serveOnly(t testing.TB, register func(grpc.ServiceRegistrar), options ...grpc.ServerOption) string {
+	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -72,15 +78,20 @@ func serve(t testing.TB, register func(grpc.ServiceRegistrar), options ...grpc.S
 		defer close(done)
 		_ = server.Serve(listener) // it ends with the test
 	}()
-	conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
-		_ = conn.Close()
 		server.Stop()
 		<-done
 	})
+	return listener.Addr().String()
+}
+
+func dial(t testing.TB, address string, options ...grpc.DialOption) extprocv3.ExternalProcessorClient {
+	t.Helper()
+	conn, err := grpc.NewClient(address, append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
 	return extprocv3.NewExternalProcessorClient(conn)
 }
 

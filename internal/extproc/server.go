@@ -11,11 +11,13 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
@@ -33,7 +35,8 @@ type Options struct {
 	// Tracer makes a span of each pick; nil makes none.
 	Tracer trace.Tracer
 	// MaxStreams is how many streams, which are calls in flight, may be open at once; what is above is refused as
-	// overloaded. As many again may show answers; those above are not looked at. 0 sets no limit.
+	// overloaded. As many again may show answers; those above are not looked at. As many again may be open without a
+	// message; above that the oldest of them is ended. 0 sets no limit.
 	MaxStreams int
 	// MaxHeldBytes bounds what is held, of all calls together, of bodies that proxies stream to us before the pick.
 	// Where it is used up, calls are picked on the part of the body that is there. 0 sets no limit.
@@ -49,7 +52,9 @@ type Server struct {
 	overloaded *refusal.Error
 	sessions   sync.Pool
 	tails      sync.Pool
-	streams    atomic.Int64
+	streams    atomic.Int64 // calls: streams on which a message came
+	silent     patience     // with streams without a message
+	bodiless   patience     // with calls that are not decided on yet
 	shown      atomic.Int64 // streams that only show an answer
 	held       atomic.Int64 // bytes of bodies before the pick
 
@@ -64,7 +69,9 @@ func New(f *fleet.Fleet, o Options) *Server {
 		options: o,
 		overloaded: refusal.New(refusal.Overloaded,
 			"the endpoint picker has %d calls in flight, which is all that it may have", o.MaxStreams),
-		parted: make(chan struct{}),
+		silent:   patience{awaited: "headers", within: headersWithin, most: o.MaxStreams},
+		bodiless: patience{awaited: "body", within: bodyWithin},
+		parted:   make(chan struct{}),
 	}
 	s.sessions.New = func() any { return &session{server: s} }
 	s.tails.New = func() any { return new(tail) }
@@ -80,6 +87,10 @@ func (s *Server) Register(r grpc.ServiceRegistrar) { extprocv3.RegisterExternalP
 func ServerOptions(maxMessage int) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(newCodec()),
+		grpc.InTapHandle(makeTerminable),
+		// A proxy whose machine died says no goodbye, and TCP waits for hours. Its calls would count as load until then.
+		// Connections are not ended by age: a proxy opens a second one for that, and streams live on for minutes.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.MaxRecvMsgSize(maxMessage),
 		// A body of Envoy's default 1 MiB comes without waiting for a window; fixed windows also save the pings
 		// that would otherwise measure the bandwidth.

@@ -40,6 +40,9 @@ type session struct {
 	server  *Server
 	send    sender
 	pool    string
+	stream  *terminable
+	waiting waiting
+	counted bool // the stream has the room of a call
 	surplus bool // one more than may be
 
 	mu      sync.Mutex // held while a message is answered

@@ -48,13 +48,9 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 // until it has ended, for minutes, in a call of gRPC that only the proxy can end. So the session gets a goroutine of
 // its own by then, and this one stands ready to end the stream. An idle stream takes less than 14 KB all the same.
 func (s *Server) serve(stream extprocv3.ExternalProcessor_ProcessServer, name string) error {
-	open := s.streams.Add(1)
-	defer s.streams.Add(-1)
-
 	x := s.sessions.Get().(*session)
-	x.pool, x.send = name, stream
-	x.surplus = s.options.MaxStreams > 0 && open > int64(s.options.MaxStreams)
-	if over, err := x.advance(stream, true); over {
+	x.pool, x.send, x.stream = name, stream, terminableOf(stream.Context())
+	if over, err := x.begin(stream); over {
 		x.finish()
 		return err
 	}
@@ -82,20 +78,54 @@ func (s *Server) serve(stream extprocv3.ExternalProcessor_ProcessServer, name st
 	return err
 }
 
+// begin takes messages until the call is decided on or over. Only a stream with a message is a call and takes the room of
+// one: those that never say anything keep nobody out.
+func (x *session) begin(stream grpc.ServerStream) (over bool, err error) {
+	s := x.server
+	s.silent.begin(x)
+	err = stream.RecvMsg(&x.message)
+	if s.silent.end(x) {
+		return true, s.lost(&s.silent, x.pool)
+	}
+	if err != nil {
+		return true, ended(err)
+	}
+	open := s.streams.Add(1)
+	x.counted, x.surplus = true, s.options.MaxStreams > 0 && open > int64(s.options.MaxStreams)
+	asks := x.message.kind.ofRequest()
+	if over, err = x.take(); over || x.decided {
+		return over, err
+	}
+	if !asks { // a proxy that only shows answers owes no body
+		return x.advance(stream, true)
+	}
+	s.bodiless.begin(x)
+	over, err = x.advance(stream, true)
+	if s.bodiless.end(x) {
+		return true, s.lost(&s.bodiless, x.pool)
+	}
+	return over, err
+}
+
 // advance takes messages until the exchange is over or, if only so much is wanted, the call is decided on.
 func (x *session) advance(stream grpc.ServerStream, untilDecided bool) (over bool, err error) {
 	for !untilDecided || !x.decided {
 		if err := stream.RecvMsg(&x.message); err != nil {
 			return true, ended(err)
 		}
-		over, err = x.answer()
-		// A stream lives as long as its call, a body's bytes only until the pick.
-		x.message.free()
-		if over || err != nil {
-			return true, ended(err)
+		if over, err = x.take(); over {
+			return true, err
 		}
 	}
 	return false, nil
+}
+
+// take answers a message, and says whether the exchange is over.
+func (x *session) take() (over bool, err error) {
+	over, err = x.answer()
+	// A stream lives as long as its call, a body's bytes only until the pick.
+	x.message.free()
+	return over || err != nil, ended(err)
 }
 
 // answer does what the message calls for, and nothing once the session has parted.
@@ -145,6 +175,9 @@ func (x *session) partLocked() bool {
 // use the session any more: its goroutine has ended, and whoever waits for that goroutine calls finish.
 func (x *session) finish() {
 	server, faulty := x.server, x.faulty
+	if x.counted {
+		server.streams.Add(-1)
+	}
 	if x.attempt(x.end) && !faulty {
 		server.sessions.Put(x)
 	}

@@ -64,6 +64,11 @@ const (
 	onAnswerTrailers
 )
 
+// ofRequest says whether a message brings a part of the request, and not of its answer.
+func (k kind) ofRequest() bool {
+	return k == onRequestHeaders || k == onRequestBody || k == onRequestTrailers
+}
+
 // request is what a pick needs of a ProcessingRequest. All bytes lie in the message as it came, and live until free.
 type request struct {
 	kind          kind
@@ -76,6 +81,7 @@ type request struct {
 
 	headers []byte // all of them, an encoded HeaderMap
 	body    []byte
+	bodyAt  int // where in the message the body begins
 	end     bool
 
 	subset []byte // the restriction to endpoints, an encoded Value; nil where there is none
@@ -97,9 +103,7 @@ func (r *request) bodyBuffer() mem.Buffer {
 	if len(r.body) == 0 {
 		return mem.SliceBuffer(nil)
 	}
-	// The body's capacity goes to the message's end, which tells where it starts.
-	from := cap(r.message.ReadOnlyData()) - cap(r.body)
-	return r.message.Slice(from, from+len(r.body))
+	return r.message.Slice(r.bodyAt, r.bodyAt+len(r.body))
 }
 
 // decode reads a message. Where a field that may be there once is there again, the last one counts, and repeated ones
@@ -119,7 +123,7 @@ func (r *request) decode(message []byte) error {
 			err = r.decodeConfig(f.bytes)
 		default:
 			if k := kind(f.tag >> 3); f.tag&7 == bytesType && f.tag>>3 <= tag(onAnswerTrailers) && k >= onRequestHeaders {
-				err = r.decodeKind(k, f.bytes)
+				err = r.decodeKind(k, f.bytes, f.at(message))
 			}
 		}
 		if err != nil {
@@ -143,7 +147,8 @@ func (r *request) decodeConfig(b []byte) error {
 	return f.err
 }
 
-func (r *request) decodeKind(k kind, b []byte) error {
+// decodeKind reads the message's kind from b, which begins at that place of the message.
+func (r *request) decodeKind(k kind, b []byte, at int) error {
 	if r.kind != k { // of two kinds in one message the last counts
 		*r = request{
 			kind: k, observability: r.observability, modesTold: r.modesTold, requestMode: r.requestMode, answerMode: r.answerMode,
@@ -154,17 +159,17 @@ func (r *request) decodeKind(k kind, b []byte) error {
 	case onRequestHeaders, onAnswerHeaders:
 		return r.decodeHeaders(b)
 	case onRequestBody, onAnswerBody:
-		return r.decodeBody(b)
+		return r.decodeBody(b, at)
 	}
 	return nil
 }
 
-func (r *request) decodeBody(b []byte) error {
+func (r *request) decodeBody(b []byte, at int) error {
 	f := fields{rest: b}
 	for f.next() {
 		switch f.tag {
 		case tagBody:
-			r.body = f.bytes
+			r.body, r.bodyAt = f.bytes, at+f.at(b)
 		case tagBodyEnd:
 			r.end = f.varint != 0
 		}
@@ -380,6 +385,9 @@ func (f *fields) next() bool {
 	f.rest = f.rest[n:]
 	return true
 }
+
+// at is where in all, the bytes that are walked over, the value of a field of bytesType begins: it ends where the rest begins.
+func (f *fields) at(all []byte) int { return len(all) - len(f.rest) - len(f.bytes) }
 
 func (f *fields) fail(n int) bool {
 	f.err = fmt.Errorf("malformed ProcessingRequest: %w", protowire.ParseError(n))

@@ -3,6 +3,7 @@ package extproc
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -330,5 +331,29 @@ func TestBufferPoolGivesRoomOfTheLengthAskedFor(t *testing.T) {
 			}
 			p.Put(room)
 		}
+	}
+}
+
+// A body's buffer is found by where the body begins, and not by what room its slice happens to have.
+func TestBodyBufferIsTheBody(t *testing.T) {
+	for name, m := range map[string]*extprocv3.ProcessingRequest{
+		"of a request": requestBody([]byte("some bytes"), true),
+		"of an answer": answerBody([]byte("some bytes"), false),
+	} {
+		t.Run(name, func(t *testing.T) {
+			withModes(full, full)(m) // a field behind the body's
+			encoded, err := proto.Marshal(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := request{message: mem.SliceBuffer(append(make([]byte, 0, 1000), encoded...))}
+			if err := r.decode(r.message.ReadOnlyData()); err != nil {
+				t.Fatal(err)
+			}
+			r.body = slices.Clip(r.body)
+			if got := string(r.bodyBuffer().ReadOnlyData()); got != "some bytes" {
+				t.Errorf("the buffer holds %q", got)
+			}
+		})
 	}
 }

@@ -18,6 +18,7 @@ type Metrics struct {
 	poolless  prometheus.Gauge // the streams of no pool
 	held      prometheus.Gauge
 	panics    prometheus.Counter
+	timeouts  *prometheus.CounterVec
 	pools     prometheus.Gauge
 	picks     *prometheus.CounterVec
 	refusals  *prometheus.CounterVec
@@ -44,7 +45,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			"ext_proc streams that are open now, each with a call. The pool is empty where they name none that exists.", pool...),
 		held:   gauge("held_body_bytes", "Bytes of request bodies that are held until their call is picked."),
 		panics: counter("panics_total", "Faults of the picker. The call goes on where it can."),
-		pools:  gauge("pools", "Pools that the picker serves."),
+		timeouts: counterVec("stream_timeouts_total",
+			"Streams that were ended because the proxy sent nothing that a pick could be made on: headers or body, by what was awaited.",
+			"awaited"),
+		pools: gauge("pools", "Pools that the picker serves."),
 		picks: counterVec("picks_total",
 			"Picks by what decided: prefix, where the endpoint is taken to hold a part of the prompt, or load.", "pool", "outcome"),
 		refusals: counterVec("refusals_total",
@@ -74,7 +78,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			"Answers in pools that count their tokens, by whether they said how many: read or missing.", "pool", "usage"),
 	}
 	m.poolless = m.streams.WithLabelValues("")
-	reg.MustRegister(buildInfo(), m.streams, m.held, m.panics, m.pools, m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched,
+	reg.MustRegister(buildInfo(), m.streams, m.held, m.panics, m.timeouts, m.pools, m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched,
 		m.duration, m.hitRatio, m.hitLength, m.inFlight, m.endpoints, m.invalid, m.used, m.shown)
 	return m
 }
@@ -90,6 +94,9 @@ func (m *Metrics) Held(n int) { m.held.Add(float64(n)) }
 
 // Panicked notes a fault of the picker.
 func (m *Metrics) Panicked() { m.panics.Inc() }
+
+// StreamTimedOut notes a stream that was ended before its pick, by what was awaited.
+func (m *Metrics) StreamTimedOut(awaited string) { m.timeouts.WithLabelValues(awaited).Inc() }
 
 // SetPools tells how many pools are served.
 func (m *Metrics) SetPools(n int) { m.pools.Set(float64(n)) }

@@ -9,9 +9,9 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"runtime"
-	"runtime/debug"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/pflag"
@@ -79,12 +79,26 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	// Go keeps to GOMEMLIMIT by itself; what it is set to belongs into the log of a program that was killed for memory.
-	log.Info("starting", "processors", runtime.GOMAXPROCS(0), "memoryLimit", debug.SetMemoryLimit(-1))
+	// What the limit is belongs into the log of a program that was killed for memory.
+	log.Info("starting", "processors", runtime.GOMAXPROCS(0), "memoryLimit", limitMemory(memlimit.FromCgroup, log))
 	err = s.serve(ctx, from)
 	flushing, cancel := context.WithTimeout(context.WithoutCancel(ctx), tracesTimeout)
 	defer cancel()
 	return errors.Join(err, stopTracing(flushing))
+}
+
+// memoryShare is the part of the container's memory that Go's collector keeps to. The rest is for what it does not count,
+// such as the kernel's buffers of sockets, and for what is allocated while it collects.
+const memoryShare = 0.85
+
+// limitMemory has Go collect garbage more eagerly near the container's limit, unless GOMEMLIMIT says where, and returns
+// where.
+func limitMemory(container memlimit.Provider, log *slog.Logger) int64 {
+	limit, err := memlimit.Set(memlimit.WithRatio(memoryShare), memlimit.WithProvider(container))
+	if err != nil {
+		log.Info("the container's memory limit cannot be read; set GOMEMLIMIT where there is one", "error", err)
+	}
+	return limit
 }
 
 // adminHandler adds to what telemetry serves the pools as they are now, for people and for programs, and why a call would

@@ -6,15 +6,18 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3" //nolint:depguard // the test plays the proxy
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -369,6 +372,22 @@ func TestRunFails(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Go's collector has a part of the container's memory, unless it is told otherwise.
+func TestMemoryLimitLeavesRoom(t *testing.T) {
+	before := debug.SetMemoryLimit(-1)
+	t.Cleanup(func() { debug.SetMemoryLimit(before) })
+	const container = 8 << 30
+	log := slog.New(slog.DiscardHandler)
+	if got := limitMemory(memlimit.Limit(container), log); got < container*84/100 || got > container*86/100 || got != debug.SetMemoryLimit(-1) {
+		t.Errorf("the limit is %d of %d bytes, and Go has %d", got, container, debug.SetMemoryLimit(-1))
+	}
+	t.Setenv("GOMEMLIMIT", "1GiB")
+	debug.SetMemoryLimit(1 << 30) // as the runtime does
+	if got := limitMemory(memlimit.Limit(container), log); got != 1<<30 {
+		t.Errorf("GOMEMLIMIT is overruled: the limit is %d", got)
 	}
 }
 

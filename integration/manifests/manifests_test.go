@@ -131,7 +131,7 @@ func TestChartValues(t *testing.T) {
 			want:   []string{"pool: system", "key: gpu", "cpu: 2"},
 		},
 		"waypoints": {values: []string{"picker.waypoints={*/sa/mine}"}, want: []string{"- '*/sa/mine'"}},
-		"ha":        {values: []string{"ha.enabled=true", "ha.minPickers=3", "ha.maxPickers=9"}, want: []string{"minReplicas: 3", "maxReplicas: 9"}},
+		"ha":        {values: []string{"ha.enabled=true", "ha.pickers=3"}, want: []string{"replicas: 3"}},
 		"replicas":  {values: []string{"controller.replicas=7"}, want: []string{"replicas: 7"}},
 	}
 	for name, tt := range tests {
@@ -175,8 +175,7 @@ func TestChartRefusesWrongValues(t *testing.T) {
 		"an argument that is no flag":   {"picker.extraArgs={verbose}", "/picker/extraArgs/0"},
 		"nobody to answer":              {"picker.waypoints=null", "missing property 'waypoints'"},
 		"everybody to answer":           {"picker.waypoints={*}", "/picker/waypoints/0"},
-		"one picker with ha":            {"ha.minPickers=1", "/ha/minPickers"},
-		"more pickers than the most":    {"ha.enabled=true,ha.minPickers=6", "ha.maxPickers is less than ha.minPickers"},
+		"one picker with ha":            {"ha.pickers=1", "/ha/pickers"},
 		"a switch that is none":         {"ha.enabled=maybe", "/ha/enabled"},
 		"an interval that is none":      {"monitoring.interval=often", "/monitoring/interval"},
 		"a tag that is none":            {"image.tag=a b", "/image/tag"},

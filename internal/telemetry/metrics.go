@@ -77,6 +77,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		shown: counterVec("usage_answers_total",
 			"Answers in pools that count their tokens, by whether they said how many: read or missing.", "pool", "usage"),
 	}
+	for _, awaited := range []string{"headers", "body"} { // from 0 on, so that the first one is seen as a rise
+		m.timeouts.WithLabelValues(awaited)
+	}
 	m.poolless = m.streams.WithLabelValues("")
 	reg.MustRegister(buildInfo(), m.streams, m.held, m.panics, m.timeouts, m.pools, m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched,
 		m.duration, m.hitRatio, m.hitLength, m.inFlight, m.endpoints, m.invalid, m.used, m.shown)

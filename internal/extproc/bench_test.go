@@ -1,11 +1,13 @@
 package extproc
 
 import (
+	"context"
 	"fmt"
 	"testing"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/tap"
 )
 
 // BenchmarkStream is a whole stream over the loopback, client included: headers, body and the answer's headers, each
@@ -71,5 +73,23 @@ func (nothing) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
 		if err := stream.Send(reply); err != nil {
 			return err
 		}
+	}
+}
+
+// BenchmarkPatience is what each stream pays for the bounds on its silence: two waits, and a context that can be ended.
+func BenchmarkPatience(b *testing.B) {
+	w := newWorld(b, fourEndpoints...)
+	stream := &tap.Info{FullMethodName: extprocv3.ExternalProcessor_Process_FullMethodName}
+	x := &session{server: w.server}
+	b.ReportAllocs()
+	for b.Loop() {
+		parent, cancel := context.WithCancel(b.Context())
+		ctx, _ := makeTerminable(parent, stream)
+		x.stream = terminableOf(ctx)
+		for _, p := range []*patience{&w.server.silent, &w.server.bodiless} {
+			p.begin(x)
+			p.end(x)
+		}
+		cancel()
 	}
 }

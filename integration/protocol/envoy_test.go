@@ -12,6 +12,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/yaml"
 )
 
 // The ways in which Envoy sends bodies to an ext_proc server.
@@ -216,8 +219,7 @@ func (d door) manager() object {
 		}}
 	}
 	return typed("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", object{
-		"stat_prefix":            "door",
-		"http2_protocol_options": object{"max_concurrent_streams": 100_000},
+		"stat_prefix": "door",
 		"route_config": object{"virtual_hosts": []object{{
 			"name": "all", "domains": []string{"*"},
 			// BUFFERED answers 413 to what is longer; BUFFERED_PARTIAL sends so much, as it does on a waypoint.
@@ -301,7 +303,7 @@ func poolCluster(name string, f *fleet, source object) object {
 		"fallback_policy":       policy("round_robin", nil),
 	})
 	if strings.HasPrefix(name, "idle ") || strings.HasPrefix(name, "http2 ") {
-		out["typed_extension_protocol_options"] = http2()
+		out["typed_extension_protocol_options"] = http2(object{})
 	}
 	return out
 }
@@ -320,7 +322,7 @@ func pickerClusterName(name string, checked bool) string {
 
 func pickerCluster(name, address string, checked bool) object {
 	out := cluster(pickerClusterName(name, checked), []object{{"endpoint": object{"address": socket(address)}}})
-	out["typed_extension_protocol_options"] = http2()
+	out["typed_extension_protocol_options"] = http2(object{"max_concurrent_streams": the.streamsPerConnection})
 	if checked {
 		out["health_checks"] = []object{{
 			"timeout": "5s", "interval": "0.1s", "no_traffic_interval": "0.1s", "unhealthy_threshold": 1, "healthy_threshold": 1,
@@ -341,8 +343,30 @@ func cluster(name string, endpoints []object) object {
 	}
 }
 
-func http2() object {
+// http2 speaks HTTP/2 to a cluster. What the options do not say is left to Envoy, as istiod does.
+func http2(options object) object {
 	return object{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed("extensions.upstreams.http.v3.HttpProtocolOptions", object{
-		"explicit_http_config": object{"http2_protocol_options": object{"max_concurrent_streams": 100_000}},
+		"explicit_http_config": object{"http2_protocol_options": options},
 	})}
+}
+
+// readStreamsPerConnection reads from what is installed with the picker how many streams a waypoint opens on one
+// connection to it.
+func readStreamsPerConnection() (int64, error) {
+	const manifest = "../../manifests/base/picker.yaml"
+	file, err := os.Open(manifest)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = file.Close() }()
+	for documents := yaml.NewYAMLOrJSONDecoder(file, 4096); ; {
+		var o unstructured.Unstructured
+		if err := documents.Decode(&o); err != nil {
+			return 0, fmt.Errorf("looking for a DestinationRule in %s: %w", manifest, err)
+		}
+		if o.GetKind() == "DestinationRule" {
+			n, _, err := unstructured.NestedInt64(o.Object, "spec", "trafficPolicy", "connectionPool", "http", "maxConcurrentStreams")
+			return n, err
+		}
+	}
 }

@@ -50,6 +50,8 @@ type world struct {
 	patient   *patientPicker
 	envoy     *process
 	addresses map[string]string // of Envoy's listeners, by the door's name
+
+	streamsPerConnection int64 // that Envoy opens to a picker
 }
 
 // fleet is a pool's endpoints.
@@ -108,8 +110,6 @@ func run(m *testing.M) (code int) {
 }
 
 func (w *world) start() error {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), 3*time.Minute, errors.New("not within three minutes"))
-	defer cancel()
 	envoy, err := filepath.Abs("../../.tools/envoy")
 	if err != nil {
 		return err
@@ -118,12 +118,18 @@ func (w *world) start() error {
 		return fmt.Errorf("there is no Envoy: make tools installs one: %w", err)
 	}
 	program := filepath.Join(w.dir, "picker")
-	if out, err := exec.CommandContext(ctx, "go", "build", "-o", program, "../../cmd/picker").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-o", program, "../../cmd/picker").CombinedOutput(); err != nil {
 		return fmt.Errorf("building the picker: %w: %s", err, out)
+	}
+	if w.streamsPerConnection, err = readStreamsPerConnection(); err != nil {
+		return err
 	}
 	if err := w.startPools(); err != nil {
 		return err
 	}
+	// What is built already starts soon; how long the build takes depends on Go's cache.
+	ctx, cancel := context.WithTimeoutCause(context.Background(), 3*time.Minute, errors.New("not within three minutes"))
+	defer cancel()
 	if err := w.startPickers(ctx, program); err != nil {
 		return err
 	}

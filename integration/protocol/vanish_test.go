@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -164,11 +163,16 @@ func TestPoolRemoved(t *testing.T) {
 }
 
 const (
-	idleCalls = 4000          // that wait at once for an answer's end
-	givenUp   = idleCalls / 4 // by their client; the others end well
+	idleCalls = 4000 // that wait at once for an answer's end
+	// Of so many calls one is given up by its client, the others end well. Envoy closes a client's connection on which
+	// more than 1,000 calls are given up at once, so those that are given up share their connections with others.
+	oneGivenUp = 4
+	givenUp    = idleCalls / oneGivenUp
 )
 
-// Thousands of calls that wait take little memory, and nothing is left of them.
+// Thousands of calls that wait take little memory, and nothing is left of them. Where thousands end in one moment the
+// others go on: Envoy resets the stream to the picker of each call that ends, and closes a connection on which more than
+// 1,000 resets wait to be sent, with all other calls on it.
 func TestIdleCalls(t *testing.T) {
 	p := the.pickers["main"]
 	before := p.memory(t)
@@ -192,7 +196,7 @@ func TestIdleCalls(t *testing.T) {
 	for n := range responses {
 		opening.Go(func() (err error) {
 			how := ending
-			if n < givenUp {
+			if n%oneGivenUp == 0 {
 				how = endless
 			}
 			responses[n], err = try(ctx, multiplexing, "idle", ask(fmt.Sprint("idle ", n)), how) //nolint:bodyclose // closed as the call ends or is given up
@@ -208,28 +212,18 @@ func TestIdleCalls(t *testing.T) {
 	if each > 64<<10 {
 		t.Errorf("an idle call takes %d bytes, want at most 64 KiB", each)
 	}
-	// They end in small groups: a connection to a picker on which 3,000 calls ended in one moment was closed by Envoy,
-	// most likely by its limit of 1,000 control frames that wait to be sent.
-	go func() {
-		for n := range idleCalls - givenUp {
-			leave <- struct{}{}
-			if n%100 == 0 {
-				time.Sleep(10 * time.Millisecond)
-			}
+	close(leave)
+	for n, r := range responses {
+		if n%oneGivenUp == 0 {
+			continue
 		}
-	}()
-	for _, r := range responses[givenUp:] {
 		_, err := io.Copy(io.Discard, r.Body)
 		must(t, err)
 		must(t, r.Body.Close())
 	}
 	eventually(t, "the end of most", func() bool { return p.inFlight(t, "idle") == givenUp })
-	// The rest are given up when these have ended: Envoy closes a connection on which calls are mostly given up.
-	for n, r := range responses[:givenUp] {
-		if n%100 == 0 {
-			time.Sleep(10 * time.Millisecond)
-		}
-		must(t, r.Body.Close())
+	for n := 0; n < idleCalls; n += oneGivenUp {
+		must(t, responses[n].Body.Close())
 	}
 	eventually(t, "the end of all", func() bool { return p.inFlight(t, "idle") == 0 && p.metric(t, "streams_in_flight") == 0 })
 	for endpoint, c := range p.explain(t, "idle", nil) {

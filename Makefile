@@ -21,13 +21,17 @@ build: ## Build the controller, the picker and the model server stand-in into bi
 tools: ## Build or install what the mesh runs (once a version; kept outside the checkout).
 	@integration/tools/install.sh $(TOOLS_DIR) $(MESH_TOOLS)
 
+.PHONY: modules
+modules: ## Download the Go modules that tests and checks read, since namespaces without a network cannot.
+	@integration/tools/install.sh --modules
+
 .PHONY: demo
 demo: tools ## Start a mesh, call a model through its waypoint, compare with round robin. KEEP=1 leaves it running.
 	@go build -o bin/ ./integration/demo ./cmd/kubectl-inference
 	@bin/demo $(if $(KEEP),-keep)
 
 .PHONY: test
-test: tools ## Run all tests, those in the real mesh among them.
+test: tools modules ## Run all tests, those in the real mesh among them.
 	@integration/tools/install.sh $(TOOLS_DIR) $(TEST_TOOLS)
 	go test -timeout $(TEST_TIMEOUT) ./...
 	cd integration/images && go test -timeout $(TEST_TIMEOUT) ./...
@@ -46,11 +50,11 @@ chart: ## Pack the Helm chart into dist/. VERSION=v1.2.3 is its own and the imag
 	@$(TOOLS_DIR)/helm package manifests/charts/inference-waypoint -d dist --app-version $(or $(VERSION),dev) $(if $(VERSION),--version $(VERSION:v%=%))
 
 .PHONY: conformance
-conformance: tools ## Run the conformance suite of the Gateway API Inference Extension in the mesh.
+conformance: tools modules ## Run the conformance suite of the Gateway API Inference Extension in the mesh.
 	@cd integration/conformance && go test -count=1 -timeout 30m
 
 .PHONY: bench
-bench: tools ## Measure the picker beside nothing and the reference, and the controller at scale. QUICK=1 is shorter.
+bench: tools modules ## Measure the picker beside nothing and the reference, and the controller at scale. QUICK=1 is shorter.
 	@integration/tools/install.sh $(TOOLS_DIR) reference-epp
 	@go build -o bin/ ./integration/bench ./integration/scale
 	@bin/bench $(if $(QUICK),-quick)
@@ -83,7 +87,7 @@ fuzz: ## Fuzz each target for FUZZTIME=10m.
 	done
 
 .PHONY: check
-check: ## Check format, vet, lint and that generated files and modules are up to date.
+check: modules ## Check format, vet, lint and that generated files and modules are up to date.
 	@integration/tools/install.sh $(TOOLS_DIR) golangci-lint helm
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	go vet ./...

@@ -36,6 +36,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+	"github.com/inference-waypoint/inference-waypoint/integration/modules"
 )
 
 const (
@@ -84,13 +85,10 @@ func definePrometheusKinds(ctx context.Context, t *testing.T) {
 	t.Helper()
 	const module = "github.com/prometheus-operator/prometheus-operator"
 	pin := filepath.Join(the.Root, "integration", "tools", "prometheus-operator")
-	if out, err := exec.CommandContext(ctx, "go", "mod", "download", "-C", pin, module).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	dir, err := exec.CommandContext(ctx, "go", "list", "-C", pin, "-m", "-f", "{{.Dir}}", module).Output()
+	dir, err := modules.Dir(ctx, pin, module)
 	must(t, err)
 	for _, kind := range []string{"podmonitors", "prometheusrules"} {
-		must(t, the.Apply(ctx, filepath.Join(strings.TrimSpace(string(dir)), "example", "prometheus-operator-crd", "monitoring.coreos.com_"+kind+".yaml")))
+		must(t, the.Apply(ctx, filepath.Join(dir, "example", "prometheus-operator-crd", "monitoring.coreos.com_"+kind+".yaml")))
 	}
 }
 

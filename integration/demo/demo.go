@@ -5,39 +5,24 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
-	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/inference-waypoint/inference-waypoint/integration/conversations"
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
 )
 
 const (
-	model       = "llama-3.1-8b"
 	pickedHost  = "http://llama.models.inference.internal"
 	rotatedHost = "http://llama-rotated.models.inference.internal"
 
-	conversations = 28
-	turns         = 7
-	systemTokens  = 200  // shared by all conversations, as a product's system prompt is
-	firstTokens   = 1000 // the document that a conversation is about
-	nextTokens    = 130  // each question after it
-	answerTokens  = 48
-
 	// showLimit bounds all but the mesh's start. It takes half a minute; a machine under heavy load takes longer.
 	showLimit = 10 * time.Minute
-
-	// wantedGain is by how much picking must raise the share of prompt tokens that come from the cache.
-	wantedGain = 2.0
 )
-
-// services are the callers: each has an identity of its own.
-var services = []string{"checkout", "search", "support"}
 
 // rotated is the same pods behind a ServiceEntry that nothing of ours touches: what Istio does by itself.
 const rotated = `
@@ -67,7 +52,7 @@ type demo struct {
 	mesh    *mesh.Mesh
 	out     io.Writer
 	callers map[string]*mesh.Caller
-	last    *traffic.Conversation // one that was held with picking
+	held    *conversations.Run
 }
 
 func (d *demo) show(ctx context.Context) error {
@@ -76,18 +61,18 @@ func (d *demo) show(ctx context.Context) error {
 	if err := d.install(ctx); err != nil {
 		return err
 	}
-	picked, err := d.converse(ctx, "with picking", pickedHost)
+	picked, err := d.held.Hold(ctx, "with picking", pickedHost)
 	if err != nil {
 		return err
 	}
 	if err := d.emptyCaches(ctx); err != nil {
 		return err
 	}
-	roundRobin, err := d.converse(ctx, "with the waypoint's round robin", rotatedHost)
+	roundRobin, err := d.held.Hold(ctx, "with the waypoint's round robin", rotatedHost)
 	if err != nil {
 		return err
 	}
-	if err := summarise(d.out, picked, roundRobin); err != nil {
+	if err := conversations.Compare(d.out, picked, roundRobin); err != nil {
 		return err
 	}
 	if err := d.split(ctx); err != nil {
@@ -108,12 +93,14 @@ func (d *demo) install(ctx context.Context) error {
 		return err
 	}
 	d.callers = map[string]*mesh.Caller{}
-	for _, service := range services {
+	d.held = &conversations.Run{Out: d.out, Callers: map[string]*http.Client{}}
+	for _, service := range conversations.Services {
 		caller, err := d.mesh.NewCaller(ctx, "shop", service, service)
 		if err != nil {
 			return err
 		}
 		d.callers[service] = caller
+		d.held.Callers[service] = caller.HTTP
 	}
 	_, _ = fmt.Fprintln(d.out, "\nThe controller, the picker, a waypoint and 4 model servers are up.")
 	for _, host := range []string{pickedHost, rotatedHost} {
@@ -131,7 +118,7 @@ func (d *demo) awaitServed(ctx context.Context, host string) error {
 	return d.mesh.Await(ctx, host, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		_, err := traffic.Chat(ctx, d.callers[services[0]].HTTP, host, model, []traffic.Message{{Role: "user", Content: "Are you there?"}}, 1)
+		_, err := traffic.Chat(ctx, d.callers[conversations.Services[0]].HTTP, host, conversations.Model, []traffic.Message{{Role: "user", Content: "Are you there?"}}, 1)
 		return err
 	})
 }
@@ -157,71 +144,6 @@ func (d *demo) emptyCaches(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// call is one line of the table.
-type call struct {
-	service            string
-	conversation, turn int
-	*traffic.Answer
-	err error
-}
-
-// converse holds all conversations and shows each call as it ends. They go on side by side, as those of many users do:
-// all take a turn, in an order of chance, before any takes its next. Every service has two calls in flight.
-func (d *demo) converse(ctx context.Context, title, host string) ([]call, error) {
-	system := traffic.Text(rand.New(rand.NewPCG(1, 1)), systemTokens)
-	held := make([]*traffic.Conversation, conversations)
-	for n := range held {
-		held[n] = traffic.NewConversation(system, uint64(n))
-	}
-	table := newTable(d.out, title)
-	order := rand.New(rand.NewPCG(2, 2))
-	var calls []call
-	for turn := range turns {
-		for c := range d.takeTurns(ctx, host, turn, held, order.Perm(conversations)) {
-			table.row(c)
-			calls = append(calls, c)
-		}
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-	}
-	d.last = held[0]
-	return calls, nil
-}
-
-// takeTurns lets every conversation take one turn, in the order given, and hands out the calls as they end.
-func (d *demo) takeTurns(ctx context.Context, host string, turn int, held []*traffic.Conversation, order []int) <-chan call {
-	waiting := map[string]chan int{}
-	for _, service := range services {
-		waiting[service] = make(chan int, len(order))
-	}
-	for _, n := range order {
-		waiting[services[n%len(services)]] <- n
-	}
-	tokens := nextTokens
-	if turn == 0 {
-		tokens = firstTokens
-	}
-	results := make(chan call)
-	var workers sync.WaitGroup
-	for _, service := range services {
-		close(waiting[service])
-		for range 2 {
-			workers.Go(func() {
-				for n := range waiting[service] {
-					answer, err := held[n].Ask(ctx, d.callers[service].HTTP, host, model, tokens, answerTokens)
-					results <- call{service: service, conversation: n + 1, turn: turn + 1, Answer: answer, err: err}
-				}
-			})
-		}
-	}
-	go func() {
-		workers.Wait()
-		close(results)
-	}()
-	return results
 }
 
 // keep says how to use the mesh and leaves it running until ctx ends.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"github.com/inference-waypoint/inference-waypoint/integration/conversations"
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
 )
 
@@ -23,7 +24,7 @@ func (d *demo) serveProxies(ctx context.Context) error {
 		"  nsenter --target %d --net --pid --mount\n\nand in the shell that opens:\n\n", mesh.OutsidePID)
 	_, _ = fmt.Fprintf(d.out, "  export KUBECONFIG=%s   # for kubectl and istioctl\n", d.mesh.Kubeconfig())
 	_, _ = fmt.Fprintf(d.out, "  %s analyze --all-namespaces\n", filepath.Join(d.mesh.Root, ".tools", "istioctl"))
-	for i, service := range services {
+	for i, service := range conversations.Services {
 		proxy := net.JoinHostPort("127.0.0.1", strconv.Itoa(firstProxyPort+i))
 		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", proxy)
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/inference-waypoint/inference-waypoint/integration/conversations"
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
 )
 
@@ -19,11 +20,11 @@ func (d *demo) plugin(ctx context.Context) error {
 	if err := d.kubectl(ctx, nil, "status", "-A"); err != nil {
 		return err
 	}
-	if _, err := d.last.Ask(ctx, d.callers[services[0]].HTTP, pickedHost, model, nextTokens, answerTokens); err != nil {
+	if _, err := d.held.Last.Ask(ctx, d.callers[conversations.Services[0]].HTTP, pickedHost, conversations.Model, conversations.NextTokens, conversations.AnswerTokens); err != nil {
 		return fmt.Errorf("taking one more turn of conversation 1: %w", err)
 	}
-	next := append(slices.Clone(d.last.Messages), traffic.Message{Role: "user", Content: "And then?"})
-	return d.kubectl(ctx, bytes.NewReader(traffic.Body(model, next, answerTokens)), "explain", "-f", "-", "llama", "-n", "models")
+	next := append(slices.Clone(d.held.Last.Messages), traffic.Message{Role: "user", Content: "And then?"})
+	return d.kubectl(ctx, bytes.NewReader(traffic.Body(conversations.Model, next, conversations.AnswerTokens)), "explain", "-f", "-", "llama", "-n", "models")
 }
 
 // kubectl runs the plugin, as it was built beside the demo, and shows the command and what it says.

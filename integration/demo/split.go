@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/inference-waypoint/inference-waypoint/integration/conversations"
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
 )
 
@@ -40,7 +41,7 @@ func (d *demo) split(ctx context.Context) error {
 	ask := func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		answer, err := traffic.Chat(ctx, d.callers[services[0]].HTTP, splitHost, "chat", []traffic.Message{{Role: "user", Content: "Hello"}}, 1)
+		answer, err := traffic.Chat(ctx, d.callers[conversations.Services[0]].HTTP, splitHost, "chat", []traffic.Message{{Role: "user", Content: "Hello"}}, 1)
 		if err != nil {
 			return err
 		}

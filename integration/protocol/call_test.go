@@ -74,7 +74,7 @@ func try(ctx context.Context, by *http.Client, door string, body io.Reader, opti
 	if body == nil {
 		method = http.MethodGet
 	}
-	request, err := http.NewRequestWithContext(ctx, method, "http://"+the.addresses[door]+completionsPath, body)
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+the.envoy.Addresses[door]+completionsPath, body)
 	if err != nil {
 		return nil, err
 	}

@@ -20,7 +20,7 @@ func TestPickerKilled(t *testing.T) {
 	for _, door := range []string{"killed open", "killed closed"} {
 		checkDestination(t, served(t, door, ask(door)))
 	}
-	p.stop()
+	p.Stop()
 	goByFailureMode(t, "killed")
 }
 

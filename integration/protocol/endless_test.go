@@ -15,6 +15,7 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc"
 
+	"github.com/inference-waypoint/inference-waypoint/integration/local"
 	"github.com/inference-waypoint/inference-waypoint/internal/envoypatch"
 )
 
@@ -30,32 +31,20 @@ func (d door) waypointPicker() envoypatch.Picker {
 
 // waypointManager is what the controller's patches make of a waypoint's chain.
 func (d door) waypointManager() object {
-	at, asked := envoypatch.Front{Host: "pool.test", Port: 80}, d.waypointPicker()
-	filters, err := envoypatch.Filters(at, asked, d.requests == duplex)
+	asked := d.waypointPicker()
+	manager, err := local.Manager(envoypatch.VirtualHost{Name: d.name, Picker: asked, Routes: []envoypatch.Route{
+		{Name: "all", To: []envoypatch.Destination{{Cluster: d.pool + " by header", Weight: 1, Picker: &asked}}},
+	}}, d.requests == duplex)
 	if err != nil {
 		panic(err) // the doors are constants
 	}
-	host, err := envoypatch.VirtualHostPatches(at, envoypatch.VirtualHost{Name: d.name, Picker: asked, Routes: []envoypatch.Route{
-		{Name: "all", To: []envoypatch.Destination{{Cluster: d.pool + " by header", Weight: 1, Picker: &asked}}},
-	}})
-	if err != nil {
-		panic(err)
-	}
-	manager := host[len(host)-1].Patch.Value.AsMap()["typed_config"].(object)
-	manager["stat_prefix"] = "door"
-	manager["upgrade_configs"] = []object{{"upgrade_type": "websocket"}} // as istiod has it
-	var chain []any
-	for _, f := range filters {
-		chain = append(chain, f.Patch.Value.AsMap())
-	}
-	manager["http_filters"] = append(chain, object{"name": "router", "typed_config": typed("extensions.filters.http.router.v3.Router", nil)})
 	return manager
 }
 
 // waypointClusters are the pickers by the names that istiod gives to clusters.
 func (w *world) waypointClusters() []object {
 	var out []object
-	for name, address := range map[string]string{"main": w.pickers["main"].addresses["extproc"], "patient": w.patient.address} {
+	for name, address := range map[string]string{"main": w.pickers["main"].Addresses["extproc"], "patient": w.patient.address} {
 		c := pickerCluster(name, address, false)
 		c["name"] = "outbound|9002||" + name + ".test"
 		out = append(out, c)
@@ -215,7 +204,7 @@ func TestPatientPickerFailsClosed(t *testing.T) {
 // upgrade asks for a WebSocket.
 func upgrade(t *testing.T, door string) (net.Conn, *bufio.Reader, *http.Response) {
 	t.Helper()
-	conn, err := net.Dial("tcp", the.addresses[door])
+	conn, err := net.Dial("tcp", the.envoy.Addresses[door])
 	must(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	must(t, conn.SetDeadline(time.Now().Add(time.Minute)))

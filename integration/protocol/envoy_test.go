@@ -1,20 +1,14 @@
 package protocol
 
 import (
-	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
-	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/yaml"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/local"
 )
 
 // The ways in which Envoy sends bodies to an ext_proc server.
@@ -78,129 +72,26 @@ func doors() []door {
 	return out
 }
 
-// startEnvoy writes Envoy's whole configuration, starts it and learns its listeners' ports from it.
-func (w *world) startEnvoy(ctx context.Context, path string) error {
-	raw, err := json.Marshal(w.bootstrap())
-	if err != nil {
-		return fmt.Errorf("encoding Envoy's bootstrap: %w", err)
-	}
-	config, admin := filepath.Join(w.dir, "envoy.json"), filepath.Join(w.dir, "envoy.admin")
-	if err := os.WriteFile(config, raw, 0o600); err != nil {
-		return fmt.Errorf("writing Envoy's bootstrap: %w", err)
-	}
-	w.envoy, err = startProcess(filepath.Join(w.dir, "envoy.log"), path, "--config-path", config, "--admin-address-path", admin,
-		"--use-dynamic-base-id", "--disable-hot-restart", "--concurrency", "2", "--log-level", "warning")
-	if err != nil {
-		return fmt.Errorf("starting Envoy: %w", err)
-	}
-	for {
-		err := w.learnDoors(ctx, admin)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-w.envoy.done:
-			log, _ := os.ReadFile(filepath.Join(w.dir, "envoy.log"))
-			return fmt.Errorf("Envoy ended: %w: %s", w.envoy.err, log)
-		case <-ctx.Done():
-			return fmt.Errorf("Envoy is not ready: %w: %w", context.Cause(ctx), err)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
+type object = local.Object
 
-// learnDoors asks Envoy, once it is ready, where it listens.
-func (w *world) learnDoors(ctx context.Context, admin string) error {
-	address, err := os.ReadFile(admin)
-	if err != nil {
-		return err
-	}
-	var ready struct{ State string }
-	if err := getJSON(ctx, "http://"+string(address)+"/server_info", &ready); err != nil || ready.State != "LIVE" {
-		return errors.Join(errors.New("it is not live"), err)
-	}
-	var said struct {
-		Statuses []struct {
-			Name    string `json:"name"`
-			Address struct {
-				Socket struct {
-					Port int `json:"port_value"`
-				} `json:"socket_address"`
-			} `json:"local_address"`
-		} `json:"listener_statuses"`
-	}
-	if err := getJSON(ctx, "http://"+string(address)+"/listeners?format=json", &said); err != nil {
-		return err
-	}
-	for _, l := range said.Statuses {
-		w.addresses[l.Name] = net.JoinHostPort("127.0.0.1", strconv.Itoa(l.Address.Socket.Port))
-	}
-	return nil
-}
-
-func getJSON(ctx context.Context, url string, into any) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = response.Body.Close() }()
-	return json.NewDecoder(response.Body).Decode(into)
-}
-
-type object = map[string]any
-
-// typed is a message of one of Envoy's types; its name is given without what all have in common.
-func typed(name string, fields object) object {
-	out := object{"@type": "type.googleapis.com/envoy." + name}
-	for k, v := range fields {
-		out[k] = v
-	}
-	return out
-}
-
-func socket(address string) object {
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		panic(err) // an address that a listener told
-	}
-	number, err := strconv.Atoi(port)
-	if err != nil {
-		panic(err)
-	}
-	return object{"socket_address": object{"address": host, "port_value": number}}
-}
-
-func (w *world) bootstrap() object {
-	var listeners, clusters []object
+// configuration is Envoy's.
+func (w *world) configuration() (listeners, clusters []object) {
 	for _, d := range doors() {
 		manager := d.manager
 		if d.waypoint {
 			manager = d.waypointManager
 		}
-		listeners = append(listeners, object{
-			"name": d.name, "address": socket("127.0.0.1:0"),
-			"filter_chains": []object{{"filters": []object{{
-				"name": "envoy.filters.network.http_connection_manager", "typed_config": manager(),
-			}}}},
-		})
+		listeners = append(listeners, local.Listener(d.name, manager()))
 	}
 	for name, f := range w.pools {
 		clusters = append(clusters,
-			poolCluster(name+" by metadata", f, object{"metadata": metadataKey("x-gateway-destination-endpoint")}),
+			poolCluster(name+" by metadata", f, object{"metadata": local.Metadata("x-gateway-destination-endpoint")}),
 			poolCluster(name+" by header", f, object{"header": "x-gateway-destination-endpoint"}))
 	}
 	for name, p := range w.pickers {
-		clusters = append(clusters, pickerCluster(name, p.addresses["extproc"], false), pickerCluster(name, p.addresses["extproc"], true))
+		clusters = append(clusters, pickerCluster(name, p.Addresses["extproc"], false), pickerCluster(name, p.Addresses["extproc"], true))
 	}
-	clusters = append(clusters, w.waypointClusters()...)
-	return object{
-		"admin":            object{"address": socket("127.0.0.1:0")},
-		"static_resources": object{"listeners": listeners, "clusters": clusters},
-	}
+	return listeners, append(clusters, w.waypointClusters()...)
 }
 
 func (d door) manager() object {
@@ -213,12 +104,12 @@ func (d door) manager() object {
 			"retry_on": "connect-failure,refused-stream,reset", "num_retries": 2,
 			"retry_host_predicate": []object{{
 				"name":         "envoy.retry_host_predicates.previous_hosts",
-				"typed_config": typed("extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate", nil),
+				"typed_config": local.Typed("extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate", nil),
 			}},
 			"host_selection_retry_max_attempts": 5,
 		}}
 	}
-	return typed("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", object{
+	return local.Typed("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", object{
 		"stat_prefix": "door",
 		"route_config": object{"virtual_hosts": []object{{
 			"name": "all", "domains": []string{"*"},
@@ -236,7 +127,7 @@ func (d door) manager() object {
 		"http_filters": []object{
 			{"name": "subset", "typed_config": subsetFilter()},
 			{"name": "picker", "typed_config": d.filter()},
-			{"name": "router", "typed_config": typed("extensions.filters.http.router.v3.Router", nil)},
+			{"name": "router", "typed_config": local.Typed("extensions.filters.http.router.v3.Router", nil)},
 		},
 	})
 }
@@ -247,7 +138,7 @@ func metadataAs(header, key string) object {
 
 // subsetFilter makes of a header the metadata by which a proxy restricts a call.
 func subsetFilter() object {
-	return typed("extensions.filters.http.header_to_metadata.v3.Config", object{"request_rules": []object{{
+	return local.Typed("extensions.filters.http.header_to_metadata.v3.Config", object{"request_rules": []object{{
 		"header": subsetHeader, "remove": true,
 		"on_header_present": object{
 			"metadata_namespace": "envoy.lb.subset_hint", "key": "x-gateway-destination-endpoint-subset",
@@ -270,7 +161,7 @@ func (d door) filter() object {
 	if d.answers == duplex {
 		mode["response_trailer_mode"] = "SEND"
 	}
-	return typed("extensions.filters.http.ext_proc.v3.ExternalProcessor", object{
+	return local.Typed("extensions.filters.http.ext_proc.v3.ExternalProcessor", object{
 		"grpc_service": object{
 			"envoy_grpc":       object{"cluster_name": pickerClusterName(d.picker, d.checked)},
 			"initial_metadata": []object{{"key": "inference-waypoint-pool", "value": poolName(d.pool)}},
@@ -286,34 +177,13 @@ func (d door) filter() object {
 	})
 }
 
-func metadataKey(key string) object {
-	return object{"key": "envoy.lb", "path": []object{{"key": key}}}
-}
-
 // poolCluster is a pool's endpoints, of which Envoy takes the one that the source names.
 func poolCluster(name string, f *fleet, source object) object {
-	var endpoints []object
-	for _, address := range f.addresses() {
-		endpoints = append(endpoints, object{"endpoint": object{"address": socket(address)}})
-	}
-	out := cluster(name, endpoints)
-	out["load_balancing_policy"] = policy("override_host", object{
-		"override_host_sources": []object{source},
-		"selected_host_key":     metadataKey("x-gateway-destination-endpoint-served"),
-		"fallback_policy":       policy("round_robin", nil),
-	})
+	out := local.PoolCluster(name, f.addresses(), source)
 	if strings.HasPrefix(name, "idle ") || strings.HasPrefix(name, "http2 ") {
-		out["typed_extension_protocol_options"] = http2(object{})
+		out["typed_extension_protocol_options"] = local.HTTP2(object{})
 	}
 	return out
-}
-
-func policy(name string, fields object) object {
-	types := map[string]string{"override_host": "override_host.v3.OverrideHost", "round_robin": "round_robin.v3.RoundRobin"}
-	return object{"policies": []object{{"typed_extension_config": object{
-		"name":         "envoy.load_balancing_policies." + name,
-		"typed_config": typed("extensions.load_balancing_policies."+types[name], fields),
-	}}}}
 }
 
 func pickerClusterName(name string, checked bool) string {
@@ -321,8 +191,8 @@ func pickerClusterName(name string, checked bool) string {
 }
 
 func pickerCluster(name, address string, checked bool) object {
-	out := cluster(pickerClusterName(name, checked), []object{{"endpoint": object{"address": socket(address)}}})
-	out["typed_extension_protocol_options"] = http2(object{"max_concurrent_streams": the.streamsPerConnection})
+	out := local.Cluster(pickerClusterName(name, checked), address)
+	out["typed_extension_protocol_options"] = local.HTTP2(object{"max_concurrent_streams": the.streamsPerConnection})
 	if checked {
 		out["health_checks"] = []object{{
 			"timeout": "5s", "interval": "0.1s", "no_traffic_interval": "0.1s", "unhealthy_threshold": 1, "healthy_threshold": 1,
@@ -332,22 +202,6 @@ func pickerCluster(name, address string, checked bool) object {
 		out["common_lb_config"] = object{"healthy_panic_threshold": object{"value": 0}}
 	}
 	return out
-}
-
-func cluster(name string, endpoints []object) object {
-	limits := object{"max_connections": 1 << 20, "max_pending_requests": 1 << 20, "max_requests": 1 << 20, "max_retries": 1 << 20}
-	return object{
-		"name": name, "type": "STATIC", "connect_timeout": "5s",
-		"circuit_breakers": object{"thresholds": []object{limits}},
-		"load_assignment":  object{"cluster_name": name, "endpoints": []object{{"lb_endpoints": endpoints}}},
-	}
-}
-
-// http2 speaks HTTP/2 to a cluster. What the options do not say is left to Envoy, as istiod does.
-func http2(options object) object {
-	return object{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed("extensions.upstreams.http.v3.HttpProtocolOptions", object{
-		"explicit_http_config": object{"http2_protocol_options": options},
-	})}
 }
 
 // readStreamsPerConnection reads from what is installed with the picker how many streams a waypoint opens on one

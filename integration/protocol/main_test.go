@@ -38,18 +38,19 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/local"
 )
 
 // the is what all tests share: one Envoy, the pickers that it asks, and the endpoints behind it.
 var the *world
 
 type world struct {
-	dir       string
-	pools     map[string]*fleet
-	pickers   map[string]*picker
-	patient   *patientPicker
-	envoy     *process
-	addresses map[string]string // of Envoy's listeners, by the door's name
+	dir     string
+	pools   map[string]*fleet
+	pickers map[string]*picker
+	patient *patientPicker
+	envoy   *local.Envoy
 
 	streamsPerConnection int64 // that Envoy opens to a picker
 }
@@ -97,7 +98,7 @@ func run(m *testing.M) (code int) {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	the = &world{dir: dir, pools: map[string]*fleet{}, pickers: map[string]*picker{}, addresses: map[string]string{}}
+	the = &world{dir: dir, pools: map[string]*fleet{}, pickers: map[string]*picker{}}
 	defer the.stop()
 	if err := the.start(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -136,7 +137,9 @@ func (w *world) start() error {
 	if w.patient, err = startPatientPicker(); err != nil {
 		return err
 	}
-	return w.startEnvoy(ctx, envoy)
+	listeners, clusters := w.configuration()
+	w.envoy, err = local.StartEnvoy(ctx, envoy, w.dir, listeners, clusters)
+	return err
 }
 
 func (w *world) startPools() error {
@@ -178,10 +181,12 @@ func poolName(name string) string { return "protocol/" + name }
 func (w *world) startPickers(ctx context.Context, program string) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for name, flags := range pickerFlags {
-		p := &picker{addresses: map[string]string{}}
+		p := &picker{}
 		w.pickers[name] = p
-		group.Go(func() error {
-			return p.start(ctx, program, filepath.Join(w.dir, "picker-"+name+".log"), append(slices.Clone(flags), "--static="+w.poolsFile()))
+		group.Go(func() (err error) {
+			log := filepath.Join(w.dir, "picker-"+name+".log")
+			p.Picker, err = local.StartPicker(ctx, program, log, append(slices.Clone(flags), "--static="+w.poolsFile())...)
+			return err
 		})
 	}
 	return group.Wait()
@@ -189,11 +194,11 @@ func (w *world) startPickers(ctx context.Context, program string) error {
 
 func (w *world) stop() {
 	if w.envoy != nil {
-		w.envoy.stop()
+		w.envoy.Stop()
 	}
 	for _, p := range w.pickers {
-		if p.process != nil {
-			p.stop()
+		if p.Picker != nil {
+			p.Stop()
 		}
 	}
 	if w.patient != nil {

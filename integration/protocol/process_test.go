@@ -2,13 +2,11 @@ package protocol
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -17,47 +15,17 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/local"
 )
 
 // patience is how long is waited for what is to happen by itself. It is generous, as it is only used up on a failure.
 const patience = 30 * time.Second
 
-// process is a program that runs, with its output in a file.
-type process struct {
-	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended; err is set then
-	err  error
-}
-
-func startProcess(log, path string, args ...string) (*process, error) {
-	out, err := os.Create(log)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = out.Close() }() // the process has its own
-	p := &process{cmd: exec.Command(path, args...), done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = out, out
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
-		return nil, err
-	}
-	go func() {
-		p.err = p.cmd.Wait()
-		close(p.done)
-	}()
-	return p, nil
-}
-
-// stop ends the process: at once, as there is nothing to save.
-func (p *process) stop() {
-	_ = p.cmd.Process.Kill() // an error says that it has ended
-	<-p.done
-}
-
 // memory is what the process holds now, in bytes.
-func (p *process) memory(t *testing.T) int64 {
+func (p *picker) memory(t *testing.T) int64 {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid))
 	must(t, err)
 	for line := range strings.Lines(string(text)) {
 		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
@@ -71,62 +39,21 @@ func (p *process) memory(t *testing.T) int64 {
 }
 
 // picker is the picker's program.
-type picker struct {
-	*process
-	addresses map[string]string // of extproc, health and metrics
-}
-
-// start runs the picker on free ports and learns these from its log.
-func (p *picker) start(ctx context.Context, program, log string, flags []string) error {
-	var err error
-	p.process, err = startProcess(log, program, append([]string{
-		"--extproc-address=127.0.0.1:0", "--health-address=127.0.0.1:0", "--metrics-address=127.0.0.1:0"}, flags...)...)
-	if err != nil {
-		return fmt.Errorf("starting a picker: %w", err)
-	}
-	for !p.ready(log) {
-		select {
-		case <-p.done:
-			return fmt.Errorf("a picker ended: %w", p.err)
-		case <-ctx.Done():
-			return fmt.Errorf("a picker is not ready: %w", context.Cause(ctx))
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-	return nil
-}
-
-// ready reads the log from its beginning.
-func (p *picker) ready(log string) (ready bool) {
-	file, err := os.Open(log)
-	if err != nil {
-		return false
-	}
-	defer func() { _ = file.Close() }()
-	for lines := bufio.NewScanner(file); lines.Scan(); {
-		var entry struct{ Msg, For, Address string }
-		_ = json.Unmarshal(lines.Bytes(), &entry) // what is no JSON has no fields
-		if entry.Msg == "listening" {
-			p.addresses[entry.For] = entry.Address
-		}
-		ready = ready || entry.Msg == "ready"
-	}
-	return ready
-}
+type picker struct{ *local.Picker }
 
 // terminate asks the picker to end, as Kubernetes does.
 func (p *picker) terminate(t *testing.T) {
 	t.Helper()
-	must(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	must(t, p.Signal(syscall.SIGTERM))
 }
 
 // ends waits for the picker's end, which must be a good one.
 func (p *picker) ends(t *testing.T) {
 	t.Helper()
 	select {
-	case <-p.done:
-		if p.err != nil {
-			t.Errorf("the picker ended with %v", p.err)
+	case <-p.Done:
+		if p.Err != nil {
+			t.Errorf("the picker ended with %v", p.Err)
 		}
 	case <-time.After(patience):
 		t.Error("the picker does not end")
@@ -135,7 +62,7 @@ func (p *picker) ends(t *testing.T) {
 
 func (p *picker) dial(t *testing.T, server string) *grpc.ClientConn {
 	t.Helper()
-	conn, err := grpc.NewClient(p.addresses[server], grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(p.Addresses[server], grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn
@@ -144,7 +71,7 @@ func (p *picker) dial(t *testing.T, server string) *grpc.ClientConn {
 // metric sums the series of a metric that have all of these `label="value"`.
 func (p *picker) metric(t *testing.T, name string, labels ...string) float64 {
 	t.Helper()
-	response, err := http.Get("http://" + p.addresses["metrics"] + "/metrics")
+	response, err := http.Get("http://" + p.Addresses["metrics"] + "/metrics")
 	must(t, err)
 	defer func() { _ = response.Body.Close() }()
 	sum := 0.0
@@ -185,7 +112,7 @@ type candidate struct {
 // explain asks the picker what it thinks of a pool's endpoints for a call.
 func (p *picker) explain(t *testing.T, pool string, body []byte) map[string]candidate {
 	t.Helper()
-	url := fmt.Sprintf("http://%s/debug/explain?pool=%s&path=%s", p.addresses["metrics"], poolName(pool), completionsPath)
+	url := fmt.Sprintf("http://%s/debug/explain?pool=%s&path=%s", p.Addresses["metrics"], poolName(pool), completionsPath)
 	response, err := http.Post(url, "application/json", strings.NewReader(string(body)))
 	must(t, err)
 	defer func() { _ = response.Body.Close() }()

@@ -73,7 +73,7 @@ type rawCall struct {
 // dial sends the headers of a call whose body is to come in pieces.
 func dial(t *testing.T, door string) *rawCall {
 	t.Helper()
-	conn, err := net.Dial("tcp", the.addresses[door])
+	conn, err := net.Dial("tcp", the.envoy.Addresses[door])
 	must(t, err)
 	t.Cleanup(func() { _ = conn.Close() }) // again, mostly
 	c := &rawCall{Conn: conn, t: t, arrived: make(chan struct{}), pieces: make(chan string, 1)}

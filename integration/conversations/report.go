@@ -1,4 +1,4 @@
-package main
+package conversations
 
 import (
 	"fmt"
@@ -19,12 +19,12 @@ func newTable(out io.Writer, title string) *table {
 	return &table{out: out}
 }
 
-func (t *table) row(c call) {
-	if c.err != nil {
-		_, _ = fmt.Fprintf(t.out, "%-9s %12d %4d  failed: %v\n", c.service, c.conversation, c.turn, c.err)
+func (t *table) row(c Call) {
+	if c.Err != nil {
+		_, _ = fmt.Fprintf(t.out, "%-9s %12d %4d  failed: %v\n", c.Service, c.Conversation, c.Turn, c.Err)
 		return
 	}
-	_, _ = fmt.Fprintf(t.out, "%-9s %12d %4d %13d  %-9s %13d %9d ms %6d ms\n", c.service, c.conversation, c.turn,
+	_, _ = fmt.Fprintf(t.out, "%-9s %12d %4d %13d  %-9s %13d %9d ms %6d ms\n", c.Service, c.Conversation, c.Turn,
 		c.PromptTokens, c.Endpoint, c.CachedTokens, c.FirstToken.Milliseconds(), c.Total.Milliseconds())
 }
 
@@ -37,13 +37,13 @@ type figures struct {
 	spread        map[string]int // endpoint → calls
 }
 
-func sum(calls []call) figures {
+func sum(calls []Call) figures {
 	f := figures{calls: len(calls), spread: map[string]int{}}
 	var prompt, cached int
 	var first []time.Duration
 	var total time.Duration
 	for _, c := range calls {
-		if c.err != nil {
+		if c.Err != nil {
 			f.failed++
 			continue
 		}
@@ -71,8 +71,11 @@ func (f figures) spreadText() string {
 	return strings.Join(out, " / ")
 }
 
-// summarise compares the runs, and fails where a call failed or picking was not clearly better.
-func summarise(out io.Writer, picked, roundRobin []call) error {
+// wantedGain is by how much picking must raise the share of prompt tokens that come from the cache.
+const wantedGain = 2.0
+
+// Compare shows two runs beside each other, and fails where a call failed or picking was not clearly better.
+func Compare(out io.Writer, picked, roundRobin []Call) error {
 	p, r := sum(picked), sum(roundRobin)
 	row := func(name, p, r string) { _, _ = fmt.Fprintf(out, "%-34s %18s %18s\n", name, p, r) }
 	ms := func(d time.Duration) string { return fmt.Sprintf("%d ms", d.Milliseconds()) }

@@ -1,0 +1,104 @@
+// Package conversations holds the conversations of three services with a model by one host, shows each call, and compares
+// two such runs. It is what the demo and its preview have in common, and knows nothing of who carries the calls.
+package conversations
+
+import (
+	"context"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
+)
+
+const (
+	// Model is what is called.
+	Model = "llama-3.1-8b"
+	// NextTokens are a question's, after the first, and AnswerTokens an answer's.
+	NextTokens, AnswerTokens = 130, 48
+
+	conversations = 28
+	turns         = 7
+	systemTokens  = 200  // shared by all conversations, as a product's system prompt is
+	firstTokens   = 1000 // the document that a conversation is about
+)
+
+// Services are the callers: each has an identity of its own.
+var Services = []string{"checkout", "search", "support"}
+
+// ServerFlags are those of model servers whose caches are too small for all conversations, as in samples/quickstart.
+var ServerFlags = []string{"--model=" + Model, "--num-gpu-blocks=1152", "--time-scale=4"}
+
+// Call is one line of the table.
+type Call struct {
+	Service            string
+	Conversation, Turn int
+	*traffic.Answer
+	Err error
+}
+
+// Run is how conversations are held.
+type Run struct {
+	Out     io.Writer
+	Callers map[string]*http.Client // by service
+	// Last is the first conversation, as far as it has come.
+	Last *traffic.Conversation
+}
+
+// Hold holds all conversations at a host and shows each call as it ends. They go on side by side, as those of many users
+// do: all take a turn, in an order of chance, before any takes its next. Every service has two calls in flight.
+func (r *Run) Hold(ctx context.Context, title, host string) ([]Call, error) {
+	system := traffic.Text(rand.New(rand.NewPCG(1, 1)), systemTokens)
+	held := make([]*traffic.Conversation, conversations)
+	for n := range held {
+		held[n] = traffic.NewConversation(system, uint64(n))
+	}
+	table := newTable(r.Out, title)
+	order := rand.New(rand.NewPCG(2, 2))
+	var calls []Call
+	for turn := range turns {
+		for c := range r.takeTurns(ctx, host, turn, held, order.Perm(conversations)) {
+			table.row(c)
+			calls = append(calls, c)
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+	}
+	r.Last = held[0]
+	return calls, nil
+}
+
+// takeTurns lets every conversation take one turn, in the order given, and hands out the calls as they end.
+func (r *Run) takeTurns(ctx context.Context, host string, turn int, held []*traffic.Conversation, order []int) <-chan Call {
+	waiting := map[string]chan int{}
+	for _, service := range Services {
+		waiting[service] = make(chan int, len(order))
+	}
+	for _, n := range order {
+		waiting[Services[n%len(Services)]] <- n
+	}
+	tokens := NextTokens
+	if turn == 0 {
+		tokens = firstTokens
+	}
+	results := make(chan Call)
+	var workers sync.WaitGroup
+	for _, service := range Services {
+		close(waiting[service])
+		for range 2 {
+			workers.Go(func() {
+				for n := range waiting[service] {
+					answer, err := held[n].Ask(ctx, r.Callers[service], host, Model, tokens, AnswerTokens)
+					results <- Call{Service: service, Conversation: n + 1, Turn: turn + 1, Answer: answer, Err: err}
+				}
+			})
+		}
+	}
+	go func() {
+		workers.Wait()
+		close(results)
+	}()
+	return results
+}

@@ -1,0 +1,192 @@
+package local
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/envoypatch"
+)
+
+// Object is a message of Envoy's configuration, in JSON's form.
+type Object = map[string]any
+
+// Envoy is a proxy with listeners of names.
+type Envoy struct {
+	*Process
+	Addresses map[string]string // of the listeners, by their names
+}
+
+// StartEnvoy writes Envoy's configuration into dir, starts it and learns its listeners' ports from it.
+func StartEnvoy(ctx context.Context, path, dir string, listeners, clusters []Object) (*Envoy, error) {
+	raw, err := json.Marshal(Object{
+		"admin":            Object{"address": Socket("127.0.0.1:0")},
+		"static_resources": Object{"listeners": listeners, "clusters": clusters},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encoding Envoy's bootstrap: %w", err)
+	}
+	config, admin, log := filepath.Join(dir, "envoy.json"), filepath.Join(dir, "envoy.admin"), filepath.Join(dir, "envoy.log")
+	if err := os.WriteFile(config, raw, 0o600); err != nil {
+		return nil, fmt.Errorf("writing Envoy's bootstrap: %w", err)
+	}
+	process, err := Start(log, path, "--config-path", config, "--admin-address-path", admin,
+		"--use-dynamic-base-id", "--disable-hot-restart", "--concurrency", "2", "--log-level", "warning")
+	if err != nil {
+		return nil, fmt.Errorf("starting Envoy: %w", err)
+	}
+	e := &Envoy{Process: process, Addresses: map[string]string{}}
+	if err := e.await(ctx, log, func() error { return e.learn(ctx, admin) }); err != nil {
+		e.Stop()
+		return nil, fmt.Errorf("starting Envoy: %w", err)
+	}
+	return e, nil
+}
+
+// learn asks Envoy, once it is ready, where it listens.
+func (e *Envoy) learn(ctx context.Context, admin string) error {
+	address, err := os.ReadFile(admin)
+	if err != nil {
+		return err
+	}
+	var ready struct{ State string }
+	if err := getJSON(ctx, "http://"+string(address)+"/server_info", &ready); err != nil || ready.State != "LIVE" {
+		return errors.Join(errors.New("it is not live"), err)
+	}
+	var said struct {
+		Statuses []struct {
+			Name    string `json:"name"`
+			Address struct {
+				Socket struct {
+					Port int `json:"port_value"`
+				} `json:"socket_address"`
+			} `json:"local_address"`
+		} `json:"listener_statuses"`
+	}
+	if err := getJSON(ctx, "http://"+string(address)+"/listeners?format=json", &said); err != nil {
+		return err
+	}
+	for _, l := range said.Statuses {
+		e.Addresses[l.Name] = net.JoinHostPort("127.0.0.1", strconv.Itoa(l.Address.Socket.Port))
+	}
+	return nil
+}
+
+func getJSON(ctx context.Context, url string, into any) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = response.Body.Close() }()
+	return json.NewDecoder(response.Body).Decode(into)
+}
+
+// Typed is a message of one of Envoy's types; its name is given without what all have in common.
+func Typed(name string, fields Object) Object {
+	out := Object{"@type": "type.googleapis.com/envoy." + name}
+	for k, v := range fields {
+		out[k] = v
+	}
+	return out
+}
+
+// Socket is an address, which must be host:port as a listener tells it.
+func Socket(address string) Object {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		panic(err)
+	}
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		panic(err)
+	}
+	return Object{"socket_address": Object{"address": host, "port_value": number}}
+}
+
+// Listener is one on a free port, for calls that an HTTP connection manager handles.
+func Listener(name string, manager Object) Object {
+	return Object{
+		"name": name, "address": Socket("127.0.0.1:0"),
+		"filter_chains": []Object{{"filters": []Object{{
+			"name": "envoy.filters.network.http_connection_manager", "typed_config": manager,
+		}}}},
+	}
+}
+
+// Manager is what the controller's patches make of a waypoint's HTTP connection manager: filters that ask a picker, and
+// routes that lead to clusters by it. Other says that the picker is not ours.
+func Manager(host envoypatch.VirtualHost, other bool) (Object, error) {
+	at := envoypatch.Front{Host: "pool.test", Port: 80}
+	filters, err := envoypatch.Filters(at, host.Picker, other)
+	if err != nil {
+		return nil, err
+	}
+	patches, err := envoypatch.VirtualHostPatches(at, host)
+	if err != nil {
+		return nil, err
+	}
+	manager := patches[len(patches)-1].Patch.Value.AsMap()["typed_config"].(Object)
+	manager["stat_prefix"] = "local"
+	manager["upgrade_configs"] = []Object{{"upgrade_type": "websocket"}} // as istiod has it
+	var chain []any
+	for _, f := range filters {
+		chain = append(chain, f.Patch.Value.AsMap())
+	}
+	manager["http_filters"] = append(chain, Object{"name": "router", "typed_config": Typed("extensions.filters.http.router.v3.Router", nil)})
+	return manager, nil
+}
+
+// Metadata is a key of the metadata by which a picker and Envoy tell each other of endpoints.
+func Metadata(key string) Object {
+	return Object{"key": "envoy.lb", "path": []Object{{"key": key}}}
+}
+
+// PoolCluster is a pool's endpoints, of which Envoy takes the one that the source names, or else the next in turn.
+func PoolCluster(name string, addresses []string, source Object) Object {
+	out := Cluster(name, addresses...)
+	out["load_balancing_policy"] = policy("override_host", Object{
+		"override_host_sources": []Object{source},
+		"selected_host_key":     Metadata("x-gateway-destination-endpoint-served"),
+		"fallback_policy":       policy("round_robin", nil),
+	})
+	return out
+}
+
+func policy(name string, fields Object) Object {
+	types := map[string]string{"override_host": "override_host.v3.OverrideHost", "round_robin": "round_robin.v3.RoundRobin"}
+	return Object{"policies": []Object{{"typed_extension_config": Object{
+		"name":         "envoy.load_balancing_policies." + name,
+		"typed_config": Typed("extensions.load_balancing_policies."+types[name], fields),
+	}}}}
+}
+
+// Cluster is a cluster of endpoints that are known, without limits.
+func Cluster(name string, addresses ...string) Object {
+	var endpoints []Object
+	for _, address := range addresses {
+		endpoints = append(endpoints, Object{"endpoint": Object{"address": Socket(address)}})
+	}
+	limits := Object{"max_connections": 1 << 20, "max_pending_requests": 1 << 20, "max_requests": 1 << 20, "max_retries": 1 << 20}
+	return Object{
+		"name": name, "type": "STATIC", "connect_timeout": "5s",
+		"circuit_breakers": Object{"thresholds": []Object{limits}},
+		"load_assignment":  Object{"cluster_name": name, "endpoints": []Object{{"lb_endpoints": endpoints}}},
+	}
+}
+
+// HTTP2 are the options of a cluster that is spoken HTTP/2 to. What they do not say is left to Envoy, as istiod does.
+func HTTP2(options Object) Object {
+	return Object{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": Typed("extensions.upstreams.http.v3.HttpProtocolOptions", Object{
+		"explicit_http_config": Object{"http2_protocol_options": options},
+	})}
+}

@@ -1,0 +1,107 @@
+// Package local runs the picker and Envoy as processes of one machine, without a mesh and without Kubernetes.
+package local
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+	"time"
+)
+
+// Process is a program that runs, with its output in a file.
+type Process struct {
+	*os.Process
+	Done chan struct{} // closed when it has ended; Err is set then
+	Err  error
+}
+
+// Start runs a program with its output in the file log. The program goes when this one does.
+func Start(log, path string, args ...string) (*Process, error) {
+	out, err := os.Create(log)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = out.Close() }() // the process has its own
+	cmd := exec.Command(path, args...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	p := &Process{Process: cmd.Process, Done: make(chan struct{})}
+	go func() {
+		p.Err = cmd.Wait()
+		close(p.Done)
+	}()
+	return p, nil
+}
+
+// Stop ends the process: at once, as there is nothing to save.
+func (p *Process) Stop() {
+	_ = p.Kill() // an error says that it has ended
+	<-p.Done
+}
+
+// await asks again and again whether the process is ready, until it is, it ends, or ctx does.
+func (p *Process) await(ctx context.Context, log string, ready func() error) error {
+	for {
+		err := ready()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-p.Done:
+			text, _ := os.ReadFile(log)
+			return fmt.Errorf("it ended: %w: %s", p.Err, text)
+		case <-ctx.Done():
+			return fmt.Errorf("it is not ready: %w: %w", context.Cause(ctx), err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// Picker is the picker's program.
+type Picker struct {
+	*Process
+	Addresses map[string]string // of extproc, health and metrics
+}
+
+// StartPicker runs the picker on free ports, with its output in the file log, and learns the ports from there.
+func StartPicker(ctx context.Context, program, log string, flags ...string) (*Picker, error) {
+	process, err := Start(log, program, append([]string{
+		"--extproc-address=127.0.0.1:0", "--health-address=127.0.0.1:0", "--metrics-address=127.0.0.1:0"}, flags...)...)
+	if err != nil {
+		return nil, fmt.Errorf("starting a picker: %w", err)
+	}
+	p := &Picker{Process: process, Addresses: map[string]string{}}
+	if err := p.await(ctx, log, func() error { return p.ready(log) }); err != nil {
+		p.Stop()
+		return nil, fmt.Errorf("starting a picker: %w", err)
+	}
+	return p, nil
+}
+
+// ready reads the log from its beginning.
+func (p *Picker) ready(log string) error {
+	file, err := os.Open(log)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	err = fmt.Errorf("it does not say so in %s", log)
+	for lines := bufio.NewScanner(file); lines.Scan(); {
+		var entry struct{ Msg, For, Address string }
+		_ = json.Unmarshal(lines.Bytes(), &entry) // what is no JSON has no fields
+		switch entry.Msg {
+		case "listening":
+			p.Addresses[entry.For] = entry.Address
+		case "ready":
+			err = nil
+		}
+	}
+	return err
+}

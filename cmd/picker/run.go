@@ -15,11 +15,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/pflag"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
-	inferenceclient "sigs.k8s.io/gateway-api-inference-extension/client-go/clientset/versioned"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/endpointmetrics"
 	"github.com/inference-waypoint/inference-waypoint/internal/extproc"
@@ -123,17 +121,11 @@ func newSource(o Options, pools *fleet.Fleet, log *slog.Logger) (source, error) 
 		return nil, fmt.Errorf("reaching Kubernetes (--static FILE works without it): %w", err)
 	}
 	config.UserAgent = "inference-waypoint-picker"
-	inference, err := inferenceclient.NewForConfig(config)
+	pods, inferencePools, err := fleet.Watches(config)
 	if err != nil {
-		return nil, fmt.Errorf("making the client for InferencePools: %w", err)
+		return nil, err
 	}
-	binary := rest.CopyConfig(config)
-	binary.ContentType = "application/vnd.kubernetes.protobuf" // a fraction of the cost of JSON for 10,000 pods
-	core, err := kubernetes.NewForConfig(binary)
-	if err != nil {
-		return nil, fmt.Errorf("making the client for pods: %w", err)
-	}
-	return fleet.NewCluster(core, inference, pools, o.Serves, log)
+	return fleet.NewCluster(pods, inferencePools, pools, o.Serves, log)
 }
 
 func clusterConfig(kubeconfig string) (*rest.Config, error) {

@@ -6,19 +6,17 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
-	inferenceclient "sigs.k8s.io/gateway-api-inference-extension/client-go/clientset/versioned"
-	inferenceinformers "sigs.k8s.io/gateway-api-inference-extension/client-go/informers/externalversions"
 	inferencelisters "sigs.k8s.io/gateway-api-inference-extension/client-go/listers/api/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
@@ -46,8 +44,7 @@ type Cluster struct {
 	serves Serves
 	log    *slog.Logger
 
-	core      informers.SharedInformerFactory
-	inference inferenceinformers.SharedInformerFactory
+	informers []cache.SharedIndexInformer
 	pods      corelisters.PodLister
 	pools     inferencelisters.InferencePoolLister
 	events    []cache.InformerSynced
@@ -58,45 +55,49 @@ type Cluster struct {
 	wrong map[types.NamespacedName]string
 }
 
-// NewCluster prepares the source; Run starts it.
-func NewCluster(core kubernetes.Interface, inference inferenceclient.Interface, f *Fleet, serves Serves, log *slog.Logger) (*Cluster, error) {
+// NewCluster prepares the source, which reads what the watches of pods and of InferencePools bring; Run starts it.
+func NewCluster(pods, pools cache.ListerWatcher, f *Fleet, serves Serves, log *slog.Logger) (*Cluster, error) {
 	c := &Cluster{
-		fleet:     f,
-		serves:    serves,
-		log:       log,
-		core:      informers.NewSharedInformerFactoryWithOptions(core, 0, informers.WithTransform(strip)),
-		inference: inferenceinformers.NewSharedInformerFactoryWithOptions(inference, 0, inferenceinformers.WithTransform(strip)),
-		queue:     workqueue.NewTyped[types.NamespacedName](),
-		wrong:     map[types.NamespacedName]string{},
+		fleet:  f,
+		serves: serves,
+		log:    log,
+		queue:  workqueue.NewTyped[types.NamespacedName](),
+		wrong:  map[types.NamespacedName]string{},
 	}
-	pods := c.core.Core().V1().Pods()
-	pools := c.inference.Inference().V1().InferencePools()
-	c.pods, c.pools = pods.Lister(), pools.Lister()
-	if err := c.listen(pods.Informer(), c.podHandler()); err != nil {
+	podIndex, err := c.listen(pods, &corev1.Pod{}, c.podHandler())
+	if err != nil {
 		return nil, fmt.Errorf("watching pods: %w", err)
 	}
-	if err := c.listen(pools.Informer(), c.poolHandler()); err != nil {
+	poolIndex, err := c.listen(pools, &inferencev1.InferencePool{}, c.poolHandler())
+	if err != nil {
 		return nil, fmt.Errorf("watching InferencePools: %w", err)
 	}
+	c.pods, c.pools = corelisters.NewPodLister(podIndex), inferencelisters.NewInferencePoolLister(poolIndex)
 	return c, nil
 }
 
-func (c *Cluster) listen(informer cache.SharedIndexInformer, handler cache.ResourceEventHandler) error {
+func (c *Cluster) listen(to cache.ListerWatcher, kind runtime.Object, handler cache.ResourceEventHandler) (cache.Indexer, error) {
+	informer := cache.NewSharedIndexInformer(to, kind, 0, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
+	if err := informer.SetTransform(strip); err != nil {
+		return nil, err
+	}
 	registration, err := informer.AddEventHandler(handler)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	c.informers = append(c.informers, informer)
 	c.events = append(c.events, registration.HasSynced)
-	return nil
+	return informer.GetIndexer(), nil
 }
 
 // Run keeps the fleet as the cluster is until the context ends. It calls synced once, when every pool that there was
 // at the start can be picked from.
 func (c *Cluster) Run(ctx context.Context, synced func()) {
-	c.core.Start(ctx.Done())
-	c.inference.Start(ctx.Done())
-	defer c.core.Shutdown()
-	defer c.inference.Shutdown()
+	var running sync.WaitGroup
+	defer running.Wait()
+	for _, informer := range c.informers {
+		running.Go(func() { informer.RunWithContext(ctx) })
+	}
 	// The queue is asked only once all events of the start are in it, pods first or pools first.
 	if !cache.WaitForCacheSync(ctx.Done(), c.events...) {
 		return // the context ended first

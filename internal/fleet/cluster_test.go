@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/cache"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
@@ -55,6 +56,38 @@ func newInferenceClient(objects ...runtime.Object) *inferencefake.Clientset {
 	return inferencefake.NewSimpleClientset(objects...)
 }
 
+// watched are the watches of the stand-ins' pods and pools.
+func watched(core *fake.Clientset, inference *inferencefake.Clientset) (pods, pools cache.ListerWatcher) {
+	pods = cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			return core.CoreV1().Pods("").List(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return core.CoreV1().Pods("").Watch(ctx, o)
+		},
+	}, core)
+	pools = cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			return inference.InferenceV1().InferencePools("").List(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return inference.InferenceV1().InferencePools("").Watch(ctx, o)
+		},
+	}, inference)
+	return pods, pools
+}
+
+// newCluster is a source of the stand-ins' pools.
+func newCluster(t *testing.T, core *fake.Clientset, inference *inferencefake.Clientset, f *Fleet, serves Serves, log *slog.Logger) *Cluster {
+	t.Helper()
+	pods, pools := watched(core, inference)
+	source, err := NewCluster(pods, pools, f, serves, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return source
+}
+
 // The whole life of pools and pods. The API server is client-go's stand-in here; the mesh's tests use the real one.
 func TestClusterFollowsPoolsAndPods(t *testing.T) {
 	core := fake.NewClientset(
@@ -65,10 +98,7 @@ func TestClusterFollowsPoolsAndPods(t *testing.T) {
 	llamaPool := inferencePool("llama", map[string]string{"app": "llama"}, 8000, 8001)
 	inference := newInferenceClient(llamaPool)
 	f, _ := newFleet(t)
-	source, err := NewCluster(core, inference, f, Serves{Unnamed: true}, silent)
-	if err != nil {
-		t.Fatal(err)
-	}
+	source := newCluster(t, core, inference, f, Serves{Unnamed: true}, silent)
 	ctx, stop := context.WithCancel(t.Context())
 	synced := make(chan struct{})
 	var running sync.WaitGroup
@@ -129,11 +159,7 @@ func TestClusterServesPoolsThatAreNotInOrder(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	f := New(Options{Metrics: telemetry.NewMetrics(registry)})
 	var log lockedBuffer
-	source, err := NewCluster(fake.NewClientset(podOf("a", "10.244.0.1", corev1.ConditionTrue)), newInferenceClient(p),
-		f, Serves{Unnamed: true}, slog.New(slog.NewTextHandler(&log, nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	source := newCluster(t, fake.NewClientset(podOf("a", "10.244.0.1", corev1.ConditionTrue)), newInferenceClient(p), f, Serves{Unnamed: true}, slog.New(slog.NewTextHandler(&log, nil)))
 	ctx, stop := context.WithCancel(t.Context())
 	source.Run(ctx, stop) // ends as soon as it is synced
 	if diff := cmp.Diff([]string{"10.244.0.1:8000"}, addressesOf(f, "models/llama")); diff != "" {
@@ -199,10 +225,7 @@ func TestClusterServesItsOwnPools(t *testing.T) {
 			}
 			registry := prometheus.NewRegistry()
 			f := New(Options{Metrics: telemetry.NewMetrics(registry)})
-			source, err := NewCluster(fake.NewClientset(), newInferenceClient(pools...), f, tt.serves, silent)
-			if err != nil {
-				t.Fatal(err)
-			}
+			source := newCluster(t, fake.NewClientset(), newInferenceClient(pools...), f, tt.serves, silent)
 			ctx, stop := context.WithCancel(t.Context())
 			source.Run(ctx, stop) // ends as soon as it is synced
 			if diff := cmp.Diff(tt.want, namesOf(f)); diff != "" {
@@ -219,10 +242,7 @@ func TestClusterFollowsAPoolsPicker(t *testing.T) {
 	p := inferencePool("llama", map[string]string{"app": "llama"}, 8000)
 	inference := newInferenceClient(p)
 	f, _ := newFleet(t)
-	source, err := NewCluster(fake.NewClientset(podOf("a", "10.244.0.1", corev1.ConditionTrue)), inference, f, Serves{Unnamed: true}, silent)
-	if err != nil {
-		t.Fatal(err)
-	}
+	source := newCluster(t, fake.NewClientset(podOf("a", "10.244.0.1", corev1.ConditionTrue)), inference, f, Serves{Unnamed: true}, silent)
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { source.Run(ctx, func() {}) })

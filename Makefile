@@ -3,7 +3,8 @@
 SHELL := /bin/bash
 
 TOOLS_DIR := .tools
-MESH_TOOLS := envoy etcd istioctl istiod kube-apiserver
+# Those that take longest first, as two are built at a time.
+MESH_TOOLS := envoy istiod kube-apiserver istioctl etcd
 # The browser comes by npm; where there is none, the test of the picker's page is left out and says so.
 TEST_TOOLS := cyclonedx-gomod helm prometheus reference-epp $(if $(shell command -v npm),chromium)
 # How long a test binary may run: the mesh's are the slow ones.
@@ -26,9 +27,12 @@ modules: ## Download the Go modules that tests and checks read, since namespaces
 	@integration/tools/install.sh --modules
 
 .PHONY: demo
-demo: tools ## Start a mesh, call a model through its waypoint, compare with round robin. KEEP=1 leaves it running.
-	@go build -o bin/ ./integration/demo ./cmd/kubectl-inference
-	@bin/demo $(if $(KEEP),-keep)
+demo: ## Start a mesh, call a model through its waypoint, compare with round robin. KEEP=1 leaves it running.
+	@integration/demo/run.sh $(TOOLS_DIR) "$(MESH_TOOLS)" $(if $(KEEP),-keep)
+
+.PHONY: preview
+preview: ## Show picking with Envoy, the picker and model servers alone: no mesh, no root, three minutes at most.
+	@integration/preview/run.sh $(TOOLS_DIR)
 
 .PHONY: test
 test: tools modules ## Run all tests, those in the real mesh among them.

@@ -42,7 +42,7 @@ func StartEnvoy(ctx context.Context, path, dir string, listeners, clusters []Obj
 		return nil, fmt.Errorf("starting Envoy: %w", err)
 	}
 	e := &Envoy{Process: process, Addresses: map[string]string{}}
-	if err := e.await(ctx, log, func() error { return e.learn(ctx, admin) }); err != nil {
+	if err := e.Await(ctx, log, func() error { return e.learn(ctx, admin) }); err != nil {
 		e.Stop()
 		return nil, fmt.Errorf("starting Envoy: %w", err)
 	}
@@ -189,4 +189,16 @@ func HTTP2(options Object) Object {
 	return Object{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": Typed("extensions.upstreams.http.v3.HttpProtocolOptions", Object{
 		"explicit_http_config": Object{"http2_protocol_options": options},
 	})}
+}
+
+// PlainManager leads all calls to a cluster.
+func PlainManager(cluster string) Object {
+	return Typed("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", Object{
+		"stat_prefix": "plain",
+		"route_config": Object{"virtual_hosts": []Object{{
+			"name": "all", "domains": []string{"*"},
+			"routes": []Object{{"match": Object{"prefix": "/"}, "route": Object{"cluster": cluster, "timeout": "0s"}}},
+		}}},
+		"http_filters": []Object{{"name": "router", "typed_config": Typed("extensions.filters.http.router.v3.Router", nil)}},
+	})
 }

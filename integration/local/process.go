@@ -46,8 +46,8 @@ func (p *Process) Stop() {
 	<-p.Done
 }
 
-// await asks again and again whether the process is ready, until it is, it ends, or ctx does.
-func (p *Process) await(ctx context.Context, log string, ready func() error) error {
+// Await asks again and again whether the process is ready, until it is, it ends, or ctx does.
+func (p *Process) Await(ctx context.Context, log string, ready func() error) error {
 	for {
 		err := ready()
 		if err == nil {
@@ -78,7 +78,7 @@ func StartPicker(ctx context.Context, program, log string, flags ...string) (*Pi
 		return nil, fmt.Errorf("starting a picker: %w", err)
 	}
 	p := &Picker{Process: process, Addresses: map[string]string{}}
-	if err := p.await(ctx, log, func() error { return p.ready(log) }); err != nil {
+	if err := p.Await(ctx, log, func() error { return p.ready(log) }); err != nil {
 		p.Stop()
 		return nil, fmt.Errorf("starting a picker: %w", err)
 	}

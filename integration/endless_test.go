@@ -146,7 +146,7 @@ func (c endlessCall) end(want codes.Code) error {
 		err = nil
 	}
 	if got := status.Code(err); got != want {
-		return fmt.Errorf("it ended with %v, want %v", err, want)
+		return fmt.Errorf("it ended with %s, want %s: %w", got, want, err)
 	}
 	if len(c.Trailer().Get("served-by")) != 1 {
 		return fmt.Errorf("the trailers are %v", c.Trailer())

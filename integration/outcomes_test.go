@@ -70,7 +70,7 @@ func chooseFaulty(ctx context.Context, t *testing.T, name string) choice {
 func (c choice) awaitEndpoints(ctx context.Context, t *testing.T, want int) {
 	t.Helper()
 	eventually(ctx, t, fmt.Sprintf("%d endpoints of pool %s", want, c.name), func(ctx context.Context) error {
-		if _, err := c.say(ctx, "sample-model", "Are you there?"); err != nil {
+		if _, err := c.say(ctx, "Are you there?"); err != nil {
 			return err
 		}
 		why, err := c.explain(ctx, "sample-model", "Are you there?")
@@ -275,7 +275,7 @@ func TestReadinessFlapKeepsTheCache(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	c := chooseFaulty(ctx, t, "flapping")
 	prompt := distinct(1, 3000)[0]
-	answer, err := c.say(ctx, "sample-model", prompt)
+	answer, err := c.say(ctx, prompt)
 	must(t, err)
 	for _, p := range c.endpoints(ctx, t) {
 		if p.Name != answer.Endpoint {
@@ -291,7 +291,7 @@ func TestReadinessFlapKeepsTheCache(t *testing.T) {
 			t.Errorf("%d tokens are taken to be cached after the endpoint was not ready, want most of 3,000", got.CachedTokens)
 		}
 		eventually(ctx, t, "a call to it by its cache", func(ctx context.Context) error { // when the waypoint knows it again
-			next, err := c.say(ctx, "sample-model", prompt+" And then?")
+			next, err := c.say(ctx, prompt+" And then?")
 			if err == nil && next.Endpoint != answer.Endpoint {
 				err = fmt.Errorf("it went to %s", next.Endpoint)
 			}
@@ -334,7 +334,7 @@ func TestBrokenOffCallLeavesNothingCached(t *testing.T) {
 		})
 	}
 	stayed := distinct(1, 4000)[0]
-	_, err := c.say(ctx, "sample-model", stayed)
+	_, err := c.say(ctx, stayed)
 	must(t, err)
 	eventually(ctx, t, "the prompt of the call that was answered", func(context.Context) error {
 		most, err := cached(stayed)

@@ -15,8 +15,10 @@ import (
 const (
 	// Model is what is called.
 	Model = "llama-3.1-8b"
-	// NextTokens are a question's, after the first, and AnswerTokens an answer's.
-	NextTokens, AnswerTokens = 130, 48
+	// NextTokens is the length of a question, after the first.
+	NextTokens = 130
+	// AnswerTokens is the length of an answer.
+	AnswerTokens = 48
 
 	conversations = 28
 	turns         = 7

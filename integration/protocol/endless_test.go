@@ -176,9 +176,9 @@ func giveBack(w http.ResponseWriter, r *http.Request) {
 func TestWebSocket(t *testing.T) {
 	for _, door := range []string{"waypoint", "waypoint " + duplex, "waypoint patient open"} {
 		t.Run(door, func(t *testing.T) {
-			conn, from, response := upgrade(t, door)
-			if response.StatusCode != http.StatusSwitchingProtocols {
-				t.Fatalf("the answer is %s", response.Status)
+			conn, from, status := upgrade(t, door)
+			if status != http.StatusSwitchingProtocols {
+				t.Fatalf("the answer is %d", status)
 			}
 			for _, text := range []string{"one", "two"} {
 				_, err := io.WriteString(conn, text)
@@ -192,8 +192,8 @@ func TestWebSocket(t *testing.T) {
 // A picker that waits for the end of a body without one is not waited for: a pool that fails closed refuses the call.
 func TestPatientPickerFailsClosed(t *testing.T) {
 	const door = "waypoint patient closed"
-	if _, _, response := upgrade(t, door); response.StatusCode != http.StatusGatewayTimeout {
-		t.Errorf("a WebSocket got %s, want 504", response.Status)
+	if _, _, status := upgrade(t, door); status != http.StatusGatewayTimeout {
+		t.Errorf("a WebSocket got %d, want 504", status)
 	}
 	want := the.pools["general"].endpoints[0].address
 	if a := call(t, door, ask("patience"), header("Content-Type", "application/json")); a.status != http.StatusOK || a.heard.Endpoint != want {
@@ -202,7 +202,7 @@ func TestPatientPickerFailsClosed(t *testing.T) {
 }
 
 // upgrade asks for a WebSocket.
-func upgrade(t *testing.T, door string) (net.Conn, *bufio.Reader, *http.Response) {
+func upgrade(t *testing.T, door string) (conn net.Conn, from *bufio.Reader, status int) {
 	t.Helper()
 	conn, err := net.Dial("tcp", the.envoy.Addresses[door])
 	must(t, err)
@@ -217,10 +217,10 @@ func upgrade(t *testing.T, door string) (net.Conn, *bufio.Reader, *http.Response
 	}
 	script(t, switchProtocol)(request)
 	must(t, request.Write(conn))
-	from := bufio.NewReader(conn)
-	response, err := http.ReadResponse(from, request) //nolint:bodyclose // the connection is closed with the test
+	from = bufio.NewReader(conn)
+	response, err := http.ReadResponse(from, request) //nolint:bodyclose // it has none, and the connection is closed with the test
 	must(t, err)
-	return conn, from, response
+	return conn, from, response.StatusCode
 }
 
 // switchProtocol agrees to a WebSocket and then gives all bytes back.

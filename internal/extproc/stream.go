@@ -68,7 +68,7 @@ func (s *Server) serve(stream extprocv3.ExternalProcessor_ProcessServer, name st
 	if x.part() {
 		// The session's goroutine ends with the stream, which ends when this returns.
 		go func() {
-			_ = <-rest // the proxy's end of a stream that we have ended
+			<-rest // the proxy's end of a stream that we have ended
 			x.finish()
 		}()
 		return nil

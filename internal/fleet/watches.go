@@ -32,7 +32,7 @@ func Watches(config *rest.Config) (pods, pools cache.ListerWatcher, err error) {
 	}
 	json := rest.CopyConfig(config)
 	json.APIPath = "/apis"
-	pools, err = watchOf(json, scheme, inferencev1.SchemeGroupVersion, "inferencepools")
+	pools, err = watchOf(json, scheme, schema.GroupVersion(inferencev1.GroupVersion), "inferencepools")
 	return pods, pools, err
 }
 

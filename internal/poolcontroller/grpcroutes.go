@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
@@ -33,7 +34,7 @@ type grpcRouteReconciler struct {
 // addGRPCRoutes adds the controller of GRPCRoutes where the cluster has that kind. One that gets it later is served from
 // the controller's next start on.
 func addGRPCRoutes(ctx context.Context, m manager.Manager, settings meshconfig.Settings) error {
-	kind := gatewayv1.SchemeGroupVersion.WithKind("GRPCRoute")
+	kind := schema.GroupVersion(gatewayv1.GroupVersion).WithKind("GRPCRoute")
 	switch _, err := m.GetRESTMapper().RESTMapping(kind.GroupKind(), kind.Version); {
 	case meta.IsNoMatchError(err):
 		m.GetLogger().Info("the cluster does not know GRPCRoutes: nothing is told of them")

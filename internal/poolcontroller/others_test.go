@@ -55,7 +55,7 @@ func TestReconcileTellsIneffectiveConfig(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			front := frontService("models", "llama")
+			front := frontService("llama")
 			front.Spec.Ports = pickerService().Spec.Ports
 			c, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService(), front)
 			recorder := events.NewFakeRecorder(16)

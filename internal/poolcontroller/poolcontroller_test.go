@@ -166,7 +166,7 @@ func TestWatches(t *testing.T) {
 	port := inferencev1.Port{Number: 9002}
 	foreign.Spec.EndpointPickerRef = &inferencev1.EndpointPickerRef{Name: "epp", Port: &port}
 	route := routeTo()
-	c, _ := newClient(t, somePool(), elsewhere, foreign, namespace(), route, frontService("models", "foreign"))
+	c, _ := newClient(t, somePool(), elsewhere, foreign, namespace(), route, frontService("foreign"))
 
 	ours := &networkingv1alpha3.EnvoyFilter{ObjectMeta: metav1.ObjectMeta{
 		Namespace: "infra", Name: "x",
@@ -201,8 +201,8 @@ func TestWatches(t *testing.T) {
 		"a route":                        {route, []string{"models/llama", "other/llama"}, []string{"other/split"}},
 		"a grant for a route":            {grant("other"), []string{"models/llama", "other/llama"}, []string{"other/split"}},
 		"a grant for others":             {grant("nobody"), nil, nil},
-		"a Service as a front":           {frontService("models", "foreign"), []string{"models/foreign"}, nil},
-		"a Service like others":          {frontService("models", ""), nil, nil},
+		"a Service as a front":           {frontService("foreign"), []string{"models/foreign"}, nil},
+		"a Service like others":          {frontService(""), nil, nil},
 	}
 	w := watcher{c, settings()}
 	for name, tt := range tests {
@@ -259,9 +259,9 @@ func foreignEntry(host string) *networkingv1.ServiceEntry {
 	return e
 }
 
-func frontService(namespace, pool string) *corev1.Service {
+func frontService(pool string) *corev1.Service {
 	return &corev1.Service{ObjectMeta: metav1.ObjectMeta{
-		Namespace: namespace, Name: "front", Annotations: map[string]string{meshconfig.PoolAnnotation: pool},
+		Namespace: "models", Name: "front", Annotations: map[string]string{meshconfig.PoolAnnotation: pool},
 	}}
 }
 

@@ -54,13 +54,14 @@ func (s *Server) serve(stream extprocv3.ExternalProcessor_ProcessServer, name st
 		x.finish()
 		return err
 	}
-	rest := make(chan error, 1)
+	ended := make(chan struct{})
+	var err error // once it has ended
 	go func() {
-		_, err := x.advance(stream, false)
-		rest <- err
+		_, err = x.advance(stream, false)
+		close(ended)
 	}()
 	select {
-	case err := <-rest:
+	case <-ended:
 		x.finish()
 		return err
 	case <-s.parted:
@@ -68,12 +69,12 @@ func (s *Server) serve(stream extprocv3.ExternalProcessor_ProcessServer, name st
 	if x.part() {
 		// The session's goroutine ends with the stream, which ends when this returns.
 		go func() {
-			<-rest // the proxy's end of a stream that we have ended
+			<-ended
 			x.finish()
 		}()
 		return nil
 	}
-	err := <-rest
+	<-ended
 	x.finish()
 	return err
 }

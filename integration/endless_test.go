@@ -278,6 +278,8 @@ func lastOf(ctx context.Context, group *errgroup.Group, conn *grpc.ClientConn) e
 func postWithoutEnd(ctx context.Context, pool, contentType string) error {
 	body, writer := io.Pipe()
 	defer func() { _ = writer.Close() }()
+	stop := context.AfterFunc(ctx, func() { _ = writer.CloseWithError(context.Cause(ctx)) }) // a client waits for its reads of a body
+	defer stop()
 	go func() { _, _ = writer.Write([]byte(`{"model":"a",`)) }() // ends with the pipe
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+pool+".models.inference.internal/x", body)
 	if err != nil {

@@ -72,6 +72,9 @@ func (e *echo) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	if r.ContentLength < 0 { // the body may have no end, and Go would read it before it answers
+		_ = http.NewResponseController(w).EnableFullDuplex() // it always is in HTTP/2
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Served-By", e.name)
 	w.Header().Set("X-Internal", "secret")

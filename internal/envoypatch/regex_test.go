@@ -8,18 +8,24 @@ import (
 // TestCheckRegex has what is taken compiled by a real Envoy too, which has the last word; what is refused is what Envoy
 // refuses, or near it.
 func TestCheckRegex(t *testing.T) {
+	const gaps = `[acegikmoqsuwyACEGIKMOQSUWY02468]`
 	tests := map[string]struct {
 		value   string
 		want    string // in the error; empty: none
 		refused bool   // by Envoy
 	}{
-		"a version":          {`/v[0-9]+(\.[0-9]+)*/.*`, "", false},
-		"any characters":     {`/.{1,900}`, "", false},
-		"letters":            {`/\pL+/\p{Greek}*`, "", false},
-		"many alternatives":  {strings.Repeat("/models/llama|", 500) + "/", "", false},
-		"not an expression":  {`/(`, "missing closing", true},
-		"repeated too often": {strings.Repeat(`.{1000}`, 20), "steps", true},
-		"letters, repeated":  {strings.Repeat(`\pL{1000}`, 5), "steps", true},
+		"a version":                             {`/v[0-9]+(\.[0-9]+)*/.*`, "", false},
+		"any characters":                        {`/.{1,900}`, "", false},
+		"letters":                               {`/\pL+/\p{Greek}*`, "", false},
+		"many alternatives":                     {strings.Repeat("/models/llama|", 500) + "/", "", false},
+		"not an expression":                     {`/(`, "missing closing", true},
+		"repeated too often":                    {strings.Repeat(`.{1000}`, 20), "steps", true},
+		"usual ones":                            {`^/v1/(models|engines|deployments)/[a-z0-9-]{1,63}/(chat|embed)[^/]*$`, "", false},
+		"two merged classes":                    {`/([^\pL]|\pL){50}`, "", false},
+		"characters of several bytes, repeated": {strings.Repeat(`[世界人民大学生活水火山石田土木日月金]{1000}`, 3), "steps", true},
+		"a class with gaps, repeated":           {`/(` + gaps + `{1000})(` + gaps + `{1000})`, "steps", true},
+		"merged classes, repeated":              {strings.Repeat(`(?:\PL|\PL|\pL){1000}`, 3), "steps", true},
+		"letters, repeated":                     {strings.Repeat(`\pL{1000}`, 5), "steps", true},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

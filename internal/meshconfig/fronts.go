@@ -135,9 +135,11 @@ func speaksHTTP(p corev1.ServicePort) bool {
 // ClaimedHosts are the hosts by which a pool wants to be called beside its own, as written. Some may be no hosts.
 func ClaimedHosts(p *inferencev1.InferencePool) []string {
 	var out []string
+	seen := map[string]bool{} // an annotation has room for tens of thousands
 	for host := range strings.SplitSeq(p.Annotations[HostsAnnotation], ",") {
 		host = strings.ToLower(strings.TrimSpace(host))
-		if host != "" && !slices.Contains(out, host) {
+		if host != "" && !seen[host] {
+			seen[host] = true
 			out = append(out, host)
 		}
 	}

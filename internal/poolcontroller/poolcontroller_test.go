@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -139,7 +140,11 @@ func TestReconcileRivalIsABackend(t *testing.T) {
 // TestReconcileLongStatus claims more hosts than a message has room for: the status is written all the same, and once.
 func TestReconcileLongStatus(t *testing.T) {
 	p := somePool()
-	p.Annotations = map[string]string{"inference-waypoint.io/hosts": strings.Repeat("é_, ", 10_000)}
+	var hosts []string // each another: one that is named twice counts once
+	for i := range 1_500 {
+		hosts = append(hosts, fmt.Sprint("é_", i))
+	}
+	p.Annotations = map[string]string{"inference-waypoint.io/hosts": strings.Join(hosts, ",")}
 	c, writes := newClient(t, p, namespace(), waypoint(), pickerService())
 	r := newReconciler(c, events.NewFakeRecorder(16), settings(), clock.RealClock{})
 	reconcileOnce(t, r, reconcile.Result{})

@@ -87,7 +87,9 @@ func (r *Reconciler) apply(ctx context.Context, name types.NamespacedName, out m
 
 // passing reports whether an error needs no one's attention: what was read was out of date, or the program ends.
 func passing(err error) bool {
-	return err != nil && (apierrors.IsConflict(err) || errors.Is(err, context.Canceled))
+	return err != nil && !slices.ContainsFunc(each(err), func(e error) bool {
+		return !apierrors.IsConflict(e) && !errors.Is(e, context.Canceled)
+	})
 }
 
 // reject says in every parent that what the waypoint is to serve could not be written, and why.

@@ -181,3 +181,23 @@ func TestSaidBy(t *testing.T) {
 		t.Error("another controller's entry speaks for us")
 	}
 }
+
+func TestClip(t *testing.T) {
+	tests := map[string]struct {
+		text  string
+		limit int
+		want  string
+	}{
+		"short":                      {"abc", 3, "abc"},
+		"long":                       {"abcdefgh", 6, "abc..."},
+		"cut in a character":         {"aéééé", 7, "aé..."},
+		"cut in a character of four": {"a😀😀", 8, "a😀..."},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if got := Clip(tt.text, tt.limit); got != tt.want {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+		})
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -49,6 +50,9 @@ func Open(ctx context.Context, program, dir string, width, height int, dark bool
 	cmd := exec.CommandContext(ctx, program, "--remote-debugging-pipe", "--no-sandbox", "--no-zygote", "--in-process-gpu",
 		"--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage", "--user-data-dir="+dir)
 	cmd.ExtraFiles = []*os.File{inRead, outWrite} // they become the descriptors 3 and 4, which the flag stands for
+	// Its helpers go with it: else they still write into the profile when that is to be removed.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	err = errors.Join(cmd.Start(), inRead.Close(), outWrite.Close())
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("starting the browser: %w", err), inWrite.Close(), outRead.Close())
@@ -58,6 +62,9 @@ func Open(ctx context.Context, program, dir string, width, height int, dark bool
 	reading.Go(func() { p.read(ctx, outRead) })
 	wait = func() {
 		_ = cmd.Wait() // it was killed
+		for syscall.Kill(-cmd.Process.Pid, 0) == nil { // until the last helper is gone
+			time.Sleep(time.Millisecond)
+		}
 		_ = outRead.Close()
 		_ = inWrite.Close()
 		reading.Wait()

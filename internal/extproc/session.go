@@ -49,6 +49,7 @@ type session struct {
 	parted  bool       // the stream is not ours any more
 	faulty  bool       // a fault left the session in an unknown state
 	passing bool       // the request's body passes through us, and has not ended
+	flowed  time.Time  // when the last piece of an answer came that passes through us; zero where none does
 
 	message request
 	reply   reply

@@ -2,6 +2,8 @@ package extproc
 
 import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"time"
+
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -66,18 +68,25 @@ func (s *Server) serve(stream extprocv3.ExternalProcessor_ProcessServer, name st
 		return err
 	case <-s.parted:
 	}
-	if x.part() {
-		// The session's goroutine ends with the stream, which ends when this returns.
-		go func() {
-			<-ended
+	for !x.part() {
+		select {
+		case <-ended:
 			x.finish()
-		}()
-		return nil
+			return err
+		case <-time.After(quiet):
+		}
 	}
-	<-ended
-	x.finish()
-	return err
+	// The session's goroutine ends with the stream, which ends when this returns.
+	go func() {
+		<-ended
+		x.finish()
+	}()
+	return nil
 }
+
+// quiet is how long no piece of an answer that passes through us may have come before we part from it. Pieces that are on
+// their way to us then would be lost, and an answer that lacks its middle looks like a whole one.
+const quiet = 100 * time.Millisecond
 
 // begin takes messages until the call is decided on or over. Only a stream with a message is a call and takes the room of
 // one: those that never say anything keep nobody out.
@@ -149,18 +158,25 @@ func (x *session) answer() (over bool, err error) {
 	return over, err
 }
 
-// follow notes whether the request's body is on its way through us.
+// follow notes what of the request's and the answer's body is on its way through us.
 func (x *session) follow() {
 	switch x.message.kind {
 	case onRequestBody:
 		x.passing = x.requestMode == duplex && !x.message.end
 	case onRequestTrailers:
 		x.passing = false
+	case onAnswerBody:
+		x.flowed = time.Time{}
+		if x.answerMode == duplex && !x.message.end {
+			x.flowed = time.Now()
+		}
+	case onAnswerTrailers:
+		x.flowed = time.Time{}
 	}
 }
 
 // part keeps the session from using the stream any more, and says whether it does: not while the request's body is on
-// its way through us.
+// its way through us, nor while the answer's is and does not pause.
 func (x *session) part() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -168,7 +184,7 @@ func (x *session) part() bool {
 }
 
 func (x *session) partLocked() bool {
-	x.parted = x.parted || !x.passing
+	x.parted = x.parted || !x.passing && time.Since(x.flowed) > quiet
 	return x.parted
 }
 

@@ -9,7 +9,9 @@ read -ra mesh <<<"$2"
 shift 2
 install=integration/tools/install.sh
 log=$(mktemp)
-trap 'rm -f "$log" "$log.tools"; kill $(jobs -p) 2>/dev/null || true' EXIT
+building=
+# What is built in the background has a group of its own, so that all of it ends with this.
+trap 'rm -f "$log" "$log.tools"; [ -z "$building" ] || kill -- -$building 2>/dev/null || true' EXIT
 
 # build PACKAGE...: Go says of each module that it downloads it, which is of interest only where that fails.
 build() { go build -o bin/ "$@" 2>"$log" || { cat "$log" >&2; exit 1; }; }
@@ -21,13 +23,14 @@ if [ -n "$missing" ]; then
 	minutes=$($install --takes "${mesh[@]}")
 	echo "step 1 of 3: picking with Envoy, the picker and model servers alone (to build them takes about two minutes, once)"
 	# What the mesh runs is built meanwhile, with what the preview leaves of the machine.
-	nice -n 19 $install "$tools" "${mesh[@]}" >"$log.tools" 2>&1 &
+	setsid nice -n 19 $install "$tools" "${mesh[@]}" >"$log.tools" 2>&1 &
 	building=$!
 	integration/preview/run.sh "$tools"
 	echo
 	echo "step 2 of 3: building what a whole mesh runs, from source (about $minutes min in all on two cores, once)"
 	tail -n +1 -f --pid=$building "$log.tools" >&2
 	wait $building
+	building=
 	echo
 else
 	$install "$tools" "${mesh[@]}"

@@ -6,9 +6,10 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 tools=$1
 log=$(mktemp)
-trap 'rm -f "$log"; kill $(jobs -p) 2>/dev/null || true' EXIT
+installing=
+trap 'rm -f "$log"; [ -z "$installing" ] || kill -- -$installing 2>/dev/null || true' EXIT
 
-integration/tools/install.sh "$tools" envoy &
+setsid integration/tools/install.sh "$tools" envoy &
 installing=$!
 # Go's own packages need no download: they are compiled while modules come.
 go build net/http html/template log/slog 2>/dev/null &
@@ -23,4 +24,5 @@ while kill -0 $building 2>/dev/null; do
 done
 wait $building || { cat "$log" >&2; exit 1; }
 wait $installing
+installing=
 bin/preview -envoy "$tools/envoy"

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"regexp/syntax"
+	"strconv"
 	"strings"
 	"unicode"
 )
@@ -18,6 +19,9 @@ func checkRegex(value string) error {
 	if _, err := regexp.Compile(value); err != nil {
 		return fmt.Errorf("regular expression: %w", err)
 	}
+	if unknown := unknownToEnvoy(value); unknown != "" {
+		return fmt.Errorf("regular expression: a waypoint does not know %s", unknown)
+	}
 	parsed, err := syntax.Parse(latin1(value), syntax.Perl)
 	if err != nil {
 		return fmt.Errorf("regular expression: %w", err)
@@ -30,6 +34,26 @@ func checkRegex(value string) error {
 		return fmt.Errorf("regular expression: it compiles to as many as %d steps, and a waypoint takes %d: repeat less, or name fewer characters", size, maxProgram)
 	}
 	return nil
+}
+
+// escape is an escape of Go's syntax: of a named class, of a character by its number, or of any character.
+var escape = regexp.MustCompile(`\\(?:[pP]\{\^?([^}]*)\}|x\{([0-9A-Fa-f]*)\}|(?s:.))`)
+
+// unknownToEnvoy is the first escape in an expression that RE2 in Envoy lacks: a character beyond a byte, or a name of a
+// class that is Go's alone (\p{Letter}, \p{greek}, \p{ASCII}, \p{LC}, \p{Cn}).
+func unknownToEnvoy(value string) string {
+	for _, m := range escape.FindAllStringSubmatch(value, -1) {
+		name, number := m[1], m[2]
+		if code, err := strconv.ParseUint(number, 16, 32); number != "" && (err != nil || code > unicode.MaxLatin1) {
+			return m[0]
+		}
+		_, category := unicode.Categories[name]
+		category = category && len(name) <= 2 && name != "LC" && name != "Cn"
+		if _, script := unicode.Scripts[name]; name != "" && !category && !script && name != "Any" {
+			return m[0]
+		}
+	}
+	return ""
 }
 
 // latin1 has a character for each byte of a text: Envoy has RE2 read expressions and what they match so.

@@ -231,7 +231,7 @@ func TestPartWhileAnswersPass(t *testing.T) {
 	const rounds, streams = 4, 500
 	for range rounds {
 		w := newWorld(t, fourEndpoints...)
-		begin := make(chan struct{})
+		begin, pause := make(chan struct{}), make(chan struct{})
 		var passing, done sync.WaitGroup
 		for range streams {
 			x := w.open(t, llama, withModes(full, full))
@@ -245,9 +245,14 @@ func TestPartWhileAnswersPass(t *testing.T) {
 				chunk := answerBody([]byte("data"), false)
 				_ = x.stream.Send(chunk)
 				passing.Done()
-				for x.stream.Send(chunk) == nil {
+				for pausing := false; !pausing && x.stream.Send(chunk) == nil; {
 					if _, err := x.stream.Recv(); err != nil {
 						break
+					}
+					select {
+					case <-pause:
+						pausing = true
+					default:
 					}
 				}
 				for { // what was sent back before the end
@@ -263,6 +268,7 @@ func TestPartWhileAnswersPass(t *testing.T) {
 		close(begin)
 		passing.Wait()
 		w.server.Part()
+		close(pause)
 		done.Wait()
 		w.quiet(t)
 		for range streams { // whatever was given back serves the next calls

@@ -182,7 +182,8 @@ func (s Set) repair(ctx context.Context, key objectKey, want *unstructured.Unstr
 	if same {
 		return false, nil
 	}
-	if err := s.contested(key, want); err != nil {
+	wrote, err := s.contested(key, want)
+	if err != nil {
 		return false, err
 	}
 	applied := want.DeepCopy()
@@ -191,6 +192,7 @@ func (s Set) repair(ctx context.Context, key objectKey, want *unstructured.Unstr
 	if err != nil {
 		return false, fmt.Errorf("applying %s %s: %w", key.kind, key.name, err)
 	}
+	wrote()
 	if reflect.DeepEqual(applied.Object["spec"], want.Object["spec"]) {
 		return true, nil
 	}
@@ -200,21 +202,21 @@ func (s Set) repair(ctx context.Context, key objectKey, want *unstructured.Unstr
 	return true, nil
 }
 
-// contested notes a repair, and fails where it must not be made yet.
-func (s Set) contested(key objectKey, want *unstructured.Unstructured) error {
+// contested fails where a repair must not be made yet. One that was made is to be noted; one that the API server refused
+// is nobody's undoing.
+func (s Set) contested(key objectKey, want *unstructured.Unstructured) (wrote func(), err error) {
 	if s.Contests == nil {
-		return nil
+		return func() {}, nil
 	}
 	raw, err := want.MarshalJSON()
 	if err != nil {
-		return fmt.Errorf("encoding %s %s: %w", key.kind, key.name, err)
+		return nil, fmt.Errorf("encoding %s %s: %w", key.kind, key.name, err)
 	}
 	what := fmt.Sprintf("%x", sha256.Sum256(raw))
 	if wait := s.Contests.Wait(key.String(), what); wait > 0 {
-		return &ContestedError{key.kind, key.name, wait}
+		return nil, &ContestedError{key.kind, key.name, wait}
 	}
-	s.Contests.Wrote(key.String(), what)
-	return nil
+	return func() { s.Contests.Wrote(key.String(), what) }, nil
 }
 
 func (s Set) forget(key objectKey) {

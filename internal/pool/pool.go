@@ -3,6 +3,7 @@
 package pool
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -163,8 +164,11 @@ func (p Pool) Endpoints(pods []*corev1.Pod) []Endpoint {
 			out = append(out, Endpoint{Address: netip.AddrPortFrom(addr, uint16(port)), Pod: pod.Name, Process: processOf(pod)})
 		}
 	}
-	slices.SortFunc(out, func(a, b Endpoint) int { return a.Address.Compare(b.Address) })
-	return out
+	// Pods of the host's network may have one address: of those one stands for all, always the same.
+	slices.SortFunc(out, func(a, b Endpoint) int {
+		return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Process, b.Process))
+	})
+	return slices.CompactFunc(out, func(a, b Endpoint) bool { return a.Address == b.Address })
 }
 
 // Serving reports whether a pod can take a new call: it is ready and is not being deleted.

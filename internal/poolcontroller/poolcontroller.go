@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -99,7 +100,7 @@ func reject(out *meshconfig.Output, err error) {
 	}
 	verdict := poolstatus.Verdict{
 		Reason:  poolstatus.ReasonNotWritten,
-		Message: fmt.Sprintf("the configuration could not be written, and the waypoint has what it had before: %s", oneLine(each(err))),
+		Message: fmt.Sprintf("the configuration could not be written, and the waypoint has what it had before: %s", steady(err)),
 	}
 	if all[*ownedobjects.NotOursError](err) {
 		verdict = poolstatus.Verdict{Reason: inferencev1.InferencePoolReasonNotSupportedByParent, Message: oneLine(each(err))}
@@ -108,6 +109,13 @@ func reject(out *meshconfig.Output, err error) {
 		out.Parents[i].Accepted = verdict
 	}
 }
+
+// clientPort is the caller's side of a broken connection, as errors of the network tell it.
+var clientPort = regexp.MustCompile(`:\d+->`)
+
+// steady is an error's text without what is another each time: a status that changes is written, and its write is an
+// event that has the pool looked at again at once.
+func steady(err error) string { return clientPort.ReplaceAllString(oneLine(each(err)), "->") }
 
 // after is when a pool is looked at again: where a name is taken or another writer is at work, in a while; after any
 // other error as the queue has it for those.
@@ -120,7 +128,7 @@ func after(err error, result reconcile.Result, statusErr error) (reconcile.Resul
 		return result, nil
 	case all[*ownedobjects.NotOursError](err):
 		return reconcile.Result{RequeueAfter: takenRetry}, nil
-	case errors.As(err, &contested):
+	case all[*ownedobjects.ContestedError](err) && errors.As(err, &contested):
 		return reconcile.Result{RequeueAfter: contested.Wait}, nil
 	default:
 		return reconcile.Result{}, err

@@ -144,6 +144,10 @@ func (s *State) skipped(n int32, now float64, c *Claim) {
 		s.failed(n, now, c.ticket.at, c.probe)
 		return
 	}
+	if c.probe { // it told nothing
+		s.unprobe(n, now)
+		c.probe = false
+	}
 	s.change(n, func(h *health) { h.failed.until = max(h.failed.until, known) })
 }
 

@@ -210,9 +210,28 @@ func TestSilentEndpoint(t *testing.T) {
 				l.Reserve(0, 0, call(true, 0), 0)
 				c := l.Reserve(0, 0, call(true, 0), 0)
 				l.Age(8*s, all)
-				l.Responded(&c, Refused, 8*s)
+				l.Responded(&c, Shed, 8*s)
 			},
 			want: map[time.Duration]bool{8 * s: false, 13 * s: false, 14 * s: true},
+		},
+		"a refusal does not, as a front gives it before its engine is asked": {
+			do: func(l *State) {
+				l.Reserve(0, 0, call(true, 0), 0)
+				c := l.Reserve(0, 0, call(true, 0), 0)
+				l.Age(8*s, all)
+				l.Responded(&c, Refused, 8*s)
+			},
+			want: map[time.Duration]bool{8 * s: true},
+		},
+		"refusals alone are no silence": {
+			do: func(l *State) {
+				for i := range 20 {
+					c := l.Reserve(0, time.Duration(i)*s, call(true, 0), 0)
+					l.Responded(&c, Refused, time.Duration(i+1)*s-1)
+				}
+				l.Reserve(0, 20*s, call(true, 0), 0)
+			},
+			want: map[time.Duration]bool{21 * s: false},
 		},
 		"callers that give up leave it to one call more": {
 			do: func(l *State) {

@@ -156,9 +156,15 @@ func (s *State) Responded(c *Claim, outcome Outcome, now time.Duration) {
 	if (outcome == Ended || outcome == Answered) && c.waits && !s.health[n].silent { // the late answers of one that was silent are not usual
 		s.heads[c.kind].add(t, t-c.ticket.at)
 	}
-	s.stopWaiting(c, t)
+	if outcome == Refused { // a server's front refuses calls also where its engine hangs: that tells nothing of a silence
+		before := s.health[n].silence[c.kind].waited
+		s.stopWaiting(c, t)
+		s.health[n].silence[c.kind].waited = before
+	} else {
+		s.stopWaiting(c, t)
+		s.heard(n, t)
+	}
 	c.moved = false
-	s.heard(n, t)
 	switch outcome {
 	case Ended, Answered:
 		s.recover(n, c.ticket.at)

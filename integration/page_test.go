@@ -66,7 +66,10 @@ func TestPage(t *testing.T) {
 func openPage(ctx context.Context, t *testing.T, dark bool) *browser.Page {
 	t.Helper()
 	ctx, cancel := context.WithCancel(ctx)
-	page, wait, err := browser.Open(ctx, filepath.Join(the.Root, ".tools", "chromium"), t.TempDir(), 1500, 760, dark)
+	profile, err := os.MkdirTemp("", "profile")
+	must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(profile) }) // a helper that was just killed may still write
+	page, wait, err := browser.Open(ctx, filepath.Join(the.Root, ".tools", "chromium"), profile, 1500, 760, dark)
 	if wait != nil {
 		t.Cleanup(wait)
 	}

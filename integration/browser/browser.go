@@ -61,10 +61,7 @@ func Open(ctx context.Context, program, dir string, width, height int, dark bool
 	var reading sync.WaitGroup
 	reading.Go(func() { p.read(ctx, outRead) })
 	wait = func() {
-		_ = cmd.Wait()                                 // it was killed
-		for syscall.Kill(-cmd.Process.Pid, 0) == nil { // until the last helper is gone
-			time.Sleep(time.Millisecond)
-		}
+		_ = cmd.Wait() // it was killed
 		_ = outRead.Close()
 		_ = inWrite.Close()
 		reading.Wait()

@@ -2,9 +2,6 @@ package integration
 
 import (
 	"context"
-	"fmt"
-	"regexp"
-	"strconv"
 	"testing"
 	"time"
 
@@ -58,7 +55,7 @@ func TestPathsBeforeTheRewrite(t *testing.T) {
 			}
 			var first *traffic.Answer
 			eventually(ctx, t, "the route", func(ctx context.Context) (err error) { first, err = say(ctx); return err })
-			before := c.picks(ctx, t, "prefix")
+			before := picksOf(ctx, t, c.name, `outcome="prefix"`)
 			for n := 2; n <= calls; n++ {
 				answer, err := say(ctx)
 				must(t, err)
@@ -69,24 +66,9 @@ func TestPathsBeforeTheRewrite(t *testing.T) {
 					t.Errorf("call %d: %d of %d prompt tokens were cached, want most", n, answer.CachedTokens, answer.PromptTokens)
 				}
 			}
-			if got := c.picks(ctx, t, "prefix") - before; got != calls-1 {
-				t.Errorf("%v calls were picked by their prefix, want %d", got, calls-1)
+			if got := picksOf(ctx, t, c.name, `outcome="prefix"`) - before; got != calls-1 {
+				t.Errorf("%d calls were picked by their prefix, want %d", got, calls-1)
 			}
 		})
 	}
-}
-
-// picks is the number of calls that were picked for the pool with an outcome.
-func (c choice) picks(ctx context.Context, t *testing.T, outcome string) float64 {
-	t.Helper()
-	page, err := metricsOf(ctx, picker(ctx, t), "9090")
-	must(t, err)
-	sample := regexp.MustCompile(fmt.Sprintf(`(?m)^inference_waypoint_picks_total\{outcome="%s",pool="models/%s"\} (\S+)$`, outcome, c.name))
-	found := sample.FindStringSubmatch(page)
-	if found == nil {
-		return 0
-	}
-	n, err := strconv.ParseFloat(found[1], 64)
-	must(t, err)
-	return n
 }

@@ -40,7 +40,8 @@ func doors() []door {
 		{name: "single", pool: "single", picker: "main", requests: partial},
 		{name: "empty", pool: "empty", picker: "main", requests: partial},
 		{name: "unknown", pool: "unknown", picker: "main", requests: partial},
-		{name: "retried", pool: "retried", picker: "main", requests: partial},
+		// The picker is shown the answer's end: only then does it know that the endpoint prefilled the prompt, however soon.
+		{name: "retried", pool: "retried", picker: "main", requests: partial, answers: streamed},
 		{name: "huge " + partial, pool: "huge", picker: "main", requests: partial},
 		{name: "huge " + duplex, pool: "huge", picker: "main", requests: duplex},
 		{name: "left " + partial, pool: "left", picker: "main", requests: partial},

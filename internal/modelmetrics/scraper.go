@@ -86,9 +86,12 @@ func (s *Scraper) Update(targets map[netip.AddrPort]Target, gone []netip.AddrPor
 			errs = append(errs, fmt.Errorf("endpoint %s: %w", endpoint, err))
 		}
 	}
-	s.interval.Store(int64(s.options.Interval(len(s.targets))))
+	s.pace()
 	return errors.Join(errs...)
 }
+
+// pace sets how often each of so many endpoints is read.
+func (s *Scraper) pace() { s.interval.Store(int64(s.options.Interval(len(s.targets)))) }
 
 func (s *Scraper) stop(endpoint netip.AddrPort) {
 	if t, ok := s.targets[endpoint]; ok {
@@ -105,6 +108,7 @@ func (s *Scraper) start(endpoint netip.AddrPort, what Target) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	t := &target{Target: what, endpoint: endpoint, scraper: s, cancel: cancel, fetcher: fetcher, parser: NewParser(what.Engine)}
 	s.targets[endpoint] = t
+	s.pace() // before its first scrape asks for it
 	s.running.Go(func() { t.run(ctx) })
 	return nil
 }
@@ -169,8 +173,9 @@ func (t *target) scrape(ctx context.Context, now time.Time) {
 }
 
 // delay is the time from the start of one scrape to that of the next: the fleet's interval or the sink's pace, whichever
-// is longer, doubled with each failure up to MaxInterval, and a tenth more or less. After the first scrape it is anything up to that: endpoints that came
-// together are spread over the interval, and the tenth keeps them from falling into step again.
+// is longer, doubled with each failure up to MaxInterval, and a tenth more or less. After the first scrape it is anything
+// up to that: endpoints that came together are spread over the interval, and the tenth keeps them from falling into step
+// again.
 func (t *target) delay(first bool) time.Duration {
 	longest := t.scraper.options.MaxInterval
 	delay := min(longest, max(time.Duration(t.scraper.interval.Load()), t.scraper.sink.Pace(t.endpoint)))
@@ -181,7 +186,7 @@ func (t *target) delay(first bool) time.Duration {
 		}
 	}
 	if first {
-		return rand.N(delay)
+		return rand.N(delay + 1) // N takes no zero
 	}
 	return delay - delay/10 + rand.N(delay/5+1)
 }

@@ -567,6 +567,26 @@ func TestIntervalFollowsTheFleet(t *testing.T) {
 }
 
 // TestIntervalFollowsThePace has the sink ask for less than the fleet's interval, for more, and for more than may be.
+// The first endpoints are read while others are still being added: an interval must be there already.
+func TestIntervalIsThereBeforeTheFirstScrape(t *testing.T) {
+	options := DefaultOptions()
+	sink := newRecorder()
+	s := newScraper(t, options, sink)
+	s.mu.Lock() // Update has not come to its end
+	if err := s.start(endpoint(0), Target{URL: "http://127.0.0.1:1/metrics"}); err != nil {
+		t.Fatal(err)
+	}
+	added := s.targets[endpoint(0)]
+	s.mu.Unlock()
+	if got := time.Duration(s.interval.Load()); got != options.Interval(1) {
+		t.Errorf("the interval is %v, want %v", got, options.Interval(1))
+	}
+	s.interval.Store(0)
+	if got := added.delay(true); got != 0 {
+		t.Errorf("with an interval of nothing the delay is %v", got)
+	}
+}
+
 func TestIntervalFollowsThePace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := newRecorder()

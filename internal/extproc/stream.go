@@ -85,8 +85,9 @@ func (s *Server) serve(stream extprocv3.ExternalProcessor_ProcessServer, name st
 }
 
 // quiet is how long no piece of an answer that passes through us may have come before we part from it. Pieces that are on
-// their way to us then would be lost, and an answer that lacks its middle looks like a whole one.
-const quiet = 100 * time.Millisecond
+// their way to us then would be lost, and an answer that lacks its middle looks like a whole one. So it outlasts the time
+// for which a busy node keeps the proxy or us from running: on two cores with six programs at work, 100 ms did not.
+const quiet = 500 * time.Millisecond
 
 // begin takes messages until the call is decided on or over. Only a stream with a message is a call and takes the room of
 // one: those that never say anything keep nobody out.
@@ -165,7 +166,7 @@ func (x *session) follow() {
 		x.passing = x.requestMode == duplex && !x.message.end
 	case onRequestTrailers:
 		x.passing = false
-	case onAnswerBody:
+	case onAnswerHeaders, onAnswerBody: // the first piece comes close behind the headers
 		x.flowed = time.Time{}
 		if x.answerMode == duplex && !x.message.end {
 			x.flowed = time.Now()

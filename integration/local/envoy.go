@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strconv"
 
+	networkingv1alpha3 "istio.io/api/networking/v1alpha3"
+
 	"github.com/inference-waypoint/inference-waypoint/internal/envoypatch"
 )
 
@@ -124,26 +126,31 @@ func Listener(name string, manager Object) Object {
 }
 
 // Manager is what the controller's patches make of a waypoint's HTTP connection manager: filters that ask a picker, and
-// routes that lead to clusters by it. Other says that the picker is not ours.
-func Manager(host envoypatch.VirtualHost, other bool) (Object, error) {
+// routes that lead to clusters by it. Here the routes are in the manager, as there is nobody to fetch them from.
+func Manager(host envoypatch.VirtualHost) (Object, error) {
 	at := envoypatch.Front{Host: "pool.test", Port: 80}
-	filters, err := envoypatch.Filters(at, host.Picker, other)
+	patches, err := envoypatch.ChainPatches(at)
 	if err != nil {
 		return nil, err
 	}
-	patches, err := envoypatch.VirtualHostPatches(at, host)
+	routes, err := envoypatch.VirtualHostPatch(at, host)
 	if err != nil {
 		return nil, err
 	}
-	manager := patches[len(patches)-1].Patch.Value.AsMap()["typed_config"].(Object)
-	manager["stat_prefix"] = "local"
-	manager["upgrade_configs"] = []Object{{"upgrade_type": "websocket"}} // as istiod has it
 	var chain []any
-	for _, f := range filters {
-		chain = append(chain, f.Patch.Value.AsMap())
+	for _, p := range patches {
+		if p.ApplyTo == networkingv1alpha3.EnvoyFilter_HTTP_FILTER {
+			chain = append(chain, p.Patch.Value.AsMap())
+		}
 	}
-	manager["http_filters"] = append(chain, Object{"name": "router", "typed_config": Typed("extensions.filters.http.router.v3.Router", nil)})
-	return manager, nil
+	return Typed("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", Object{
+		"stat_prefix":     "local",
+		"upgrade_configs": []Object{{"upgrade_type": "websocket"}}, // as istiod has it
+		"route_config": Object{
+			"name": at.RouteName(), "validate_clusters": false, "virtual_hosts": []any{routes.Patch.Value.AsMap()},
+		},
+		"http_filters": append(chain, Object{"name": "router", "typed_config": Typed("extensions.filters.http.router.v3.Router", nil)}),
+	}), nil
 }
 
 // Metadata is a key of the metadata by which a picker and Envoy tell each other of endpoints.

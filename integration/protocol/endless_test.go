@@ -34,7 +34,7 @@ func (d door) waypointManager() object {
 	asked := d.waypointPicker()
 	manager, err := local.Manager(envoypatch.VirtualHost{Name: d.name, Picker: asked, Routes: []envoypatch.Route{
 		{Name: "all", To: []envoypatch.Destination{{Cluster: d.pool + " by header", Weight: 1, Picker: &asked}}},
-	}}, d.requests == duplex)
+	}})
 	if err != nil {
 		panic(err) // the doors are constants
 	}

@@ -5,10 +5,8 @@ import (
 	"slices"
 	"testing"
 
-	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
-	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 )
 
 // A picker is shown the body of a call that may carry a prompt for it, and of any other call the headers alone, so that
@@ -44,16 +42,14 @@ func TestBodiesThatAreShown(t *testing.T) {
 	}
 	ours := Picker{Host: "own", Port: 1}
 	theirs := Picker{Host: "other", Port: 2, Protocol: Duplex}
-	patches, err := VirtualHostPatches(front, VirtualHost{Name: "both", Picker: ours, Routes: []Route{
+	host, err := VirtualHost{Name: "both", Picker: ours, Routes: []Route{
 		{Match: Match{Headers: []ValueMatch{{Name: "to", Value: "ours"}}}, To: []Destination{{Cluster: "a", Weight: 1, Picker: &ours}}},
 		{Match: Match{Headers: []ValueMatch{{Name: "to", Value: "theirs"}}}, To: []Destination{{Cluster: "b", Weight: 1, Picker: &theirs}}},
-	}})
+	}}.build(front)
 	if err != nil {
 		t.Fatal(err)
 	}
-	manager := &hcmv3.HttpConnectionManager{}
-	unpack(t, read(t, patches[1], &listenerv3.Filter{}).GetTypedConfig(), manager)
-	routes := manager.GetRouteConfig().GetVirtualHosts()[0].GetRoutes()
+	routes := host.GetRoutes()
 	for name, tt := range tests {
 		for to, want := range map[string]string{"ours": tt.ours, "theirs": tt.theirs} {
 			t.Run(name+", "+to, func(t *testing.T) {

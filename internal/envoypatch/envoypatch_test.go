@@ -21,13 +21,16 @@ import (
 
 var front = Front{Host: "llama.models.inference.internal", Port: 80}
 
-func TestFilters(t *testing.T) {
-	patches, err := Filters(front, Picker{Host: "picker.inference-system.svc.cluster.local", Port: 9002, FailOpen: true}, false)
+func TestChain(t *testing.T) {
+	patches, err := ChainPatches(front)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var names []string
 	for _, p := range patches {
+		if p.ApplyTo != networkingv1alpha3.EnvoyFilter_HTTP_FILTER {
+			continue
+		}
 		names = append(names, read(t, p, &hcmv3.HttpFilter{}).Name)
 		if got := p.Match.GetListener().GetFilterChain().GetName(); got != "inbound-vip|80|http|"+front.Host {
 			t.Errorf("the patch is for chain %q: without the front's own it reaches every host of the waypoint", got)
@@ -43,7 +46,7 @@ func TestFilters(t *testing.T) {
 	}
 }
 
-func TestExternalProcessor(t *testing.T) {
+func TestAsk(t *testing.T) {
 	const own = "picker.inference-system.svc.cluster.local"
 	mode := func(body, response extprocv3.ProcessingMode_BodySendMode, trailers extprocv3.ProcessingMode_HeaderSendMode) *extprocv3.ProcessingMode {
 		return &extprocv3.ProcessingMode{
@@ -83,17 +86,18 @@ func TestExternalProcessor(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			patches, err := Filters(front, tt.picker, false)
+			host, err := VirtualHost{Name: "pool", Picker: tt.picker}.build(front)
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := &extprocv3.ExternalProcessor{}
-			unpack(t, read(t, patches[1], &hcmv3.HttpFilter{}).GetTypedConfig(), got)
+			override := &extprocv3.ExtProcPerRoute{}
+			unpack(t, host.TypedPerFilterConfig[pickerFilter], override)
+			got := override.GetOverrides()
 			if c := got.GetGrpcService().GetEnvoyGrpc().GetClusterName(); c != tt.wantCluster {
 				t.Errorf("cluster %q, want %q", c, tt.wantCluster)
 			}
-			if got.FailureModeAllow != tt.wantFailOpen {
-				t.Errorf("failure_mode_allow %t, want %t", got.FailureModeAllow, tt.wantFailOpen)
+			if got.GetFailureModeAllow().GetValue() != tt.wantFailOpen {
+				t.Errorf("failure_mode_allow %v, want %t", got.FailureModeAllow, tt.wantFailOpen)
 			}
 			if diff := cmp.Diff(tt.wantMode, got.ProcessingMode, protocmp.Transform()); diff != "" {
 				t.Errorf("processing mode (-want +got):\n%s", diff)
@@ -105,10 +109,22 @@ func TestExternalProcessor(t *testing.T) {
 			if diff := cmp.Diff(tt.wantMetadata, metadata); diff != "" {
 				t.Errorf("metadata (-want +got):\n%s", diff)
 			}
-			if slices.Contains(got.GetMetadataOptions().GetReceivingNamespaces().GetUntyped(), endpointsNamespace) {
-				t.Error("a picker could write the endpoints past the filter that names them")
-			}
 		})
+	}
+}
+
+// The chain's own filter asks nobody, refuses the call, and lets no picker write the endpoints past the filter that names
+// them.
+func TestAskNobody(t *testing.T) {
+	got := askNobody()
+	if c := got.GetGrpcService().GetEnvoyGrpc().GetClusterName(); c != noPicker {
+		t.Errorf("cluster %q, want one that nobody makes", c)
+	}
+	if got.FailureModeAllow {
+		t.Error("a call that no route says anything of goes on unpicked")
+	}
+	if slices.Contains(got.GetMetadataOptions().GetReceivingNamespaces().GetUntyped(), endpointsNamespace) {
+		t.Error("a picker could write the endpoints past the filter that names them")
 	}
 }
 
@@ -179,10 +195,10 @@ func TestClusterSpeaksItsProtocol(t *testing.T) {
 func TestInvalid(t *testing.T) {
 	tests := map[string]func() error{
 		"cluster without a name":      func() error { _, err := ClusterPatch(Cluster{Endpoints: front}); return err },
-		"virtual host without a name": func() error { _, err := VirtualHostPatches(front, VirtualHost{}); return err },
+		"virtual host without a name": func() error { _, err := VirtualHostPatch(front, VirtualHost{}); return err },
 		"route of a malformed prefix": func() error { return Route{Match: Match{Path: PathMatch{Value: "/a?b"}}, Status: 404}.Check() },
 		"line break in metadata": func() error {
-			_, err := Filters(front, Picker{Host: "h", Port: 1, Metadata: map[string]string{"key": "a\nb"}}, false)
+			_, err := VirtualHostPatch(front, VirtualHost{Name: "pool", Picker: Picker{Host: "h", Port: 1, Metadata: map[string]string{"key": "a\nb"}}})
 			return err
 		},
 	}
@@ -195,12 +211,15 @@ func TestInvalid(t *testing.T) {
 	}
 }
 
-// TestVirtualHostReplaces applies the patches as istiod does, by merging one message after the other into the chain's
-// own, and finds that nothing of istiod's routes is left.
-func TestVirtualHostReplaces(t *testing.T) {
-	patches, err := VirtualHostPatches(front, VirtualHost{Name: "pool", Routes: []Route{{To: []Destination{{Cluster: "c", Weight: 1}}}}})
+// TestFetchedRoutesReplace merges the patch as istiod does, one message into the other, and finds that nothing of
+// istiod's routes is left and that the routes fetched are those that the virtual host is put into.
+func TestFetchedRoutesReplace(t *testing.T) {
+	patch, err := FetchedRoutesPatch(front)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if patch.Patch.Operation != networkingv1alpha3.EnvoyFilter_Patch_MERGE {
+		t.Errorf("operation %s, want MERGE", patch.Patch.Operation)
 	}
 	manager := &hcmv3.HttpConnectionManager{
 		StatPrefix: "kept",
@@ -209,29 +228,42 @@ func TestVirtualHostReplaces(t *testing.T) {
 			VirtualHosts: []*routev3.VirtualHost{{Name: "istiod's", Domains: []string{"*"}}},
 		}},
 	}
+	next := &hcmv3.HttpConnectionManager{}
+	unpack(t, read(t, patch, &listenerv3.Filter{}).GetTypedConfig(), next)
+	proto.Merge(manager, next)
+	if manager.GetRouteConfig() != nil || manager.StatPrefix != "kept" {
+		t.Errorf("the manager is %v, want istiod's without its routes", manager)
+	}
+	if timeout := manager.GetRds().GetConfigSource().GetInitialFetchTimeout(); timeout == nil || timeout.AsDuration() != 0 {
+		t.Error("a chain whose routes are late goes into use without them")
+	}
+	host, err := VirtualHostPatch(front, VirtualHost{Name: "pool", Routes: []Route{{To: []Destination{{Cluster: "c", Weight: 1}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := manager.GetRds().GetRouteConfigName()
+	if got := host.GetMatch().GetRouteConfiguration().GetName(); got != name {
+		t.Errorf("the virtual host is for routes %q, and the chain fetches %q", got, name)
+	}
+	// istiod patches routes of names that end in a port, after the first colon.
+	if _, port, _ := strings.Cut(name, ":"); port != "99999" {
+		t.Errorf("routes of the name %s would not be patched, or have a Service's hosts", name)
+	}
+	if diff := cmp.Diff([]string{"*"}, read(t, host, &routev3.VirtualHost{}).Domains); diff != "" {
+		t.Errorf("domains (-want +got):\n%s", diff)
+	}
+}
+
+// What users edit is in no part of a chain.
+func TestChainHoldsNoSettings(t *testing.T) {
+	patches, err := ChainPatches(front)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, p := range patches {
-		if p.Patch.Operation != networkingv1alpha3.EnvoyFilter_Patch_MERGE {
-			t.Errorf("operation %s, want MERGE", p.Patch.Operation)
+		if raw := protojson.Format(p.Patch.Value); strings.Contains(raw, "outbound|") || strings.Contains(raw, "routes") {
+			t.Errorf("a change of a picker or a route would replace the chain: %s", raw)
 		}
-		next := &hcmv3.HttpConnectionManager{}
-		unpack(t, read(t, p, &listenerv3.Filter{}).GetTypedConfig(), next)
-		proto.Merge(manager, next)
-	}
-	var hosts []string
-	for _, h := range manager.GetRouteConfig().GetVirtualHosts() {
-		hosts = append(hosts, h.Name)
-		if diff := cmp.Diff([]string{"*"}, h.Domains); diff != "" {
-			t.Errorf("domains (-want +got):\n%s", diff)
-		}
-	}
-	if diff := cmp.Diff([]string{"pool"}, hosts); diff != "" {
-		t.Errorf("virtual hosts (-want +got):\n%s", diff)
-	}
-	if validate := manager.GetRouteConfig().GetValidateClusters(); validate == nil || validate.Value {
-		t.Error("a cluster that does not exist would make Envoy refuse the listener")
-	}
-	if manager.StatPrefix != "kept" {
-		t.Error("the rest of the connection manager is lost")
 	}
 }
 

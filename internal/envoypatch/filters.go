@@ -11,10 +11,10 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	headertometadatav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_to_metadata/v3"
-	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // The names by which the Endpoint Picker Protocol 1.0.0 carries a pick.
@@ -37,7 +37,6 @@ const (
 	guardFilter     = "inference-waypoint.guard"
 	pickerFilter    = "inference-waypoint.picker"
 	endpointsFilter = "inference-waypoint.endpoints"
-	servedFilter    = "inference-waypoint.served"
 	shownFilter     = "inference-waypoint.shown"
 )
 
@@ -75,40 +74,6 @@ type Picker struct {
 	Metadata map[string]string
 }
 
-// Filters are the patches that let a picker choose for the calls to one front, in the order of the filters: what a
-// client says of endpoints is removed, the picker is asked, and its answer is handed to the pool's cluster. On the way
-// back, in the opposite order, served names the endpoint that served, if plainServed wants it plain.
-func Filters(at Front, picker Picker, plainServed bool) ([]*Patch, error) {
-	type filter struct {
-		name   string
-		config message
-	}
-	filters := []filter{
-		{guardFilter, guard()},
-		{pickerFilter, externalProcessor(picker)},
-		{endpointsFilter, endpointsToMetadata(plainServed)},
-	}
-	if plainServed {
-		filters = append(filters, filter{servedFilter, servedToHeader()})
-	}
-	var out []*Patch
-	for _, f := range filters {
-		config, err := pack(f.config)
-		if err != nil {
-			return nil, fmt.Errorf("filter %s: %w", f.name, err)
-		}
-		patch, err := at.beforeRouter(&hcmv3.HttpFilter{
-			Name:       f.name,
-			ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: config},
-		})
-		if err != nil {
-			return nil, fmt.Errorf("filter %s: %w", f.name, err)
-		}
-		out = append(out, patch)
-	}
-	return out, nil
-}
-
 // guard removes the header by which a client could choose an endpoint for itself. It runs whether or not the picker
 // answers.
 func guard() *headermutationv3.HeaderMutation {
@@ -119,13 +84,15 @@ func guard() *headermutationv3.HeaderMutation {
 	}}
 }
 
-func externalProcessor(p Picker) *extprocv3.ExternalProcessor {
+// askNobody is the picker's filter as it stands in every chain. Whom to ask, and how, comes with the routes: a chain
+// that named a picker would be replaced, and its calls cut, with each change of one. A call that no route says anything
+// of is refused.
+func askNobody() *extprocv3.ExternalProcessor {
 	return &extprocv3.ExternalProcessor{
-		GrpcService:      p.service(),
-		FailureModeAllow: p.FailOpen,
+		GrpcService: Picker{}.service(),
 		// The protocol's status for a pool that cannot be picked from; Envoy's own would be 500.
 		StatusOnError:     &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
-		ProcessingMode:    p.Protocol.processingMode(),
+		ProcessingMode:    headersOnly(),
 		MessageTimeout:    durationpb.New(pickTimeout),
 		RequestAttributes: []string{callerAttribute},
 		// The route is chosen, and authorized, before the picker is asked. A picker chooses an endpoint of its pool; it
@@ -135,6 +102,15 @@ func externalProcessor(p Picker) *extprocv3.ExternalProcessor {
 			ForwardingNamespaces: namespaces(pickNamespace, subsetNamespace),
 			ReceivingNamespaces:  namespaces(pickNamespace),
 		},
+	}
+}
+
+// ask is what a route overrides of askNobody so that a picker is asked.
+func (p Picker) ask() *extprocv3.ExtProcOverrides {
+	return &extprocv3.ExtProcOverrides{
+		GrpcService:      p.service(),
+		FailureModeAllow: wrapperspb.Bool(p.FailOpen),
+		ProcessingMode:   p.Protocol.processingMode(),
 	}
 }
 
@@ -202,23 +178,24 @@ func headerValues(metadata map[string]string) []*corev3.HeaderValue {
 const originate = "envoy://connect_originate/"
 
 // endpointsToMetadata reads the picker's list and names each endpoint as the waypoint does: an endpoint in the mesh is
-// an internal address; one outside it is its plain address. The cluster skips the name that does not exist. It also
-// takes the endpoint that served from servedToHeader, if that runs.
-func endpointsToMetadata(plainServed bool) *headertometadatav3.Config {
-	out := &headertometadatav3.Config{RequestRules: []*headertometadatav3.Config_Rule{{
-		Header: destinationHeader,
-		OnHeaderPresent: &headertometadatav3.Config_KeyValuePair{
-			MetadataNamespace: endpointsNamespace,
-			Key:               endpointsKey,
-			Type:              headertometadatav3.Config_STRING,
-			RegexValueRewrite: &matcherv3.RegexMatchAndSubstitute{
-				Pattern:      &matcherv3.RegexMatcher{Regex: `([^, ]+)`},
-				Substitution: originate + `\1,\1`,
+// an internal address; one outside it is its plain address. The cluster skips the name that does not exist. On the way
+// back it takes the endpoint that served from servedHeader, where the virtual host adds that, and names it as plain
+// ip:port, as the Endpoint Picker Protocol promises to a picker: a value of metadata can be rewritten in no other way.
+func endpointsToMetadata() *headertometadatav3.Config {
+	return &headertometadatav3.Config{
+		RequestRules: []*headertometadatav3.Config_Rule{{
+			Header: destinationHeader,
+			OnHeaderPresent: &headertometadatav3.Config_KeyValuePair{
+				MetadataNamespace: endpointsNamespace,
+				Key:               endpointsKey,
+				Type:              headertometadatav3.Config_STRING,
+				RegexValueRewrite: &matcherv3.RegexMatchAndSubstitute{
+					Pattern:      &matcherv3.RegexMatcher{Regex: `([^, ]+)`},
+					Substitution: originate + `\1,\1`,
+				},
 			},
-		},
-	}}}
-	if plainServed {
-		out.ResponseRules = []*headertometadatav3.Config_Rule{{
+		}},
+		ResponseRules: []*headertometadatav3.Config_Rule{{
 			Header: servedKey,
 			OnHeaderPresent: &headertometadatav3.Config_KeyValuePair{
 				MetadataNamespace: pickNamespace,
@@ -229,25 +206,14 @@ func endpointsToMetadata(plainServed bool) *headertometadatav3.Config {
 				},
 			},
 			Remove: true,
-		}}
+		}},
 	}
-	return out
 }
 
-// servedToHeader puts the endpoint that served into a header of the response, in the place of whatever the endpoint
-// itself said there. It is the only way by which header_to_metadata, which runs next, can rewrite a metadata's value
-// into the plain ip:port that the Endpoint Picker Protocol promises to a picker; the header goes no further.
-func servedToHeader() *headermutationv3.HeaderMutation {
-	return &headermutationv3.HeaderMutation{Mutations: &headermutationv3.Mutations{
-		ResponseMutations: []*mutationrulesv3.HeaderMutation{
-			{Action: &mutationrulesv3.HeaderMutation_Remove{Remove: servedKey}},
-			{Action: &mutationrulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
-				Header: &corev3.HeaderValue{
-					Key:   servedKey,
-					Value: "%DYNAMIC_METADATA(" + pickNamespace + ":" + servedKey + ")%",
-				},
-				AppendAction: corev3.HeaderValueOption_ADD_IF_ABSENT,
-			}}},
-		},
-	}}
+// servedHeader carries the endpoint that served from the cluster to endpointsToMetadata, which lets it go no further.
+func servedHeader() *corev3.HeaderValueOption {
+	return &corev3.HeaderValueOption{
+		Header:       &corev3.HeaderValue{Key: servedKey, Value: "%DYNAMIC_METADATA(" + pickNamespace + ":" + servedKey + ")%"},
+		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+	}
 }

@@ -13,6 +13,7 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -88,6 +89,8 @@ func parsePatch(p *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) error {
 		return parse(raw, &hcmv3.HttpFilter{})
 	case v1alpha3.EnvoyFilter_CLUSTER:
 		return parse(raw, &clusterv3.Cluster{})
+	case v1alpha3.EnvoyFilter_VIRTUAL_HOST:
+		return parse(raw, &routev3.VirtualHost{})
 	case v1alpha3.EnvoyFilter_NETWORK_FILTER:
 		filter, manager := &listenerv3.Filter{}, &hcmv3.HttpConnectionManager{}
 		if err := parse(raw, filter); err != nil {
@@ -97,7 +100,7 @@ func parsePatch(p *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) error {
 			return err
 		}
 		// The patch is merged into a whole manager: what it brings must be valid, not the rest.
-		return manager.GetRouteConfig().ValidateAll()
+		return manager.GetRds().ValidateAll()
 	default:
 		return fmt.Errorf("unexpected applyTo %s", p.ApplyTo)
 	}
@@ -192,11 +195,13 @@ func bootstrap(clusters, chains []any) map[string]any {
 }
 
 // proxyParts are the clusters of an EnvoyFilter and its filter chains, put together as istiod does: the manager's
-// patches are merged, and each HTTP filter goes before the router. Clusters of several files get names of their own.
+// patches are merged, and each HTTP filter goes before the router. The routes that a chain fetches are put into it, as
+// there is nobody to fetch them from. Clusters of several files get names of their own.
 func proxyParts(t *testing.T, where string, spec *v1alpha3.EnvoyFilter) (clusters, chains []any) {
 	t.Helper()
 	managers := map[string]*hcmv3.HttpConnectionManager{}
 	filters := map[string][]any{}
+	hosts := map[string][]any{}
 	var order []string
 	for _, p := range spec.ConfigPatches {
 		name := p.GetMatch().GetListener().GetFilterChain().GetName()
@@ -205,6 +210,10 @@ func proxyParts(t *testing.T, where string, spec *v1alpha3.EnvoyFilter) (cluster
 			cluster := p.Patch.Value.AsMap()
 			cluster["name"] = fmt.Sprintf("%s/%s", where, cluster["name"])
 			clusters = append(clusters, cluster)
+			continue
+		case v1alpha3.EnvoyFilter_VIRTUAL_HOST:
+			fetched := p.GetMatch().GetRouteConfiguration().GetName()
+			hosts[fetched] = append(hosts[fetched], p.Patch.Value.AsMap())
 			continue
 		case v1alpha3.EnvoyFilter_HTTP_FILTER:
 			filters[name] = append(filters[name], p.Patch.Value.AsMap())
@@ -219,7 +228,7 @@ func proxyParts(t *testing.T, where string, spec *v1alpha3.EnvoyFilter) (cluster
 		}
 	}
 	for _, name := range order {
-		chains = append(chains, chainOf(t, managers[name], filters[name]))
+		chains = append(chains, chainOf(t, managers[name], filters[name], hosts))
 	}
 	return clusters, chains
 }
@@ -239,7 +248,7 @@ func managerOf(t *testing.T, value *structpb.Struct) *hcmv3.HttpConnectionManage
 	return out
 }
 
-func chainOf(t *testing.T, manager *hcmv3.HttpConnectionManager, filters []any) any {
+func chainOf(t *testing.T, manager *hcmv3.HttpConnectionManager, filters []any, hosts map[string][]any) any {
 	t.Helper()
 	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(manager)
 	if err != nil {
@@ -249,6 +258,12 @@ func chainOf(t *testing.T, manager *hcmv3.HttpConnectionManager, filters []any) 
 	if err := json.Unmarshal(raw, &config); err != nil {
 		t.Fatal(err)
 	}
+	fetched := manager.GetRds().GetRouteConfigName()
+	if len(hosts[fetched]) != 1 {
+		t.Fatalf("there are %d virtual hosts for routes %q, want one", len(hosts[fetched]), fetched)
+	}
+	delete(config, "rds")
+	config["route_config"] = map[string]any{"name": fetched, "validate_clusters": false, "virtual_hosts": hosts[fetched]}
 	config["@type"] = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 	config["http_filters"] = append(filters, map[string]any{
 		"name":         "envoy.filters.http.router",

@@ -141,26 +141,22 @@ func weighted(to []Destination, own Picker, part calls) (*routev3.WeightedCluste
 	return out, nil
 }
 
-// askFor overrides the front's filter where another picker is to be asked than the front's own, or nobody, or where a
+// askFor overrides what the virtual host says where another picker is to be asked than its own, or nobody, or where a
 // picker is not to be shown the bodies of a part of the calls.
 func askFor(picker *Picker, own Picker, part calls) (map[string]*anypb.Any, error) {
 	if picker == nil {
 		return overridePicker(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Disabled{Disabled: true}})
 	}
-	others := !reflect.DeepEqual(*picker, own)
-	shown := slices.Contains(part.shown, picker.Protocol)
 	overrides := &extprocv3.ExtProcOverrides{}
-	switch {
+	others := !reflect.DeepEqual(*picker, own)
+	if others {
+		overrides = picker.ask()
+	}
+	switch shown := slices.Contains(part.shown, picker.Protocol); {
 	case !shown:
 		overrides.ProcessingMode = headersOnly()
-	case others:
-		overrides.ProcessingMode = picker.Protocol.processingMode()
-	default:
+	case !others:
 		return nil, nil
-	}
-	if others {
-		overrides.GrpcService = picker.service()
-		overrides.FailureModeAllow = wrapperspb.Bool(picker.FailOpen)
 	}
 	return overridePicker(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Overrides{Overrides: overrides}})
 }

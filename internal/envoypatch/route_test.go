@@ -8,8 +8,6 @@ import (
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
-	headertometadatav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_to_metadata/v3"
-	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -182,23 +180,31 @@ func TestRetry(t *testing.T) {
 	}
 }
 
-// TestPlainServed checks the order on which it rests that other people's pickers see the served endpoint as ip:port.
-// Responses pass the filters from the last to the first.
-func TestPlainServed(t *testing.T) {
-	patches, err := Filters(front, Picker{Host: "h", Port: 1, Protocol: Duplex}, true)
-	if err != nil {
-		t.Fatal(err)
+// TestNamesServed checks on what it rests that other people's pickers see the served endpoint as ip:port. Answers pass the
+// virtual host first and then the chain's filters, from the last to the first.
+func TestNamesServed(t *testing.T) {
+	for name, tt := range map[string]struct {
+		host VirtualHost
+		want bool
+	}{
+		"our picker":                    {VirtualHost{Name: "pool", Picker: Picker{Host: "h", Port: 1}}, false},
+		"another's":                     {VirtualHost{Name: "pool", Picker: Picker{Host: "h", Port: 1, Protocol: Duplex}}, true},
+		"another's of a pool beside it": {VirtualHost{Name: "pool", Routes: []Route{{To: []Destination{{Cluster: "c", Weight: 1, Picker: &Picker{Protocol: Duplex}}}}}}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			built, err := tt.host.build(front)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff([]string{servedKey}, built.ResponseHeadersToRemove); diff != "" {
+				t.Errorf("what an endpoint says of who served is believed (-want +got):\n%s", diff)
+			}
+			if got := len(built.ResponseHeadersToAdd) == 1; got != tt.want {
+				t.Errorf("the endpoint that served is named: %t, want %t", got, tt.want)
+			}
+		})
 	}
-	var names []string
-	for _, p := range patches {
-		names = append(names, read(t, p, &hcmv3.HttpFilter{}).Name)
-	}
-	if diff := cmp.Diff([]string{guardFilter, pickerFilter, endpointsFilter, servedFilter}, names); diff != "" {
-		t.Errorf("filters (-want +got):\n%s", diff)
-	}
-	config := &headertometadatav3.Config{}
-	unpack(t, read(t, patches[2], &hcmv3.HttpFilter{}).GetTypedConfig(), config)
-	rule := config.ResponseRules[0]
+	rule := endpointsToMetadata().ResponseRules[0]
 	by := rule.GetOnHeaderPresent().GetRegexValueRewrite()
 	if got := regexp.MustCompile(by.Pattern.Regex).ReplaceAllString("envoy://connect_originate/10.0.0.1:8000", by.Substitution); got != "10.0.0.1:8000" {
 		t.Errorf("served endpoint %s", got)

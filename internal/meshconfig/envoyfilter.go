@@ -95,17 +95,17 @@ func (b *filterBuilder) front(f front) error {
 }
 
 func (b *filterBuilder) host(at envoypatch.Front, own envoypatch.Picker, list []envoypatch.Route) error {
-	filters, err := envoypatch.Filters(at, own, others(own, list))
+	chain, err := envoypatch.ChainPatches(at)
 	if err != nil {
 		return err
 	}
-	hostPatches, err := envoypatch.VirtualHostPatches(at, envoypatch.VirtualHost{
+	routed, err := envoypatch.VirtualHostPatch(at, envoypatch.VirtualHost{
 		Name: "inference|" + b.pool.Name.String(), Picker: own, Routes: list,
 	})
 	if err != nil {
 		return err
 	}
-	b.patches = append(append(b.patches, filters...), hostPatches...)
+	b.patches = append(append(b.patches, chain...), routed)
 	return nil
 }
 
@@ -114,32 +114,22 @@ func (b *filterBuilder) host(at envoypatch.Front, own envoypatch.Picker, list []
 func (b *filterBuilder) closed(hosts []string) error {
 	for i := 1; i < len(b.pool.TargetPorts); i++ {
 		for _, host := range hosts {
-			patches, err := envoypatch.VirtualHostPatches(envoypatch.Front{Host: host, Port: frontPort + uint32(i)}, envoypatch.VirtualHost{
+			at := envoypatch.Front{Host: host, Port: frontPort + uint32(i)}
+			fetched, err := envoypatch.FetchedRoutesPatch(at)
+			if err != nil {
+				return err
+			}
+			refused, err := envoypatch.VirtualHostPatch(at, envoypatch.VirtualHost{
 				Name:   "inference|" + b.pool.Name.String(),
 				Routes: []envoypatch.Route{{Name: "no-port", Status: http.StatusNotFound}},
 			})
 			if err != nil {
 				return err
 			}
-			b.patches = append(b.patches, patches...)
+			b.patches = append(b.patches, fetched, refused)
 		}
 	}
 	return nil
-}
-
-// others reports whether any of the pickers is not ours: those expect the served endpoint as the protocol says.
-func others(own envoypatch.Picker, list []envoypatch.Route) bool {
-	if own.Protocol == envoypatch.Duplex {
-		return true
-	}
-	for _, r := range list {
-		for _, d := range r.To {
-			if d.Picker != nil && d.Picker.Protocol == envoypatch.Duplex {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // resolve finds a backend and notes what it needs.

@@ -1,0 +1,94 @@
+package envoypatch
+
+import (
+	"fmt"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	networkingv1alpha3 "istio.io/api/networking/v1alpha3"
+)
+
+// A change of anything in a filter chain makes Envoy replace the chain: what still streams on the old one is cut when its
+// drain time ends. So a front's chain is a function of the front alone, and all that users edit, routes, pickers and
+// settings, is in the routes, which Envoy fetches by themselves and exchanges under the calls.
+
+// noPort ends the names of our route configurations. istiod patches only those whose names end in a port, and puts into
+// them the hosts of the Services that have it: none can have this one.
+const noPort = 99999
+
+// RouteName is the name by which Envoy fetches the front's routes.
+func (f Front) RouteName() string { return fmt.Sprintf("inference|%d|%s:%d", f.Port, f.Host, noPort) }
+
+// ChainPatches make the front's chain ask a picker for each call, as the routes say. What a client says of endpoints is
+// removed, the picker is asked, and its answer is handed to the pool's cluster, in this order.
+func ChainPatches(at Front) ([]*Patch, error) {
+	var out []*Patch
+	for _, f := range []struct {
+		name   string
+		config message
+	}{
+		{guardFilter, guard()},
+		{pickerFilter, askNobody()},
+		{endpointsFilter, endpointsToMetadata()},
+	} {
+		config, err := pack(f.config)
+		if err != nil {
+			return nil, fmt.Errorf("filter %s: %w", f.name, err)
+		}
+		patch, err := at.beforeRouter(&hcmv3.HttpFilter{
+			Name:       f.name,
+			ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: config},
+		})
+		if err != nil {
+			return nil, fmt.Errorf("filter %s: %w", f.name, err)
+		}
+		out = append(out, patch)
+	}
+	routes, err := FetchedRoutesPatch(at)
+	if err != nil {
+		return nil, err
+	}
+	return append(out, routes), nil
+}
+
+// FetchedRoutesPatch makes the front's chain fetch its routes, in the place of all of istiod's for it. istiod makes of the
+// same HTTPRoutes what it can: routes to where no picker chooses and, of an expression that does not compile or a
+// header's value with a per cent sign, configuration for which Envoy refuses the whole waypoint's. The routes of a
+// connection manager are one of several kinds, and setting another kind clears the one before.
+//
+// A chain goes into use when its routes have come, however late; the one before serves until then.
+func FetchedRoutesPatch(at Front) (*Patch, error) {
+	return at.mergeManager(&hcmv3.HttpConnectionManager{
+		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
+			RouteConfigName: at.RouteName(),
+			ConfigSource: &corev3.ConfigSource{
+				ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+				InitialFetchTimeout:   durationpb.New(0),
+				ResourceApiVersion:    corev3.ApiVersion_V3,
+			},
+		}},
+	})
+}
+
+// mergeManager merges into the connection manager of the front's chain.
+func (f Front) mergeManager(manager *hcmv3.HttpConnectionManager) (*Patch, error) {
+	packed, err := anypb.New(manager)
+	if err != nil {
+		return nil, err
+	}
+	value, err := partialToStruct(&listenerv3.Filter{
+		Name:       httpConnectionManager,
+		ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: packed},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Patch{
+		ApplyTo: networkingv1alpha3.EnvoyFilter_NETWORK_FILTER,
+		Match:   f.match(&networkingv1alpha3.EnvoyFilter_ListenerMatch_FilterMatch{Name: httpConnectionManager}),
+		Patch:   &networkingv1alpha3.EnvoyFilter_Patch{Operation: networkingv1alpha3.EnvoyFilter_Patch_MERGE, Value: value},
+	}, nil
+}

@@ -483,7 +483,7 @@ func uninstallPod(ctx context.Context, t *testing.T) *corev1.Pod {
 		t.Fatalf("manifests/uninstall holds %v, want a Job", objects)
 	}
 	container := &template.Spec.Containers[0]
-	container.Args = append(container.Args, "--uninstall-drain=3s") // the mesh's waypoints drain for a second
+	container.Args = append(container.Args, "--drain=3s") // the mesh's waypoints drain for a second
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "uninstall", Labels: template.Labels}, Spec: template.Spec}
 	must(t, the.Client.Create(ctx, pod))
 	return pod

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/handover"
 	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
 )
 
@@ -24,7 +25,7 @@ type options struct {
 	leaderElect    bool
 	leaseNamespace string
 	uninstall      bool
-	uninstallDrain time.Duration
+	drain          time.Duration
 	metricsAddress string
 	healthAddress  string
 	logLevel       string
@@ -51,8 +52,8 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	flags.StringVar(&o.leaseNamespace, "leader-elect-namespace", "inference-system", "`namespace` of the lease")
 	flags.BoolVar(&o.uninstall, "uninstall", false,
 		"take back all that the controller wrote and end; waits until no controller holds the lease")
-	flags.DurationVar(&o.uninstallDrain, "uninstall-drain", time.Minute,
-		"with --uninstall, how `long` waypoints may drain connections; Istio's default drainDuration is 45s")
+	flags.DurationVar(&o.drain, "drain", time.Minute,
+		"how `long` what calls in flight go by stays at a waypoint after it was replaced; Istio's default drainDuration is 45s")
 	flags.StringVar(&o.metricsAddress, "metrics-address", ":9090", "`host:port` of Prometheus metrics; 0 for none")
 	flags.StringVar(&o.healthAddress, "health-address", ":8081", "`host:port` of /healthz and /readyz; 0 for none")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -94,8 +95,8 @@ func (o *options) validate() error {
 	if problems := validation.IsDNS1123Label(o.leaseNamespace); (o.leaderElect || o.uninstall) && len(problems) > 0 {
 		invalid("leader-elect-namespace", "%q: %s", o.leaseNamespace, strings.Join(problems, "; "))
 	}
-	if o.uninstallDrain < 0 {
-		invalid("uninstall-drain", "%s: want 0 or more", o.uninstallDrain)
+	if o.drain < 0 {
+		invalid("drain", "%s: want 0 or more", o.drain)
 	}
 	if err := o.level.UnmarshalText([]byte(o.logLevel)); err != nil {
 		invalid("log-level", "%q is none of debug, info, warn, error", o.logLevel)
@@ -106,3 +107,9 @@ func (o *options) validate() error {
 func (o *options) settings() meshconfig.Settings {
 	return meshconfig.Settings{HostSuffix: o.hostSuffix, ClusterDomain: o.clusterDomain, DefaultPicker: o.picker}
 }
+
+// settle is how long a cluster that was written takes to be ready at a waypoint. istiod gathers changes for 100 ms after
+// the last one, makes the configuration in up to a second where there are thousands of Services, and is asked once more.
+const settle = 2 * time.Second
+
+func (o *options) times() handover.Times { return handover.Times{Settle: settle, Drain: o.drain} }

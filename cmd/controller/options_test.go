@@ -38,7 +38,7 @@ func TestParseOptions(t *testing.T) {
 				"--log-level", "--leader-elect-namespace",
 			},
 		},
-		"uninstalling needs a lease": {args: []string{"--uninstall", "--leader-elect-namespace=A", "--uninstall-drain=-1s"}, wantErrors: []string{"--leader-elect-namespace", "--uninstall-drain"}},
+		"uninstalling needs a lease": {args: []string{"--uninstall", "--leader-elect-namespace=A", "--drain=-1s"}, wantErrors: []string{"--leader-elect-namespace", "--drain"}},
 		"port out of range":          {args: []string{"--default-picker=a/b:70000"}, wantErrors: []string{"--default-picker"}},
 		"stray argument":             {args: []string{"serve"}, wantErrors: []string{"serve"}},
 		"unknown flag":               {args: []string{"--verbose"}, wantErrors: []string{"--verbose"}},

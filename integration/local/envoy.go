@@ -129,7 +129,7 @@ func Listener(name string, manager Object) Object {
 // routes that lead to clusters by it. Here the routes are in the manager, as there is nobody to fetch them from.
 func Manager(host envoypatch.VirtualHost) (Object, error) {
 	at := envoypatch.Front{Host: "pool.test", Port: 80}
-	patches, err := envoypatch.ChainPatches(at)
+	patches, err := envoypatch.ChainPatches(at, host.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +147,7 @@ func Manager(host envoypatch.VirtualHost) (Object, error) {
 		"stat_prefix":     "local",
 		"upgrade_configs": []Object{{"upgrade_type": "websocket"}}, // as istiod has it
 		"route_config": Object{
-			"name": at.RouteName(), "validate_clusters": false, "virtual_hosts": []any{routes.Patch.Value.AsMap()},
+			"name": at.RouteName(host.Name), "validate_clusters": false, "virtual_hosts": []any{routes.Patch.Value.AsMap()},
 		},
 		"http_filters": append(chain, Object{"name": "router", "typed_config": Typed("extensions.filters.http.router.v3.Router", nil)}),
 	}), nil

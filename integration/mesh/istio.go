@@ -23,7 +23,7 @@ const (
 func istiodImage(path string) Image {
 	return Image{Path: path, Args: bound(map[string]string{
 		"httpAddr": "8080", "grpcAddr": "15010", "secureGRPCAddr": "15012", "httpsAddr": "15017", "monitoringAddr": "15014",
-	})}
+	}, nil)}
 }
 
 // renderIstio turns our overlay into the objects that istioctl install would write.

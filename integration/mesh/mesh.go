@@ -201,21 +201,23 @@ func (m *Mesh) toolsDir() (string, error) {
 }
 
 // ours are the programs of this checkout, by the image that stands for them in manifests and samples. Their flags for
-// addresses are given the pod's own in the place of all addresses.
+// addresses are given the pod's own in the place of all addresses. The controller is told that waypoints drain faster here
+// than by default.
 var ours = map[string]struct {
 	pkg   string
 	ports map[string]string // flag → port
+	flags []string
 }{
-	"inference-waypoint/controller":  {"./cmd/controller", map[string]string{"metrics-address": "9090", "health-address": "8081"}},
-	"inference-waypoint/picker":      {"./cmd/picker", map[string]string{"extproc-address": "9002", "health-address": "9003", "metrics-address": "9090"}},
-	"inference-waypoint/modelserver": {"./samples/modelserver", map[string]string{"address": "8000"}},
-	"inference-waypoint/echo":        {"./integration/echo", map[string]string{"address": "8000"}},
+	"inference-waypoint/controller":  {"./cmd/controller", map[string]string{"metrics-address": "9090", "health-address": "8081"}, []string{"--drain=3s"}},
+	"inference-waypoint/picker":      {"./cmd/picker", map[string]string{"extproc-address": "9002", "health-address": "9003", "metrics-address": "9090"}, nil},
+	"inference-waypoint/modelserver": {"./samples/modelserver", map[string]string{"address": "8000"}, nil},
+	"inference-waypoint/echo":        {"./integration/echo", map[string]string{"address": "8000"}, nil},
 }
 
-// bound makes the arguments that bind a program's ports to its pod's address.
-func bound(ports map[string]string) func(*corev1.Pod, string, []string) ([]string, error) {
+// bound makes the arguments that bind a program's ports to its pod's address. Flags that a pod has itself win.
+func bound(ports map[string]string, flags []string) func(*corev1.Pod, string, []string) ([]string, error) {
 	return func(p *corev1.Pod, _ string, args []string) ([]string, error) {
-		args = slices.Clone(args)
+		args = slices.Concat(flags, args)
 		for flag, port := range ports {
 			args = append(args, "--"+flag+"="+net.JoinHostPort(p.Status.PodIP, port))
 		}
@@ -294,7 +296,7 @@ func (m *Mesh) startMachine(tools string, more map[string]Image) error {
 		ClientImage:                         {},
 	}
 	for image, program := range ours {
-		images[image] = Image{Path: filepath.Join(m.Root, "bin", filepath.Base(program.pkg)), Args: bound(program.ports)}
+		images[image] = Image{Path: filepath.Join(m.Root, "bin", filepath.Base(program.pkg)), Args: bound(program.ports, program.flags)}
 	}
 	maps.Copy(images, more)
 	log, err := m.logger("machine")

@@ -12,19 +12,22 @@ import (
 )
 
 // A change of anything in a filter chain makes Envoy replace the chain: what still streams on the old one is cut when its
-// drain time ends. So a front's chain is a function of the front alone, and all that users edit, routes, pickers and
+// drain time ends. So a front's chain holds names alone, and all that users edit, routes, pickers and
 // settings, is in the routes, which Envoy fetches by themselves and exchanges under the calls.
 
 // noPort ends the names of our route configurations. istiod patches only those whose names end in a port, and puts into
 // them the hosts of the Services that have it: none can have this one.
 const noPort = 99999
 
-// RouteName is the name by which Envoy fetches the front's routes.
-func (f Front) RouteName() string { return fmt.Sprintf("inference|%d|%s:%d", f.Port, f.Host, noPort) }
+// RouteName is the name by which Envoy fetches the front's routes to a virtual host of this name. Two virtual hosts of a
+// front share no name, so that one can take the place of the other while calls still go by that.
+func (f Front) RouteName(virtualHost string) string {
+	return fmt.Sprintf("%s|%d|%s:%d", virtualHost, f.Port, f.Host, noPort)
+}
 
-// ChainPatches make the front's chain ask a picker for each call, as the routes say. What a client says of endpoints is
+// ChainPatches make the front's chain ask a picker for each call, as the routes of a virtual host say. What a client says of endpoints is
 // removed, the picker is asked, and its answer is handed to the pool's cluster, in this order.
-func ChainPatches(at Front) ([]*Patch, error) {
+func ChainPatches(at Front, virtualHost string) ([]*Patch, error) {
 	var out []*Patch
 	for _, f := range []struct {
 		name   string
@@ -47,23 +50,23 @@ func ChainPatches(at Front) ([]*Patch, error) {
 		}
 		out = append(out, patch)
 	}
-	routes, err := FetchedRoutesPatch(at)
+	routes, err := FetchedRoutesPatch(at, virtualHost)
 	if err != nil {
 		return nil, err
 	}
 	return append(out, routes), nil
 }
 
-// FetchedRoutesPatch makes the front's chain fetch its routes, in the place of all of istiod's for it. istiod makes of the
+// FetchedRoutesPatch makes the front's chain fetch its routes to a virtual host, in the place of all of istiod's for it. istiod makes of the
 // same HTTPRoutes what it can: routes to where no picker chooses and, of an expression that does not compile or a
 // header's value with a per cent sign, configuration for which Envoy refuses the whole waypoint's. The routes of a
 // connection manager are one of several kinds, and setting another kind clears the one before.
 //
 // A chain goes into use when its routes have come, however late; the one before serves until then.
-func FetchedRoutesPatch(at Front) (*Patch, error) {
+func FetchedRoutesPatch(at Front, virtualHost string) (*Patch, error) {
 	return at.mergeManager(&hcmv3.HttpConnectionManager{
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
-			RouteConfigName: at.RouteName(),
+			RouteConfigName: at.RouteName(virtualHost),
 			ConfigSource: &corev3.ConfigSource{
 				ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
 				InitialFetchTimeout:   durationpb.New(0),

@@ -22,7 +22,7 @@ import (
 var front = Front{Host: "llama.models.inference.internal", Port: 80}
 
 func TestChain(t *testing.T) {
-	patches, err := ChainPatches(front)
+	patches, err := ChainPatches(front, "pool")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +214,7 @@ func TestInvalid(t *testing.T) {
 // TestFetchedRoutesReplace merges the patch as istiod does, one message into the other, and finds that nothing of
 // istiod's routes is left and that the routes fetched are those that the virtual host is put into.
 func TestFetchedRoutesReplace(t *testing.T) {
-	patch, err := FetchedRoutesPatch(front)
+	patch, err := FetchedRoutesPatch(front, "pool")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +256,7 @@ func TestFetchedRoutesReplace(t *testing.T) {
 
 // What users edit is in no part of a chain.
 func TestChainHoldsNoSettings(t *testing.T) {
-	patches, err := ChainPatches(front)
+	patches, err := ChainPatches(front, "pool")
 	if err != nil {
 		t.Fatal(err)
 	}

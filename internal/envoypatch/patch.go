@@ -18,6 +18,10 @@ import (
 // Patch is one entry of an EnvoyFilter's configPatches.
 type Patch = networkingv1alpha3.EnvoyFilter_EnvoyConfigObjectPatch
 
+// ReferencedServices annotates an EnvoyFilter with the Services, as namespace/host and separated by commas, whose clusters
+// istiod is to send to a waypoint that has no host for them.
+const ReferencedServices = "envoyfilter.istio.io/referenced-services"
+
 // Names that istiod gives to the parts of a waypoint.
 const (
 	waypointListener      = "main_internal"

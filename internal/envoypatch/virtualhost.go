@@ -12,7 +12,7 @@ import (
 
 // VirtualHost is how calls to a front are routed, whatever the authority that they name.
 type VirtualHost struct {
-	// Name is for people.
+	// Name is in the name of the routes that lead to it.
 	Name string
 	// Picker is the one that is asked. A destination with another one overrides it.
 	Picker Picker
@@ -37,7 +37,7 @@ func VirtualHostPatch(at Front, v VirtualHost) (*Patch, error) {
 			// Routes that are fetched are outbound ones for istiod, also at a waypoint.
 			Context: networkingv1alpha3.EnvoyFilter_SIDECAR_OUTBOUND,
 			ObjectTypes: &networkingv1alpha3.EnvoyFilter_EnvoyConfigObjectMatch_RouteConfiguration{
-				RouteConfiguration: &networkingv1alpha3.EnvoyFilter_RouteConfigurationMatch{Name: at.RouteName()},
+				RouteConfiguration: &networkingv1alpha3.EnvoyFilter_RouteConfigurationMatch{Name: at.RouteName(v.Name)},
 			},
 		},
 		Patch: &networkingv1alpha3.EnvoyFilter_Patch{Operation: networkingv1alpha3.EnvoyFilter_Patch_ADD, Value: value},

@@ -21,9 +21,6 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/routes"
 )
 
-// referencedServices makes istiod send a waypoint the clusters of Services that no host of the waypoint is for.
-const referencedServices = "envoyfilter.istio.io/referenced-services"
-
 // chosenBy annotates an EnvoyFilter, for people, with the picker that is asked, and how.
 const chosenBy = pool.Prefix + "picker"
 
@@ -56,7 +53,7 @@ func (t translator) envoyFilter(r readPool, waypoint types.NamespacedName, front
 		},
 	}
 	if len(b.services) > 0 {
-		out.Annotations[referencedServices] = strings.Join(slices.Sorted(maps.Keys(b.services)), ",")
+		out.Annotations[envoypatch.ReferencedServices] = strings.Join(slices.Sorted(maps.Keys(b.services)), ",")
 	}
 	return out, nil
 }
@@ -95,13 +92,12 @@ func (b *filterBuilder) front(f front) error {
 }
 
 func (b *filterBuilder) host(at envoypatch.Front, own envoypatch.Picker, list []envoypatch.Route) error {
-	chain, err := envoypatch.ChainPatches(at)
+	name := virtualHostName(b.pool.Name)
+	chain, err := envoypatch.ChainPatches(at, name)
 	if err != nil {
 		return err
 	}
-	routed, err := envoypatch.VirtualHostPatch(at, envoypatch.VirtualHost{
-		Name: "inference|" + b.pool.Name.String(), Picker: own, Routes: list,
-	})
+	routed, err := envoypatch.VirtualHostPatch(at, envoypatch.VirtualHost{Name: name, Picker: own, Routes: list})
 	if err != nil {
 		return err
 	}
@@ -115,12 +111,12 @@ func (b *filterBuilder) closed(hosts []string) error {
 	for i := 1; i < len(b.pool.TargetPorts); i++ {
 		for _, host := range hosts {
 			at := envoypatch.Front{Host: host, Port: frontPort + uint32(i)}
-			fetched, err := envoypatch.FetchedRoutesPatch(at)
+			fetched, err := envoypatch.FetchedRoutesPatch(at, virtualHostName(b.pool.Name))
 			if err != nil {
 				return err
 			}
 			refused, err := envoypatch.VirtualHostPatch(at, envoypatch.VirtualHost{
-				Name:   "inference|" + b.pool.Name.String(),
+				Name:   virtualHostName(b.pool.Name),
 				Routes: []envoypatch.Route{{Name: "no-port", Status: http.StatusNotFound}},
 			})
 			if err != nil {
@@ -175,6 +171,9 @@ func (b *filterBuilder) clusters() error {
 	}
 	return nil
 }
+
+// virtualHostName is what all fronts of a pool route to. No two pools share it.
+func virtualHostName(pool types.NamespacedName) string { return "inference|" + pool.String() }
 
 // clusterName is a pool's cluster in Envoy, as the EnvoyFilter of an owner has it. Bars and slashes are in no name of
 // Kubernetes, so no two pools share it, and neither do two EnvoyFilters: what one of them says of a pool's endpoints

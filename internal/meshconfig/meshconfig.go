@@ -93,13 +93,21 @@ func NewInputs() Inputs {
 
 // Output is what the cluster should hold for one pool.
 type Output struct {
-	EnvoyFilters   []*networkingv1alpha3.EnvoyFilter
+	EnvoyFilters   []Filter
 	ServiceEntries []*networkingv1.ServiceEntry
 	// Parents is what to say in the pool's status; none where no waypoint serves the pool.
 	Parents []poolstatus.Parent
 	// Keep says that the pool cannot be read as it stands: what was made of it before stays, so that a slip in a
 	// live pool does not take its host away.
 	Keep bool
+}
+
+// Filter is the EnvoyFilter of one waypoint.
+type Filter struct {
+	*networkingv1alpha3.EnvoyFilter
+	Waypoint types.NamespacedName
+	// Called says that a host of it may be called there already without it, as a Service may.
+	Called bool
 }
 
 // Object is any of the objects that a translation makes.
@@ -113,7 +121,7 @@ type Object interface {
 func (o Output) Objects() []Object {
 	var out []Object
 	for _, f := range o.EnvoyFilters {
-		out = append(out, f)
+		out = append(out, f.EnvoyFilter)
 	}
 	for _, s := range o.ServiceEntries {
 		out = append(out, s)
@@ -135,12 +143,14 @@ func Translate(name types.NamespacedName, in Inputs, settings Settings) Output {
 	}
 	var out Output
 	for _, waypoint := range served(fronts) {
-		filter, err := t.envoyFilter(read, waypoint, atWaypoint(fronts, waypoint))
+		here := atWaypoint(fronts, waypoint)
+		filter, err := t.envoyFilter(read, waypoint, here)
 		if err != nil {
 			problem := notSupported("%v", err)
 			return Output{Parents: parents(places, &problem, read.resolved, notes), Keep: true}
 		}
-		out.EnvoyFilters = append(out.EnvoyFilters, filter)
+		called := slices.ContainsFunc(here, func(f front) bool { return f.object.Kind == serviceKind })
+		out.EnvoyFilters = append(out.EnvoyFilters, Filter{filter, waypoint, called})
 	}
 	if entry := t.serviceEntry(read, fronts, places); entry != nil {
 		out.ServiceEntries = append(out.ServiceEntries, entry)

@@ -2,6 +2,7 @@ package meshconfig
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 
 	"istio.io/api/label"
@@ -69,6 +70,20 @@ func istioBinding(namespace string, o metav1.Object, ns *corev1.Namespace) (_ ty
 		}
 		return types.NamespacedName{Namespace: namespace, Name: name}, true
 	}
+}
+
+// BoundTo is the waypoint that an object of ours in a namespace is bound to; it has no name where it is bound to none.
+func BoundTo(o metav1.Object) types.NamespacedName {
+	waypoint, _ := istioBinding(o.GetNamespace(), o, nil)
+	return waypoint
+}
+
+// Rebind binds an object of ours to another waypoint.
+func Rebind(o metav1.Object, waypoint types.NamespacedName) {
+	labels := maps.Clone(o.GetLabels())
+	delete(labels, label.IoIstioUseWaypointNamespace.Name)
+	maps.Copy(labels, useWaypoint(o.GetNamespace(), waypoint))
+	o.SetLabels(labels)
 }
 
 // useWaypoint is WaypointOf's inverse: the labels that bind an object in a namespace to a waypoint.

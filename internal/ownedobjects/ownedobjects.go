@@ -96,17 +96,41 @@ type Change struct {
 	Name types.NamespacedName
 }
 
-// Sync applies the objects, in their order, where the cluster differs from them, and deletes what else the owner has.
+// Leaving are objects of an owner that are not wanted any more and stay for a while.
+type Leaving struct {
+	// Last are applied once all that is wanted is.
+	Last []client.Object
+	// Stay are the names of those that are left as they are.
+	Stay map[types.NamespacedName]bool
+}
+
+// Sync applies the objects, in their order, where the cluster differs from them, and deletes what else the owner has but
+// for what is leaving.
 // Where all is as it should be, it writes nothing. It goes on past an error, so that one object's fault does not keep
 // others of its kind from being right. Objects of the kinds that come after it may depend on it and are left as they
 // are, and nothing is deleted: what is there may still need what is no longer wanted.
 // The errors are joined, and a *NotOursError is among them for each name that is taken.
-func (s Set) Sync(ctx context.Context, owner types.NamespacedName, desired []client.Object) ([]Change, error) {
+func (s Set) Sync(ctx context.Context, owner types.NamespacedName, desired []client.Object, leaving Leaving) ([]Change, error) {
+	keep := map[objectKey]bool{}
+	changes, err := s.applyAll(ctx, owner, desired, keep)
+	if err != nil {
+		return changes, err
+	}
+	last, err := s.applyAll(ctx, owner, leaving.Last, keep)
+	changes = append(changes, last...)
+	if err != nil {
+		return changes, err
+	}
+	pruned, err := s.prune(ctx, owner, func(key objectKey) bool { return keep[key] || leaving.Stay[key.name] })
+	return append(changes, pruned...), err
+}
+
+// applyAll applies objects and notes their keys.
+func (s Set) applyAll(ctx context.Context, owner types.NamespacedName, objects []client.Object, keep map[objectKey]bool) ([]Change, error) {
 	var changes []Change
 	var errs []error
-	keep := map[objectKey]bool{}
 	failed := "" // the kind of the first object that could not be applied
-	for _, o := range desired {
+	for _, o := range objects {
 		kind, err := s.Client.GroupVersionKindFor(o)
 		if err != nil {
 			return changes, fmt.Errorf("finding the kind of a %T: %w", o, err)
@@ -124,11 +148,7 @@ func (s Set) Sync(ctx context.Context, owner types.NamespacedName, desired []cli
 			changes = append(changes, Change{"applied", key.kind, key.name})
 		}
 	}
-	if len(errs) > 0 {
-		return changes, errors.Join(errs...)
-	}
-	pruned, err := s.prune(ctx, owner, keep)
-	return append(changes, pruned...), err
+	return changes, errors.Join(errs...)
 }
 
 type objectKey struct {
@@ -225,7 +245,7 @@ func (s Set) forget(key objectKey) {
 	}
 }
 
-func (s Set) prune(ctx context.Context, owner types.NamespacedName, keep map[objectKey]bool) ([]Change, error) {
+func (s Set) prune(ctx context.Context, owner types.NamespacedName, keep func(objectKey) bool) ([]Change, error) {
 	var changes []Change
 	var errs []error
 	for _, kind := range s.Kinds {
@@ -236,7 +256,7 @@ func (s Set) prune(ctx context.Context, owner types.NamespacedName, keep map[obj
 		for _, o := range owned {
 			gvk, err := s.Client.GroupVersionKindFor(o)
 			key := objectKey{gvk.Kind, client.ObjectKeyFromObject(o)}
-			if err == nil && (keep[key] || o.GetDeletionTimestamp() != nil) {
+			if err == nil && (keep(key) || o.GetDeletionTimestamp() != nil) {
 				continue
 			}
 			if err == nil {

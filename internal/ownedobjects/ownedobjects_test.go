@@ -95,7 +95,7 @@ func TestSync(t *testing.T) {
 		"the name is another owner's": {
 			then: func(t *testing.T, c client.Client) {
 				other := types.NamespacedName{Namespace: "models", Name: "mistral"}
-				if _, err := set(c).Sync(context.Background(), other, []client.Object{service("a", 7)}); err != nil {
+				if _, err := set(c).Sync(context.Background(), other, []client.Object{service("a", 7)}, Leaving{}); err != nil {
 					t.Fatal(err)
 				}
 			},
@@ -115,13 +115,13 @@ func TestSync(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ctx := context.Background()
 			c := newClient(t)
-			if _, err := set(c).Sync(ctx, owner, tt.before); err != nil {
+			if _, err := set(c).Sync(ctx, owner, tt.before, Leaving{}); err != nil {
 				t.Fatal(err)
 			}
 			if tt.then != nil {
 				tt.then(t, c)
 			}
-			changes, err := set(c).Sync(ctx, owner, tt.after)
+			changes, err := set(c).Sync(ctx, owner, tt.after, Leaving{})
 			var taken *NotOursError
 			if got := errors.As(err, &taken); got != tt.wantTaken || err != nil && !got {
 				t.Fatalf("error %v, want a taken name: %t", err, tt.wantTaken)
@@ -129,7 +129,7 @@ func TestSync(t *testing.T) {
 			if diff := cmp.Diff(tt.wantChanges, changes); diff != "" {
 				t.Errorf("changes (-want +got):\n%s", diff)
 			}
-			if again, _ := set(c).Sync(ctx, owner, tt.after); len(again) > 0 {
+			if again, _ := set(c).Sync(ctx, owner, tt.after, Leaving{}); len(again) > 0 {
 				t.Errorf("a second sync wrote again: %v", again)
 			}
 			check(t, c, tt.wantPorts, tt.wantLabels)
@@ -142,14 +142,14 @@ func TestSync(t *testing.T) {
 func TestSyncAfterFailure(t *testing.T) {
 	ctx := context.Background()
 	c := newClient(t)
-	if _, err := set(c).Sync(ctx, owner, []client.Object{service("a", 80)}); err != nil {
+	if _, err := set(c).Sync(ctx, owner, []client.Object{service("a", 80)}, Leaving{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Create(ctx, service("taken", 7)); err != nil {
 		t.Fatal(err)
 	}
 	later := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "later"}}
-	changes, err := set(c).Sync(ctx, owner, []client.Object{service("taken", 80), service("b", 80), later})
+	changes, err := set(c).Sync(ctx, owner, []client.Object{service("taken", 80), service("b", 80), later}, Leaving{})
 	var taken *NotOursError
 	if !errors.As(err, &taken) {
 		t.Fatalf("error %v, want a taken name", err)
@@ -174,7 +174,7 @@ func TestExclusive(t *testing.T) {
 			}
 			s := set(interceptor.NewClient(c.(client.WithWatch), stale))
 			s.Exclusive = exclusive
-			_, err := s.Sync(ctx, owner, []client.Object{service("a", 80)})
+			_, err := s.Sync(ctx, owner, []client.Object{service("a", 80)}, Leaving{})
 			if got := apierrors.IsAlreadyExists(err); got != exclusive {
 				t.Errorf("error %v, want that the object exists: %t", err, exclusive)
 			}

@@ -11,6 +11,8 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/handover"
 )
 
 // TestContestedStatus removes our entry whenever it is there, as istiod does, and counts how often it is written.
@@ -18,7 +20,7 @@ func TestContestedStatus(t *testing.T) {
 	c, writes := newClient(t, somePool(), namespace(), waypoint(), pickerService())
 	recorder := events.NewFakeRecorder(16)
 	ticks := clocktesting.NewFakeClock(time.Unix(1000, 0))
-	r := newReconciler(c, recorder, settings(), ticks)
+	r := newReconciler(c, recorder, settings(), handover.Times{}, ticks)
 	// Two objects and a status, one more at once, then after 1, 2, 4 … 512 and each further 600 s.
 	if written := contend(t, r, ticks, writes, func() { undo(t, c) }); written < 10 || written > 20 {
 		t.Errorf("%d writes in an hour", written)
@@ -39,7 +41,7 @@ func TestContestedObject(t *testing.T) {
 	c, writes := newClient(t, somePool(), namespace(), waypoint(), pickerService())
 	recorder := events.NewFakeRecorder(64)
 	ticks := clocktesting.NewFakeClock(time.Unix(1000, 0))
-	r := newReconciler(c, recorder, settings(), ticks)
+	r := newReconciler(c, recorder, settings(), handover.Times{}, ticks)
 	spoil := func() {
 		var e networkingv1.ServiceEntry
 		if err := c.Get(ctx, poolName, &e); err != nil {

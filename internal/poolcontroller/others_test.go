@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/handover"
 	"github.com/inference-waypoint/inference-waypoint/internal/ineffective"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 )
@@ -59,7 +60,7 @@ func TestReconcileTellsIneffectiveConfig(t *testing.T) {
 			front.Spec.Ports = pickerService().Spec.Ports
 			c, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService(), front)
 			recorder := events.NewFakeRecorder(16)
-			r := newReconciler(c, recorder, settings(), clock.RealClock{})
+			r := newReconciler(c, recorder, settings(), handover.Times{}, clock.RealClock{})
 			reconcileOnce(t, r, reconcile.Result{})
 			if got := ineffectiveOf(t, c); got != "" {
 				t.Errorf("told of nothing: %q", got)
@@ -130,7 +131,7 @@ func TestReconcileWithoutOthersKinds(t *testing.T) {
 			return c.List(ctx, list, opts...)
 		},
 	})
-	reconcileOnce(t, newReconciler(lacking, events.NewFakeRecorder(16), settings(), clock.RealClock{}), reconcile.Result{})
+	reconcileOnce(t, newReconciler(lacking, events.NewFakeRecorder(16), settings(), handover.Times{}, clock.RealClock{}), reconcile.Result{})
 	if got := accepted(t, c); !strings.HasPrefix(got, "True Accepted: ") {
 		t.Errorf("status %q", got)
 	}

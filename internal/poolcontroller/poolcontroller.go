@@ -27,6 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/handover"
 	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
 	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
@@ -48,6 +49,7 @@ type Reconciler struct {
 	settings meshconfig.Settings
 	clock    clock.Clock
 
+	handover   *handover.Filters
 	contests   *ownedobjects.Contests
 	complaints complaints
 }
@@ -59,12 +61,12 @@ func (r *Reconciler) Reconcile(ctx context.Context, request reconcile.Request) (
 		return reconcile.Result{}, err
 	}
 	out := meshconfig.Translate(request.NamespacedName, in, r.settings)
-	changes, err := r.apply(ctx, request.NamespacedName, out)
+	changes, again, err := r.apply(ctx, request.NamespacedName, out)
 	pool := in.Pools[request.NamespacedName]
 	if pool == nil {
 		r.contests.Forget(statusKey(request.NamespacedName))
 		r.complaints.forget(request.NamespacedName)
-		return reconcile.Result{}, err
+		return reconcile.Result{RequeueAfter: again}, err
 	}
 	if passing(err) {
 		return reconcile.Result{}, err
@@ -72,18 +74,8 @@ func (r *Reconciler) Reconcile(ctx context.Context, request reconcile.Request) (
 	reject(&out, err)
 	r.tellSettings(pool)
 	result, statusErr := r.report(ctx, pool, out, changes)
+	result.RequeueAfter = soonest(result.RequeueAfter, again)
 	return after(err, result, statusErr)
-}
-
-func (r *Reconciler) apply(ctx context.Context, name types.NamespacedName, out meshconfig.Output) ([]ownedobjects.Change, error) {
-	if out.Keep {
-		return nil, nil
-	}
-	var objects []client.Object
-	for _, o := range out.Objects() {
-		objects = append(objects, o)
-	}
-	return r.objects.Sync(ctx, name, objects)
 }
 
 // passing reports whether an error needs no one's attention: what was read was out of date, or the program ends.

@@ -28,6 +28,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/handover"
 	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
 	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
@@ -42,7 +43,7 @@ func TestReconcile(t *testing.T) {
 	ctx := context.Background()
 	c, writes := newClient(t, somePool(), namespace(), waypoint(), pickerService())
 	recorder := events.NewFakeRecorder(16)
-	r := newReconciler(c, recorder, settings(), clock.RealClock{})
+	r := newReconciler(c, recorder, settings(), handover.Times{}, clock.RealClock{})
 
 	reconcileOnce(t, r, reconcile.Result{})
 	wantObjects(t, c, []string{"infra"}, []string{"models"})
@@ -79,7 +80,7 @@ func TestReconcile(t *testing.T) {
 func TestReconcileTakenName(t *testing.T) {
 	taken := &networkingv1.ServiceEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "llama"}}
 	c, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService(), taken)
-	reconcileOnce(t, newReconciler(c, events.NewFakeRecorder(16), settings(), clock.RealClock{}), reconcile.Result{RequeueAfter: takenRetry})
+	reconcileOnce(t, newReconciler(c, events.NewFakeRecorder(16), settings(), handover.Times{}, clock.RealClock{}), reconcile.Result{RequeueAfter: takenRetry})
 	want := "False NotSupportedByParent: ServiceEntry models/llama exists and is not ours: it lacks the label " + ownedobjects.OwnedLabel
 	if got := accepted(t, c); got != want {
 		t.Errorf("status %q, want %q", got, want)
@@ -98,7 +99,7 @@ func TestReconcileFailedWrite(t *testing.T) {
 	counted, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService())
 	c := interceptor.NewClient(counted.(client.WithWatch), refused)
 	recorder := events.NewFakeRecorder(16)
-	r := newReconciler(c, recorder, settings(), clock.RealClock{})
+	r := newReconciler(c, recorder, settings(), handover.Times{}, clock.RealClock{})
 	if _, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: poolName}); err == nil {
 		t.Error("no error: the queue will not try again")
 	}
@@ -123,7 +124,7 @@ func TestReconcileRivalIsABackend(t *testing.T) {
 	route.Namespace = "models"
 	route.Spec.Rules[0].BackendRefs[0].Name = "canary"
 	c, _ := newClient(t, stable, canary, namespace(), waypoint(), pickerService(), epp, route)
-	reconcileOnce(t, newReconciler(c, events.NewFakeRecorder(16), settings(), clock.RealClock{}), reconcile.Result{})
+	reconcileOnce(t, newReconciler(c, events.NewFakeRecorder(16), settings(), handover.Times{}, clock.RealClock{}), reconcile.Result{})
 	var filters networkingv1alpha3.EnvoyFilterList
 	if err := c.List(t.Context(), &filters); err != nil {
 		t.Fatal(err)
@@ -146,7 +147,7 @@ func TestReconcileLongStatus(t *testing.T) {
 	}
 	p.Annotations = map[string]string{"inference-waypoint.io/hosts": strings.Join(hosts, ",")}
 	c, writes := newClient(t, p, namespace(), waypoint(), pickerService())
-	r := newReconciler(c, events.NewFakeRecorder(16), settings(), clock.RealClock{})
+	r := newReconciler(c, events.NewFakeRecorder(16), settings(), handover.Times{}, clock.RealClock{})
 	reconcileOnce(t, r, reconcile.Result{})
 	*writes = 0
 	reconcileOnce(t, r, reconcile.Result{})

@@ -13,6 +13,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/handover"
 )
 
 func TestReconcileRoute(t *testing.T) {
@@ -93,7 +95,7 @@ func TestReconcileAcrossPools(t *testing.T) {
 	unbound := namespace()
 	unbound.Labels = nil
 	c, _ := newClient(t, somePool(), owner, unbound, theirNamespace, waypoint(), pickerService(), routeTo(), grant("other"))
-	r := newReconciler(c, events.NewFakeRecorder(16), settings(), clock.RealClock{})
+	r := newReconciler(c, events.NewFakeRecorder(16), settings(), handover.Times{}, clock.RealClock{})
 	reconcileOnce(t, r, reconcile.Result{})
 	wantObjects(t, c, nil, []string{"models"}) // its endpoints, for the waypoint that the route is at
 	if got := accepted(t, c); got != "True Accepted: the waypoint serves the pool by HTTPRoute other/split" {

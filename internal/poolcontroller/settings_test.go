@@ -9,13 +9,15 @@ import (
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/handover"
 )
 
 // Wrong annotations for the picker are told in one event whenever they change, and the pool is served all the same.
 func TestReconcileTellsWrongSettings(t *testing.T) {
 	c, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService())
 	recorder := events.NewFakeRecorder(16)
-	r := newReconciler(c, recorder, settings(), clock.RealClock{})
+	r := newReconciler(c, recorder, settings(), handover.Times{}, clock.RealClock{})
 	steps := []struct {
 		name        string
 		annotations map[string]string // without the prefix; nil deletes the pool and makes it again

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -21,6 +22,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/handover"
 	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
 	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
 )
@@ -54,7 +56,7 @@ func Scheme() (*runtime.Scheme, error) {
 
 // Add adds the controllers of pools, routes and namespaces to a manager. At their start every one of those and every
 // object of ours is an event, so that what changed while no controller ran is set right.
-func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings) error {
+func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings, times handover.Times) error {
 	for _, i := range indexes(settings) {
 		if !installed(m.GetRESTMapper(), m.GetScheme(), i.kind) {
 			continue
@@ -83,7 +85,7 @@ func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings) e
 			pools = pools.Watches(kind, w.toPools())
 		}
 	}
-	err := pools.Complete(newReconciler(m.GetClient(), recorder, settings, clock.RealClock{}))
+	err := pools.Complete(newReconciler(m.GetClient(), recorder, settings, times, clock.RealClock{}))
 	if err != nil {
 		return fmt.Errorf("adding the controller of pools: %w", err)
 	}
@@ -108,14 +110,14 @@ func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings) e
 		Named(name+"-waypoints").
 		For(&corev1.Namespace{}).
 		Watches(&gatewayv1.Gateway{}, handler.EnqueueRequestsFromMapFunc(namespacesOf)).
-		Complete(newWaypointReconciler(m.GetClient(), recorder))
+		Complete(newWaypointReconciler(m.GetClient(), recorder, times, clock.RealClock{}))
 	if err != nil {
 		return fmt.Errorf("adding the controller of waypoints: %w", err)
 	}
 	return nil
 }
 
-func newReconciler(c client.Client, recorder events.EventRecorder, settings meshconfig.Settings, ticks clock.Clock) *Reconciler {
+func newReconciler(c client.Client, recorder events.EventRecorder, settings meshconfig.Settings, times handover.Times, ticks clock.Clock) *Reconciler {
 	contests := ownedobjects.NewContests(ticks)
 	return &Reconciler{
 		client: c,
@@ -127,12 +129,16 @@ func newReconciler(c client.Client, recorder events.EventRecorder, settings mesh
 		events:   recorder,
 		settings: settings,
 		clock:    ticks,
+		handover: handover.New(times, ticks),
 		contests: contests,
 	}
 }
 
-func newWaypointReconciler(c client.Client, recorder events.EventRecorder) *waypointReconciler {
+func newWaypointReconciler(c client.Client, recorder events.EventRecorder, times handover.Times, ticks clock.PassiveClock) *waypointReconciler {
 	return &waypointReconciler{
+		times:   times,
+		clock:   ticks,
+		left:    map[types.NamespacedName]time.Time{},
 		client:  c,
 		objects: ownedobjects.Set{Client: c, Kinds: []client.ObjectList{&gatewayv1.GatewayList{}}, Exclusive: true},
 		events:  recorder,

@@ -10,6 +10,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/handover"
 )
 
 // What the controller made goes, and its word in statuses; what others made and say stays.
@@ -22,7 +24,7 @@ func TestUninstall(t *testing.T) {
 		ParentRef:      inferencev1.ParentReference{Name: "theirs", Namespace: "models"},
 	}}
 	c, _ := newClient(t, p, namespace(), waypoint(), pickerService(), theirs)
-	reconcileOnce(t, newReconciler(c, events.NewFakeRecorder(16), settings(), clock.RealClock{}), reconcile.Result{})
+	reconcileOnce(t, newReconciler(c, events.NewFakeRecorder(16), settings(), handover.Times{}, clock.RealClock{}), reconcile.Result{})
 	wantObjects(t, c, []string{"infra"}, []string{"elsewhere", "models"})
 
 	for range 2 { // the second time there is nothing left to do

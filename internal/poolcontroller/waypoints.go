@@ -2,14 +2,20 @@ package poolcontroller
 
 import (
 	"context"
+	"slices"
+	"sync"
+	"time"
 
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/handover"
 	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
 	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
 )
@@ -19,6 +25,11 @@ type waypointReconciler struct {
 	client  client.Client
 	objects ownedobjects.Set
 	events  events.EventRecorder
+	times   handover.Times
+	clock   clock.PassiveClock
+
+	mu   sync.Mutex
+	left map[types.NamespacedName]time.Time // since when nothing is bound to a waypoint that is to go
 }
 
 // namespaceOwner is the owner of a namespace's waypoint.
@@ -41,14 +52,59 @@ func (r *waypointReconciler) Reconcile(ctx context.Context, request reconcile.Re
 	if g.err != nil {
 		return reconcile.Result{}, g.err
 	}
-	changes, err := r.objects.Sync(ctx, namespaceOwner(ns.Name), desired)
+	stay, again := r.stay(g, ns.Name, want)
+	if g.err != nil {
+		return reconcile.Result{}, g.err
+	}
+	changes, err := r.objects.Sync(ctx, namespaceOwner(ns.Name), desired, ownedobjects.Leaving{Stay: stay})
 	if len(changes) > 0 {
 		r.events.Eventf(ns, nil, corev1.EventTypeNormal, "Synced", "Sync", "%s", note(describe(changes)))
 	}
 	if problem != nil {
 		r.events.Eventf(ns, nil, corev1.EventTypeWarning, "InvalidWaypoint", "Translate", "%s", note(problem.Error()))
 	}
-	return reconcile.Result{}, err
+	return reconcile.Result{RequeueAfter: again}, err
+}
+
+// stay are the waypoints that are not wanted any more and must not go yet: until nothing is bound to them, and then for as
+// long as they drain calls.
+func (r *waypointReconciler) stay(g *gatherer, namespace string, want *gatewayv1.Gateway) (names map[types.NamespacedName]bool, again time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.clock.Now()
+	names = map[types.NamespacedName]bool{}
+	for _, w := range list[gatewayv1.Gateway](g, &gatewayv1.GatewayList{}, ownedobjects.OwnerIndex, namespaceOwner(namespace).String()) {
+		name := client.ObjectKeyFromObject(w)
+		if want != nil && name == client.ObjectKeyFromObject(want) {
+			delete(r.left, name)
+			continue
+		}
+		rest := r.times.Settle // and then it is looked at again
+		if r.bound(g, name) {
+			delete(r.left, name)
+		} else {
+			if r.left[name].IsZero() {
+				r.left[name] = now
+			}
+			rest = r.times.Drain - now.Sub(r.left[name])
+		}
+		if rest <= 0 {
+			delete(r.left, name)
+			continue
+		}
+		names[name] = true
+		again = soonest(again, rest)
+	}
+	return names, again
+}
+
+// bound reports whether a pool's host is bound to a waypoint of its namespace.
+func (r *waypointReconciler) bound(g *gatherer, waypoint types.NamespacedName) bool {
+	var entries networkingv1.ServiceEntryList
+	if g.err == nil {
+		g.err = r.client.List(g.ctx, &entries, client.InNamespace(waypoint.Namespace), client.HasLabels{ownedobjects.OwnedLabel})
+	}
+	return slices.ContainsFunc(entries.Items, func(e *networkingv1.ServiceEntry) bool { return meshconfig.BoundTo(e) == waypoint })
 }
 
 // others reports whether somebody else made the Gateway: it is then used as it is.

@@ -10,10 +10,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/handover"
 	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
 	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
 )
@@ -37,7 +39,7 @@ func TestNamespaceWaypoint(t *testing.T) {
 	}
 	c, writes := newClient(t, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "team"}}, theirs)
 	recorder := events.NewFakeRecorder(16)
-	r := newWaypointReconciler(c, recorder)
+	r := newWaypointReconciler(c, recorder, handover.Times{}, clock.RealClock{})
 	for _, step := range steps {
 		t.Run(step.name, func(t *testing.T) {
 			ctx := context.Background()

@@ -26,8 +26,8 @@ import (
 // what is done already is done again without harm. The client reads from no cache.
 //
 // Callers of a Service that was a pool's front go on to its own endpoints without a call lost. A waypoint serves a
-// connection by the filters that it began with for as long as it drains them, so the clusters that those route to stay
-// for that long after the filters have gone.
+// connection by the filters that it began with for as long as it drains them, so the routes that those fetch, and the
+// clusters, stay for that long after the filters have gone.
 func Uninstall(ctx context.Context, c client.Client, drain time.Duration) error {
 	withdrawn, err := withdrawFilters(ctx, c)
 	errs := []error{err}
@@ -44,7 +44,10 @@ func Uninstall(ctx context.Context, c client.Client, drain time.Duration) error 
 	return errors.Join(append(errs, clearPools(ctx, c), clearRoutes(ctx, c), clearGRPCRoutes(ctx, c))...)
 }
 
-// withdrawFilters leaves of our EnvoyFilters what adds clusters, and reports whether any held more.
+// chained are the kinds of patches that change a filter chain.
+var chained = []networkingapi.EnvoyFilter_ApplyTo{networkingapi.EnvoyFilter_HTTP_FILTER, networkingapi.EnvoyFilter_NETWORK_FILTER}
+
+// withdrawFilters leaves of our EnvoyFilters what adds clusters and routes, and reports whether any held more.
 func withdrawFilters(ctx context.Context, c client.Client) (bool, error) {
 	var list networkingv1alpha3.EnvoyFilterList
 	if err := c.List(ctx, &list, client.HasLabels{ownedobjects.OwnedLabel}); err != nil {
@@ -55,7 +58,7 @@ func withdrawFilters(ctx context.Context, c client.Client) (bool, error) {
 	for _, f := range list.Items {
 		before, n := f.DeepCopy(), len(f.Spec.GetConfigPatches())
 		f.Spec.ConfigPatches = slices.DeleteFunc(f.Spec.GetConfigPatches(), func(p *networkingapi.EnvoyFilter_EnvoyConfigObjectPatch) bool {
-			return p.GetApplyTo() != networkingapi.EnvoyFilter_CLUSTER
+			return slices.Contains(chained, p.GetApplyTo())
 		})
 		if _, ours := ownedobjects.Owner(f); !ours || len(f.Spec.ConfigPatches) == n {
 			continue

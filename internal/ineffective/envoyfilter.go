@@ -46,7 +46,7 @@ func (p Place) loses(patch *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) bool {
 	switch patch.GetApplyTo() {
 	case v1alpha3.EnvoyFilter_ROUTE_CONFIGURATION, v1alpha3.EnvoyFilter_VIRTUAL_HOST, v1alpha3.EnvoyFilter_HTTP_ROUTE:
 		inbound := match.GetContext() == v1alpha3.EnvoyFilter_ANY || match.GetContext() == v1alpha3.EnvoyFilter_SIDECAR_INBOUND
-		return inbound && p.anyPort(func(at envoypatch.Front) bool { return routed(match.GetRouteConfiguration(), at) })
+		return inbound && !reachesFetched(patch) && p.anyPort(func(at envoypatch.Front) bool { return routed(match.GetRouteConfiguration(), at) })
 	case v1alpha3.EnvoyFilter_CLUSTER:
 		if patch.GetPatch().GetOperation() == v1alpha3.EnvoyFilter_Patch_ADD {
 			return false
@@ -58,6 +58,15 @@ func (p Place) loses(patch *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) bool {
 	default:
 		return false
 	}
+}
+
+// reachesFetched reports whether a patch of routes reaches those that a pool's chain fetches too: they are outbound ones
+// for istiod, which merges into route configurations and adds virtual hosts after it has changed its own virtual hosts.
+func reachesFetched(patch *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) bool {
+	match, adds := patch.GetMatch(), patch.GetPatch().GetOperation() == v1alpha3.EnvoyFilter_Patch_ADD
+	whole := patch.GetApplyTo() == v1alpha3.EnvoyFilter_ROUTE_CONFIGURATION || patch.GetApplyTo() == v1alpha3.EnvoyFilter_VIRTUAL_HOST && adds
+	return whole && match.GetContext() == v1alpha3.EnvoyFilter_ANY &&
+		match.GetRouteConfiguration().GetName() == "" && match.GetRouteConfiguration().GetPortNumber() == 0
 }
 
 // routed reports whether a patch is for the routes that istiod makes for a front.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -346,20 +345,10 @@ type resource[T any] struct {
 // dumped lists what the waypoint has of a kind of resource.
 func dumped[T any](ctx context.Context, t *testing.T, kind string) []resource[T] {
 	t.Helper()
-	waypoints := pods(ctx, t, "lost", client.MatchingLabels{"gateway.networking.k8s.io/gateway-name": "inference"})
-	if len(waypoints) != 1 {
-		t.Fatalf("%d waypoints, want 1", len(waypoints))
-	}
-	address := net.JoinHostPort(waypoints[0].Status.PodIP, "15000")
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/config_dump?resource="+kind, nil)
+	configs, err := the.WaypointConfig(ctx, "lost", "inference", kind, "")
 	must(t, err)
-	response, err := http.DefaultClient.Do(request)
-	must(t, err)
-	defer func() { _ = response.Body.Close() }()
-	var page struct{ Configs []json.RawMessage }
-	must(t, json.NewDecoder(response.Body).Decode(&page))
 	var out []resource[T]
-	for _, raw := range page.Configs {
+	for _, raw := range configs {
 		r := resource[T]{text: string(raw)}
 		must(t, json.Unmarshal(raw, &r.parsed))
 		out = append(out, r)

@@ -47,14 +47,7 @@ spec: {selector: {app: plain}, ports: [{name: http, port: 80, targetPort: 8000}]
 // route applies an HTTPRoute on the pool's ServiceEntry with the rules given, and takes it away after the test.
 func route(ctx context.Context, t *testing.T, name, rules string) {
 	t.Helper()
-	must(t, the.ApplyYAML(ctx, fmt.Sprintf(`
-apiVersion: gateway.networking.k8s.io/v1
-kind: HTTPRoute
-metadata: {name: %s, namespace: routes}
-spec:
-  parentRefs: [{group: networking.istio.io, kind: ServiceEntry, name: base}]
-  rules:
-%s`, name, rules)))
+	must(t, the.ApplyYAML(ctx, routeYAML("routes", name, "base", rules)))
 	t.Cleanup(func() {
 		r := &gatewayv1.HTTPRoute{ObjectMeta: metav1.ObjectMeta{Namespace: "routes", Name: name}}
 		if err := the.Client.Delete(context.WithoutCancel(ctx), r); err != nil {
@@ -63,7 +56,19 @@ spec:
 	})
 }
 
-// to is a backend that is a pool of the routes' namespace.
+// routeYAML is an HTTPRoute on the ServiceEntry of a pool of its namespace.
+func routeYAML(namespace, name, pool, rules string) string {
+	return fmt.Sprintf(`
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: %s, namespace: %s}
+spec:
+  parentRefs: [{group: networking.istio.io, kind: ServiceEntry, name: %s}]
+  rules:
+%s`, name, namespace, pool, rules)
+}
+
+// to is a backend that is a pool of the route's namespace.
 func to(pool string) string {
 	return "{group: inference.networking.k8s.io, kind: InferencePool, name: " + pool + "}"
 }

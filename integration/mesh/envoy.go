@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -33,9 +35,39 @@ func waypointImage(path string) Image {
 			if err := os.WriteFile(file, content, 0o644); err != nil {
 				return nil, fmt.Errorf("writing Envoy's bootstrap: %w", err)
 			}
-			return []string{"--config-path", file, "--disable-hot-restart", "--concurrency", "2", "--log-level", "warning", "--drain-time-s", "1"}, nil
+			drain, err := drainTime(p)
+			if err != nil {
+				return nil, err
+			}
+			return []string{
+				"--config-path", file, "--disable-hot-restart", "--concurrency", "2", "--log-level", "warning",
+				"--drain-time-s", strconv.Itoa(int(drain.Seconds())),
+			}, nil
 		},
 	}
+}
+
+// proxyConfig is Istio's annotation of a pod that has settings of its proxy. A Gateway gives it to its waypoint's pods
+// by spec.infrastructure.annotations.
+const proxyConfig = "proxy.istio.io/config"
+
+// drainTime is how long a waypoint goes on with the connections of a listener or filter chain that was replaced: the
+// drainDuration of its proxyConfig. Istio's default is 45 s. Here it is 1 s, so that tests do not wait for what is cut.
+func drainTime(p *corev1.Pod) (time.Duration, error) {
+	var settings struct {
+		DrainDuration string `json:"drainDuration"`
+	}
+	if err := yaml.Unmarshal([]byte(p.Annotations[proxyConfig]), &settings); err != nil {
+		return 0, fmt.Errorf("reading the annotation %s of pod %s: %w", proxyConfig, p.Name, err)
+	}
+	if settings.DrainDuration == "" {
+		return time.Second, nil
+	}
+	drain, err := time.ParseDuration(settings.DrainDuration)
+	if err != nil {
+		return 0, fmt.Errorf("reading the annotation %s of pod %s: %w", proxyConfig, p.Name, err)
+	}
+	return drain, nil
 }
 
 type object = map[string]any

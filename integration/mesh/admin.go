@@ -1,0 +1,78 @@
+package mesh
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// WaypointStats are the counters and gauges of a waypoint's Envoy, by name.
+func (m *Mesh) WaypointStats(ctx context.Context, namespace, waypoint string) (map[string]int, error) {
+	page, err := m.waypointAdmin(ctx, namespace, waypoint, "/stats")
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]int{}
+	for lines := bufio.NewScanner(bytes.NewReader(page)); lines.Scan(); {
+		name, value, _ := strings.Cut(lines.Text(), ": ")
+		if n, err := strconv.Atoi(value); err == nil { // histograms and texts are left out
+			out[name] = n
+		}
+	}
+	return out, nil
+}
+
+// WaypointConfig is what a waypoint's Envoy has of a kind of resource, such as dynamic_listeners or
+// dynamic_route_configs: a field of a config_dump. Where kind is empty it is all that Envoy has, and where name is not
+// empty it is an expression that the resources' names match.
+func (m *Mesh) WaypointConfig(ctx context.Context, namespace, waypoint, kind, name string) ([]json.RawMessage, error) {
+	query := url.Values{}
+	if kind != "" {
+		query.Set("resource", kind)
+	}
+	if name != "" {
+		query.Set("name_regex", name)
+	}
+	page, err := m.waypointAdmin(ctx, namespace, waypoint, "/config_dump?"+query.Encode())
+	if err != nil {
+		return nil, err
+	}
+	var dump struct{ Configs []json.RawMessage }
+	if err := json.Unmarshal(page, &dump); err != nil {
+		return nil, fmt.Errorf("reading the configuration of waypoint %s/%s: %w", namespace, waypoint, err)
+	}
+	return dump.Configs, nil
+}
+
+// waypointAdmin reads a page of Envoy's admin interface.
+func (m *Mesh) waypointAdmin(ctx context.Context, namespace, waypoint, path string) ([]byte, error) {
+	pod, err := m.readyPod(ctx, namespace, map[string]string{gatewayName: waypoint})
+	if err != nil {
+		return nil, err
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(pod.Status.PodIP, strconv.Itoa(adminPort))+path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("asking waypoint %s/%s: %w", namespace, waypoint, err)
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("asking waypoint %s/%s: %w", namespace, waypoint, err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	page, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", response.Status, page)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("asking waypoint %s/%s for %s: %w", namespace, waypoint, path, err)
+	}
+	return page, nil
+}

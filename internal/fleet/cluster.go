@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -50,7 +51,10 @@ type Cluster struct {
 	events    []cache.InformerSynced
 	// queue holds the pools that have to be looked at again; events only name pools, so that a burst of them costs
 	// one look.
-	queue workqueue.TypedInterface[types.NamespacedName]
+	queue workqueue.TypedDelayingInterface[types.NamespacedName]
+	// left is since when another picker is to serve a pool that is still served.
+	left   map[types.NamespacedName]time.Time
+	linger time.Duration
 	// wrong is what was told of each pool that is not in order, so that it is told once and not with each pod's event.
 	wrong map[types.NamespacedName]string
 }
@@ -61,7 +65,9 @@ func NewCluster(pods, pools cache.ListerWatcher, f *Fleet, serves Serves, log *s
 		fleet:  f,
 		serves: serves,
 		log:    log,
-		queue:  workqueue.NewTyped[types.NamespacedName](),
+		queue:  workqueue.NewTypedDelayingQueue[types.NamespacedName](),
+		left:   map[types.NamespacedName]time.Time{},
+		linger: linger,
 		wrong:  map[types.NamespacedName]string{},
 	}
 	podIndex, err := c.listen(pods, &corev1.Pod{}, c.podHandler())
@@ -131,7 +137,9 @@ func (c *Cluster) sync(name types.NamespacedName) {
 		return
 	}
 	p, faults := pool.FromAPI(object)
-	if !c.serves.includes(p) {
+	if c.serves.includes(p) {
+		delete(c.left, name)
+	} else if !c.lingers(name) {
 		c.forget(name)
 		return
 	}
@@ -147,8 +155,25 @@ func (c *Cluster) sync(name types.NamespacedName) {
 	c.fleet.SetPool(p, p.Endpoints(pods))
 }
 
-// forget drops a pool that is gone, or that another picker serves from now on.
+// linger is how long a pool that went over to another picker is served: waypoints hear of it seconds after us, and a call
+// to a pool that a picker does not know is refused.
+const linger = time.Minute
+
+// lingers reports whether calls to a pool may still come that another picker is to serve.
+func (c *Cluster) lingers(name types.NamespacedName) bool {
+	if c.fleet.Pool(name) == nil {
+		return false
+	}
+	if c.left[name].IsZero() {
+		c.left[name] = time.Now()
+		c.queue.AddAfter(name, c.linger)
+	}
+	return time.Since(c.left[name]) < c.linger
+}
+
+// forget drops a pool that is gone, or that another picker serves.
 func (c *Cluster) forget(name types.NamespacedName) {
+	delete(c.left, name)
 	c.fleet.RemovePool(name)
 	delete(c.wrong, name)
 }

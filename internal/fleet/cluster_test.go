@@ -238,11 +238,13 @@ func TestClusterServesItsOwnPools(t *testing.T) {
 	}
 }
 
+// A pool that goes over to another picker is served until the waypoints have heard of it.
 func TestClusterFollowsAPoolsPicker(t *testing.T) {
 	p := inferencePool("llama", map[string]string{"app": "llama"}, 8000)
 	inference := newInferenceClient(p)
 	f, _ := newFleet(t)
 	source := newCluster(t, fake.NewClientset(podOf("a", "10.244.0.1", corev1.ConditionTrue)), inference, f, Serves{Unnamed: true}, silent)
+	source.linger = 200 * time.Millisecond
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { source.Run(ctx, func() {}) })
@@ -255,8 +257,15 @@ func TestClusterFollowsAPoolsPicker(t *testing.T) {
 	}{{&inferencev1.EndpointPickerRef{Name: "llama-epp", Port: &inferencev1.Port{Number: 9002}}, false}, {nil, true}} {
 		next := p.DeepCopy()
 		next.Spec.EndpointPickerRef = change.to
+		changed := time.Now()
 		if _, err := inference.InferenceV1().InferencePools("models").Update(ctx, next, metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
+		}
+		for time.Since(changed) < source.linger/2 {
+			if f.Pool(llama) == nil && !change.known {
+				t.Fatal("the pool is not served while waypoints may still ask for it")
+			}
+			time.Sleep(5 * time.Millisecond)
 		}
 		eventually(t, "the change of the pool's picker", func() bool { return (f.Pool(llama) != nil) == change.known })
 	}

@@ -342,6 +342,7 @@ type otherPicker struct {
 }
 
 func (p *otherPicker) Process(s extprocv3.ExternalProcessor_ProcessServer) error {
+	var body []byte
 	for {
 		m, err := s.Recv()
 		if err != nil {
@@ -353,7 +354,9 @@ func (p *otherPicker) Process(s extprocv3.ExternalProcessor_ProcessServer) error
 				err = s.Send(p.pick())
 			}
 		case *extprocv3.ProcessingRequest_RequestBody:
+			body = append(body, m.RequestBody.Body...)
 			if m.RequestBody.EndOfStream {
+				m.RequestBody.Body = body
 				err = errors.Join(s.Send(p.pick()), s.Send(&extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestBody{
 					RequestBody: &extprocv3.BodyResponse{Response: givenBack(m.RequestBody)},
 				}}))

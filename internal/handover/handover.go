@@ -282,7 +282,7 @@ func bareCopy(f *networkingv1alpha3.EnvoyFilter) *networkingv1alpha3.EnvoyFilter
 	meta := out.ObjectMeta
 	out.ObjectMeta.Reset()
 	out.Namespace, out.Name, out.Labels, out.Annotations = meta.Namespace, meta.Name, meta.Labels, meta.Annotations
-	out.TypeMeta.APIVersion, out.TypeMeta.Kind = networkingv1alpha3.SchemeGroupVersion.String(), "EnvoyFilter"
+	out.APIVersion, out.Kind = networkingv1alpha3.SchemeGroupVersion.String(), "EnvoyFilter"
 	return out
 }
 

@@ -177,15 +177,24 @@ func occupy(ctx context.Context, t *testing.T, with *http.Client, host, model st
 
 // post makes a chat completion's request, of a session if one is named.
 func post(ctx context.Context, with *http.Client, host string, body []byte, session string) (*http.Response, error) {
+	request, err := completion(ctx, host, body)
+	if err != nil {
+		return nil, err
+	}
+	if session != "" {
+		request.Header.Set("X-Conversation", session)
+	}
+	return with.Do(request)
+}
+
+// completion is a chat completion's request.
+func completion(ctx context.Context, host string, body []byte) (*http.Request, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, host+"/v1/chat/completions", bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
 	request.Header.Set("Content-Type", "application/json")
-	if session != "" {
-		request.Header.Set("X-Conversation", session)
-	}
-	return with.Do(request)
+	return request, nil
 }
 
 // directly is where a pod is called past the waypoint.

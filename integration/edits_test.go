@@ -570,12 +570,11 @@ func newClient(http1 bool) *http.Client {
 
 // postOnce makes a call that Go's client does not send a second time where its connection was closed: many clients do not.
 func postOnce(ctx context.Context, with *http.Client, host string, body []byte) (*http.Response, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, host+"/v1/chat/completions", bytes.NewReader(body))
+	request, err := completion(ctx, host, body)
 	if err != nil {
 		return nil, err
 	}
 	request.GetBody = nil
-	request.Header.Set("Content-Type", "application/json")
 	return with.Do(request)
 }
 

@@ -85,7 +85,7 @@ func (f *Filters) Plan(owner types.NamespacedName, wanted []Wanted, live []*netw
 		}
 		next, wait := known[name].next(w.Filter, f.times, now)
 		plan.Now = append(plan.Now, next)
-		plan.again(wait)
+		plan.Again = Sooner(plan.Again, wait)
 	}
 	for _, name := range sorted(unwanted) {
 		rest, wait := known[name].leave(f.times, now)
@@ -94,7 +94,7 @@ func (f *Filters) Plan(owner types.NamespacedName, wanted []Wanted, live []*netw
 			continue
 		}
 		plan.Leaving = append(plan.Leaving, rest)
-		plan.again(wait)
+		plan.Again = Sooner(plan.Again, wait)
 	}
 	if len(known) == 0 {
 		delete(f.owners, owner)
@@ -119,10 +119,12 @@ func (f *Filters) Settled(owner, name types.NamespacedName) (wait time.Duration)
 	return wait
 }
 
-func (p *Plan) again(wait time.Duration) {
-	if wait > 0 && (p.Again == 0 || wait < p.Again) {
-		p.Again = wait
+// Sooner is the shorter of two waits, of which zero is none.
+func Sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
 	}
+	return a
 }
 
 // filter is what is remembered of one EnvoyFilter.
@@ -217,9 +219,7 @@ func (f *filter) keep(wanted map[part]*patch, times Times, now time.Time) (kept 
 			continue
 		}
 		kept[p] = as
-		if again == 0 || rest < again {
-			again = rest
-		}
+		again = Sooner(again, rest)
 	}
 	return kept, again
 }
@@ -231,10 +231,7 @@ func (f *filter) leave(times Times, now time.Time) (_ *networkingv1alpha3.EnvoyF
 	if f.last == nil || len(kept) == 0 {
 		return nil, 0
 	}
-	bare := f.last.DeepCopy()
-	bare.Spec.ConfigPatches = nil
-	delete(bare.Annotations, envoypatch.ReferencedServices)
-	f.last = with(bare, kept)
+	f.last = with(emptied(f.last), kept)
 	return f.last, again
 }
 
@@ -242,9 +239,7 @@ func (f *filter) leave(times Times, now time.Time) (_ *networkingv1alpha3.EnvoyF
 func join(want, last *networkingv1alpha3.EnvoyFilter, wanted map[part]*patch) *networkingv1alpha3.EnvoyFilter {
 	base := last
 	if base == nil {
-		base = want.DeepCopy()
-		base.Spec.ConfigPatches = nil
-		delete(base.Annotations, envoypatch.ReferencedServices)
+		base = emptied(want)
 	}
 	had, added := partsOf(base), map[part]*patch{}
 	for p, as := range wanted {
@@ -273,6 +268,14 @@ func with(f *networkingv1alpha3.EnvoyFilter, further map[part]*patch) *networkin
 		slices.Sort(services)
 		out.Annotations[envoypatch.ReferencedServices] = strings.Join(slices.Compact(services), ",")
 	}
+	return out
+}
+
+// emptied is a filter that patches nothing and refers to nothing.
+func emptied(f *networkingv1alpha3.EnvoyFilter) *networkingv1alpha3.EnvoyFilter {
+	out := f.DeepCopy()
+	out.Spec.ConfigPatches = nil
+	delete(out.Annotations, envoypatch.ReferencedServices)
 	return out
 }
 

@@ -2,7 +2,6 @@ package poolcontroller
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
@@ -22,20 +21,18 @@ func (r *Reconciler) apply(ctx context.Context, name types.NamespacedName, out m
 	if out.Keep {
 		return nil, 0, nil
 	}
-	live, err := r.liveFilters(ctx, name)
-	if err != nil {
-		return nil, 0, err
-	}
+	g := newGatherer(ctx, r.client, r.settings)
+	live := list[networkingv1alpha3.EnvoyFilter](g, &networkingv1alpha3.EnvoyFilterList{}, ownedobjects.OwnerIndex, name.String())
 	var wanted []handover.Wanted
 	for _, f := range out.EnvoyFilters {
 		wanted = append(wanted, handover.Wanted{Filter: f.EnvoyFilter, Called: f.Called})
 	}
-	stays, wait, err := r.holdMove(ctx, name, out)
-	if err != nil {
-		return nil, 0, err
+	stays, wait := r.holdMove(g, name, out)
+	if g.err != nil {
+		return nil, 0, g.err
 	}
 	for _, f := range live {
-		if stays != (types.NamespacedName{}) && waypointOf(f) == stays {
+		if waypointOf(f) == stays {
 			wanted = append(wanted, handover.Wanted{Filter: f, Called: true})
 		}
 	}
@@ -52,22 +49,7 @@ func (r *Reconciler) apply(ctx context.Context, name types.NamespacedName, out m
 		leaving.Last = append(leaving.Last, f)
 	}
 	changes, err := r.objects.Sync(ctx, name, objects, leaving)
-	return changes, soonest(wait, plan.Again), err
-}
-
-func soonest(a, b time.Duration) time.Duration {
-	if a == 0 || b > 0 && b < a {
-		return b
-	}
-	return a
-}
-
-func (r *Reconciler) liveFilters(ctx context.Context, owner types.NamespacedName) ([]*networkingv1alpha3.EnvoyFilter, error) {
-	var list networkingv1alpha3.EnvoyFilterList
-	if err := r.client.List(ctx, &list, client.MatchingFields{ownedobjects.OwnerIndex: owner.String()}); err != nil {
-		return nil, fmt.Errorf("listing the EnvoyFilters of pool %s: %w", owner, err)
-	}
-	return list.Items, nil
+	return changes, handover.Sooner(wait, plan.Again), err
 }
 
 // waypointOf is the waypoint that an EnvoyFilter of ours is for.
@@ -81,26 +63,25 @@ func waypointOf(f *networkingv1alpha3.EnvoyFilter) types.NamespacedName {
 
 // holdMove keeps a pool's host at the waypoint that it is to leave, until the one that it goes to can serve it: callers
 // follow the host at once. A host goes at once where the waypoint that it is to leave is gone.
-func (r *Reconciler) holdMove(ctx context.Context, name types.NamespacedName, out meshconfig.Output) (stays types.NamespacedName, again time.Duration, err error) {
+func (r *Reconciler) holdMove(g *gatherer, name types.NamespacedName, out meshconfig.Output) (stays types.NamespacedName, again time.Duration) {
 	if len(out.ServiceEntries) == 0 {
-		return stays, 0, nil
+		return stays, 0
 	}
-	g := newGatherer(ctx, r.client, r.settings)
 	live := get[networkingv1.ServiceEntry](g, name)
 	if g.err != nil || live == nil {
-		return stays, 0, g.err
+		return stays, 0
 	}
 	entry := out.ServiceEntries[0]
 	from, to := meshconfig.BoundTo(live), meshconfig.BoundTo(entry)
 	if owner, ours := ownedobjects.Owner(live); !ours || owner != name || from == to || from.Name == "" || to.Name == "" {
-		return stays, 0, nil
+		return stays, 0
 	}
 	wait, ready := r.serves(g, name, to, out)
 	if leaves := get[gatewayv1.Gateway](g, from); g.err != nil || ready || leaves == nil || leaves.DeletionTimestamp != nil {
-		return stays, 0, g.err
+		return stays, 0
 	}
 	meshconfig.Rebind(entry, from)
-	return from, wait, nil
+	return from, wait
 }
 
 // serves reports whether a waypoint can take a pool's host over, or when to ask again.

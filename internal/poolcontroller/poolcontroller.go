@@ -74,7 +74,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, request reconcile.Request) (
 	reject(&out, err)
 	r.tellSettings(pool)
 	result, statusErr := r.report(ctx, pool, out, changes)
-	result.RequeueAfter = soonest(result.RequeueAfter, again)
+	result.RequeueAfter = handover.Sooner(result.RequeueAfter, again)
 	return after(err, result, statusErr)
 }
 

@@ -93,7 +93,7 @@ func (r *waypointReconciler) stay(g *gatherer, namespace string, want *gatewayv1
 			continue
 		}
 		names[name] = true
-		again = soonest(again, rest)
+		again = handover.Sooner(again, rest)
 	}
 	return names, again
 }

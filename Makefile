@@ -6,7 +6,9 @@ TOOLS_DIR := .tools
 # Those that take longest first, as two are built at a time.
 MESH_TOOLS := envoy istiod kube-apiserver istioctl etcd
 # The browser comes by npm; where there is none, the test of the picker's page is left out and says so.
-TEST_TOOLS := cyclonedx-gomod helm prometheus reference-epp $(if $(shell command -v npm),chromium)
+TEST_TOOLS := gotestsum cyclonedx-gomod helm prometheus reference-epp $(if $(shell command -v npm),chromium)
+# What runs the tests: it says at the end which failed, and what they said.
+GOTESTSUM := $(TOOLS_DIR)/gotestsum --format standard-quiet --hide-summary skipped
 # How long a test binary may run: the mesh's take ten minutes, and more where the machine is busy.
 TEST_TIMEOUT ?= 30m
 
@@ -37,7 +39,7 @@ preview: ## Show picking with Envoy, the picker and model servers alone: no mesh
 .PHONY: test
 test: tools modules ## Run all tests, those in the real mesh among them.
 	@integration/tools/install.sh $(TOOLS_DIR) $(TEST_TOOLS)
-	go test -timeout $(TEST_TIMEOUT) ./...
+	$(GOTESTSUM) -- -timeout $(TEST_TIMEOUT) ./...
 	cd integration/images && go test -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: test-unit

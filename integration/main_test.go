@@ -57,7 +57,6 @@ func run(m *testing.M) int {
 	}
 	code := m.Run()
 	if code != 0 {
-		started.ShowLogs(os.Stderr, 30)
 		dir := filepath.Join(started.Root, ".mesh", fmt.Sprintf("test-%d", time.Now().Unix()))
 		fmt.Fprintln(os.Stderr, "the mesh's logs:", dir, started.KeepLogs(dir))
 	}

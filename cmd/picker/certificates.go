@@ -8,12 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"slices"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 )
 
 // certificates are a server's certificate and key, and the authorities of its clients if it asks for theirs: files,
@@ -43,11 +45,26 @@ func openCertificates(o Options, log *slog.Logger) (*certificates, error) {
 
 // credentials are gRPC's, with whatever the files say when a connection comes.
 func (c *certificates) credentials() credentials.TransportCredentials {
-	return credentials.NewTLS(&tls.Config{
+	return exceptInMemory{credentials.NewTLS(&tls.Config{
 		MinVersion:         tls.VersionTLS12,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return c.config.Load(), nil },
-	})
+	})}
 }
+
+// exceptInMemory asks for TLS of all connections but those of the picker to itself.
+type exceptInMemory struct {
+	credentials.TransportCredentials
+}
+
+func (c exceptInMemory) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	if conn.LocalAddr().Network() == inMemory {
+		return insecure.NewCredentials().ServerHandshake(conn)
+	}
+	return c.TransportCredentials.ServerHandshake(conn)
+}
+
+// inMemory is how package bufconn names its network.
+const inMemory = "bufconn"
 
 // run looks at the files every interval until the context ends. Files that are wrong, such as a certificate whose key
 // is still to be written, leave those in force that were right, and are told once. As with pools, the content is

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/extproc"
 )
@@ -24,6 +25,12 @@ const (
 	livenessService  = "liveness"
 	readinessService = "readiness"
 )
+
+// readyServices are those whose health is whether calls may come.
+var readyServices = []string{"", readinessService, extproc.Service}
+
+// probeBuffer is room for a few of a probe's messages.
+const probeBuffer = 32 << 10
 
 // partTimeout is what is left for streams to end once the calls have been parted from: proxies wait for a pick for
 // 200 ms by default.
@@ -38,6 +45,8 @@ type servers struct {
 	certificates *certificates // nil without TLS
 
 	extproc, probes                *grpc.Server
+	probe                          *extproc.Probe
+	fromProbe                      *bufconn.Listener // the ext_proc server's own, on which the probe calls it
 	metrics                        *http.Server
 	health                         *health.Server
 	onExtproc, onProbes, onMetrics net.Listener
@@ -53,13 +62,20 @@ func listen(o Options, picker *extproc.Server, metrics http.Handler, log *slog.L
 		log:     log,
 		picker:  picker,
 		probes:  grpc.NewServer(),
-		metrics: &http.Server{Handler: metrics, ReadHeaderTimeout: 10 * time.Second},
-		health:  health.NewServer(),
+		// In memory, as who calls the picker over TLS may need a certificate that the picker itself has not.
+		fromProbe: bufconn.Listen(probeBuffer),
+		metrics:   &http.Server{Handler: metrics, ReadHeaderTimeout: 10 * time.Second},
+		health:    health.NewServer(),
+	}
+	var err error
+	s.probe, err = extproc.NewProbe(s.fromProbe.DialContext)
+	if err != nil {
+		return nil, err
 	}
 	if err := s.makeExtproc(); err != nil {
 		return nil, err
 	}
-	healthv1.RegisterHealthServer(s.probes, s.health)
+	healthv1.RegisterHealthServer(s.probes, s.probedHealth())
 	s.health.SetServingStatus(livenessService, healthv1.HealthCheckResponse_SERVING)
 	s.setReady(healthv1.HealthCheckResponse_NOT_SERVING)
 	return s, s.open()
@@ -78,8 +94,13 @@ func (s *servers) makeExtproc() error {
 	s.extproc = grpc.NewServer(options...)
 	s.picker.Register(s.extproc)
 	reflection.Register(s.extproc)
-	healthv1.RegisterHealthServer(s.extproc, s.health)
+	healthv1.RegisterHealthServer(s.extproc, s.probedHealth())
 	return nil
+}
+
+// probedHealth says that the picker is ready only where it picks.
+func (s *servers) probedHealth() healthv1.HealthServer {
+	return extproc.Health(s.health, s.probe, readyServices...)
 }
 
 // open opens the addresses.
@@ -108,7 +129,7 @@ func (s *servers) open() error {
 }
 
 func (s *servers) setReady(status healthv1.HealthCheckResponse_ServingStatus) {
-	for _, name := range []string{"", readinessService, extproc.Service} {
+	for _, name := range readyServices {
 		s.health.SetServingStatus(name, status)
 	}
 }
@@ -148,6 +169,7 @@ func (s *servers) serve(ctx context.Context, from source) error {
 		})
 	}
 	group.Go(func() error { return named("ext_proc", s.extproc.Serve(s.onExtproc)) })
+	group.Go(func() error { return named("ext_proc to the probe", s.extproc.Serve(s.fromProbe)) })
 	group.Go(func() error { return named("health", s.probes.Serve(s.onProbes)) })
 	group.Go(func() error { return named("metrics", s.metrics.Serve(s.onMetrics)) })
 	group.Go(func() error {
@@ -181,6 +203,7 @@ func (s *servers) drain() {
 		}
 	}
 	s.probes.Stop()
+	_ = s.probe.Close()   // the picker ends in any case
 	_ = s.metrics.Close() // the listeners are all that is left to close
 	s.log.Info("stopped")
 }

@@ -212,6 +212,7 @@ var ours = map[string]struct {
 	"inference-waypoint/picker":      {"./cmd/picker", map[string]string{"extproc-address": "9002", "health-address": "9003", "metrics-address": "9090"}, nil},
 	"inference-waypoint/modelserver": {"./samples/modelserver", map[string]string{"address": "8000"}, nil},
 	"inference-waypoint/echo":        {"./integration/echo", map[string]string{"address": "8000"}, nil},
+	"test/hangingpicker":             {"./integration/hangingpicker", map[string]string{"extproc-address": "9002", "health-address": "9003"}, nil},
 }
 
 // bound makes the arguments that bind a program's ports to its pod's address. Flags that a pod has itself win.

@@ -45,7 +45,7 @@ const (
 	restartDelay    = 500 * time.Millisecond         // before a program that ended by itself starts again
 	probeWhileDown  = 50 * time.Millisecond          // between probes of a pod that is not ready
 	probeWhileUp    = time.Second                    // and of one that is
-	failuresToDown  = 3                              // probes in a row that a ready pod may not fail
+	failuresToDown  = 3                              // probes in a row that a ready pod may not fail, unless it says how many
 	defaultGrace    = corev1.DefaultTerminationGracePeriodSeconds * time.Second
 )
 
@@ -195,7 +195,10 @@ func (m *machine) live(ctx context.Context, r *runningPod, image Image) {
 
 // watchProgram probes a program until it ends or is to end.
 func (m *machine) watchProgram(ctx context.Context, r *runningPod, p *process, probe func(context.Context) error) {
-	ready, failures := false, 0
+	ready, failures, most := false, 0, failuresToDown
+	if own := r.pod.Spec.Containers[0].ReadinessProbe; own != nil && own.FailureThreshold > 0 {
+		most = int(own.FailureThreshold)
+	}
 	for pause := probeWhileDown; ; {
 		select {
 		case <-ctx.Done():
@@ -215,7 +218,7 @@ func (m *machine) watchProgram(ctx context.Context, r *runningPod, p *process, p
 		case err == nil:
 			failures = 0
 		case ready:
-			if failures++; failures == failuresToDown {
+			if failures++; failures == most {
 				ready, pause = false, probeWhileDown
 				m.setReady(ctx, r.pod, false)
 			}

@@ -46,7 +46,7 @@ const callerAttribute = "filter_state['io.istio.peer_principal']"
 // pickTimeout is how long the waypoint waits for a picker's answer to one message. A pick takes well under a
 // millisecond; a second outlasts a garbage collection or a busy node, and is still short against the time that a model
 // takes to its first token, so that a picker that hangs costs a fail-open caller no more than that.
-const pickTimeout = time.Second
+const pickTimeout = 300 * time.Millisecond
 
 // Protocol is how a waypoint talks to a picker.
 type Protocol int

@@ -48,6 +48,7 @@ type Server struct {
 	extprocv3.UnimplementedExternalProcessorServer
 
 	fleet      *fleet.Fleet
+	probes     *fleet.Pool // what a Probe has picked from
 	options    Options
 	overloaded *refusal.Error
 	sessions   sync.Pool
@@ -66,6 +67,7 @@ type Server struct {
 func New(f *fleet.Fleet, o Options) *Server {
 	s := &Server{
 		fleet:   f,
+		probes:  newProbePool(),
 		options: o,
 		overloaded: refusal.New(refusal.Overloaded,
 			"the endpoint picker has %d calls in flight, which is all that it may have", o.MaxStreams),
@@ -91,6 +93,9 @@ func ServerOptions(maxMessage int) []grpc.ServerOption {
 		// A proxy whose machine died says no goodbye, and TCP waits for hours. Its calls would count as load until then.
 		// Connections are not ended by age: a proxy opens a second one for that, and streams live on for minutes.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
+		// A waypoint sends a ping with a call that comes after a silence. By default gRPC takes the third one that no reply
+		// of ours came before for an attack, and closes the connection with all of its calls.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 50 * time.Millisecond, PermitWithoutStream: true}),
 		grpc.MaxRecvMsgSize(maxMessage),
 		// A body of Envoy's default 1 MiB comes without waiting for a window; fixed windows also save the pings
 		// that would otherwise measure the bandwidth.
@@ -107,6 +112,9 @@ func (s *Server) Part() { s.parting.Do(func() { close(s.parted) }) }
 
 // find is the pool of a name, or nil.
 func (s *Server) find(name string) *fleet.Pool {
+	if name == probePool {
+		return s.probes
+	}
 	parsed, ok := fleet.ParseName(name)
 	if !ok {
 		return nil

@@ -103,6 +103,9 @@ func (x *session) begin(stream grpc.ServerStream) (over bool, err error) {
 	}
 	open := s.streams.Add(1)
 	x.counted, x.surplus = true, s.options.MaxStreams > 0 && open > int64(s.options.MaxStreams)
+	if x.pool == probePool { // that there is no room for more calls is no reason to send none
+		x.surplus = false
+	}
 	asks := x.message.kind.ofRequest() && !x.message.observability // who only shows calls owes nothing
 	if over, err = x.take(); over || x.decided {
 		return over, err

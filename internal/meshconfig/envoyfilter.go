@@ -27,7 +27,7 @@ const chosenBy = pool.Prefix + "picker"
 // envoyFilter makes a waypoint ask the picker for each call to the pool's fronts there and take its choice. It lives
 // beside the waypoint: istiod reads only that namespace for the EnvoyFilters of a Gateway.
 func (t translator) envoyFilter(r readPool, waypoint types.NamespacedName, fronts []front) (*networkingv1alpha3.EnvoyFilter, error) {
-	b := &filterBuilder{translator: t, pool: r, backends: map[types.NamespacedName]readPool{}, services: map[string]bool{}}
+	b := &filterBuilder{translator: t, pool: r, backends: map[types.NamespacedName]readPool{}, services: map[string]bool{}, pickers: map[ServicePort]bool{}}
 	for _, f := range fronts {
 		if err := b.front(f); err != nil {
 			return nil, err
@@ -55,6 +55,9 @@ func (t translator) envoyFilter(r readPool, waypoint types.NamespacedName, front
 	if len(b.services) > 0 {
 		out.Annotations[envoypatch.ReferencedServices] = strings.Join(slices.Sorted(maps.Keys(b.services)), ",")
 	}
+	if len(b.pickers) > 0 {
+		out.Annotations[asksAnnotation] = asks(b.pickers)
+	}
 	return out, nil
 }
 
@@ -65,6 +68,7 @@ type filterBuilder struct {
 	patches  []*envoypatch.Patch
 	backends map[types.NamespacedName]readPool
 	services map[string]bool // namespace/host
+	pickers  map[ServicePort]bool
 }
 
 // front adds the patches of each host and port of a front.
@@ -148,6 +152,7 @@ func (b *filterBuilder) refer(r readPool) {
 	b.backends[r.Name] = r
 	if !r.choose.missing {
 		b.services[r.choose.at.Service.Namespace+"/"+b.serviceHost(r.choose.at.Service)] = true
+		b.pickers[r.choose.at] = true
 	}
 }
 

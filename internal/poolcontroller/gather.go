@@ -202,6 +202,7 @@ func indexes(settings meshconfig.Settings) []index {
 	return append(othersIndexes(settings), []index{
 		{&networkingv1.ServiceEntry{}, ownedobjects.OwnerIndex, ownedobjects.OwnerKeys},
 		{envoyFilterKind, ownedobjects.OwnerIndex, ownedobjects.OwnerKeys},
+		{envoyFilterKind, poolFilterIndex, poolFilterKeys},
 		{&gatewayv1.Gateway{}, ownedobjects.OwnerIndex, ownedobjects.OwnerKeys},
 		{&corev1.Service{}, frontIndex, func(o client.Object) []string {
 			if p := meshconfig.FrontOf(o.(*corev1.Service)); p.Name != "" {

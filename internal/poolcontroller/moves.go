@@ -32,7 +32,7 @@ func (r *Reconciler) apply(ctx context.Context, name types.NamespacedName, out m
 		return nil, 0, g.err
 	}
 	for _, f := range live {
-		if waypointOf(f) == stays {
+		if at, ok := waypointOf(f); ok && at == stays {
 			wanted = append(wanted, handover.Wanted{Filter: f, Called: true})
 		}
 	}
@@ -50,15 +50,6 @@ func (r *Reconciler) apply(ctx context.Context, name types.NamespacedName, out m
 	}
 	changes, err := r.objects.Sync(ctx, name, objects, leaving)
 	return changes, handover.Sooner(wait, plan.Again), err
-}
-
-// waypointOf is the waypoint that an EnvoyFilter of ours is for.
-func waypointOf(f *networkingv1alpha3.EnvoyFilter) types.NamespacedName {
-	out := types.NamespacedName{Namespace: f.Namespace}
-	for _, t := range f.Spec.GetTargetRefs() {
-		out.Name = t.GetName()
-	}
-	return out
 }
 
 // holdMove keeps a pool's host at the waypoint that it is to leave, until the one that it goes to can serve it: callers

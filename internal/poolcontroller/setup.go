@@ -114,6 +114,9 @@ func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings, t
 	if err != nil {
 		return fmt.Errorf("adding the controller of waypoints: %w", err)
 	}
+	if err := addPickers(m, settings); err != nil {
+		return fmt.Errorf("adding the controller of waypoints' pickers: %w", err)
+	}
 	return nil
 }
 

@@ -1,0 +1,308 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
+)
+
+// The tests here are of pickers that are there and do not answer. What they measure is who pays for it, and when.
+
+const (
+	// hungLong makes each harm last a minute.
+	hungLong = "HUNG_LONG"
+	// calm is how long calls are measured before the harm.
+	calm = 5 * time.Second
+	// slowBy is how much longer than the median of the calm a slow call takes.
+	slowBy = 50 * time.Millisecond
+	// waitedBy is the same of a call that has waited for a picker: 200 ms at least, where a busy machine makes calls slow
+	// too. Tests go by these.
+	waitedBy = 150 * time.Millisecond
+	// callers are so many for each of the two pools.
+	callers = 8
+)
+
+// harm is something that happens to a picker.
+type harm struct {
+	image string // of the picker; empty for its own
+	// within is when the picker must be out. A second of slack for a busy machine is on top.
+	within time.Duration
+	begin  func(t *testing.T, p *corev1.Pod) (end func())
+}
+
+func stopped(t *testing.T, p *corev1.Pod) func() {
+	process, err := the.ProcessID(p.UID)
+	must(t, err)
+	must(t, syscall.Kill(process, syscall.SIGSTOP))
+	return func() { must(t, syscall.Kill(process, syscall.SIGCONT)) }
+}
+
+// cutOff drops every packet of the mesh's to a pod, without a word to either side. Kubernetes still takes the pod for
+// ready, as it does for some 50 s after a node has vanished.
+func cutOff(t *testing.T, p *corev1.Pod) func() {
+	route := func(command string) {
+		if out, err := exec.Command("ip", strings.Fields(command)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %s: %v: %s", command, err, out)
+		}
+	}
+	// All addresses here are the machine's own, and the rule that finds those comes first: ours must come before it.
+	rule := "to " + p.Status.PodIP + " ipproto tcp dport 15008 blackhole"
+	route("rule add pref 1 lookup local")
+	route("rule del pref 0")
+	route("rule add pref 0 " + rule)
+	return func() {
+		route("rule del pref 0 " + rule)
+		route("rule add pref 0 lookup local")
+		route("rule del pref 1")
+	}
+}
+
+// answersPings keeps all calls and answers pings all the same.
+func answersPings(t *testing.T, p *corev1.Pod) func() {
+	process, err := the.ProcessID(p.UID)
+	must(t, err)
+	must(t, syscall.Kill(process, syscall.SIGUSR1))
+	return func() { must(t, syscall.Kill(process, syscall.SIGUSR2)) }
+}
+
+const hangingPicker = "test/hangingpicker:dev"
+
+var harms = map[string]harm{
+	"stopped":            {"", time.Second, stopped},
+	"cut off":            {"", time.Second, cutOff},
+	"answers pings only": {hangingPicker, 3 * time.Second, answersPings},
+}
+
+// A picker that does not answer costs the calls of the first second, and of the first three where only a probe finds it
+// out. The calls of a pool that fails open are all served; those of one that fails closed are where another picker is.
+func TestHungPicker(t *testing.T) {
+	// One of its own, as a waypoint closes a caller's connection on which hundreds of calls fail.
+	failing, err := the.NewCaller(begin(t, time.Minute), "shop", "failing", "checkout")
+	must(t, err)
+	defer failing.Close()
+	for name, h := range harms {
+		for _, pickers := range []int32{1, 2} {
+			t.Run(fmt.Sprintf("%s, of %d", name, pickers), func(t *testing.T) { tryHarm(t, h, pickers, failing) })
+		}
+	}
+}
+
+func tryHarm(t *testing.T, h harm, replicas int32, failing *mesh.Caller) {
+	ctx := begin(t, 5*time.Minute)
+	strict := strictPool(ctx, t)
+	setPickers(ctx, t, replicas, h.image)
+	must(t, the.Await(ctx, "calls to a pool that fails closed", func(ctx context.Context) error { return say(ctx, failing, strict) }))
+	open, closed := watchCalls(ctx, the.caller, llama), watchCalls(ctx, failing, strict)
+	time.Sleep(calm)
+	victim := pickers(ctx, t)[0]
+	began := time.Now()
+	end := h.begin(t, &victim)
+	time.Sleep(harmTime())
+	over := time.Now()
+	openCalls, closedCalls := open(), closed()
+	end()
+	// The picker is asked again, or its pod was replaced: no call fails any more.
+	must(t, the.Await(ctx, "the picker's return", func(ctx context.Context) error { return say(ctx, failing, strict) }))
+
+	out := h.within + time.Second
+	reportHarm(t, "FailOpen", openCalls, began)
+	reportHarm(t, "FailClose", closedCalls, began)
+	// Calls that are refused for want of a picker cost a connection each, and are slow by that on a busy machine.
+	checkLate(t, "calls that fail open and waited", openCalls, began, out, over, waitedIn(openCalls, began))
+	if replicas > 1 {
+		checkLate(t, "calls that fail closed and failed", closedCalls, began, out, over, func(c call) bool { return c.err != nil })
+	}
+}
+
+// checkLate fails where callers spend much more of their time in some calls, once the picker should be out, than a
+// machine as busy as this one brings about by itself. What that is, the calls before the harm tell. The three seconds
+// from then on count by themselves too: Kubernetes may take the picker away soon after.
+func checkLate(t *testing.T, what string, calls []call, harmed time.Time, out time.Duration, over time.Time, holds func(call) bool) {
+	t.Helper()
+	from := harmed.Add(out)
+	before := timeIn(calls, harmed.Add(-calm), harmed.Add(-time.Second), holds) // those after may have met the harm
+	for _, to := range []time.Time{from.Add(3 * time.Second), over} {
+		if late := timeIn(calls, from, to, holds); late > before+0.5 {
+			t.Errorf("from %s to %s after the harm %.0f %% of the time went into %s, and %.0f %% before it",
+				out, to.Sub(harmed).Round(time.Second), 100*late, what, 100*before)
+		}
+	}
+}
+
+// waitedIn tells calls that waited for a picker by what calls took before the harm.
+func waitedIn(calls []call, harmed time.Time) func(call) bool {
+	median := medianBefore(calls, harmed)
+	return func(c call) bool { return c.took > median+waitedBy }
+}
+
+// reportHarm tells of each second how many calls were slow.
+func reportHarm(t *testing.T, mode string, calls []call, began time.Time) {
+	t.Helper()
+	median, waited := medianBefore(calls, began), waitedIn(calls, began)
+	var line []string
+	for second := time.Duration(-2); second < time.Duration(harmTime().Seconds()); second++ {
+		from := began.Add(second * time.Second)
+		n, s, w, f, worst := 0, 0, 0, 0, time.Duration(0)
+		for _, c := range calls {
+			if c.began.Before(from) || !c.began.Before(from.Add(time.Second)) {
+				continue
+			}
+			n, worst = n+1, max(worst, c.took)
+			if c.took > median+slowBy {
+				s++
+			}
+			if waited(c) {
+				w++
+			}
+			if c.err != nil {
+				f++
+			}
+		}
+		line = append(line, fmt.Sprintf("%d s: of %d calls %d slow, %d waited, %d failed, %d ms at most", second, n, s, w, f, worst.Milliseconds()))
+	}
+	t.Logf("%s, median %s:\n%s", mode, median, strings.Join(line, "\n"))
+}
+
+// timeIn is the part of the time of the calls begun in a time that went into those of which something holds.
+func timeIn(calls []call, from, to time.Time, holds func(call) bool) float64 {
+	all, part := time.Duration(1), time.Duration(0)
+	for _, c := range calls {
+		if c.began.Before(from) || !c.began.Before(to) {
+			continue
+		}
+		all += c.took
+		if holds(c) {
+			part += c.took
+		}
+	}
+	return part.Seconds() / all.Seconds()
+}
+
+func medianBefore(calls []call, began time.Time) time.Duration {
+	var took []time.Duration
+	for _, c := range calls {
+		if c.began.Before(began) {
+			took = append(took, c.took)
+		}
+	}
+	slices.Sort(took)
+	if len(took) == 0 {
+		return 0
+	}
+	return took[len(took)/2]
+}
+
+func harmTime() time.Duration {
+	if os.Getenv(hungLong) != "" {
+		return time.Minute
+	}
+	return 15 * time.Second
+}
+
+// call is one that was made under load.
+type call struct {
+	began time.Time
+	took  time.Duration
+	err   error
+}
+
+// watchCalls calls a pool from several places at once until it is told to stop.
+func watchCalls(ctx context.Context, from *mesh.Caller, host string) (stop func() []call) {
+	var (
+		wait    sync.WaitGroup
+		mu      sync.Mutex
+		out     []call
+		stopped atomic.Bool
+	)
+	for range callers {
+		wait.Go(func() {
+			for !stopped.Load() && ctx.Err() == nil {
+				c := call{began: time.Now()}
+				c.err = say(ctx, from, host)
+				c.took = time.Since(c.began)
+				mu.Lock()
+				out = append(out, c)
+				mu.Unlock()
+				if c.err != nil { // calls that fail at once would leave no time for the others
+					time.Sleep(100 * time.Millisecond)
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+		})
+	}
+	return func() []call {
+		stopped.Store(true)
+		wait.Wait()
+		return out
+	}
+}
+
+func say(ctx context.Context, from *mesh.Caller, host string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	_, err := traffic.Chat(ctx, from.HTTP, host, model, []traffic.Message{{Role: "user", Content: distinct(1, 20)[0]}}, 1)
+	return err
+}
+
+// strictPool is a pool over the quickstart's model servers that fails closed. It goes with the test.
+func strictPool(ctx context.Context, t *testing.T) (host string) {
+	t.Helper()
+	t.Cleanup(func() { must(t, client.IgnoreNotFound(the.Client.Delete(context.WithoutCancel(ctx), pool("strict")))) })
+	must(t, the.ApplyYAML(ctx, strings.NewReplacer("NAME", "strict",
+		"  namespace: models", "  namespace: models\n  annotations: {inference-waypoint.io/failure-mode: FailClose}").Replace(poolYAML)))
+	return "http://strict.models.inference.internal"
+}
+
+// setPickers runs so many pickers, of an image if one is named, and one of the picker's own at the end of the test.
+func setPickers(ctx context.Context, t *testing.T, replicas int32, image string) {
+	t.Helper()
+	name := types.NamespacedName{Namespace: "inference-system", Name: "inference-picker"}
+	var before appsv1.Deployment
+	must(t, the.Client.Get(ctx, name, &before))
+	own := before.Spec.Template.Spec.Containers[0].Image
+	set := func(ctx context.Context, replicas int32, image string) {
+		d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name}}
+		patch := fmt.Appendf(nil, `{"spec":{"replicas":%d,"template":{"spec":{"containers":[{"name":"picker","image":%q}]}}}}`, replicas, image)
+		must(t, the.Client.Patch(ctx, d, client.RawPatch(types.StrategicMergePatchType, patch)))
+		must(t, the.Await(ctx, "the pickers", func(ctx context.Context) error {
+			all := pickers(ctx, t)
+			for _, p := range all {
+				if p.Spec.Containers[0].Image != image || p.DeletionTimestamp != nil {
+					return errors.New("one is of the wrong image or on its way out")
+				}
+			}
+			if len(all) != int(replicas) {
+				return fmt.Errorf("%d pickers, want %d", len(all), replicas)
+			}
+			return the.AwaitDeployment(ctx, name.Namespace, name.Name)
+		}))
+	}
+	if image == "" {
+		image = own
+	}
+	set(ctx, replicas, image)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		set(ctx, 1, own)
+		must(t, the.Await(ctx, "picking", func(ctx context.Context) error { return staysPut(ctx, llama) }))
+	})
+}

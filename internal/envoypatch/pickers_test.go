@@ -1,0 +1,55 @@
+package envoypatch
+
+import (
+	"encoding/json"
+	"testing"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+)
+
+// TestPickerPatchMerges puts the patch over a cluster such as istiod makes it, and has Envoy check the whole.
+func TestPickerPatchMerges(t *testing.T) {
+	patch, err := PickerPatch("epp.models.svc.cluster.local", 9002)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := patch.GetMatch().GetCluster().GetName(); got != "outbound|9002||epp.models.svc.cluster.local" {
+		t.Errorf("the patch is for cluster %q", got)
+	}
+	raw, err := protojson.Marshal(patch.GetPatch().GetValue())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cluster := &clusterv3.Cluster{}
+	if err := protojson.Unmarshal(raw, cluster); err != nil {
+		t.Fatal(err)
+	}
+	cluster.Name = "epp"
+	cluster.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
+	if err := cluster.ValidateAll(); err != nil {
+		t.Fatal(err)
+	}
+	if raw, err = (protojson.MarshalOptions{UseProtoNames: true}).Marshal(cluster); err != nil {
+		t.Fatal(err)
+	}
+	var whole any
+	if err := json.Unmarshal(raw, &whole); err != nil {
+		t.Fatal(err)
+	}
+	chain := chainOf(t, &hcmv3.HttpConnectionManager{
+		StatPrefix:     "golden",
+		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{RouteConfigName: "none"}},
+	}, nil, map[string][]any{"none": {map[string]any{"name": "none", "domains": []string{"*"}}}})
+	if err := validate(t, []any{whole}, []any{chain}); err != nil {
+		t.Error(err)
+	}
+}
+
+// A call that sent the ping which ends its connection must still be there when it ends.
+func TestPingEndsBeforeCall(t *testing.T) {
+	if pingTimeout >= pickTimeout {
+		t.Errorf("a ping is waited for as long as %s, and a pick for %s", pingTimeout, pickTimeout)
+	}
+}

@@ -1,0 +1,123 @@
+package poolcontroller
+
+import (
+	"context"
+	"errors"
+
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/ineffective"
+	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
+	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
+)
+
+// pickersReconciler keeps the one EnvoyFilter of each waypoint that is about the pickers asked there. It goes by the
+// EnvoyFilters of pools, and not by pools: which pickers a waypoint asks is decided there.
+type pickersReconciler struct {
+	client   client.Client
+	objects  ownedobjects.Set
+	settings meshconfig.Settings
+}
+
+// Reconcile is called with a waypoint's name whenever an EnvoyFilter of ours there may have changed.
+func (r *pickersReconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
+	g := newGatherer(ctx, r.client, r.settings)
+	pools := list[networkingv1alpha3.EnvoyFilter](g, &networkingv1alpha3.EnvoyFilterList{}, poolFilterIndex, request.String())
+	if g.err != nil {
+		return reconcile.Result{}, g.err
+	}
+	filter, err := meshconfig.PickersFilter(request.NamespacedName, pools, r.settings)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	var desired []client.Object
+	if filter != nil {
+		desired = append(desired, filter)
+	}
+	_, err = r.objects.Sync(ctx, meshconfig.WaypointOwner(request.NamespacedName), desired, ownedobjects.Leaving{})
+	if passing(err) {
+		return reconcile.Result{}, err
+	}
+	if taken(err) {
+		ctrl.LoggerFrom(ctx).Error(err, "keeping the waypoint's EnvoyFilter for pickers")
+	}
+	return after(err, reconcile.Result{}, nil)
+}
+
+// taken reports whether an error is of those that come back in a while without a word in the log.
+func taken(err error) bool {
+	var notOurs *ownedobjects.NotOursError
+	return errors.As(err, &notOurs)
+}
+
+// poolFilterIndex is the cache's index of the EnvoyFilters that we made for pools, by the waypoint that they are for.
+const poolFilterIndex = "inference-waypoint.pool-filter"
+
+func poolFilterKeys(o client.Object) []string {
+	waypoint, ok := waypointOf(o)
+	if owner, ours := ownedobjects.Owner(o); !ok || !ours || isWaypoint(owner) {
+		return nil
+	}
+	return []string{waypoint.String()}
+}
+
+// isWaypoint reports whether the owner of an object of ours is a waypoint and not a pool.
+func isWaypoint(owner types.NamespacedName) bool {
+	_, ok := meshconfig.OwningWaypoint(owner)
+	return ok
+}
+
+// waypointOf is the Gateway that an EnvoyFilter is attached to.
+func waypointOf(o client.Object) (types.NamespacedName, bool) {
+	f, ok := o.(*networkingv1alpha3.EnvoyFilter)
+	if !ok {
+		return types.NamespacedName{}, false
+	}
+	for _, target := range ineffective.Targets(f) {
+		if target == gatewayObject(target.Name) {
+			return target.Name, true
+		}
+	}
+	return types.NamespacedName{}, false
+}
+
+// waypointsOf are the waypoints that an EnvoyFilter of ours matters to. Where somebody attached it elsewhere, its owner
+// still says where it belongs.
+func waypointsOf(_ context.Context, o client.Object) []reconcile.Request {
+	owner, ours := ownedobjects.Owner(o)
+	if !ours {
+		return nil
+	}
+	found := names{}
+	if waypoint, ok := waypointOf(o); ok {
+		found[waypoint] = true
+	}
+	if waypoint, ok := meshconfig.OwningWaypoint(owner); ok {
+		found[waypoint] = true
+	}
+	return found.requests()
+}
+
+func newPickersReconciler(c client.Client, settings meshconfig.Settings, ticks clock.Clock) *pickersReconciler {
+	return &pickersReconciler{
+		client: c,
+		objects: ownedobjects.Set{
+			Client: c, Kinds: []client.ObjectList{&networkingv1alpha3.EnvoyFilterList{}}, Contests: ownedobjects.NewContests(ticks),
+		},
+		settings: settings,
+	}
+}
+
+func addPickers(m manager.Manager, settings meshconfig.Settings) error {
+	return ctrl.NewControllerManagedBy(m).
+		Named(name+"-pickers").
+		Watches(envoyFilterKind, handler.EnqueueRequestsFromMapFunc(waypointsOf)).
+		Complete(newPickersReconciler(m.GetClient(), settings, clock.RealClock{}))
+}

@@ -128,14 +128,14 @@ func tryHarm(t *testing.T, h harm, replicas int32, failing *mesh.Caller) {
 	// Calls that are refused for want of a picker cost a connection each, and are slow by that on a busy machine.
 	checkLate(t, "calls that fail open and waited", openCalls, began, out, over, waitedIn(openCalls, began))
 	if replicas > 1 {
-		checkLate(t, "calls that fail closed and failed", closedCalls, began, out, over, func(c call) bool { return c.err != nil })
+		checkLate(t, "calls that fail closed and failed", closedCalls, began, out, over, func(c timedCall) bool { return c.err != nil })
 	}
 }
 
 // checkLate fails where callers spend much more of their time in some calls, once the picker should be out, than a
 // machine as busy as this one brings about by itself. What that is, the calls before the harm tell. The three seconds
 // from then on count by themselves too: Kubernetes may take the picker away soon after.
-func checkLate(t *testing.T, what string, calls []call, harmed time.Time, out time.Duration, over time.Time, holds func(call) bool) {
+func checkLate(t *testing.T, what string, calls []timedCall, harmed time.Time, out time.Duration, over time.Time, holds func(timedCall) bool) {
 	t.Helper()
 	from := harmed.Add(out)
 	before := timeIn(calls, harmed.Add(-calm), harmed.Add(-time.Second), holds) // those after may have met the harm
@@ -148,13 +148,13 @@ func checkLate(t *testing.T, what string, calls []call, harmed time.Time, out ti
 }
 
 // waitedIn tells calls that waited for a picker by what calls took before the harm.
-func waitedIn(calls []call, harmed time.Time) func(call) bool {
+func waitedIn(calls []timedCall, harmed time.Time) func(timedCall) bool {
 	median := medianBefore(calls, harmed)
-	return func(c call) bool { return c.took > median+waitedBy }
+	return func(c timedCall) bool { return c.took > median+waitedBy }
 }
 
 // reportHarm tells of each second how many calls were slow.
-func reportHarm(t *testing.T, mode string, calls []call, began time.Time) {
+func reportHarm(t *testing.T, mode string, calls []timedCall, began time.Time) {
 	t.Helper()
 	median, waited := medianBefore(calls, began), waitedIn(calls, began)
 	var line []string
@@ -182,7 +182,7 @@ func reportHarm(t *testing.T, mode string, calls []call, began time.Time) {
 }
 
 // timeIn is the part of the time of the calls begun in a time that went into those of which something holds.
-func timeIn(calls []call, from, to time.Time, holds func(call) bool) float64 {
+func timeIn(calls []timedCall, from, to time.Time, holds func(timedCall) bool) float64 {
 	all, part := time.Duration(1), time.Duration(0)
 	for _, c := range calls {
 		if c.began.Before(from) || !c.began.Before(to) {
@@ -196,7 +196,7 @@ func timeIn(calls []call, from, to time.Time, holds func(call) bool) float64 {
 	return part.Seconds() / all.Seconds()
 }
 
-func medianBefore(calls []call, began time.Time) time.Duration {
+func medianBefore(calls []timedCall, began time.Time) time.Duration {
 	var took []time.Duration
 	for _, c := range calls {
 		if c.began.Before(began) {
@@ -217,25 +217,25 @@ func harmTime() time.Duration {
 	return 15 * time.Second
 }
 
-// call is one that was made under load.
-type call struct {
+// timedCall is one that was made under load.
+type timedCall struct {
 	began time.Time
 	took  time.Duration
 	err   error
 }
 
 // watchCalls calls a pool from several places at once until it is told to stop.
-func watchCalls(ctx context.Context, from *mesh.Caller, host string) (stop func() []call) {
+func watchCalls(ctx context.Context, from *mesh.Caller, host string) (stop func() []timedCall) {
 	var (
 		wait    sync.WaitGroup
 		mu      sync.Mutex
-		out     []call
+		out     []timedCall
 		stopped atomic.Bool
 	)
 	for range callers {
 		wait.Go(func() {
 			for !stopped.Load() && ctx.Err() == nil {
-				c := call{began: time.Now()}
+				c := timedCall{began: time.Now()}
 				c.err = say(ctx, from, host)
 				c.took = time.Since(c.began)
 				mu.Lock()
@@ -248,7 +248,7 @@ func watchCalls(ctx context.Context, from *mesh.Caller, host string) (stop func(
 			}
 		})
 	}
-	return func() []call {
+	return func() []timedCall {
 		stopped.Store(true)
 		wait.Wait()
 		return out

@@ -175,10 +175,16 @@ func rights(ctx context.Context, t *testing.T, account, namespace string) []stri
 // as is a client that acts as an account of our namespace.
 func as(t *testing.T, account string) client.Client {
 	t.Helper()
+	return asOf(t, system, account)
+}
+
+// asOf is a client that acts as a service account.
+func asOf(t *testing.T, namespace, account string) client.Client {
+	t.Helper()
 	config := rest.CopyConfig(the.Config)
 	config.Impersonate = rest.ImpersonationConfig{
-		UserName: "system:serviceaccount:" + system + ":" + account,
-		Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + system, "system:authenticated"},
+		UserName: "system:serviceaccount:" + namespace + ":" + account,
+		Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace, "system:authenticated"},
 	}
 	c, err := client.New(config, client.Options{Scheme: mesh.Scheme()})
 	must(t, err)

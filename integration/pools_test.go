@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
@@ -134,7 +135,7 @@ spec: {hosts: [elsewhere.example], ports: [{number: 443, name: tls, protocol: TL
 	wantCondition(ctx, t, "models", "taken", "waypoint", "Accepted", metav1.ConditionTrue, "Accepted")
 }
 
-// What somebody changes or deletes of ours is put right.
+// What the controller made is not changed or deleted by others. Where it is all the same, it is put right.
 func TestDriftIsRepaired(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	before := filtersOf(ctx, t, "models", "llama.models.inference.internal")
@@ -142,8 +143,28 @@ func TestDriftIsRepaired(t *testing.T) {
 		t.Fatal("the pool has no EnvoyFilter")
 	}
 	entry := serviceEntry("llama")
-	must(t, the.Client.Patch(ctx, entry, client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"hosts":["wrong.example"]}}`))))
-	must(t, deleteFilters(ctx, "models", "llama.models.inference.internal"))
+	merge := func(ctx context.Context, patch string) error {
+		return the.Client.Patch(ctx, entry.DeepCopy(), client.RawPatch("application/merge-patch+json", []byte(patch)))
+	}
+	change := func(ctx context.Context) error { return merge(ctx, `{"spec":{"hosts":["wrong.example"]}}`) }
+	remove := func(ctx context.Context) error {
+		return deleteFilters(ctx, "models", "llama.models.inference.internal")
+	}
+	disown := func(ctx context.Context) error {
+		return merge(ctx, `{"metadata":{"labels":{"inference-waypoint.io/owned":null}}}`)
+	}
+	for name, edit := range map[string]func(context.Context) error{"changing": change, "deleting": remove, "disowning": disown} {
+		if err := edit(ctx); err == nil || !strings.Contains(err.Error(), "Inference Waypoint made this") {
+			t.Errorf("%s what the controller made: %v, want it refused", name, err)
+		}
+	}
+	must(t, merge(ctx, `{"metadata":{"labels":{"theirs":"yes"}}}`)) // labels of others harm nothing
+	// A namespace takes its objects along.
+	must(t, asOf(t, "kube-system", "namespace-controller").Delete(ctx, entry.DeepCopy(), client.DryRunAll))
+
+	unguard(ctx, t)
+	eventually(ctx, t, "a change by force", change)
+	eventually(ctx, t, "a deletion by force", remove)
 	eventually(ctx, t, "the repair", func(ctx context.Context) error {
 		entry := serviceEntry("llama")
 		if err := the.Client.Get(ctx, client.ObjectKeyFromObject(entry), entry); err != nil {
@@ -158,4 +179,23 @@ func TestDriftIsRepaired(t *testing.T) {
 		return nil
 	})
 	eventually(ctx, t, "picking", func(ctx context.Context) error { return staysPut(ctx, llama) })
+}
+
+// unguard lets everybody write what the controller made, until the end of the test.
+func unguard(ctx context.Context, t *testing.T) {
+	t.Helper()
+	guard := &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: metav1.ObjectMeta{Name: "inference-owned"}}
+	must(t, the.Client.Get(ctx, client.ObjectKeyFromObject(guard), guard))
+	must(t, the.Client.Delete(ctx, guard.DeepCopy()))
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(ctx)
+		guard.ResourceVersion = ""
+		must(t, the.Client.Create(ctx, guard))
+		must(t, the.Await(ctx, "the guard", func(ctx context.Context) error {
+			if the.Client.Delete(ctx, serviceEntry("llama"), client.DryRunAll) == nil {
+				return errors.New("it lets everybody delete")
+			}
+			return nil
+		}))
+	})
 }

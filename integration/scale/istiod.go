@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	managerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -25,6 +28,7 @@ const (
 	clusterType   = typePrefix + "cluster.v3.Cluster"
 	endpointsType = typePrefix + "endpoint.v3.ClusterLoadAssignment"
 	listenerType  = typePrefix + "listener.v3.Listener"
+	routeType     = typePrefix + "route.v3.RouteConfiguration"
 
 	// pushes is how many changes of a pool istiod's work is measured over.
 	pushes = 8
@@ -97,7 +101,7 @@ func (w *world) measurePushes(ctx context.Context, namespace string, n int) erro
 	if err != nil {
 		return err
 	}
-	took, err := w.push(ctx, v, namespace)
+	took, sent, err := w.push(ctx, v, namespace)
 	if err != nil {
 		return err
 	}
@@ -110,38 +114,48 @@ func (w *world) measurePushes(ctx context.Context, namespace string, n int) erro
 		return err
 	}
 	what := fmt.Sprintf("istiod, a waypoint with %d pools: ", n)
-	w.table.add(what+"configuration", fmt.Sprintf("%s + %s + %s KiB", kib(sizes[listenerType]), kib(sizes[clusterType]), kib(sizes[endpointsType])))
+	w.table.add(what+"listeners + routes", fmt.Sprintf("%s + %s KiB", kib(sizes[listenerType]), kib(sizes[routeType])))
+	w.table.add(what+"clusters + endpoints", fmt.Sprintf("%s + %s KiB", kib(sizes[clusterType]), kib(sizes[endpointsType])))
+	w.table.add(what+"sent for a change", kib(sent)+" KiB")
 	w.table.add(what+"its own time of a push", round((after-before)/pushes).String())
 	w.table.add(what+"CPU of a push", round((cpuAfter-cpuBefore)/pushes).String())
-	w.table.add(what+"pool's change to listener", round(took).String())
+	w.table.add(what+"pool's change to waypoint", round(took).String())
 	return nil
 }
 
 func kib(n int) string { return fmt.Sprintf("%.0f", float64(n)/1024) }
 
-// push changes a pool some times, each time waits until the waypoint has its new listeners, and returns the median.
-func (w *world) push(ctx context.Context, v *view, namespace string) (time.Duration, error) {
+// push changes a pool some times, each time waits until the waypoint has all that istiod sends for it, and returns the
+// medians of the time to the last of that and of its size in bytes.
+func (w *world) push(ctx context.Context, v *view, namespace string) (time.Duration, int, error) {
 	filters, err := w.watchFilters(ctx)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer filters.Stop()
 	var took []time.Duration
+	var sizes []int
 	for range pushes {
 		began := time.Now()
 		if _, err := w.changePool(ctx, types.NamespacedName{Namespace: namespace, Name: poolName(0)}, filters); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
-		if err := v.await(ctx, listenerType); err != nil {
-			return 0, err
+		first, err := v.next(ctx)
+		if err != nil {
+			return 0, 0, err
 		}
-		took = append(took, time.Since(began))
-		if err := v.drain(ctx); err != nil {
-			return 0, err
+		size, last, err := v.drain(ctx)
+		if err != nil {
+			return 0, 0, err
 		}
+		if last.IsZero() {
+			last = time.Now()
+		}
+		took, sizes = append(took, last.Sub(began)), append(sizes, size+sizeOf(first))
 	}
 	slices.Sort(took)
-	return took[len(took)/2], nil
+	slices.Sort(sizes)
+	return took[len(took)/2], sizes[len(sizes)/2], nil
 }
 
 func (w *world) onePod(ctx context.Context, namespace string, labels client.MatchingLabels) (*corev1.Pod, error) {
@@ -172,7 +186,8 @@ type view struct {
 	stream    discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesClient
 	responses chan *discoveryv3.DiscoveryResponse
 	broken    chan error
-	endpoints []string // the clusters whose endpoints were asked for
+	// asked are the names of the endpoints and routes that were asked for, by type.
+	asked map[string][]string
 }
 
 func (w *world) connect(ctx context.Context, istiod, namespace string) (*view, error) {
@@ -190,7 +205,7 @@ func (w *world) connect(ctx context.Context, istiod, namespace string) (*view, e
 	if err != nil {
 		return nil, fmt.Errorf("connecting to istiod: %w", err)
 	}
-	v := &view{conn: conn, responses: make(chan *discoveryv3.DiscoveryResponse), broken: make(chan error, 1)}
+	v := &view{conn: conn, responses: make(chan *discoveryv3.DiscoveryResponse), broken: make(chan error, 1), asked: map[string][]string{}}
 	if v.stream, err = discoveryv3.NewAggregatedDiscoveryServiceClient(conn).StreamAggregatedResources(ctx); err != nil {
 		v.close()
 		return nil, fmt.Errorf("connecting to istiod: %w", err)
@@ -241,7 +256,8 @@ func (v *view) receive(ctx context.Context) {
 	}
 }
 
-// next takes a response and says yes to it, and asks for the endpoints of clusters.
+// next takes a response and says yes to it, and asks for what it names: the endpoints of clusters, the routes of
+// listeners.
 func (v *view) next(ctx context.Context) (*discoveryv3.DiscoveryResponse, error) {
 	var r *discoveryv3.DiscoveryResponse
 	select {
@@ -251,24 +267,29 @@ func (v *view) next(ctx context.Context) (*discoveryv3.DiscoveryResponse, error)
 		return nil, err
 	case r = <-v.responses:
 	}
-	if r.GetTypeUrl() == clusterType {
-		names, err := endpointNames(r)
-		if err != nil {
-			return nil, err
-		}
-		if !slices.Equal(names, v.endpoints) {
-			v.endpoints = names
-			if err := v.stream.Send(&discoveryv3.DiscoveryRequest{TypeUrl: endpointsType, ResourceNames: names}); err != nil {
-				return nil, fmt.Errorf("asking istiod: %w", err)
-			}
-		}
-	}
-	yes := &discoveryv3.DiscoveryRequest{TypeUrl: r.GetTypeUrl(), VersionInfo: r.GetVersionInfo(), ResponseNonce: r.GetNonce()}
-	if r.GetTypeUrl() == endpointsType {
-		yes.ResourceNames = v.endpoints
-	}
+	yes := &discoveryv3.DiscoveryRequest{TypeUrl: r.GetTypeUrl(), VersionInfo: r.GetVersionInfo(), ResponseNonce: r.GetNonce(), ResourceNames: v.asked[r.GetTypeUrl()]}
 	if err := v.stream.Send(yes); err != nil {
 		return nil, fmt.Errorf("answering istiod: %w", err)
+	}
+	var (
+		kind  string
+		names []string
+		err   error
+	)
+	switch r.GetTypeUrl() {
+	case clusterType:
+		kind = endpointsType
+		names, err = endpointNames(r)
+	case listenerType:
+		kind = routeType
+		names, err = routeNames(r)
+	}
+	if err != nil || len(names) == 0 || slices.Equal(names, v.asked[kind]) {
+		return r, err
+	}
+	v.asked[kind] = names
+	if err := v.stream.Send(&discoveryv3.DiscoveryRequest{TypeUrl: kind, ResourceNames: names}); err != nil {
+		return nil, fmt.Errorf("asking istiod: %w", err)
 	}
 	return r, nil
 }
@@ -281,63 +302,79 @@ func endpointNames(r *discoveryv3.DiscoveryResponse) ([]string, error) {
 			return nil, fmt.Errorf("reading a cluster: %w", err)
 		}
 		if c.GetType() == clusterv3.Cluster_EDS {
-			name := c.GetEdsClusterConfig().GetServiceName()
-			if name == "" {
-				name = c.GetName()
-			}
-			if !slices.Contains(out, name) {
-				out = append(out, name)
+			out = append(out, cmp.Or(c.GetEdsClusterConfig().GetServiceName(), c.GetName()))
+		}
+	}
+	return distinct(out), nil
+}
+
+// routeNames are the names by which the filter chains of listeners fetch their routes.
+func routeNames(r *discoveryv3.DiscoveryResponse) ([]string, error) {
+	var out []string
+	for _, resource := range r.GetResources() {
+		l := &listenerv3.Listener{}
+		if err := resource.UnmarshalTo(l); err != nil {
+			return nil, fmt.Errorf("reading a listener: %w", err)
+		}
+		for _, chain := range l.GetFilterChains() {
+			for _, f := range chain.GetFilters() {
+				manager := &managerv3.HttpConnectionManager{}
+				if !f.GetTypedConfig().MessageIs(manager) {
+					continue
+				}
+				if err := f.GetTypedConfig().UnmarshalTo(manager); err != nil {
+					return nil, fmt.Errorf("reading a connection manager: %w", err)
+				}
+				if name := manager.GetRds().GetRouteConfigName(); name != "" {
+					out = append(out, name)
+				}
 			}
 		}
 	}
-	return out, nil
+	return distinct(out), nil
+}
+
+func distinct(names []string) []string {
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func sizeOf(r *discoveryv3.DiscoveryResponse) int {
+	n := 0
+	for _, resource := range r.GetResources() {
+		n += len(resource.GetValue())
+	}
+	return n
 }
 
 // load takes the whole configuration and returns the size of each type's resources, in bytes.
 func (v *view) load(ctx context.Context) (map[string]int, error) {
 	sizes := map[string]int{}
-	for len(sizes) < 3 {
+	for sizes[listenerType] == 0 || sizes[clusterType] == 0 || len(sizes) < 2+len(v.asked) {
 		r, err := v.next(ctx)
 		if err != nil {
 			return nil, err
 		}
-		n := 0
-		for _, resource := range r.GetResources() {
-			n += len(resource.GetValue())
-		}
-		sizes[r.GetTypeUrl()] = n
+		sizes[r.GetTypeUrl()] = sizeOf(r)
 	}
-	if sizes[listenerType] == 0 {
-		return nil, errors.New("istiod sent a waypoint without listeners")
-	}
-	return sizes, v.drain(ctx)
+	_, _, err := v.drain(ctx)
+	return sizes, err
 }
 
-// await waits for the next response of a type.
-func (v *view) await(ctx context.Context, kind string) error {
-	for {
-		r, err := v.next(ctx)
-		if err != nil {
-			return err
-		}
-		if r.GetTypeUrl() == kind {
-			return nil
-		}
-	}
-}
-
-// drain takes what is still on its way: istiod waits for 100 ms of quiet before it pushes.
-func (v *view) drain(ctx context.Context) error {
+// drain takes what is still on its way, and says how many bytes it was and when the last came: istiod waits for 100 ms of
+// quiet before it pushes.
+func (v *view) drain(ctx context.Context) (size int, last time.Time, err error) {
 	for {
 		quiet, cancel := context.WithTimeout(ctx, 400*time.Millisecond)
-		_, err := v.next(quiet)
+		r, err := v.next(quiet)
 		cancel()
 		switch {
 		case err == nil:
+			size, last = size+sizeOf(r), time.Now()
 		case ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
-			return nil
+			return size, last, nil
 		default:
-			return err
+			return size, last, err
 		}
 	}
 }

@@ -22,6 +22,10 @@ type Patch = networkingv1alpha3.EnvoyFilter_EnvoyConfigObjectPatch
 // istiod is to send to a waypoint that has no host for them.
 const ReferencedServices = "envoyfilter.istio.io/referenced-services"
 
+// AskedPickers annotates a pool's EnvoyFilter with the pickers that its routes ask, or are to ask soon, as
+// namespace/service:port and separated by commas. What a waypoint needs once for each picker is made from these lists.
+const AskedPickers = "inference-waypoint.io/asks"
+
 // Names that istiod gives to the parts of a waypoint.
 const (
 	waypointListener      = "main_internal"

@@ -39,7 +39,7 @@ const (
 
 // PickerPatch makes a waypoint take a picker that does not answer out after its first failure, and ask it again after a
 // while. It is merged into istiod's own cluster of the picker's Service, so the mesh's mTLS and what a DestinationRule
-// says of other things stay. With no picker left, each call ends at once as its pool's failure mode says.
+// says of other things stay. Where the only picker is out, each call ends at once as its pool's failure mode says.
 //
 // Only what happens to connections counts, never an answer: of the pickers' errors a caller could bring about enough to
 // take the picker from the pools of others.
@@ -91,6 +91,9 @@ func PickerPatch(host string, port uint32) (*Patch, error) {
 
 func onlyLostConnections() *clusterv3.OutlierDetection {
 	all, none := wrapperspb.UInt32(100), wrapperspb.UInt32(0)
+	// Of several pickers the last is asked whatever happens: where all are slow, as on a node that is short of CPU, pools
+	// that fail closed are better served late than refused.
+	allButOne := wrapperspb.UInt32(99)
 	return &clusterv3.OutlierDetection{
 		SplitExternalLocalOriginErrors:         true,
 		ConsecutiveLocalOriginFailure:          wrapperspb.UInt32(1),
@@ -100,6 +103,7 @@ func onlyLostConnections() *clusterv3.OutlierDetection {
 		EnforcingLocalOriginSuccessRate:        none,
 		Interval:                               durationpb.New(ejectionInterval),
 		BaseEjectionTime:                       durationpb.New(ejectionTime),
-		MaxEjectionPercent:                     all,
+		MaxEjectionPercent:                     allButOne,
+		AlwaysEjectOneHost:                     wrapperspb.Bool(true),
 	}
 }

@@ -253,20 +253,21 @@ func join(want, last *networkingv1alpha3.EnvoyFilter, wanted map[part]*patch) *n
 // with is a filter with further parts, in the order of their names.
 func with(f *networkingv1alpha3.EnvoyFilter, further map[part]*patch) *networkingv1alpha3.EnvoyFilter {
 	out := bareCopy(f)
-	services := servicesOf(f)
+	lists := map[string][]string{}
 	for _, p := range slices.SortedFunc(maps.Keys(further), compare) {
-		if p.kind == service {
-			services = append(services, p.name)
+		if listed[p.kind] != "" {
+			lists[p.kind] = append(lists[p.kind], p.name)
 		} else {
 			out.Spec.ConfigPatches = append(out.Spec.ConfigPatches, further[p])
 		}
 	}
-	if len(services) > 0 {
+	for kind, names := range lists {
+		names = append(names, listOf(f, kind)...)
+		slices.Sort(names)
 		if out.Annotations == nil {
 			out.Annotations = map[string]string{}
 		}
-		slices.Sort(services)
-		out.Annotations[envoypatch.ReferencedServices] = strings.Join(slices.Compact(services), ",")
+		out.Annotations[listed[kind]] = strings.Join(slices.Compact(names), ",")
 	}
 	return out
 }
@@ -275,7 +276,9 @@ func with(f *networkingv1alpha3.EnvoyFilter, further map[part]*patch) *networkin
 func emptied(f *networkingv1alpha3.EnvoyFilter) *networkingv1alpha3.EnvoyFilter {
 	out := f.DeepCopy()
 	out.Spec.ConfigPatches = nil
-	delete(out.Annotations, envoypatch.ReferencedServices)
+	for _, annotation := range listed {
+		delete(out.Annotations, annotation)
+	}
 	return out
 }
 
@@ -299,8 +302,9 @@ func sorted(m map[types.NamespacedName]*filter) []types.NamespacedName {
 
 type patch = networkingapi.EnvoyFilter_EnvoyConfigObjectPatch
 
-// part is what others name: a cluster, by the name that routes have for it, the routes that a chain fetches, or a Service
-// whose cluster istiod sends.
+// part is what others name: a cluster, by the name that routes have for it, the routes that a chain fetches, a Service
+// whose cluster istiod sends, or a picker whose cluster is changed for those who ask it. Envoy ends what is under way in a
+// cluster that changes.
 type part struct{ kind, name string }
 
 // The kinds of a part.
@@ -308,7 +312,11 @@ const (
 	cluster = "cluster"
 	routes  = "routes"
 	service = "service"
+	picker  = "picker"
 )
+
+// listed are the kinds that an annotation lists, with that annotation.
+var listed = map[string]string{service: envoypatch.ReferencedServices, picker: envoypatch.AskedPickers}
 
 func compare(a, b part) int { return strings.Compare(a.kind+" "+a.name, b.kind+" "+b.name) }
 
@@ -326,15 +334,19 @@ func partsOf(f *networkingv1alpha3.EnvoyFilter) map[part]*patch {
 			out[part{routes, p.GetMatch().GetRouteConfiguration().GetName()}] = p
 		}
 	}
-	for _, name := range servicesOf(f) {
-		out[part{service, name}] = nil
+	for kind := range listed {
+		for _, name := range listOf(f, kind) {
+			out[part{kind, name}] = nil
+		}
 	}
 	return out
 }
 
-func servicesOf(f *networkingv1alpha3.EnvoyFilter) []string {
-	if f.Annotations[envoypatch.ReferencedServices] == "" {
+// listOf are the names that a filter's annotation lists of a kind.
+func listOf(f *networkingv1alpha3.EnvoyFilter, kind string) []string {
+	list := f.Annotations[listed[kind]]
+	if list == "" {
 		return nil
 	}
-	return strings.Split(f.Annotations[envoypatch.ReferencedServices], ",")
+	return strings.Split(list, ",")
 }

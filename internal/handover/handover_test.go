@@ -13,8 +13,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	clocktesting "k8s.io/utils/clock/testing"
-
-	"github.com/inference-waypoint/inference-waypoint/internal/envoypatch"
 )
 
 var (
@@ -23,10 +21,10 @@ var (
 )
 
 // filterOf makes an EnvoyFilter of words: "chain", "cluster a", "routes r", with what they are made of behind an equals
-// sign, and "service s".
+// sign, "service s" and "picker p".
 func filterOf(name string, words ...string) *networkingv1alpha3.EnvoyFilter {
 	out := &networkingv1alpha3.EnvoyFilter{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: name}}
-	var services []string
+	lists := map[string][]string{}
 	for _, w := range words {
 		kind, rest, _ := strings.Cut(w, " ")
 		name, value, _ := strings.Cut(rest, "=")
@@ -42,14 +40,17 @@ func filterOf(name string, words ...string) *networkingv1alpha3.EnvoyFilter {
 			p.Match = &networkingapi.EnvoyFilter_EnvoyConfigObjectMatch{ObjectTypes: &networkingapi.EnvoyFilter_EnvoyConfigObjectMatch_RouteConfiguration{
 				RouteConfiguration: &networkingapi.EnvoyFilter_RouteConfigurationMatch{Name: name},
 			}}
-		case service:
-			services = append(services, name)
+		case service, picker:
+			lists[kind] = append(lists[kind], name)
 			continue
 		}
 		out.Spec.ConfigPatches = append(out.Spec.ConfigPatches, p)
 	}
-	if len(services) > 0 {
-		out.Annotations = map[string]string{envoypatch.ReferencedServices: strings.Join(services, ",")}
+	for kind, names := range lists {
+		if out.Annotations == nil {
+			out.Annotations = map[string]string{}
+		}
+		out.Annotations[listed[kind]] = strings.Join(names, ",")
 	}
 	return out
 }
@@ -68,8 +69,10 @@ func wordsOf(f *networkingv1alpha3.EnvoyFilter) []string {
 		}
 		out = append(out, word)
 	}
-	for _, s := range servicesOf(f) {
-		out = append(out, service+" "+s)
+	for kind := range listed {
+		for _, name := range listOf(f, kind) {
+			out = append(out, kind+" "+name)
+		}
 	}
 	slices.Sort(out)
 	return out
@@ -133,9 +136,9 @@ func TestPlan(t *testing.T) {
 		},
 		"a Service's cluster as well": {
 			{want: plain, now: plain},
-			{want: []string{"chain", "cluster a", "routes r=2", "service u"}, now: []string{"chain", "cluster a", "routes r=1", "service s", "service u"}, again: 2 * second},
-			{want: []string{"chain", "cluster a", "routes r=2", "service u"}, now: []string{"chain", "cluster a", "routes r=1", "service s", "service u"}, again: 2 * second},
-			{after: 2 * second, want: []string{"chain", "cluster a", "routes r=2", "service u"}, now: []string{"chain", "cluster a", "routes r=2", "service s", "service u"}, again: time.Minute},
+			{want: []string{"chain", "cluster a", "picker u", "routes r=2", "service u"}, now: []string{"chain", "cluster a", "picker u", "routes r=1", "service s", "service u"}, again: 2 * second},
+			{want: []string{"chain", "cluster a", "picker u", "routes r=2", "service u"}, now: []string{"chain", "cluster a", "picker u", "routes r=1", "service s", "service u"}, again: 2 * second},
+			{after: 2 * second, want: []string{"chain", "cluster a", "picker u", "routes r=2", "service u"}, now: []string{"chain", "cluster a", "picker u", "routes r=2", "service s", "service u"}, again: time.Minute},
 		},
 		"what is not wanted any more leaves its chain at once and goes later": {
 			{want: plain, now: plain},

@@ -56,7 +56,7 @@ func (t translator) envoyFilter(r readPool, waypoint types.NamespacedName, front
 		out.Annotations[envoypatch.ReferencedServices] = strings.Join(slices.Sorted(maps.Keys(b.services)), ",")
 	}
 	if len(b.pickers) > 0 {
-		out.Annotations[asksAnnotation] = asks(b.pickers)
+		out.Annotations[envoypatch.AskedPickers] = asks(b.pickers)
 	}
 	return out, nil
 }

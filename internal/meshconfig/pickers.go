@@ -13,12 +13,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/envoypatch"
-	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
-
-// asksAnnotation lists on a pool's EnvoyFilter the pickers that its routes ask, as namespace/service:port. The waypoint's
-// own EnvoyFilter is made from these lists, so it speaks of the pickers that are really asked there.
-const asksAnnotation = pool.Prefix + "asks"
 
 // gatewayOwner begins the name of an owner that is a waypoint. No pool's name has a slash.
 const gatewayOwner = "gateway/"
@@ -71,7 +66,7 @@ func distinctPickers(pools []*networkingv1alpha3.EnvoyFilter) []ServicePort {
 	seen := map[string]bool{}
 	var out []ServicePort
 	for _, f := range pools {
-		for text := range strings.SplitSeq(f.Annotations[asksAnnotation], ",") {
+		for text := range strings.SplitSeq(f.Annotations[envoypatch.AskedPickers], ",") {
 			if seen[text] {
 				continue
 			}

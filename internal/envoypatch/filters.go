@@ -44,8 +44,8 @@ const (
 const callerAttribute = "filter_state['io.istio.peer_principal']"
 
 // pickTimeout is how long the waypoint waits for a picker's answer to one message. A pick takes well under a
-// millisecond; a second outlasts a garbage collection or a busy node, and is still short against the time that a model
-// takes to its first token, so that a picker that hangs costs a fail-open caller no more than that.
+// millisecond; 0.3 s outlasts a garbage collection, and is short against the time that a model takes to its first token,
+// so that a picker that hangs costs a fail-open caller no more than that.
 const pickTimeout = 300 * time.Millisecond
 
 // Protocol is how a waypoint talks to a picker.
@@ -107,8 +107,10 @@ func askNobody() *extprocv3.ExternalProcessor {
 
 // ask is what a route overrides of askNobody so that a picker is asked.
 func (p Picker) ask() *extprocv3.ExtProcOverrides {
+	service := p.service()
+	service.RetryPolicy = askAnother()
 	return &extprocv3.ExtProcOverrides{
-		GrpcService:      p.service(),
+		GrpcService:      service,
 		FailureModeAllow: wrapperspb.Bool(p.FailOpen),
 		ProcessingMode:   p.Protocol.processingMode(),
 	}
@@ -120,6 +122,17 @@ func (p Picker) service() *corev3.GrpcService {
 			ClusterName: p.cluster(),
 		}},
 		InitialMetadata: headerValues(p.Metadata),
+	}
+}
+
+// askAnother asks another picker where one is lost before it has answered, so that a call is picked although its
+// picker's machine has vanished. Envoy keeps 64 KiB of what it has sent for that. A picker that hangs is lost pingTimeout
+// after it was asked, which leaves the other pickTimeout-pingTimeout.
+func askAnother() *corev3.RetryPolicy {
+	return &corev3.RetryPolicy{
+		RetryOn:      retryOn,
+		NumRetries:   wrapperspb.UInt32(1),
+		RetryBackOff: &corev3.BackoffStrategy{BaseInterval: durationpb.New(time.Millisecond), MaxInterval: durationpb.New(time.Millisecond)},
 	}
 }
 

@@ -21,6 +21,7 @@ type options struct {
 	defaultPicker  string
 	hostSuffix     string
 	clusterDomain  string
+	allowHosts     []string
 	kubeconfig     string
 	leaderElect    bool
 	leaseNamespace string
@@ -32,6 +33,7 @@ type options struct {
 
 	// Set from the above when they are validated.
 	picker *meshconfig.ServicePort
+	claims []meshconfig.HostClaim
 	level  slog.Level
 }
 
@@ -46,6 +48,8 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	flags.StringVar(&o.hostSuffix, "host-suffix", "inference.internal",
 		"what a pool's host ends in: <pool>.<namespace>.`suffix`")
 	flags.StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "the cluster's `domain` in DNS")
+	flags.StringArrayVar(&o.allowHosts, "allow-host", nil,
+		"allow pools a host beside their own, as `namespace=host` or namespace=*.domain, where namespace may be *; may be given often")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "",
 		"`file` that says how to reach the API server; if empty, $KUBECONFIG, ~/.kube/config or the pod's own service account")
 	flags.BoolVar(&o.leaderElect, "leader-elect", false, "act only while holding a lease, so that several replicas can run")
@@ -78,6 +82,13 @@ func (o *options) validate() error {
 		}
 		o.picker = &picker
 	}
+	for _, text := range o.allowHosts {
+		claim, err := meshconfig.ParseHostClaim(text)
+		if err != nil {
+			invalid("allow-host", "%v", err)
+		}
+		o.claims = append(o.claims, claim)
+	}
 	domain := func(flag, value string) {
 		if problems := validation.IsDNS1123Subdomain(value); len(problems) > 0 {
 			invalid(flag, "%q: %s", value, strings.Join(problems, "; "))
@@ -105,7 +116,7 @@ func (o *options) validate() error {
 }
 
 func (o *options) settings() meshconfig.Settings {
-	return meshconfig.Settings{HostSuffix: o.hostSuffix, ClusterDomain: o.clusterDomain, DefaultPicker: o.picker}
+	return meshconfig.Settings{HostSuffix: o.hostSuffix, ClusterDomain: o.clusterDomain, DefaultPicker: o.picker, HostClaims: o.claims}
 }
 
 // settle is how long a cluster that was written takes to be ready at a waypoint. istiod gathers changes for 100 ms after

@@ -28,14 +28,20 @@ func TestParseOptions(t *testing.T) {
 			args: []string{"--default-picker=", "--host-suffix=ai.example"},
 			want: meshconfig.Settings{HostSuffix: "ai.example", ClusterDomain: "cluster.local"},
 		},
+		"hosts that pools may claim": {
+			args: []string{"--default-picker=", "--allow-host=models=Chat.example.com", "--allow-host=*=*.example.com"},
+			want: meshconfig.Settings{HostSuffix: "inference.internal", ClusterDomain: "cluster.local", HostClaims: []meshconfig.HostClaim{
+				{Namespace: "models", Host: "chat.example.com"}, {Namespace: "*", Host: "*.example.com"},
+			}},
+		},
 		"all that is wrong at once": {
 			args: []string{
 				"--default-picker=picker:9002", "--host-suffix=-", "--cluster-domain=a_b", "--metrics-address=9090",
-				"--health-address=x", "--log-level=loud", "--leader-elect", "--leader-elect-namespace=A",
+				"--health-address=x", "--log-level=loud", "--allow-host=chat.example.com", "--allow-host=models=*", "--leader-elect", "--leader-elect-namespace=A",
 			},
 			wantErrors: []string{
 				"--default-picker", "--host-suffix", "--cluster-domain", "--metrics-address", "--health-address",
-				"--log-level", "--leader-elect-namespace",
+				"--log-level", "--leader-elect-namespace", `"chat.example.com" is not namespace=host`, "neither a host nor *.domain",
 			},
 		},
 		"uninstalling needs a lease": {args: []string{"--uninstall", "--leader-elect-namespace=A", "--drain=-1s"}, wantErrors: []string{"--leader-elect-namespace", "--drain"}},

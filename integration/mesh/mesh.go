@@ -202,13 +202,13 @@ func (m *Mesh) toolsDir() (string, error) {
 
 // ours are the programs of this checkout, by the image that stands for them in manifests and samples. Their flags for
 // addresses are given the pod's own in the place of all addresses. The controller is told that waypoints drain faster here
-// than by default.
+// than by default, and which hosts pools may claim.
 var ours = map[string]struct {
 	pkg   string
 	ports map[string]string // flag → port
 	flags []string
 }{
-	"inference-waypoint/controller":  {"./cmd/controller", map[string]string{"metrics-address": "9090", "health-address": "8081"}, []string{"--drain=3s"}},
+	"inference-waypoint/controller":  {"./cmd/controller", map[string]string{"metrics-address": "9090", "health-address": "8081"}, []string{"--drain=3s", "--allow-host=models=chat.example", "--allow-host=models=talk.example"}},
 	"inference-waypoint/picker":      {"./cmd/picker", map[string]string{"extproc-address": "9002", "health-address": "9003", "metrics-address": "9090"}, nil},
 	"inference-waypoint/modelserver": {"./samples/modelserver", map[string]string{"address": "8000"}, nil},
 	"inference-waypoint/echo":        {"./integration/echo", map[string]string{"address": "8000"}, nil},

@@ -9,7 +9,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
-	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/ineffective"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
@@ -17,13 +16,9 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/routes"
 )
 
-const (
-	// HostsAnnotation on an InferencePool lists, separated by commas, hosts by which it can be called beside its own.
-	HostsAnnotation = pool.Prefix + "hosts"
-	// PoolAnnotation on a Service names the InferencePool of the same namespace that takes the calls to the Service, in
-	// the place of the Service's own endpoints.
-	PoolAnnotation = pool.Prefix + "pool"
-)
+// PoolAnnotation on a Service names the InferencePool of the same namespace that takes the calls to the Service, in the
+// place of the Service's own endpoints.
+const PoolAnnotation = pool.Prefix + "pool"
 
 // The kinds of a front's object.
 const (
@@ -130,73 +125,6 @@ func speaksHTTP(p corev1.ServicePort) bool {
 	}
 	protocol, _, _ = strings.Cut(strings.ToLower(protocol), "-")
 	return !slices.Contains(notHTTP, protocol)
-}
-
-// ClaimedHosts are the hosts by which a pool wants to be called beside its own, as written. Some may be no hosts.
-func ClaimedHosts(p *inferencev1.InferencePool) []string {
-	var out []string
-	seen := map[string]bool{} // an annotation has room for tens of thousands
-	for host := range strings.SplitSeq(p.Annotations[HostsAnnotation], ",") {
-		host = strings.ToLower(strings.TrimSpace(host))
-		if host != "" && !seen[host] {
-			seen[host] = true
-			out = append(out, host)
-		}
-	}
-	return out
-}
-
-// hosts are those of a pool's ServiceEntry: its own, and then those that it claims and that are free.
-func (t translator) hosts(api *inferencev1.InferencePool) (out, notes []string) {
-	p, _ := pool.FromAPI(api) // its name is enough
-	out = []string{p.Host(t.settings.HostSuffix)}
-	for _, host := range ClaimedHosts(api) {
-		problem := t.hostProblem(host)
-		if problem == "" {
-			if rival := t.rival(p, host); rival != "" {
-				problem = rival + " has it and is older"
-			}
-		}
-		if problem != "" {
-			notes = append(notes, fmt.Sprintf("not as %s: %s", host, problem))
-			continue
-		}
-		out = append(out, host)
-	}
-	return out, notes
-}
-
-func (t translator) hostProblem(host string) string {
-	switch {
-	case checkHost(host) != nil:
-		return "it is no host's name"
-	case strings.HasSuffix(host, "."+t.settings.HostSuffix):
-		return "hosts of this ending are the pools' own"
-	case strings.HasSuffix(host, ".svc."+t.settings.ClusterDomain):
-		return "it is a Service's, which becomes a pool's by annotation " + PoolAnnotation
-	}
-	return ""
-}
-
-// rival is who has a host before a pool does: another pool that is bound to a waypoint, or a ServiceEntry that is not
-// ours. Of two the older has it, and of two of the same age the first by name.
-func (t translator) rival(p pool.Pool, host string) string {
-	self := t.Pools[p.Name]
-	for _, name := range sortedNames(t.Pools) {
-		other := t.Pools[name]
-		if name == p.Name || !slices.Contains(ClaimedHosts(other), host) {
-			continue
-		}
-		if _, bound := WaypointOf(other, t.Namespaces[name.Namespace]); bound && older(other, self) {
-			return "InferencePool " + name.String()
-		}
-	}
-	for _, name := range sortedNames(t.Entries) {
-		if e := t.Entries[name]; slices.Contains(e.Spec.GetHosts(), host) && older(e, self) {
-			return "ServiceEntry " + name.String()
-		}
-	}
-	return ""
 }
 
 func older(a, b metav1.Object) bool {

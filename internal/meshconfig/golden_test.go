@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -57,6 +58,7 @@ func TestGolden(t *testing.T) {
 					Service: types.NamespacedName{Namespace: "inference-system", Name: "inference-picker"},
 					Port:    9002,
 				},
+				HostClaims: []HostClaim{{"*", "*.example.com"}, {"models", "chat.example"}, {"models", "*.default"}},
 			}
 			if strings.HasPrefix(name, "nopicker-") {
 				settings.DefaultPicker = nil
@@ -125,7 +127,16 @@ func readInputs(t *testing.T, path string, crds map[string]*validate.SchemaValid
 		case "ReferenceGrant":
 			put(t, doc, in.Grants)
 		case "ServiceEntry":
-			put(t, doc, in.Entries)
+			entry := decode[networkingv1.ServiceEntry](t, doc)
+			owner := entry.Annotations["inference-waypoint.io/owner"]
+			if owner == "" {
+				put(t, doc, in.Entries)
+				continue
+			}
+			for _, host := range entry.Spec.GetHosts() { // what a pool is served by already
+				namespace, name, _ := strings.Cut(owner, "/")
+				in.Holders[host] = types.NamespacedName{Namespace: namespace, Name: name}
+			}
 		case "VirtualService":
 			put(t, doc, in.Others.VirtualServices)
 		case "DestinationRule":

@@ -38,6 +38,8 @@ type Settings struct {
 	ClusterDomain string
 	// DefaultPicker is our picker, which serves the pools that name none. It is nil where there is none.
 	DefaultPicker *ServicePort
+	// HostClaims say which hosts pools may claim beside their own; without any they may claim none.
+	HostClaims []HostClaim
 }
 
 // ServicePort is one port of a Service.
@@ -73,6 +75,8 @@ type Inputs struct {
 	Grants     map[types.NamespacedName]*gatewayv1.ReferenceGrant
 	// Entries are other people's.
 	Entries map[types.NamespacedName]*networkingv1.ServiceEntry
+	// Holders are the pools whose hosts are served by now, by host.
+	Holders map[string]types.NamespacedName
 	// Others are other people's as well, which may be meant for calls to pools.
 	Others ineffective.Objects
 }
@@ -87,6 +91,7 @@ func NewInputs() Inputs {
 		Routes:     map[types.NamespacedName]*gatewayv1.HTTPRoute{},
 		Grants:     map[types.NamespacedName]*gatewayv1.ReferenceGrant{},
 		Entries:    map[types.NamespacedName]*networkingv1.ServiceEntry{},
+		Holders:    map[string]types.NamespacedName{},
 		Others:     ineffective.NewObjects(),
 	}
 }
@@ -200,7 +205,7 @@ func (t translator) read(name types.NamespacedName) readPool {
 		}
 	default:
 		if rival := t.rival(p, p.Host(t.settings.HostSuffix)); rival != "" {
-			problem = notSupported("host %s is taken: %s has it and is older", p.Host(t.settings.HostSuffix), rival)
+			problem = notSupported("host %s is taken: %s", p.Host(t.settings.HostSuffix), rival)
 			break
 		}
 		return out

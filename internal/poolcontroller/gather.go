@@ -87,6 +87,11 @@ func (g *gatherer) pool(name types.NamespacedName) {
 		for _, e := range list[networkingv1.ServiceEntry](g, &networkingv1.ServiceEntryList{}, hostIndex, host) {
 			g.in.Entries[client.ObjectKeyFromObject(e)] = e
 		}
+		for _, e := range list[networkingv1.ServiceEntry](g, &networkingv1.ServiceEntryList{}, heldIndex, host) {
+			if owner, ours := ownedobjects.Owner(e); ours {
+				g.in.Holders[host] = owner
+			}
+		}
 	}
 }
 
@@ -180,6 +185,7 @@ func entryObject(name types.NamespacedName) routes.Object {
 const (
 	frontIndex   = "inference-waypoint.front"   // Services by the pool that they are a front of, and by their host
 	hostIndex    = "inference-waypoint.host"    // pools and others' objects of Istio by the hosts that they claim or are for
+	heldIndex    = "inference-waypoint.held"    // our ServiceEntries by their hosts
 	targetIndex  = "inference-waypoint.target"  // others' EnvoyFilters by what they are attached to
 	parentIndex  = "inference-waypoint.parent"  // HTTPRoutes by their parents
 	backendIndex = "inference-waypoint.backend" // HTTPRoutes by their backends
@@ -215,6 +221,12 @@ func indexes(settings meshconfig.Settings) []index {
 		}},
 		{&networkingv1.ServiceEntry{}, hostIndex, func(o client.Object) []string {
 			if _, ours := ownedobjects.Owner(o); ours {
+				return nil
+			}
+			return o.(*networkingv1.ServiceEntry).Spec.GetHosts()
+		}},
+		{&networkingv1.ServiceEntry{}, heldIndex, func(o client.Object) []string {
+			if _, ours := ownedobjects.Owner(o); !ours {
 				return nil
 			}
 			return o.(*networkingv1.ServiceEntry).Spec.GetHosts()

@@ -240,18 +240,22 @@ func Named(l List[appsv1.Deployment], name string) *appsv1.Deployment {
 // settingsOf reads the controller's settings from the arguments of its Deployment. What these leave out, or where they
 // cannot be read, is as the controller has it by default.
 func settingsOf(l List[appsv1.Deployment], namespace string) meshconfig.Settings {
+	var claims []meshconfig.HostClaim
 	given := map[string]string{"default-picker": namespace + "/inference-picker:9002", "host-suffix": "inference.internal", "cluster-domain": "cluster.local"}
 	if d := Named(l, Controller); d != nil {
 		for _, container := range d.Spec.Template.Spec.Containers {
 			for _, arg := range container.Args {
 				flag, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+				if claim, err := meshconfig.ParseHostClaim(value); flag == "allow-host" && err == nil {
+					claims = append(claims, claim)
+				}
 				if _, known := given[flag]; known {
 					given[flag] = strings.ReplaceAll(value, "$(POD_NAMESPACE)", d.Namespace)
 				}
 			}
 		}
 	}
-	out := meshconfig.Settings{HostSuffix: given["host-suffix"], ClusterDomain: given["cluster-domain"]}
+	out := meshconfig.Settings{HostSuffix: given["host-suffix"], ClusterDomain: given["cluster-domain"], HostClaims: claims}
 	if picker, err := meshconfig.ParseServicePort(given["default-picker"]); err == nil {
 		out.DefaultPicker = &picker
 	}

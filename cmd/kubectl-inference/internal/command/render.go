@@ -27,6 +27,7 @@ type renderOptions struct {
 	defaultPicker string
 	hostSuffix    string
 	clusterDomain string
+	allowHosts    []string
 }
 
 func newRender(shared *options) *cobra.Command {
@@ -54,6 +55,7 @@ func newRender(shared *options) *cobra.Command {
 	c.Flags().StringVar(&o.defaultPicker, "default-picker", "inference-system/inference-picker:9002", "the controller's flag of that name: `namespace/service:port`, or empty for none")
 	c.Flags().StringVar(&o.hostSuffix, "host-suffix", "inference.internal", "the controller's flag of that name: the `suffix` of pools' hosts")
 	c.Flags().StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "the controller's flag of that name: the cluster's `domain`")
+	c.Flags().StringArrayVar(&o.allowHosts, "allow-host", nil, "the controller's flag of that name: `namespace=host`; may be given often")
 	_ = c.MarkFlagRequired("filename") // the flags are there
 	_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{formatYAML, formatJSON}, cobra.ShellCompDirectiveNoFileComp))
 	return c
@@ -98,6 +100,13 @@ func (o *renderOptions) settings() (render.Options, error) {
 			return out, fmt.Errorf("--default-picker: %w", err)
 		}
 		out.Settings.DefaultPicker = &picker
+	}
+	for _, text := range o.allowHosts {
+		claim, err := meshconfig.ParseHostClaim(text)
+		if err != nil {
+			return out, fmt.Errorf("--allow-host: %w", err)
+		}
+		out.Settings.HostClaims = append(out.Settings.HostClaims, claim)
 	}
 	namespace, name, ok := strings.Cut(o.waypoint, "/")
 	if !ok {

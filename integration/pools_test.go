@@ -154,7 +154,7 @@ func TestDriftIsRepaired(t *testing.T) {
 		return merge(ctx, `{"metadata":{"labels":{"inference-waypoint.io/owned":null}}}`)
 	}
 	for name, edit := range map[string]func(context.Context) error{"changing": change, "deleting": remove, "disowning": disown} {
-		if err := edit(ctx); err == nil || !strings.Contains(err.Error(), "Inference Waypoint made this") {
+		if err := edit(ctx); err == nil || !strings.Contains(err.Error(), "Inference Waypoint makes this") {
 			t.Errorf("%s what the controller made: %v, want it refused", name, err)
 		}
 	}

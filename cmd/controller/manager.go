@@ -33,7 +33,7 @@ func (o *options) manager() (manager.Manager, error) {
 	}
 	m, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme:                        scheme,
-		Cache:                         poolcontroller.CacheOptions(),
+		Cache:                         poolcontroller.CacheOptions(o.settings()),
 		Metrics:                       metricsserver.Options{BindAddress: o.metricsAddress},
 		HealthProbeBindAddress:        o.healthAddress,
 		LeaderElection:                o.leaderElect,

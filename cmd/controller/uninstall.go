@@ -28,7 +28,7 @@ func (o *options) runUninstall(ctx context.Context) error {
 	defer done()
 	uninstalled := false
 	err = m.Add(manager.RunnableFunc(func(ctx context.Context) error {
-		if err := poolcontroller.Uninstall(ctx, c, o.drain); err != nil {
+		if err := poolcontroller.Uninstall(ctx, c, o.leaseNamespace, o.drain); err != nil {
 			return fmt.Errorf("uninstalling: %w", err)
 		}
 		uninstalled = true

@@ -173,7 +173,6 @@ func TestChartRefusesWrongValues(t *testing.T) {
 		"an unknown log level":          {"logLevel=loud", "/logLevel"},
 		"a quantity that is none":       {"picker.resources.limits.memory=much", "/picker/resources/limits/memory"},
 		"an argument that is no flag":   {"picker.extraArgs={verbose}", "/picker/extraArgs/0"},
-		"nobody to answer":              {"picker.waypoints=null", "missing property 'waypoints'"},
 		"everybody to answer":           {"picker.waypoints={*}", "/picker/waypoints/0"},
 		"one picker with ha":            {"ha.pickers=1", "/ha/pickers"},
 		"a switch that is none":         {"ha.enabled=maybe", "/ha/enabled"},

@@ -66,7 +66,7 @@ func distinctPickers(pools []*networkingv1alpha3.EnvoyFilter) []ServicePort {
 	seen := map[string]bool{}
 	var out []ServicePort
 	for _, f := range pools {
-		for text := range strings.SplitSeq(f.Annotations[envoypatch.AskedPickers], ",") {
+		for _, text := range asked(f.Annotations) {
 			if seen[text] {
 				continue
 			}
@@ -78,6 +78,11 @@ func distinctPickers(pools []*networkingv1alpha3.EnvoyFilter) []ServicePort {
 	}
 	slices.SortFunc(out, func(a, b ServicePort) int { return cmp.Compare(a.String(), b.String()) })
 	return out
+}
+
+// asked are the pickers that an EnvoyFilter's annotation lists, as written.
+func asked(annotations map[string]string) []string {
+	return strings.Split(annotations[envoypatch.AskedPickers], ",")
 }
 
 // asks writes the annotation that distinctPickers reads.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -205,7 +206,11 @@ type index struct {
 }
 
 func indexes(settings meshconfig.Settings) []index {
-	return append(othersIndexes(settings), []index{
+	out := othersIndexes(settings)
+	if settings.DefaultPicker != nil {
+		out = append(out, index{&securityv1.AuthorizationPolicy{}, ownedobjects.OwnerIndex, ownedobjects.OwnerKeys})
+	}
+	return append(out, []index{
 		{&networkingv1.ServiceEntry{}, ownedobjects.OwnerIndex, ownedobjects.OwnerKeys},
 		{envoyFilterKind, ownedobjects.OwnerIndex, ownedobjects.OwnerKeys},
 		{envoyFilterKind, poolFilterIndex, poolFilterKeys},

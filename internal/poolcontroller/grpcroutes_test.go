@@ -58,7 +58,7 @@ func TestReconcileGRPCRoute(t *testing.T) {
 	if got := queuedBy(somePool(), watcher{c, settings()}); len(got) != 1 || got[0] != request {
 		t.Errorf("an event of the pool concerns %v, want %v", got, request)
 	}
-	if err := Uninstall(ctx, c, 0); err != nil {
+	if err := Uninstall(ctx, c, "inference-system", 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Delete(ctx, somePool()); err != nil {

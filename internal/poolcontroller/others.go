@@ -7,6 +7,7 @@ import (
 	networkingapi "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -36,13 +37,17 @@ func installed(mapper meta.RESTMapper, scheme *runtime.Scheme, kind client.Objec
 	return !meta.IsNoMatchError(err)
 }
 
-// CacheOptions keep of the kinds that are only looked at for what has no effect no more than that takes. A cluster may
-// have thousands of them.
-func CacheOptions() cache.Options {
-	return cache.Options{ByObject: map[client.Object]cache.ByObject{
+// CacheOptions keep of the kinds that are only looked at for what has no effect no more than that takes: a cluster may
+// have thousands of them. AuthorizationPolicies are read beside our picker alone.
+func CacheOptions(settings meshconfig.Settings) cache.Options {
+	out := map[client.Object]cache.ByObject{
 		&networkingv1.VirtualService{}:  {Transform: strip},
 		&networkingv1.DestinationRule{}: {Transform: strip},
-	}}
+	}
+	if picker := settings.DefaultPicker; picker != nil {
+		out[&securityv1.AuthorizationPolicy{}] = cache.ByObject{Namespaces: map[string]cache.Config{picker.Service.Namespace: {}}}
+	}
+	return cache.Options{ByObject: out}
 }
 
 // strip drops of a VirtualService its routes, of a DestinationRule its subsets, and of both what people and programs noted

@@ -3,6 +3,7 @@ package poolcontroller
 import (
 	"context"
 	"errors"
+	"strings"
 
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
 	"k8s.io/apimachinery/pkg/types"
@@ -62,17 +63,14 @@ const poolFilterIndex = "inference-waypoint.pool-filter"
 
 func poolFilterKeys(o client.Object) []string {
 	waypoint, ok := waypointOf(o)
-	if owner, ours := ownedobjects.Owner(o); !ok || !ours || isWaypoint(owner) {
+	if owner, ours := ownedobjects.Owner(o); !ok || !ours || !isPool(owner) {
 		return nil
 	}
 	return []string{waypoint.String()}
 }
 
-// isWaypoint reports whether the owner of an object of ours is a waypoint and not a pool.
-func isWaypoint(owner types.NamespacedName) bool {
-	_, ok := meshconfig.OwningWaypoint(owner)
-	return ok
-}
+// isPool reports whether the owner of an object of ours is a pool, and not a waypoint or a picker.
+func isPool(owner types.NamespacedName) bool { return !strings.Contains(owner.Name, "/") }
 
 // waypointOf is the Gateway that an EnvoyFilter is attached to.
 func waypointOf(o client.Object) (types.NamespacedName, bool) {

@@ -7,6 +7,7 @@ import (
 
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -46,6 +47,7 @@ func Scheme() (*runtime.Scheme, error) {
 		gatewayv1beta1.Install, // ReferenceGrants, which older clusters have in no other version
 		networkingv1.AddToScheme,
 		networkingv1alpha3.AddToScheme,
+		securityv1.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("building the scheme: %w", err)
@@ -116,6 +118,11 @@ func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings, t
 	}
 	if err := addPickers(m, settings); err != nil {
 		return fmt.Errorf("adding the controller of waypoints' pickers: %w", err)
+	}
+	if settings.DefaultPicker != nil {
+		if err := addAccess(m, settings); err != nil {
+			return fmt.Errorf("adding the controller of access to the picker: %w", err)
+		}
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	networkingapi "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -27,8 +28,8 @@ import (
 //
 // Callers of a Service that was a pool's front go on to its own endpoints without a call lost. A waypoint serves a
 // connection by the filters that it began with for as long as it drains them, so the routes that those fetch, and the
-// clusters, stay for that long after the filters have gone.
-func Uninstall(ctx context.Context, c client.Client, drain time.Duration) error {
+// clusters, stay for that long after the filters have gone. The system is the namespace of our own programs.
+func Uninstall(ctx context.Context, c client.Client, system string, drain time.Duration) error {
 	withdrawn, err := withdrawFilters(ctx, c)
 	errs := []error{err}
 	if withdrawn {
@@ -41,6 +42,7 @@ func Uninstall(ctx context.Context, c client.Client, drain time.Duration) error 
 	for _, kind := range []client.ObjectList{&networkingv1alpha3.EnvoyFilterList{}, &networkingv1.ServiceEntryList{}, &gatewayv1.GatewayList{}} {
 		errs = append(errs, deleteOwned(ctx, c, kind))
 	}
+	errs = append(errs, deleteOwned(ctx, c, &securityv1.AuthorizationPolicyList{}, client.InNamespace(system)))
 	return errors.Join(append(errs, clearPools(ctx, c), clearRoutes(ctx, c), clearGRPCRoutes(ctx, c))...)
 }
 
@@ -71,8 +73,8 @@ func withdrawFilters(ctx context.Context, c client.Client) (bool, error) {
 	return withdrawn, errors.Join(errs...)
 }
 
-func deleteOwned(ctx context.Context, c client.Client, kind client.ObjectList) error {
-	if err := c.List(ctx, kind, client.HasLabels{ownedobjects.OwnedLabel}); err != nil {
+func deleteOwned(ctx context.Context, c client.Client, kind client.ObjectList, where ...client.ListOption) error {
+	if err := c.List(ctx, kind, append(where, client.HasLabels{ownedobjects.OwnedLabel})...); err != nil {
 		return fmt.Errorf("listing what is ours as %T: %w", kind, err)
 	}
 	var errs []error

@@ -28,7 +28,7 @@ func TestUninstall(t *testing.T) {
 	wantObjects(t, c, []string{"infra"}, []string{"elsewhere", "models"})
 
 	for range 2 { // the second time there is nothing left to do
-		if err := Uninstall(ctx, c, 0); err != nil {
+		if err := Uninstall(ctx, c, "inference-system", 0); err != nil {
 			t.Fatal(err)
 		}
 	}

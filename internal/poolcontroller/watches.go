@@ -106,7 +106,7 @@ func (w watcher) concerned(g *gatherer, o client.Object) names {
 	out := names{}
 	if owner, ours := ownedobjects.Owner(o); ours {
 		if _, gateway := o.(*gatewayv1.Gateway); !gateway {
-			if !isWaypoint(owner) {
+			if isPool(owner) {
 				out[owner] = true
 			}
 			return out

@@ -82,6 +82,10 @@ topologySpreadConstraints:
   resources: [leases]
   resourceNames: [inference-waypoint-controller]
   verbs: [get, update]
+# The policy that admits waypoints to the picker.
+- apiGroups: [security.istio.io]
+  resources: [authorizationpolicies]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""] # leader election tells of itself in the older kind of event
   resources: [events]
   verbs: [create, patch]

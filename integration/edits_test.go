@@ -32,7 +32,7 @@ import (
 // with the connections of what an edit replaced, such as Istio's own 45s.
 const editsDrain = "EDITS_DRAIN"
 
-// The waypoints of this test. The picker admits waypoints whose names end so.
+// The waypoints of this test.
 const (
 	editsWaypoint  = "edits-waypoint"
 	editsWaypoint2 = "edits2-waypoint"

@@ -172,15 +172,21 @@ var grpcKinds = map[string]func(endlessCall) error{
 
 var countedPicks = regexp.MustCompile(`(?m)^inference_waypoint_picks_total\{(.*)\} (\S+)$`)
 
-// picksOf is how many calls to a pool our picker has picked, those whose series have all of the labels.
+// picksOf is how many calls to a pool of namespace models our picker has picked, those whose series have all of the
+// labels.
 func picksOf(ctx context.Context, t *testing.T, pool string, labels ...string) int {
+	t.Helper()
+	return picksIn(ctx, t, "models", pool, labels...)
+}
+
+func picksIn(ctx context.Context, t *testing.T, namespace, pool string, labels ...string) int {
 	t.Helper()
 	page, err := metricsOf(ctx, picker(ctx, t), "9090")
 	must(t, err)
 	sum := 0.0
 	for _, m := range countedPicks.FindAllStringSubmatch(page, -1) {
 		of := func(label string) bool { return strings.Contains(m[1], label) }
-		if of(`pool="models/`+pool+`"`) && !slices.ContainsFunc(labels, func(l string) bool { return !of(l) }) {
+		if of(`pool="`+namespace+"/"+pool+`"`) && !slices.ContainsFunc(labels, func(l string) bool { return !of(l) }) {
 			n, err := strconv.ParseFloat(m[2], 64)
 			must(t, err)
 			sum += n

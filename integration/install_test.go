@@ -132,7 +132,7 @@ func TestAccountsMayDoNoMore(t *testing.T) {
 	}
 	t.Run("the controller in its own namespace", func(t *testing.T) {
 		got := strings.Join(rights(ctx, t, controllerAccount, system), "\n")
-		for _, want := range []string{"events: create,patch", "leases.coordination.k8s.io: create", "leases.coordination.k8s.io/inference-waypoint-controller: get,update"} {
+		for _, want := range []string{"events: create,patch", "authorizationpolicies.security.istio.io: " + write, "leases.coordination.k8s.io: create", "leases.coordination.k8s.io/inference-waypoint-controller: get,update"} {
 			if !strings.Contains(got, want) {
 				t.Errorf("it lacks %s", want)
 			}
@@ -267,40 +267,52 @@ func templateOf(t *testing.T, o *unstructured.Unstructured) (corev1.PodTemplateS
 	return corev1.PodTemplateSpec{}, false
 }
 
-// Waypoints reach the picker's ext_proc port, and a service of the mesh does not; without the policy it does, so it is
-// the policy that keeps it out. Metrics are for all.
-func TestOnlyWaypointsReachThePicker(t *testing.T) {
+// admitYAML admits to the picker whoever has the service account of a waypoint in a namespace that no waypoint is in.
+const admitYAML = `
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: admit, namespace: inference-system}
+spec:
+  selector: {matchLabels: {app.kubernetes.io/name: inference-picker}}
+  rules: [{from: [{source: {principals: ["*/ns/hostile/sa/waypoint"]}}], to: [{operation: {ports: ["9002"]}}]}]
+`
+
+// The waypoints that serve pools reach the picker's ext_proc port. A service of the mesh does not, nor does one that runs
+// as a service account of a waypoint's name in a namespace of its own; admitted by a policy it does, so it is the policies
+// that keep it out. Metrics are for all.
+func TestPickerAdmitsExactWaypoints(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
-	reach := func(ctx context.Context, port int) error {
-		conn, err := the.caller.DialPod(ctx, picker(ctx, t), port)
+	apply(ctx, t, `{apiVersion: v1, kind: Namespace, metadata: {name: hostile, labels: {istio.io/dataplane-mode: ambient}}}`)
+	hostile, err := the.NewCaller(ctx, "hostile", "caller", "waypoint")
+	must(t, err)
+	defer hostile.Close()
+	reach := func(ctx context.Context, from *mesh.Caller, port int) error {
+		conn, err := from.DialPod(ctx, picker(ctx, t), port)
 		if err != nil {
 			return err
 		}
 		return conn.Close()
 	}
 	kept := func(ctx context.Context) error {
-		switch err := reach(ctx, 9002); {
-		case err == nil:
-			return errors.New("a service reaches the picker")
-		case !strings.Contains(err.Error(), "401"):
-			return fmt.Errorf("a service asking the picker got %w, want a 401", err)
+		for name, from := range map[string]*mesh.Caller{"a service": the.caller, "a service account named waypoint": hostile} {
+			switch err := reach(ctx, from, 9002); {
+			case err == nil:
+				return fmt.Errorf("%s reaches the picker", name)
+			case !strings.Contains(err.Error(), "401"):
+				return fmt.Errorf("%s asking the picker got %w, want a 401", name, err)
+			}
 		}
 		return nil
 	}
 	must(t, kept(ctx))
-	must(t, reach(ctx, 9090))
+	must(t, reach(ctx, the.caller, 9090))
 	must(t, staysPut(ctx, llama))
 
-	policy := &unstructured.Unstructured{}
-	policy.SetAPIVersion("security.istio.io/v1")
-	policy.SetKind("AuthorizationPolicy")
-	policy.SetNamespace(system)
-	policy.SetName("inference-picker")
-	must(t, the.Client.Delete(ctx, policy))
-	eventually(ctx, t, "the picker open to all", func(ctx context.Context) error { return reach(ctx, 9002) })
-	must(t, the.Apply(ctx, "manifests"))
+	must(t, the.ApplyYAML(ctx, admitYAML))
+	eventually(ctx, t, "the picker open to it", func(ctx context.Context) error { return reach(ctx, hostile, 9002) })
+	withdraw(ctx, t, admitYAML)
 	eventually(ctx, t, "the picker closed again", kept)
-	eventually(ctx, t, "picking", func(ctx context.Context) error { return staysPut(ctx, llama) })
+	must(t, staysPut(ctx, llama))
 }
 
 // The NetworkPolicy, which a cluster's network enforces and this mesh does not, names the pods that istiod makes for

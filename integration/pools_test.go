@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	networkingapi "istio.io/api/networking/v1alpha3"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -133,6 +135,24 @@ spec: {hosts: [elsewhere.example], ports: [{number: 443, name: tls, protocol: TL
 	must(t, the.Client.Delete(ctx, entry))
 	// The controller looks again after half a minute at most, as nothing tells it that a name is free.
 	wantCondition(ctx, t, "models", "taken", "waypoint", "Accepted", metav1.ConditionTrue, "Accepted")
+}
+
+// Hosts of pools are nobody else's to take.
+func TestHostsArePools(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	entry := func(host string) error {
+		e := &networkingv1.ServiceEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "grab"}}
+		e.Spec.Hosts = []string{"mine.example", host}
+		e.Spec.Ports = []*networkingapi.ServicePort{{Number: 80, Name: "http", Protocol: "HTTP"}}
+		e.Spec.Resolution = networkingapi.ServiceEntry_STATIC
+		return the.Client.Create(ctx, e, client.DryRunAll)
+	}
+	must(t, entry("other.example"))
+	for _, host := range []string{"llama.models.inference.internal", "later.models.inference.internal", "*.models.inference.internal"} {
+		if err := entry(host); err == nil || !strings.Contains(err.Error(), "belong to InferencePools") {
+			t.Errorf("a ServiceEntry for %s: %v, want it refused", host, err)
+		}
+	}
 }
 
 // What the controller made is not changed or deleted by others. Where it is all the same, it is put right.

@@ -24,7 +24,7 @@ func TestLabelledNamespaceGetsAWaypoint(t *testing.T) {
 	must(t, the.ApplyYAML(ctx, `
 apiVersion: v1
 kind: Namespace
-metadata: {name: labelled, labels: {istio.io/dataplane-mode: ambient, inference-waypoint.io/waypoint: inference}}
+metadata: {name: labelled, labels: {istio.io/dataplane-mode: ambient, inference-waypoint.io/waypoint: w}}
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
@@ -40,7 +40,16 @@ spec: {selector: {app: echo}, ports: [{name: http, port: 80, targetPort: 8000}]}
 	eventually(ctx, t, "a served call", func(ctx context.Context) error {
 		return wantHeard(ctx, "http://echo.labelled.inference.internal/hello", "echo-")
 	})
-	wantCondition(ctx, t, "labelled", "echo", "inference", "Accepted", metav1.ConditionTrue, "Accepted")
+	eventually(ctx, t, "a picked call", func(ctx context.Context) error { // whatever the waypoint's name
+		if err := wantHeard(ctx, "http://echo.labelled.inference.internal/hello", "echo-"); err != nil {
+			return err
+		}
+		if picksIn(ctx, t, "labelled", "echo") == 0 {
+			return errors.New("no call is picked")
+		}
+		return nil
+	})
+	wantCondition(ctx, t, "labelled", "echo", "w", "Accepted", metav1.ConditionTrue, "Accepted")
 	var other corev1.Service
 	must(t, the.Client.Get(ctx, client.ObjectKey{Namespace: "labelled", Name: "other"}, &other))
 	var ns corev1.Namespace
@@ -53,7 +62,7 @@ spec: {selector: {app: echo}, ports: [{name: http, port: 80, targetPort: 8000}]}
 	must(t, the.Client.Patch(ctx, &ns, client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"labels":{"inference-waypoint.io/waypoint":null}}}`))))
 	eventually(ctx, t, "the end of what was made", func(ctx context.Context) error {
 		return errors.Join(
-			gone(ctx, &gatewayv1.Gateway{ObjectMeta: metav1.ObjectMeta{Namespace: "labelled", Name: "inference"}}),
+			gone(ctx, &gatewayv1.Gateway{ObjectMeta: metav1.ObjectMeta{Namespace: "labelled", Name: "w"}}),
 			gone(ctx, &networkingv1.ServiceEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "labelled", Name: "echo"}}),
 			nothingSaid(ctx, t),
 		)
@@ -66,7 +75,7 @@ func nothingSaid(ctx context.Context, t *testing.T) error {
 	if n := filtersOf(ctx, t, "labelled", "echo.labelled.inference.internal"); n != 0 {
 		return fmt.Errorf("%d EnvoyFilters are left", n)
 	}
-	return withoutParent(ctx, "labelled", "echo", "inference")
+	return withoutParent(ctx, "labelled", "echo", "w")
 }
 
 // wantHeard makes a GET and checks which server answered, by the beginning of its name.

@@ -118,6 +118,15 @@ func (p *program) health(t *testing.T, server, service string) string {
 // open begins a stream and has a GET picked; the stream stays open.
 func (p *program) open(t *testing.T, name string) (extprocv3.ExternalProcessor_ProcessClient, *extprocv3.ProcessingResponse) {
 	t.Helper()
+	stream, r, err := p.try(t, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stream, r
+}
+
+func (p *program) try(t *testing.T, name string) (extprocv3.ExternalProcessor_ProcessClient, *extprocv3.ProcessingResponse, error) {
+	t.Helper()
 	ctx := metadata.AppendToOutgoingContext(t.Context(), pool.NameHeader, name)
 	stream, err := extprocv3.NewExternalProcessorClient(p.dial(t, "extproc")).Process(ctx)
 	if err != nil {
@@ -130,10 +139,7 @@ func (p *program) open(t *testing.T, name string) (extprocv3.ExternalProcessor_P
 		t.Fatal(err)
 	}
 	r, err := stream.Recv()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return stream, r
+	return stream, r, err
 }
 
 // pick is the first endpoint picked for a GET, or the refusal's status.
@@ -302,8 +308,8 @@ func TestRunDrainEndsSilentStreams(t *testing.T) {
 func TestRunLimitsStreams(t *testing.T) {
 	p := start(t, "--static", "../../samples/static/pools.yaml", "--max-streams=1", "--drain-timeout=0s")
 	p.open(t, "models/llama")
-	if got := p.pick(t, "models/llama"); got != "TooManyRequests" {
-		t.Errorf("a second call gets %s, want TooManyRequests", got)
+	if _, _, err := p.try(t, "models/llama"); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("a second call ends with %v, want ResourceExhausted", err)
 	}
 }
 

@@ -10,9 +10,10 @@ import (
 //
 // As a call's, the stream idles in a call of gRPC that only the proxy can end, so it has a goroutine of its own.
 func (s *Server) look(stream extprocv3.ExternalProcessor_ProcessServer, name string) error {
-	open := s.shown.Add(1)
-	defer s.shown.Add(-1)
-	if p := s.find(name); p == nil || !p.CountsUsage() || s.options.MaxStreams > 0 && open > int64(s.options.MaxStreams) {
+	room := s.shown.get(s.tenantOf(name))
+	may := room.take(1)
+	defer room.give(1)
+	if p := s.find(name); p == nil || !p.CountsUsage() || !may {
 		return nil
 	}
 	seen := make(chan struct{})

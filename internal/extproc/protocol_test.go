@@ -66,7 +66,6 @@ func TestProtocol(t *testing.T) {
 		must   string
 		change func(*extprocv3.ProcessingRequest) *extprocv3.ProcessingRequest
 		ready  []string
-		full   bool // the picker has no room for the call
 		check  func(t *testing.T, r *extprocv3.ProcessingResponse)
 	}{
 		{
@@ -151,23 +150,11 @@ func TestProtocol(t *testing.T) {
 			change: asIs,
 			check:  func(t *testing.T, r *extprocv3.ProcessingResponse) { isRefused(t, r, 503, "no_endpoints") },
 		},
-		{
-			must:   "for a request that is to be dropped, return 429 as ImmediateResponse",
-			change: asIs,
-			ready:  fourEndpoints,
-			full:   true,
-			check:  func(t *testing.T, r *extprocv3.ProcessingResponse) { isRefused(t, r, 429, "overloaded") },
-		},
 	}
 	for _, tt := range tests {
 		for _, c := range calls(tt.change) {
 			t.Run(tt.must+"; "+c.name, func(t *testing.T) {
-				w := newWorldWith(t, fleet.Options{Seed: 1}, Options{MaxStreams: 1}, tt.ready...)
-				if tt.full {
-					x := w.open(t, llama, nil)
-					x.send(requestHeaders(true))
-					picked(t, x.recv())
-				}
+				w := newWorldWith(t, fleet.Options{Seed: 1}, Options{}, tt.ready...)
 				tt.check(t, c.send(w.open(t, llama, nil)))
 			})
 		}

@@ -10,7 +10,6 @@ import (
 	"io"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
@@ -34,12 +33,14 @@ type Options struct {
 	Log     *slog.Logger
 	// Tracer makes a span of each pick; nil makes none.
 	Tracer trace.Tracer
-	// MaxStreams is how many streams, which are calls in flight, may be open at once; what is above is refused as
-	// overloaded. As many again may show answers; those above are not looked at. As many again may be open without a
-	// message; above that the oldest of them is ended. 0 sets no limit.
+	// MaxStreams is how many streams, which are calls in flight, may be open at once, and a namespace's pools may have four
+	// times as many of them as are free; what is above is ended as overloaded, so that the pool's failure mode decides.
+	// As many again may show answers; those above are not looked at. As many again may be open without a message; above
+	// that the oldest of them is ended. 0 sets no limit.
 	MaxStreams int
-	// MaxHeldBytes bounds what is held, of all calls together, of bodies that proxies stream to us before the pick.
-	// Where it is used up, calls are picked on the part of the body that is there. 0 sets no limit.
+	// MaxHeldBytes bounds what is held, of all calls together, of bodies that proxies stream to us before the pick, and a
+	// namespace's pools may hold four times as much of it as is free. Where it is used up, calls are picked on the part of
+	// the body that is there. 0 sets no limit.
 	MaxHeldBytes int
 }
 
@@ -47,17 +48,16 @@ type Options struct {
 type Server struct {
 	extprocv3.UnimplementedExternalProcessorServer
 
-	fleet      *fleet.Fleet
-	probes     *fleet.Pool // what a Probe has picked from
-	options    Options
-	overloaded *refusal.Error
-	sessions   sync.Pool
-	tails      sync.Pool
-	streams    atomic.Int64 // calls: streams on which a message came
-	silent     patience     // with streams without a message
-	bodiless   patience     // with calls that are not decided on yet
-	shown      atomic.Int64 // streams that only show an answer
-	held       atomic.Int64 // bytes of bodies before the pick
+	fleet    *fleet.Fleet
+	probes   *fleet.Pool // what a Probe has picked from
+	options  Options
+	sessions sync.Pool
+	tails    sync.Pool
+	streams  shares   // calls: streams on which a message came
+	silent   patience // with streams without a message
+	bodiless patience // with calls that are not decided on yet
+	shown    shares   // streams that only show an answer
+	held     shares   // bytes of bodies before the pick
 
 	parting sync.Once
 	parted  chan struct{} // closed by Part
@@ -66,11 +66,12 @@ type Server struct {
 // New makes a server that picks from the fleet.
 func New(f *fleet.Fleet, o Options) *Server {
 	s := &Server{
-		fleet:   f,
-		probes:  newProbePool(),
-		options: o,
-		overloaded: refusal.New(refusal.Overloaded,
-			"the endpoint picker has %d calls in flight, which is all that it may have", o.MaxStreams),
+		fleet:    f,
+		probes:   newProbePool(),
+		options:  o,
+		streams:  shares{most: int64(o.MaxStreams)},
+		shown:    shares{most: int64(o.MaxStreams)},
+		held:     shares{most: int64(o.MaxHeldBytes)},
 		silent:   patience{awaited: "headers", within: headersWithin, most: o.MaxStreams},
 		bodiless: patience{awaited: "body", within: bodyWithin},
 		parted:   make(chan struct{}),
@@ -130,22 +131,6 @@ func (s *Server) countRefusal(name string, reason refusal.Reason) {
 		return
 	}
 	s.options.Metrics.RefusedWithoutPool(string(reason))
-}
-
-// hold takes room for n more bytes of a body, and says whether there was some left. It is taken in any case: letGo
-// must follow.
-func (s *Server) hold(n int) bool {
-	held := s.held.Add(int64(n))
-	s.options.Metrics.Held(n)
-	return s.options.MaxHeldBytes == 0 || held <= int64(s.options.MaxHeldBytes)
-}
-
-func (s *Server) letGo(n int) {
-	if n == 0 {
-		return
-	}
-	s.held.Add(int64(-n))
-	s.options.Metrics.Held(-n)
 }
 
 // ended makes of a stream's end, as the proxy brings it about, no error.

@@ -42,8 +42,8 @@ type session struct {
 	pool    string
 	stream  *terminable
 	waiting waiting
-	counted bool // the stream has the room of a call
-	surplus bool // one more than may be
+	tenant  string
+	room    *share // among calls; nil before the first message
 
 	mu      sync.Mutex // held while a message is answered
 	parted  bool       // the stream is not ours any more
@@ -101,10 +101,6 @@ func (x *session) step() (done bool, err error) {
 	m := &x.message
 	if m.observability {
 		return false, nil // the proxy only shows what it does, and ignores replies
-	}
-	if x.surplus {
-		x.refuse(x.server.overloaded)
-		return true, x.sendPick(m.kind)
 	}
 	if m.modesTold { // in the first message only
 		x.requestMode, x.answerMode = modeOf(m.requestMode), modeOf(m.answerMode)
@@ -178,7 +174,7 @@ func (x *session) requestChunk() error {
 	case m.end && x.held.len() == 0: // most bodies are one chunk, and are not copied
 		return x.decideStreamed(m.bodyBuffer(), false, true)
 	}
-	room := x.server.hold(len(m.body))
+	room := x.hold(len(m.body))
 	x.held.add(m.body)
 	if room && !m.end && x.held.len() < factsLimit {
 		return nil
@@ -189,13 +185,28 @@ func (x *session) requestChunk() error {
 // decideHeld decides on the chunks that were held. truncated says that the body goes on, end that nothing, not even
 // trailers, comes after it.
 func (x *session) decideHeld(truncated, end bool) error {
-	x.server.letGo(x.held.len())
+	x.release()
 	return x.decideStreamed(x.held.take(), truncated, end)
+}
+
+// hold takes room for n more bytes of a body, and says whether there was some left. It is taken in any case: release must
+// follow.
+func (x *session) hold(n int) bool {
+	x.server.options.Metrics.Held(n)
+	return x.server.held.get(x.tenant).take(n)
+}
+
+// release gives the room of the held body back.
+func (x *session) release() {
+	if n := x.held.len(); n > 0 {
+		x.server.options.Metrics.Held(-n)
+		x.server.held.get(x.tenant).give(n)
+	}
 }
 
 // letGo ends the holding of a body.
 func (x *session) letGo() {
-	x.server.letGo(x.held.len())
+	x.release()
 	x.held.take().Free()
 }
 

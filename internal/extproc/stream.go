@@ -9,11 +9,16 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+	"github.com/inference-waypoint/inference-waypoint/internal/refusal"
 )
 
 // errFault ends a stream that a fault of ours leaves without a pick. The proxy then does what the pool's failure mode
 // says; a reply without a pick would decide that for it, and is against the protocol.
 var errFault = status.Error(codes.Internal, "the endpoint picker failed")
+
+// errOverloaded ends the stream of a call for which there is no room, so that the pool's failure mode decides: the call
+// could well be served, if not picked for.
+var errOverloaded = status.Error(codes.ResourceExhausted, "the endpoint picker has as many calls in flight as it may have, or as the pool's namespace may")
 
 // counter counts streams that are open.
 type counter interface {
@@ -101,10 +106,12 @@ func (x *session) begin(stream grpc.ServerStream) (over bool, err error) {
 	if err != nil {
 		return true, ended(err)
 	}
-	open := s.streams.Add(1)
-	x.counted, x.surplus = true, s.options.MaxStreams > 0 && open > int64(s.options.MaxStreams)
-	if x.pool == probePool { // that there is no room for more calls is no reason to send none
-		x.surplus = false
+	x.tenant = s.tenantOf(x.pool)
+	x.room = s.streams.get(x.tenant)
+	// That there is no room for more calls is no reason to send none: a probe is never one too many.
+	if !x.room.take(1) && x.pool != probePool {
+		s.countRefusal(x.pool, refusal.Overloaded)
+		return true, errOverloaded
 	}
 	asks := x.message.kind.ofRequest() && !x.message.observability // who only shows calls owes nothing
 	if over, err = x.take(); over || x.decided {
@@ -196,8 +203,8 @@ func (x *session) partLocked() bool {
 // use the session any more: its goroutine has ended, and whoever waits for that goroutine calls finish.
 func (x *session) finish() {
 	server, faulty := x.server, x.faulty
-	if x.counted {
-		server.streams.Add(-1)
+	if x.room != nil {
+		x.room.give(1)
 	}
 	if x.attempt(x.end) && !faulty {
 		server.sessions.Put(x)

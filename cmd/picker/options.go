@@ -26,6 +26,7 @@ type Options struct {
 	DrainDelay      time.Duration
 	DrainTimeout    time.Duration
 	MaxStreams      int
+	MaxIndexBytes   int
 	MaxMessageBytes int
 	MaxHeldBytes    int
 	TLSCertFile     string
@@ -55,6 +56,7 @@ func parseOptions(args []string, stderr io.Writer) (Options, error) {
 	flags.IntVar(&o.MaxStreams, "max-streams", 50_000, "leave calls over this `number` in flight to their pool's failure mode; the pools of one namespace may have four times as many as are free. 0 sets no limit. A call whose answer is awaited takes some 10 KB, and as much again where its usage is counted")
 	flags.IntVar(&o.MaxMessageBytes, "max-message-bytes", 16<<20, "refuse ext_proc messages over this `size`, and with them longer bodies of proxies that buffer them whole")
 	flags.IntVar(&o.MaxHeldBytes, "max-held-bytes", 256<<20, "hold so many `bytes` of streamed bodies at once, at most 1 MiB of each and for one namespace four times what is free; with more, pick on the part that is there. 0 sets no limit")
+	flags.IntVar(&o.MaxIndexBytes, "max-index-bytes", 512<<20, "know so many `bytes` of what is in model servers' caches, of all pools together; the pools of one namespace may have four times as many as are free, and forget what was used least recently. 0 sets no limit")
 	flags.StringVar(&o.TLSCertFile, "tls-cert-file", "", "serve ext_proc over TLS with the certificate in this PEM `file`, read again when it changes; without it, in the clear, for a mesh that does mTLS by itself")
 	flags.StringVar(&o.TLSKeyFile, "tls-key-file", "", "the certificate's key, a PEM `file`")
 	flags.StringVar(&o.TLSClientCAFile, "tls-client-ca-file", "", "ask clients for a certificate by one of the authorities in this PEM `file`")
@@ -118,7 +120,7 @@ func (o *Options) validateLimits() error {
 	for _, n := range []struct {
 		flag       string
 		value, min int
-	}{{"max-streams", o.MaxStreams, 0}, {"max-message-bytes", o.MaxMessageBytes, 1}, {"max-held-bytes", o.MaxHeldBytes, 0}} {
+	}{{"max-streams", o.MaxStreams, 0}, {"max-message-bytes", o.MaxMessageBytes, 1}, {"max-held-bytes", o.MaxHeldBytes, 0}, {"max-index-bytes", o.MaxIndexBytes, 0}} {
 		if n.value < n.min {
 			wrong = append(wrong, fmt.Errorf("--%s is %d: want %d or more", n.flag, n.value, n.min))
 		}

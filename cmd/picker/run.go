@@ -54,7 +54,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics := telemetry.NewMetrics(registry)
-	pools := fleet.New(fleet.Options{Metrics: metrics, Seed: rand.Uint64(), Log: log})
+	pools := fleet.New(fleet.Options{Metrics: metrics, Seed: rand.Uint64(), Log: log, MaxIndexBytes: int64(o.MaxIndexBytes)})
 	registry.MustRegister(endpointmetrics.New(pools.LiveState))
 	scraper, err := modelmetrics.New(modelmetrics.DefaultOptions(), pools)
 	if err != nil {

@@ -349,9 +349,9 @@ func TestRunFails(t *testing.T) {
 	}{
 		"all bad flags at once": {
 			[]string{"x", "--static=a", "--kubeconfig=b", "--extproc-address=c:d:e", "--drain-delay=-1s", "--drain-timeout=-1s",
-				"--max-message-bytes=0", "--max-streams=-1", "--max-held-bytes=-1", "--service=picker", "--tls-cert-file=f", "--log-level=loud"},
+				"--max-message-bytes=0", "--max-streams=-1", "--max-held-bytes=-1", "--max-index-bytes=-1", "--service=picker", "--tls-cert-file=f", "--log-level=loud"},
 			[]string{`"x"`, "--kubeconfig", "--extproc-address", "--drain-delay", "--drain-timeout",
-				"--max-message-bytes", "--max-streams", "--max-held-bytes", "--service", "--tls-key-file", `"loud"`},
+				"--max-message-bytes", "--max-streams", "--max-held-bytes", "--max-index-bytes", "--service", "--tls-key-file", `"loud"`},
 		},
 		"authorities without a certificate": {[]string{"--tls-client-ca-file=f"}, []string{"--tls-client-ca-file needs --tls-cert-file"}},
 		"missing certificate": {

@@ -510,3 +510,29 @@ func TestIdleStreamsTakeLittleMemory(t *testing.T) {
 		}
 	}
 }
+
+// One namespace's calls, whatever pools they name, leave room for another's.
+func TestTenantLeavesRoom(t *testing.T) {
+	for hostile, label := range map[string]string{"hostile/qwen": "pool=hostile/qwen", "models/none": "pool="} {
+		t.Run(hostile, func(t *testing.T) {
+			w := newWorldWith(t, fleet.Options{Seed: 1}, Options{MaxStreams: 50}, fourEndpoints...)
+			w.set("hostile/qwen", fourEndpoints...)
+			for range 60 {
+				x := w.open(t, hostile, withModes(full, none))
+				defer x.close()
+				x.send(requestHeaders(false)) // and no body
+			}
+			for end := time.Now().Add(10 * time.Second); w.metric(t, "refusals_total", "reason=overloaded", label) != 20; time.Sleep(time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatal("not 20 of 60 calls are refused where one may have 40 of 50")
+				}
+			}
+			for range 5 {
+				x := w.open(t, llama, nil)
+				defer x.close()
+				x.send(requestHeaders(true))
+				picked(t, x.recv())
+			}
+		})
+	}
+}

@@ -10,9 +10,9 @@ import (
 //
 // As a call's, the stream idles in a call of gRPC that only the proxy can end, so it has a goroutine of its own.
 func (s *Server) look(stream extprocv3.ExternalProcessor_ProcessServer, name string) error {
-	room := s.shown.get(s.tenantOf(name))
-	may := room.take(1)
-	defer room.give(1)
+	room := s.shown.Of(s.tenantOf(name))
+	may := room.Take(1)
+	defer room.Give(1)
 	if p := s.find(name); p == nil || !p.CountsUsage() || !may {
 		return nil
 	}

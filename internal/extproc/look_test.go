@@ -140,7 +140,7 @@ func TestNothingIsShownUnasked(t *testing.T) {
 	w.countUsage(true)
 	first := w.show(t, llama)
 	first.send(shown(answerBody([]byte(plainAnswer[:10]), false)))
-	for end := time.Now().Add(10 * time.Second); w.server.shown.taken.Load() != 1; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(10 * time.Second); w.server.shown.Taken() != 1; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the first answer is not looked at")
 		}
@@ -161,7 +161,7 @@ func TestPartEndsWhatIsShown(t *testing.T) {
 	w.countUsage(true)
 	x := w.show(t, llama)
 	x.send(shown(answerBody([]byte(plainAnswer), false)))
-	for end := time.Now().Add(10 * time.Second); w.server.shown.taken.Load() != 1; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(10 * time.Second); w.server.shown.Taken() != 1; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the answer is not looked at")
 		}

@@ -102,9 +102,9 @@ func series(t *testing.T, of prometheus.Gatherer) string {
 // A picker with all the calls that it may have is busy. It does not hang.
 func TestProbeOfBusyPicker(t *testing.T) {
 	s := serveProbed(t, 1)
-	s.picker.streams.get("models").take(5)
+	s.picker.streams.Of("models").Take(5)
 	s.check(t, "readiness", serving)
-	s.picker.streams.get("models").give(5)
+	s.picker.streams.Of("models").Give(5)
 }
 
 // A picker that takes streams and picks nothing is not ready, is asked by one stream for as long as it hangs, and is

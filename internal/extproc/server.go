@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/fairshare"
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
 	"github.com/inference-waypoint/inference-waypoint/internal/refusal"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
@@ -53,11 +55,11 @@ type Server struct {
 	options  Options
 	sessions sync.Pool
 	tails    sync.Pool
-	streams  shares   // calls: streams on which a message came
-	silent   patience // with streams without a message
-	bodiless patience // with calls that are not decided on yet
-	shown    shares   // streams that only show an answer
-	held     shares   // bytes of bodies before the pick
+	streams  *fairshare.Whole // calls: streams on which a message came
+	silent   patience         // with streams without a message
+	bodiless patience         // with calls that are not decided on yet
+	shown    *fairshare.Whole // streams that only show an answer
+	held     *fairshare.Whole // bytes of bodies before the pick
 
 	parting sync.Once
 	parted  chan struct{} // closed by Part
@@ -69,9 +71,9 @@ func New(f *fleet.Fleet, o Options) *Server {
 		fleet:    f,
 		probes:   newProbePool(),
 		options:  o,
-		streams:  shares{most: int64(o.MaxStreams)},
-		shown:    shares{most: int64(o.MaxStreams)},
-		held:     shares{most: int64(o.MaxHeldBytes)},
+		streams:  fairshare.New(int64(o.MaxStreams)),
+		shown:    fairshare.New(int64(o.MaxStreams)),
+		held:     fairshare.New(int64(o.MaxHeldBytes)),
 		silent:   patience{awaited: "headers", within: headersWithin, most: o.MaxStreams},
 		bodiless: patience{awaited: "body", within: bodyWithin},
 		parted:   make(chan struct{}),
@@ -79,6 +81,16 @@ func New(f *fleet.Fleet, o Options) *Server {
 	s.sessions.New = func() any { return &session{server: s} }
 	s.tails.New = func() any { return new(tail) }
 	return s
+}
+
+// tenantOf is the tenant of a pool's name, which is the namespace: one that makes many pools has no more for it. Names
+// that no pool has are one tenant together.
+func (s *Server) tenantOf(name string) string {
+	if s.find(name) == nil {
+		return ""
+	}
+	namespace, _, _ := strings.Cut(name, "/")
+	return namespace
 }
 
 // Register adds the service to a gRPC server, which must be made with ServerOptions.

@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/mem"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/fairshare"
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
 	"github.com/inference-waypoint/inference-waypoint/internal/inferencereq"
 	"github.com/inference-waypoint/inference-waypoint/internal/refusal"
@@ -43,7 +44,7 @@ type session struct {
 	stream  *terminable
 	waiting waiting
 	tenant  string
-	room    *share // among calls; nil before the first message
+	room    *fairshare.Share // among calls; nil before the first message
 
 	mu      sync.Mutex // held while a message is answered
 	parted  bool       // the stream is not ours any more
@@ -193,14 +194,14 @@ func (x *session) decideHeld(truncated, end bool) error {
 // follow.
 func (x *session) hold(n int) bool {
 	x.server.options.Metrics.Held(n)
-	return x.server.held.get(x.tenant).take(n)
+	return x.server.held.Of(x.tenant).Take(int64(n))
 }
 
 // release gives the room of the held body back.
 func (x *session) release() {
 	if n := x.held.len(); n > 0 {
 		x.server.options.Metrics.Held(-n)
-		x.server.held.get(x.tenant).give(n)
+		x.server.held.Of(x.tenant).Give(int64(n))
 	}
 }
 

@@ -107,9 +107,9 @@ func (x *session) begin(stream grpc.ServerStream) (over bool, err error) {
 		return true, ended(err)
 	}
 	x.tenant = s.tenantOf(x.pool)
-	x.room = s.streams.get(x.tenant)
+	x.room = s.streams.Of(x.tenant)
 	// That there is no room for more calls is no reason to send none: a probe is never one too many.
-	if !x.room.take(1) && x.pool != probePool {
+	if !x.room.Take(1) && x.pool != probePool {
 		s.countRefusal(x.pool, refusal.Overloaded)
 		return true, errOverloaded
 	}
@@ -204,7 +204,7 @@ func (x *session) partLocked() bool {
 func (x *session) finish() {
 	server, faulty := x.server, x.faulty
 	if x.room != nil {
-		x.room.give(1)
+		x.room.Give(1)
 	}
 	if x.attempt(x.end) && !faulty {
 		server.sessions.Put(x)

@@ -13,6 +13,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/fairshare"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
@@ -26,11 +27,15 @@ type Options struct {
 	Clock func() time.Duration
 	// Log is told, at the debug level, why each call went where it did; nil tells nobody.
 	Log *slog.Logger
+	// MaxIndexBytes bounds the memory of what is known of caches, of all pools together; those of a namespace have at most
+	// four times as much of it as is free. 0 sets no limit.
+	MaxIndexBytes int64
 }
 
 // Fleet is all pools by name. Its methods may be called from several goroutines.
 type Fleet struct {
 	options Options
+	memory  *fairshare.Whole // of the pools' indexes, in bytes
 	pools   atomic.Pointer[map[types.NamespacedName]*Pool]
 
 	mu      sync.Mutex // serialises writers of pools
@@ -48,7 +53,7 @@ func New(o Options) *Fleet {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	f := &Fleet{options: o}
+	f := &Fleet{options: o, memory: fairshare.New(o.MaxIndexBytes)}
 	f.pools.Store(&map[types.NamespacedName]*Pool{})
 	return f
 }
@@ -83,7 +88,7 @@ func (f *Fleet) ensure(name types.NamespacedName) *Pool {
 	known := f.Pool(name)
 	if known == nil {
 		f.made++
-		known = newPool(name, f.options, rand.New(rand.NewPCG(f.options.Seed, f.made)))
+		known = newPool(name, f.options, f.memory.Of(name.Namespace), rand.New(rand.NewPCG(f.options.Seed, f.made)))
 		f.swap(func(pools map[types.NamespacedName]*Pool) { pools[name] = known })
 	}
 	return known
@@ -98,6 +103,7 @@ func (f *Fleet) RemovePool(name types.NamespacedName) {
 		return
 	}
 	f.swap(func(pools map[types.NamespacedName]*Pool) { delete(pools, name) })
+	known.index.Close()
 	f.options.Metrics.DropPool(name.String())
 	f.membersChanged(known, known.Endpoints(), nil)
 }

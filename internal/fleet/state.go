@@ -12,6 +12,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/fairshare"
 	"github.com/inference-waypoint/inference-waypoint/internal/inferencereq"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/prefixindex"
@@ -76,14 +77,14 @@ type slot struct {
 	observed *observed
 }
 
-func newPool(name types.NamespacedName, o Options, rnd *rand.Rand) *Pool {
+func newPool(name types.NamespacedName, o Options, memory *fairshare.Share, rnd *rand.Rand) *Pool {
 	settings := DefaultSettings()
 	p := &Pool{
 		name:        name,
 		metrics:     o.Metrics.ForPool(name.String()),
 		clock:       o.Clock,
 		log:         o.Log.With("pool", name.String()),
-		index:       prefixindex.New(settings.assumedBlocks()),
+		index:       prefixindex.New(settings.assumedBlocks(), memory),
 		noEndpoints: refusal.New(refusal.NoEndpoints, "pool %s has no ready endpoint", name),
 		notInSubset: refusal.New(refusal.NotInSubset,
 			"none of the endpoints that the proxy allows is a ready endpoint of pool %s", name),

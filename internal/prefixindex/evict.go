@@ -103,6 +103,7 @@ func (h *holder) oldest() (*node, int) {
 // leave ends the endpoint's share i in a node, of which it holds nothing any more.
 func (x *Index) leave(h *holder, n *node, i int) {
 	n.run.live.Add(-1)
+	x.shares--
 	used := n.holds[i].used
 	n.holds[i] = hold{}
 	p := n.parent

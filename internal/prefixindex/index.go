@@ -22,6 +22,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/fairshare"
 )
 
 const (
@@ -41,14 +43,18 @@ type Index struct {
 	numbers atomic.Pointer[[]int32]
 
 	mu        sync.Mutex
+	room      *fairshare.Share // of the memory of all indexes
+	told      int64            // what was taken of it
 	capacity  int
 	clock     uint64 // counts inserts
 	blocks    int
+	shares    int             // of endpoints in nodes
 	endpoints map[int]*holder // by number
 	holders   []*holder       // by id; nil where an id is free
 	freeIDs   []uint32
 	forgotten []*holder // not yet swept
 	sweeping  bool      // there is a timer that sweeps
+	closed    bool
 }
 
 // holder is what one endpoint holds. Only writers see it.
@@ -60,9 +66,10 @@ type holder struct {
 }
 
 // New makes an empty index; capacity is the number of blocks that an endpoint is taken to hold until SetCapacity
-// tells its own.
-func New(capacity int) *Index {
-	x := &Index{capacity: max(capacity, 0), endpoints: map[int]*holder{}}
+// tells its own. The index takes its memory, in bytes, from the room; where that has no more, endpoints lose the blocks
+// that they used least recently, those first that have the most.
+func New(capacity int, room *fairshare.Share) *Index {
+	x := &Index{room: room, capacity: max(capacity, 0), endpoints: map[int]*holder{}}
 	x.runs.Store(newTable(minSlots))
 	x.numbers.Store(&[]int32{})
 	return x
@@ -118,12 +125,13 @@ func (x *Index) Insert(endpoint int, blocks []uint64) {
 	defer x.mu.Unlock()
 	x.sweepSome()
 	h := x.holder(endpoint)
-	if h == nil {
+	if h == nil || x.closed {
 		return
 	}
 	x.clock++
 	x.insert(h, blocks[:min(len(blocks), h.capacity)])
 	x.evict(h, h.capacity)
+	x.shrink(len(blocks) + slack)
 }
 
 // SetCapacity tells how many blocks an endpoint holds, in blocks of the caller's hashing.
@@ -133,7 +141,16 @@ func (x *Index) SetCapacity(endpoint, blocks int) {
 	if h := x.holder(endpoint); h != nil {
 		h.capacity = max(blocks, 0)
 		x.evict(h, h.capacity)
+		x.tell()
 	}
+}
+
+// Close gives the index's room back. It takes in nothing more.
+func (x *Index) Close() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.room.Give(x.told)
+	x.told, x.closed = 0, true
 }
 
 // Forget drops everything known of an endpoint: it left, or its cache was emptied. Its number may be given out anew.
@@ -188,6 +205,7 @@ func (x *Index) sweep() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.sweepSome()
+	x.tell()
 	if x.sweeping = len(x.forgotten) > 0; x.sweeping {
 		time.AfterFunc(sweepEvery, x.sweep)
 	}

@@ -123,7 +123,7 @@ func TestIndex(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			x := New(100)
+			x := New(100, unlimited())
 			tc.do(x)
 			if diff := cmp.Diff(tc.wantDepth, match(x, 3, tc.blocks)); diff != "" {
 				t.Errorf("depth (-want +got):\n%s", diff)
@@ -201,7 +201,7 @@ func TestModel(t *testing.T) {
 	const endpoints, capacity = 5, 40
 	for seed := range uint64(60) {
 		rng := rand.New(rand.NewPCG(seed, 1))
-		x, m := New(capacity), &naive{capacity: map[int]int{}, held: map[int]map[uint64]use{}}
+		x, m := New(capacity, unlimited()), &naive{capacity: map[int]int{}, held: map[int]map[uint64]use{}}
 		for e := range endpoints {
 			m.capacity[e] = capacity
 		}
@@ -258,7 +258,7 @@ func TestModel(t *testing.T) {
 
 // TestForgetIsSweptByInserts shows that memory comes back without anybody asking for it.
 func TestForgetIsSweptByInserts(t *testing.T) {
-	x := New(1 << 20)
+	x := New(1<<20, unlimited())
 	for i := range uint64(1000) {
 		x.Insert(1, prompt(i, 3))
 	}
@@ -287,7 +287,7 @@ func (x *Index) sweepAll() {
 // An index that nobody asks or tells anything gives its memory back too, a little at a time.
 func TestForgetIsSweptInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		x := New(1 << 20)
+		x := New(1<<20, unlimited())
 		for e := range 3 {
 			for i := range uint64(1000) {
 				x.Insert(e, prompt(uint64(e)<<20|i, 3))
@@ -322,7 +322,7 @@ func FuzzIndex(f *testing.F) {
 	f.Add([]byte{1, 2, 3, 0, 1, 2, 4, 0, 2, 2, 0, 3, 3, 1})
 	f.Add([]byte{5, 5, 5, 0, 5, 5, 0, 5, 0, 0, 0, 5, 6, 5, 6})
 	f.Fuzz(func(t *testing.T, ops []byte) {
-		x := New(12)
+		x := New(12, unlimited())
 		depth := make([]int32, 4)
 		var blocks []uint64
 		for i, b := range ops {
@@ -350,7 +350,7 @@ func FuzzIndex(f *testing.F) {
 // TestConcurrently is for the race detector; what can be asserted while others write is that depths are possible.
 func TestConcurrently(t *testing.T) {
 	const endpoints = 8
-	x := New(300)
+	x := New(300, unlimited())
 	shared := prompt(1, 50)
 	prompts := make([][]uint64, 40)
 	for i := range prompts {
@@ -384,7 +384,7 @@ func TestConcurrently(t *testing.T) {
 }
 
 func TestMatchDoesNotAllocate(t *testing.T) {
-	x, p := New(1<<20), prompt(1, 2048)
+	x, p := New(1<<20, unlimited()), prompt(1, 2048)
 	for e := range 100 {
 		x.Insert(e, p[:2048-e])
 	}
@@ -403,7 +403,7 @@ func BenchmarkMatch(b *testing.B) {
 	p := prompt(1, 2048)
 	for _, holders := range []int{1, 10, 100, 1000} {
 		depth := make([]int32, holders)
-		whole, parted := New(1<<20), New(1<<20)
+		whole, parted := New(1<<20, unlimited()), New(1<<20, unlimited())
 		for e := range holders {
 			whole.Insert(e, p)
 			parted.Insert(e, p[:2048-e])
@@ -428,7 +428,7 @@ func BenchmarkInsert(b *testing.B) {
 	p := prompt(1, 2048)
 	for _, holders := range []int{1, 100, 1000} {
 		b.Run(fmt.Sprintf("warm/holders=%d", holders), func(b *testing.B) {
-			x := New(31250)
+			x := New(31250, unlimited())
 			for e := range holders {
 				x.Insert(e, p)
 			}
@@ -439,7 +439,7 @@ func BenchmarkInsert(b *testing.B) {
 		})
 	}
 	b.Run("turn", func(b *testing.B) {
-		x, p := New(31250), slices.Clone(p)
+		x, p := New(31250, unlimited()), slices.Clone(p)
 		x.Insert(0, p)
 		rng := rand.New(rand.NewPCG(1, 1))
 		b.ReportAllocs()
@@ -451,7 +451,7 @@ func BenchmarkInsert(b *testing.B) {
 		}
 	})
 	b.Run("cold", func(b *testing.B) {
-		x, p := New(31250), slices.Clone(p)
+		x, p := New(31250, unlimited()), slices.Clone(p)
 		rng := rand.New(rand.NewPCG(1, 1))
 		b.ReportAllocs()
 		for b.Loop() {
@@ -470,7 +470,7 @@ func BenchmarkMemory(b *testing.B) {
 	const endpoints, capacity = 100, 31250
 	for b.Loop() {
 		before := heap()
-		x := New(capacity)
+		x := New(capacity, unlimited())
 		rng := rand.New(rand.NewPCG(1, 1))
 		for inserted := 0; inserted < endpoints*capacity*5/4; {
 			p := slices.Clone(prompt(rng.Uint64N(10), 20))

@@ -124,6 +124,7 @@ func (x *Index) hold(h *holder, n *node, parentShare, k int) int {
 // addShare finds room for one more share in a node. Its word says that it holds nothing yet.
 func (x *Index) addShare(n *node) int {
 	n.run.live.Add(1)
+	x.shares++
 	s := hold{used: x.clock}
 	if i := slices.IndexFunc(n.run.held, func(w uint64) bool { return uint32(w) == 0 }); i >= 0 {
 		n.holds[i] = s
@@ -177,6 +178,7 @@ func (x *Index) split(n *node, k int) (*node, bool) {
 		}
 	}
 	lower.live.Store(int32(len(lowerHolds)))
+	x.shares += len(lowerHolds)
 	n.run, n.holds, n.parent = lower, lowerHolds, upper
 	// A reader finds the whole run until the lower part can be found.
 	x.runs.Store(x.runs.Load().add(lower))

@@ -13,6 +13,7 @@ func (x *Index) Withdraw(endpoint int, blocks []uint64, keep int) {
 	if h == nil {
 		return
 	}
+	defer x.tell()
 	for {
 		n, share, before := x.lastOf(h, blocks)
 		if n == nil || before+n.held(share) <= keep || n.holds[share].kids > 0 {

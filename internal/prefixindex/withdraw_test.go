@@ -29,7 +29,7 @@ func TestWithdraw(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			x := New(100)
+			x := New(100, unlimited())
 			tt.do(x)
 			depth := make([]int32, 2)
 			x.Match(tt.ask, depth)
@@ -43,7 +43,7 @@ func TestWithdraw(t *testing.T) {
 // Whatever is inserted and withdrawn, an endpoint's size is what it holds, and its evictions go on working.
 func TestWithdrawKeepsTheBooks(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	x := New(60)
+	x := New(60, unlimited())
 	var prompts [][]uint64
 	for range 40 {
 		p := []int{rnd.IntN(2), rnd.IntN(2)}

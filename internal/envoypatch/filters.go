@@ -132,7 +132,7 @@ func askAnother() *corev3.RetryPolicy {
 	return &corev3.RetryPolicy{
 		RetryOn:      retryOn,
 		NumRetries:   wrapperspb.UInt32(1),
-		RetryBackOff: &corev3.BackoffStrategy{BaseInterval: durationpb.New(time.Millisecond), MaxInterval: durationpb.New(time.Millisecond)},
+		RetryBackOff: &corev3.BackoffStrategy{BaseInterval: durationpb.New(time.Millisecond)},
 	}
 }
 

@@ -94,15 +94,17 @@ func (r Route) build(at Front, own Picker, part calls) (*routev3.Route, error) {
 }
 
 func (r Route) action(own Picker, part calls) (*routev3.RouteAction, error) {
-	retry, err := r.Retry.build(r.TryTimeout)
-	if err != nil {
-		return nil, err
-	}
 	out := &routev3.RouteAction{
 		ClusterNotFoundResponseCode: routev3.RouteAction_INTERNAL_SERVER_ERROR,
 		Timeout:                     durationpb.New(r.Timeout),
 		IdleTimeout:                 durationpb.New(0),
-		RetryPolicy:                 retry,
+	}
+	if r.Retry != nil || r.TryTimeout > 0 { // else the virtual host's
+		retry, err := r.Retry.build(r.TryTimeout)
+		if err != nil {
+			return nil, err
+		}
+		out.RetryPolicy = retry
 	}
 	clusters, err := weighted(r.To, own, part)
 	if err != nil {

@@ -49,10 +49,15 @@ func (v VirtualHost) build(at Front) (*routev3.VirtualHost, error) {
 	if err != nil {
 		return nil, err
 	}
+	retry, err := (*Retry)(nil).build(0)
+	if err != nil {
+		return nil, err
+	}
 	out := &routev3.VirtualHost{
 		Name:                 v.Name,
 		Domains:              []string{"*"},
 		TypedPerFilterConfig: ask,
+		RetryPolicy:          retry,
 		// What an endpoint says of who served is not believed.
 		ResponseHeadersToRemove: []string{servedKey},
 	}

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	networkingapi "istio.io/api/networking/v1alpha3"
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
 	"k8s.io/apimachinery/pkg/types"
@@ -75,6 +76,11 @@ func (f *Filters) Plan(owner types.NamespacedName, wanted []Wanted, live []*netw
 		}
 		known[nameOf(l)].see(l, now)
 	}
+	defer func() {
+		for _, k := range known {
+			k.live = nil
+		}
+	}()
 	var plan Plan
 	unwanted := maps.Clone(known)
 	for _, w := range wanted {
@@ -111,7 +117,11 @@ func (f *Filters) Settled(owner, name types.NamespacedName) (wait time.Duration)
 	if known == nil {
 		return f.times.Settle
 	}
-	for p := range partsOf(known.last) {
+	parts := partsOf(known.last)
+	for p := range known.seen {
+		parts[p] = nil
+	}
+	for p := range parts {
 		if p.kind != routes {
 			wait = max(wait, known.settles(p, f.times, f.clock.Now()))
 		}
@@ -129,8 +139,13 @@ func Sooner(a, b time.Duration) time.Duration {
 
 // filter is what is remembered of one EnvoyFilter.
 type filter struct {
-	// last is what was planned last; nil where nothing was there or planned yet.
+	// last is what was planned last; nil where nothing was planned yet, and once it is what is there: a thousand of them
+	// are a hundred megabytes.
 	last *networkingv1alpha3.EnvoyFilter
+	// final says that last is as it was wanted, with nothing that stays for a while.
+	final bool
+	// live is what is there, while a plan is made.
+	live *networkingv1alpha3.EnvoyFilter
 	// called says that routes may not name what has not settled, as calls go by them at once.
 	called bool
 	// named are the parts that routes may name by now, and seen is when each part was first seen in the cluster.
@@ -147,7 +162,6 @@ func newFilter(called bool) *filter {
 // found is a filter that was there before.
 func found(live *networkingv1alpha3.EnvoyFilter) *filter {
 	f := newFilter(true)
-	f.last = live
 	for p := range partsOf(live) {
 		f.named[p], f.seen[p] = true, time.Time{}
 	}
@@ -156,7 +170,10 @@ func found(live *networkingv1alpha3.EnvoyFilter) *filter {
 
 // see notes what is there.
 func (f *filter) see(live *networkingv1alpha3.EnvoyFilter, now time.Time) {
-	f.called = true
+	f.called, f.live = true, live
+	if f.final && f.last != nil && same(f.last, live) {
+		f.last = nil
+	}
 	for p := range partsOf(live) {
 		if _, before := f.seen[p]; !before {
 			f.seen[p] = now
@@ -164,16 +181,34 @@ func (f *filter) see(live *networkingv1alpha3.EnvoyFilter, now time.Time) {
 	}
 }
 
+// before is what was planned last, which may not be there yet, or else what is there; nil where nothing is.
+func (f *filter) before() *networkingv1alpha3.EnvoyFilter {
+	if f.last != nil {
+		return f.last
+	}
+	return f.live
+}
+
+// same reports whether two filters say the same to istiod.
+func same(a, b *networkingv1alpha3.EnvoyFilter) bool {
+	for _, annotation := range listed {
+		if a.Annotations[annotation] != b.Annotations[annotation] {
+			return false
+		}
+	}
+	return proto.Equal(&a.Spec, &b.Spec)
+}
+
 // next is what to write of a filter that is wanted.
 func (f *filter) next(want *networkingv1alpha3.EnvoyFilter, times Times, now time.Time) (_ *networkingv1alpha3.EnvoyFilter, again time.Duration) {
 	parts := partsOf(want)
 	if unsettled := f.unsettled(parts, times, now); f.called && unsettled > 0 {
-		out := join(want, f.last, parts)
-		f.last, again = out, unsettled
+		out := join(want, f.before(), parts)
+		f.last, f.final, again = out, false, unsettled
 		return out, again
 	}
 	kept, again := f.keep(parts, times, now)
-	f.last = with(want, kept)
+	f.last, f.final = with(want, kept), len(kept) == 0
 	clear(f.named)
 	for p := range parts {
 		f.named[p] = true
@@ -204,7 +239,7 @@ func (f *filter) settles(p part, times Times, now time.Time) time.Duration {
 func (f *filter) keep(wanted map[part]*patch, times Times, now time.Time) (kept map[part]*patch, again time.Duration) {
 	kept = map[part]*patch{}
 	maps.DeleteFunc(f.left, func(p part, _ time.Time) bool { _, is := wanted[p]; return is })
-	for p, as := range partsOf(f.last) {
+	for p, as := range partsOf(f.before()) {
 		if _, is := wanted[p]; is {
 			continue
 		}
@@ -228,10 +263,11 @@ func (f *filter) keep(wanted map[part]*patch, times Times, now time.Time) (kept 
 // once.
 func (f *filter) leave(times Times, now time.Time) (_ *networkingv1alpha3.EnvoyFilter, again time.Duration) {
 	kept, again := f.keep(nil, times, now)
-	if f.last == nil || len(kept) == 0 {
+	before := f.before()
+	if before == nil || len(kept) == 0 {
 		return nil, 0
 	}
-	f.last = with(emptied(f.last), kept)
+	f.last, f.final = with(emptied(before), kept), false
 	return f.last, again
 }
 

@@ -21,7 +21,7 @@ func TestGoldensAreAdmitted(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	goldens, err := filepath.Glob(filepath.Join(the.Root, "internal", "meshconfig", "testdata", "*.out.yaml"))
 	must(t, err)
-	admitted := 0
+	admitted, controller := 0, as(t, controllerAccount)
 	for _, golden := range goldens {
 		content, err := os.ReadFile(golden)
 		must(t, err)
@@ -36,7 +36,8 @@ func TestGoldensAreAdmitted(t *testing.T) {
 				t.Fatal(err)
 			}
 			o.SetName("golden-" + o.GetName()[:min(len(o.GetName()), 200)]) // the names of some are in use here
-			if err := the.Client.Create(ctx, o, client.DryRunAll); err != nil {
+			o.SetLabels(map[string]string{owned: "true"})
+			if err := controller.Create(ctx, o, client.DryRunAll); err != nil {
 				t.Errorf("%s: %s %s: %v", filepath.Base(golden), o.GetKind(), o.GetName(), err)
 			}
 			admitted++

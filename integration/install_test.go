@@ -96,6 +96,10 @@ func definePrometheusKinds(ctx context.Context, t *testing.T) {
 func TestAccountsMayDoNoMore(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	const look, write = "get,list,watch", "create,delete,get,list,patch,watch"
+	pickerRights := []string{
+		"inferencepools.inference.networking.k8s.io: " + look, "pods: " + look,
+		"subjectaccessreviews.authorization.k8s.io: create", "tokenreviews.authentication.k8s.io: create",
+	}
 	tests := map[string]struct {
 		account, namespace string
 		want               []string // resource: verbs
@@ -117,8 +121,8 @@ func TestAccountsMayDoNoMore(t *testing.T) {
 			"services: " + look,
 			"virtualservices.networking.istio.io: list,watch",
 		}},
-		"the picker":                      {pickerAccount, "models", []string{"inferencepools.inference.networking.k8s.io: " + look, "pods: " + look}},
-		"the picker in its own namespace": {pickerAccount, system, []string{"inferencepools.inference.networking.k8s.io: " + look, "pods: " + look}},
+		"the picker":                      {pickerAccount, "models", pickerRights},
+		"the picker in its own namespace": {pickerAccount, system, pickerRights},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

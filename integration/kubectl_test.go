@@ -185,8 +185,10 @@ func TestKubectlExplain(t *testing.T) {
 	body := string(traffic.Body(model, next, 4))
 	wantSaid(t, kubectl(ctx, t, "", body, "explain", "-f", "-", "llama", "-n", "models"), 0,
 		"The request would go to "+first.Endpoint+": it holds", "prompt tokens for model "+model, "tokens to prefill (+", "pod inference-system/inference-picker-")
-	at := "http://" + picker(ctx, t).Status.PodIP + ":9090"
+	at := servePage(ctx, t, "9098") // which passes all requests on, with the administrator's token
 	wantSaid(t, kubectl(ctx, t, "/nonexistent", body, "explain", "-f", "-", "llama", "-n", "models", "--picker-url", at), 0, "The request would go to 10.")
+	direct := "http://" + picker(ctx, t).Status.PodIP + ":9091"
+	wantSaid(t, kubectl(ctx, t, "", body, "explain", "-f", "-", "llama", "-n", "models", "--picker-url", direct), 1, "refuses: no token")
 	wantSaid(t, kubectl(ctx, t, "", body, "explain", "-f", "-", "nobody", "-n", "models", "--picker-url", at), 1, "answers 404: there is no such pool")
 	wantSaid(t, kubectl(ctx, t, "", body, "explain", "-f", "/nonexistent.json", "llama"), 1, "reading the request: open /nonexistent.json")
 }

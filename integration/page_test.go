@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -28,7 +29,7 @@ func TestPage(t *testing.T) {
 		t.Skip("a browser is installed by npm, and there is none: ", err)
 	}
 	ctx := begin(t, 2*time.Minute)
-	address := "http://" + net.JoinHostPort(picker(ctx, t).Status.PodIP, "9090") + "/"
+	address := servePage(ctx, t, "9099") + "/"
 	stop := flow(ctx, 6)
 	defer stop()
 	for _, scheme := range []string{"light", "dark"} {
@@ -61,6 +62,29 @@ func TestPage(t *testing.T) {
 		must(t, page.Go(ctx, address))
 		must(t, shows(ctx, page, "models/llama", "4 of 4 endpoints ready", "llama-3.1-8b"))
 	})
+}
+
+// servePage serves the picker's page as an administrator's machine does, and returns its address.
+func servePage(ctx context.Context, t *testing.T, port string) string {
+	t.Helper()
+	path, err := plugin()
+	must(t, err)
+	address := net.JoinHostPort("127.0.0.1", port)
+	cmd := exec.CommandContext(ctx, path, "page", "--address", address)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+the.Kubeconfig())
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	must(t, err)
+	if !strings.Contains(line, address) {
+		t.Fatalf("it says %q", line)
+	}
+	return "http://" + address
 }
 
 func openPage(ctx context.Context, t *testing.T, dark bool) *browser.Page {

@@ -58,13 +58,13 @@ apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {name: plain, namespace: models}
 spec:
-  hosts: [plain.models.inference.internal]
+  hosts: [plain.models.example]
   resolution: STATIC
   location: MESH_INTERNAL
   workloadSelector: {labels: {app: llama}}
   ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8000}]
 `))
-	eventually(ctx, t, "a conversation that wanders", func(ctx context.Context) error { return wanders(ctx, "http://plain.models.inference.internal") })
+	eventually(ctx, t, "a conversation that wanders", func(ctx context.Context) error { return wanders(ctx, "http://plain.models.example") })
 	scalePicker(ctx, t, 0)
 	defer scalePicker(ctx, t, 1)
 	eventually(ctx, t, "a conversation that wanders", func(ctx context.Context) error { return wanders(ctx, llama) })

@@ -22,6 +22,7 @@ type Options struct {
 	Serves          fleet.Serves
 	ExtprocAddress  string
 	HealthAddress   string
+	DebugAddress    string
 	MetricsAddress  string
 	DrainDelay      time.Duration
 	DrainTimeout    time.Duration
@@ -51,6 +52,7 @@ func parseOptions(args []string, stderr io.Writer) (Options, error) {
 	flags.StringVar(&o.ExtprocAddress, "extproc-address", ":9002", "serve ext_proc on this `address`")
 	flags.StringVar(&o.HealthAddress, "health-address", ":9003", "serve gRPC health checks on this `address`")
 	flags.StringVar(&o.MetricsAddress, "metrics-address", ":9090", "serve /metrics and /healthz on this `address`")
+	flags.StringVar(&o.DebugAddress, "debug-address", ":9091", "serve the page, /debug/pools and /debug/explain on this `address`, to those whom the API server lets read the pools; with --static to everybody, and on 127.0.0.1:9091 by default")
 	flags.DurationVar(&o.DrainDelay, "drain-delay", 3*time.Second, "at the end, go on taking calls for so `long` after health says NOT_SERVING")
 	flags.DurationVar(&o.DrainTimeout, "drain-timeout", 25*time.Second, "at the end, wait so `long` for calls in flight; those that still are then go on without the picker")
 	flags.IntVar(&o.MaxStreams, "max-streams", 50_000, "leave calls over this `number` in flight to their pool's failure mode; the pools of one namespace may have four times as many as are free. 0 sets no limit. A call whose answer is awaited takes some 10 KB, and as much again where its usage is counted")
@@ -64,6 +66,9 @@ func parseOptions(args []string, stderr io.Writer) (Options, error) {
 	flags.StringVar(&level, "log-level", "info", "log at this `level` and above: debug, info, warn or error")
 	if err := flags.Parse(args); err != nil {
 		return o, err
+	}
+	if o.Static != "" && !flags.Changed("debug-address") {
+		o.DebugAddress = "127.0.0.1:9091"
 	}
 	return o, errors.Join(o.readServices(services), o.validate(flags.Args(), level))
 }
@@ -94,7 +99,7 @@ func (o *Options) validate(rest []string, level string) error {
 		wrong = append(wrong, errors.New("--static and --kubeconfig exclude each other"))
 	}
 	for _, a := range []struct{ flag, address string }{
-		{"extproc-address", o.ExtprocAddress}, {"health-address", o.HealthAddress}, {"metrics-address", o.MetricsAddress},
+		{"extproc-address", o.ExtprocAddress}, {"health-address", o.HealthAddress}, {"metrics-address", o.MetricsAddress}, {"debug-address", o.DebugAddress},
 	} {
 		if _, err := net.ResolveTCPAddr("tcp", a.address); err != nil {
 			wrong = append(wrong, fmt.Errorf("--%s: %w", a.flag, err))

@@ -15,15 +15,18 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/pflag"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/endpointmetrics"
 	"github.com/inference-waypoint/inference-waypoint/internal/extproc"
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
 	"github.com/inference-waypoint/inference-waypoint/internal/modelmetrics"
 	"github.com/inference-waypoint/inference-waypoint/internal/page"
+	"github.com/inference-waypoint/inference-waypoint/internal/review"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
@@ -73,7 +76,11 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	picker := extproc.New(pools, extproc.Options{
 		Metrics: metrics, Log: log, Tracer: tracer, MaxStreams: o.MaxStreams, MaxHeldBytes: o.MaxHeldBytes,
 	})
-	s, err := listen(o, picker, adminHandler(telemetry.Handler(registry, o.Profiles), pools), log)
+	debug, err := debugHandler(o, pools)
+	if err != nil {
+		return err
+	}
+	s, err := listen(o, picker, telemetry.Handler(registry, o.Profiles), debug, log)
 	if err != nil {
 		return err
 	}
@@ -99,17 +106,64 @@ func limitMemory(container memlimit.Provider, log *slog.Logger) int64 {
 	return limit
 }
 
-// adminHandler adds to what telemetry serves the pools as they are now, for people and for programs, and why a call would
-// go where it would.
-func adminHandler(telemetry http.Handler, pools *fleet.Fleet) http.Handler {
+// debugHandler serves the pools as they are now, for people and for programs, and why a call would go where it would. It
+// tells of endpoints, and what is cached of a text, so the API server is asked who may know; without one everybody who
+// reaches it is told.
+func debugHandler(o Options, pools *fleet.Fleet) (http.Handler, error) {
+	explain, state, shown := fewAtATime(fleet.ExplainHandler(pools)), fleet.LiveStateHandler(pools), page.Handler(pools.LiveState)
+	if o.Static == "" {
+		config, err := clusterConfig(o.Kubeconfig)
+		if err != nil {
+			return nil, err
+		}
+		reviewer, err := review.New(config)
+		if err != nil {
+			return nil, err
+		}
+		explain = reviewer.Handler(toNamed("create", "explain"), explain)
+		state = reviewer.Handler(toNamed("get", "state"), state)
+		shown = reviewer.Handler(func(*http.Request) authorizationv1.ResourceAttributes { return right("get", "state") }, shown)
+	}
 	mux := http.NewServeMux()
-	mux.Handle("/", page.Handler(pools.LiveState))
-	mux.Handle("/metrics", telemetry)
-	mux.Handle("/healthz", telemetry)
-	mux.Handle("/debug/pprof/", telemetry)
-	mux.Handle("POST /debug/explain", fleet.ExplainHandler(pools))
-	mux.Handle("GET /debug/pools", fleet.LiveStateHandler(pools))
-	return mux
+	mux.Handle("/", shown)
+	mux.Handle("POST /debug/explain", explain)
+	mux.Handle("GET /debug/pools", state)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "ok\n") // a client that is gone is no fault to report
+	})
+	return mux, nil
+}
+
+// right is to a subresource of all pools. The API server knows no such subresources: they are names for rights.
+func right(verb, subresource string) authorizationv1.ResourceAttributes {
+	return authorizationv1.ResourceAttributes{Verb: verb, Group: inferencev1.GroupName, Resource: "inferencepools", Subresource: subresource}
+}
+
+// toNamed is the right that a request needs: to the pool that it names, or to all where it names none.
+func toNamed(verb, subresource string) func(*http.Request) authorizationv1.ResourceAttributes {
+	return func(r *http.Request) authorizationv1.ResourceAttributes {
+		out := right(verb, subresource)
+		name, _ := fleet.ParseName(r.URL.Query().Get("pool"))
+		out.Namespace, out.Name = name.Namespace, name.Name
+		return out
+	}
+}
+
+// few is how many explanations are made at once: each reads a body, and holds a pool's lock for its endpoints.
+const few = 4
+
+// fewAtATime has requests wait for each other.
+func fewAtATime(next http.Handler) http.Handler {
+	turns := make(chan struct{}, few)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case turns <- struct{}{}:
+		case <-r.Context().Done():
+			return
+		}
+		defer func() { <-turns }()
+		next.ServeHTTP(w, r)
+	})
 }
 
 func newSource(o Options, pools *fleet.Fleet, log *slog.Logger) (source, error) {

@@ -47,7 +47,7 @@ func start(t *testing.T, args ...string) *program {
 	p := &program{addresses: map[string]string{}, stop: stop, ended: make(chan error, 1), logEnd: make(chan struct{})}
 	logs, stderr := io.Pipe()
 	args = append([]string{"--extproc-address=127.0.0.1:0", "--health-address=127.0.0.1:0", "--metrics-address=127.0.0.1:0",
-		"--drain-delay=0s"}, args...)
+		"--debug-address=127.0.0.1:0", "--drain-delay=0s"}, args...)
 	go func() {
 		p.ended <- run(ctx, args, stderr)
 		_ = stderr.Close() // a pipe's end closes without fail
@@ -78,7 +78,7 @@ func (p *program) read(logs io.Reader, listening chan<- struct{}) {
 		p.log = append(p.log, lines.Text())
 		if entry.Msg == "listening" {
 			p.addresses[entry.For] = entry.Address
-			if len(p.addresses) == 3 {
+			if len(p.addresses) == 4 {
 				close(listening)
 			}
 		}

@@ -36,7 +36,7 @@ const probeBuffer = 32 << 10
 // 200 ms by default.
 const partTimeout = time.Second
 
-// servers are the three servers of the program, on listeners that are open.
+// servers are the servers of the program, on listeners that are open.
 type servers struct {
 	options Options
 	log     *slog.Logger
@@ -47,16 +47,17 @@ type servers struct {
 	extproc, probes                *grpc.Server
 	probe                          *extproc.Probe
 	fromProbe                      *bufconn.Listener // the ext_proc server's own, on which the probe calls it
-	metrics                        *http.Server
+	metrics, debug                 *http.Server
 	health                         *health.Server
 	onExtproc, onProbes, onMetrics net.Listener
+	onDebug                        net.Listener
 
 	mu       sync.Mutex
 	draining bool // never ready again
 }
 
 // listen makes the servers and opens their addresses; where one cannot be opened, all are closed again.
-func listen(o Options, picker *extproc.Server, metrics http.Handler, log *slog.Logger) (*servers, error) {
+func listen(o Options, picker *extproc.Server, metrics, debug http.Handler, log *slog.Logger) (*servers, error) {
 	s := &servers{
 		options: o,
 		log:     log,
@@ -65,6 +66,7 @@ func listen(o Options, picker *extproc.Server, metrics http.Handler, log *slog.L
 		// In memory, as who calls the picker over TLS may need a certificate that the picker itself has not.
 		fromProbe: bufconn.Listen(probeBuffer),
 		metrics:   &http.Server{Handler: metrics, ReadHeaderTimeout: 10 * time.Second},
+		debug:     &http.Server{Handler: debug, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second},
 		health:    health.NewServer(),
 	}
 	var err error
@@ -113,6 +115,7 @@ func (s *servers) open() error {
 		{"extproc", s.options.ExtprocAddress, &s.onExtproc},
 		{"health", s.options.HealthAddress, &s.onProbes},
 		{"metrics", s.options.MetricsAddress, &s.onMetrics},
+		{"debug", s.options.DebugAddress, &s.onDebug},
 	} {
 		l, err := net.Listen("tcp", a.address)
 		if err != nil {
@@ -172,6 +175,7 @@ func (s *servers) serve(ctx context.Context, from source) error {
 	group.Go(func() error { return named("ext_proc to the probe", s.extproc.Serve(s.fromProbe)) })
 	group.Go(func() error { return named("health", s.probes.Serve(s.onProbes)) })
 	group.Go(func() error { return named("metrics", s.metrics.Serve(s.onMetrics)) })
+	group.Go(func() error { return named("debug", s.debug.Serve(s.onDebug)) })
 	group.Go(func() error {
 		<-ctx.Done()
 		s.drain()
@@ -205,6 +209,7 @@ func (s *servers) drain() {
 	s.probes.Stop()
 	_ = s.probe.Close()   // the picker ends in any case
 	_ = s.metrics.Close() // the listeners are all that is left to close
+	_ = s.debug.Close()
 	s.log.Info("stopped")
 }
 

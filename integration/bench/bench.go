@@ -165,7 +165,7 @@ func (b *bench) startPicker(ctx context.Context) (*contender, error) {
 	}
 	p, err := server.Start(ctx, server.Command{
 		Name: "picker", Path: filepath.Join(b.root, "bin", "picker"), Args: []string{
-			"--static=" + file, "--extproc-address=" + address, "--health-address=127.0.0.1:9003", "--metrics-address=" + metrics,
+			"--static=" + file, "--extproc-address=" + address, "--health-address=127.0.0.1:9003", "--metrics-address=" + metrics, "--debug-address=127.0.0.1:0",
 			"--drain-delay=0s", "--log-level=warn",
 		},
 		Address: address, Metrics: "http://" + metrics + "/metrics",

@@ -18,7 +18,7 @@ import (
 
 const (
 	pickedHost  = "http://llama.models.inference.internal"
-	rotatedHost = "http://llama-rotated.models.inference.internal"
+	rotatedHost = "http://llama-rotated.models.example"
 
 	// showLimit bounds all but the mesh's start. It takes half a minute; a machine under heavy load takes longer.
 	showLimit = 10 * time.Minute
@@ -30,7 +30,7 @@ apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {name: llama-rotated, namespace: models}
 spec:
-  hosts: [llama-rotated.models.inference.internal]
+  hosts: [llama-rotated.models.example]
   resolution: STATIC
   location: MESH_INTERNAL
   workloadSelector: {labels: {app: llama}}
@@ -40,7 +40,7 @@ apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: llama-rotated, namespace: models}
 spec:
-  host: llama-rotated.models.inference.internal
+  host: llama-rotated.models.example
   trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}
 ---
 apiVersion: v1

@@ -67,13 +67,14 @@ func (p *Process) Await(ctx context.Context, log string, ready func() error) err
 // Picker is the picker's program.
 type Picker struct {
 	*Process
-	Addresses map[string]string // of extproc, health and metrics
+	Addresses map[string]string // of extproc, health, metrics and debug
 }
 
 // StartPicker runs the picker on free ports, with its output in the file log, and learns the ports from there.
 func StartPicker(ctx context.Context, program, log string, flags ...string) (*Picker, error) {
 	process, err := Start(log, program, append([]string{
-		"--extproc-address=127.0.0.1:0", "--health-address=127.0.0.1:0", "--metrics-address=127.0.0.1:0"}, flags...)...)
+		"--extproc-address=127.0.0.1:0", "--health-address=127.0.0.1:0", "--metrics-address=127.0.0.1:0",
+		"--debug-address=127.0.0.1:0"}, flags...)...)
 	if err != nil {
 		return nil, fmt.Errorf("starting a picker: %w", err)
 	}

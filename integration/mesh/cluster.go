@@ -161,15 +161,24 @@ func (c *cluster) kubeconfig(token string) ([]byte, error) {
 	return out, nil
 }
 
-// kubeconfigOf writes a kubeconfig with a fresh token of a service account and returns its path. The account has the
-// rights that the manifests give it and no more.
-func (c *cluster) kubeconfigOf(ctx context.Context, namespace, account string) (string, error) {
+// tokenOf is a fresh token of a service account.
+func (c *cluster) tokenOf(ctx context.Context, namespace, account string) (string, error) {
 	sa := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: account}}
 	request := &authenticationv1.TokenRequest{}
 	if err := c.client.SubResource("token").Create(ctx, sa, request); err != nil {
 		return "", fmt.Errorf("asking for a token of %s/%s: %w", namespace, account, err)
 	}
-	content, err := c.kubeconfig(request.Status.Token)
+	return request.Status.Token, nil
+}
+
+// kubeconfigOf writes a kubeconfig with a fresh token of a service account and returns its path. The account has the
+// rights that the manifests give it and no more.
+func (c *cluster) kubeconfigOf(ctx context.Context, namespace, account string) (string, error) {
+	token, err := c.tokenOf(ctx, namespace, account)
+	if err != nil {
+		return "", err
+	}
+	content, err := c.kubeconfig(token)
 	if err != nil {
 		return "", err
 	}

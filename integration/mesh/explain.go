@@ -11,7 +11,13 @@ import (
 	"net/url"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+	"github.com/inference-waypoint/inference-waypoint/internal/review"
 )
+
+// Token is a fresh token of a service account.
+func (m *Mesh) Token(ctx context.Context, namespace, account string) (string, error) {
+	return m.cluster.tokenOf(ctx, namespace, account)
+}
 
 // Explain asks the picker why it would choose which endpoint for a chat completion with this body.
 func (m *Mesh) Explain(ctx context.Context, pool string, body []byte) (*fleet.Explanation, error) {
@@ -20,13 +26,18 @@ func (m *Mesh) Explain(ctx context.Context, pool string, body []byte) (*fleet.Ex
 		return nil, err
 	}
 	target := url.URL{
-		Scheme: "http", Host: net.JoinHostPort(picker.Status.PodIP, "9090"), Path: "/debug/explain",
+		Scheme: "http", Host: net.JoinHostPort(picker.Status.PodIP, "9091"), Path: "/debug/explain",
 		RawQuery: url.Values{"pool": {pool}}.Encode(),
 	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, target.String(), bytes.NewReader(body))
 	if err != nil {
 		return nil, fmt.Errorf("asking for an explanation: %w", err)
 	}
+	token, err := m.Token(ctx, "inference-system", "inference-reader")
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set(review.TokenHeader, "Bearer "+token)
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
 		return nil, fmt.Errorf("asking for an explanation: %w", err)

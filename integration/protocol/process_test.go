@@ -112,7 +112,7 @@ type candidate struct {
 // explain asks the picker what it thinks of a pool's endpoints for a call.
 func (p *picker) explain(t *testing.T, pool string, body []byte) map[string]candidate {
 	t.Helper()
-	url := fmt.Sprintf("http://%s/debug/explain?pool=%s&path=%s", p.Addresses["metrics"], poolName(pool), completionsPath)
+	url := fmt.Sprintf("http://%s/debug/explain?pool=%s&path=%s", p.Addresses["debug"], poolName(pool), completionsPath)
 	response, err := http.Post(url, "application/json", strings.NewReader(string(body)))
 	must(t, err)
 	defer func() { _ = response.Body.Close() }()

@@ -16,7 +16,7 @@ var programs = []struct {
 }{
 	{"controller", "It turns InferencePools into Istio objects.", nil},
 	{"picker", "It is the endpoint picker.", nil},
-	{"kubectl-inference", "It is a plugin of kubectl: `kubectl inference`.", []string{"status", "doctor", "explain", "top", "render"}},
+	{"kubectl-inference", "It is a plugin of kubectl: `kubectl inference`.", []string{"status", "doctor", "explain", "top", "page", "render"}},
 }
 
 func flagsPage() ([]byte, error) {

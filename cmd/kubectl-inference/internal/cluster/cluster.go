@@ -12,6 +12,7 @@ import (
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
 	appsv1 "k8s.io/api/apps/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -34,6 +35,7 @@ type Cluster struct {
 	discovery discovery.DiscoveryInterface
 	http      *http.Client
 	base      *url.URL // of the API server
+	token     tokenSource
 }
 
 // Connect readies a connection by kubectl's own flags; nothing is asked yet.
@@ -72,13 +74,16 @@ func New(config *rest.Config, systemNamespace string) (*Cluster, error) {
 	if err != nil {
 		return nil, explained("connect to the API server", err)
 	}
-	return &Cluster{SystemNamespace: systemNamespace, client: reader, discovery: found, http: web, base: base}, nil
+	return &Cluster{
+		SystemNamespace: systemNamespace, client: reader, discovery: found, http: web, base: base,
+		token: tokens(config, reader, systemNamespace),
+	}, nil
 }
 
 func scheme() (*runtime.Scheme, error) {
 	out := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
-		corev1.AddToScheme, appsv1.AddToScheme, apiextensionsv1.AddToScheme, inferencev1.Install, gatewayv1.Install,
+		corev1.AddToScheme, appsv1.AddToScheme, authenticationv1.AddToScheme, apiextensionsv1.AddToScheme, inferencev1.Install, gatewayv1.Install,
 		networkingv1.AddToScheme, networkingv1alpha3.AddToScheme,
 	} {
 		if err := add(out); err != nil {

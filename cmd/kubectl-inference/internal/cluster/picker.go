@@ -8,9 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httputil"
 	"net/url"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,33 +23,54 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+	"github.com/inference-waypoint/inference-waypoint/internal/review"
 )
 
 // answerLimit bounds what is read of a picker's answer, in bytes. 1,000 endpoints take about 400 KB.
 const answerLimit = 64 << 20
 
-// Picker is a running picker, asked at its port for metrics.
+// Picker is a running picker, asked at its debug port.
 type Picker struct {
 	// Name says which one it is, for people.
 	Name string
 
-	http *http.Client
-	base *url.URL
+	http  *http.Client
+	base  *url.URL
+	token tokenSource // nil where none is shown
 }
 
-// PickerAt is the picker at an address such as http://127.0.0.1:9090, which no API server is needed to reach.
-func PickerAt(address string) (*Picker, error) {
+// PickerAt is the picker at an address such as http://127.0.0.1:9091, which no API server is needed to reach. It is shown
+// the token of a cluster, if there is one, where nobody on the way can read it: on this machine, or by TLS.
+func PickerAt(address string, c *Cluster) (*Picker, error) {
 	base, err := url.Parse(address)
 	if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" {
-		return nil, fmt.Errorf("%q is not an address such as http://127.0.0.1:9090", address)
+		return nil, fmt.Errorf("%q is not an address such as http://127.0.0.1:9091", address)
 	}
-	return &Picker{Name: address, http: http.DefaultClient, base: base}, nil
+	out := &Picker{Name: address, http: http.DefaultClient, base: base}
+	if ip := net.ParseIP(base.Hostname()); c != nil && (base.Scheme == "https" || base.Hostname() == "localhost" || ip != nil && ip.IsLoopback()) {
+		out.token = c.tokenIfAny
+	}
+	return out, nil
+}
+
+// tokenPatience is how long a token is waited for where the picker may do without.
+const tokenPatience = 3 * time.Second
+
+// tokenIfAny is the token to show, or none where none is found: a picker without Kubernetes asks for none.
+func (c *Cluster) tokenIfAny(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, tokenPatience)
+	defer cancel()
+	token, err := c.token(ctx)
+	if err != nil {
+		return "", nil //nolint:nilerr // the picker says if it wants one
+	}
+	return token, nil
 }
 
 // PickerIn is a pod's picker, through the API server's proxy to pods. It needs the right to get, and to explain also to
 // create, pods/proxy.
 func (c *Cluster) PickerIn(pod *corev1.Pod) *Picker {
-	return &Picker{Name: "pod " + pod.Namespace + "/" + pod.Name, http: c.http, base: c.proxied(pod, metricsPort(pod))}
+	return &Picker{Name: "pod " + pod.Namespace + "/" + pod.Name, http: c.http, base: c.proxied(pod, debugPort(pod)), token: c.token}
 }
 
 // proxied is a pod's port behind the API server.
@@ -54,16 +78,16 @@ func (c *Cluster) proxied(pod *corev1.Pod, port int32) *url.URL {
 	return c.base.JoinPath(fmt.Sprintf("/api/v1/namespaces/%s/pods/%s:%d/proxy/", pod.Namespace, pod.Name, port))
 }
 
-// metricsPort is the container's port of that name, by default 9090.
-func metricsPort(pod *corev1.Pod) int32 {
+// debugPort is the container's port of that name, by default 9091.
+func debugPort(pod *corev1.Pod) int32 {
 	for _, container := range pod.Spec.Containers {
 		for _, port := range container.Ports {
-			if port.Name == "metrics" {
+			if port.Name == "debug" {
 				return port.ContainerPort
 			}
 		}
 	}
-	return 9090
+	return 9091
 }
 
 // PickerPods are the pods of the picker of a pool, those that are ready first. Its reason is why there are none, or why
@@ -136,6 +160,41 @@ func (c *Cluster) Picker(ctx context.Context, namespace, name string) (*Picker, 
 	return c.PickerIn(pods[0]), nil
 }
 
+// AnyPicker finds a picker of ours that can be asked.
+func (c *Cluster) AnyPicker(ctx context.Context) (*Picker, error) {
+	s, err := c.Read(ctx, "", "")
+	if err != nil {
+		return nil, err
+	}
+	pods := s.OwnPickers()
+	if len(pods) == 0 {
+		return nil, errors.New("no picker is ready: see kubectl inference doctor")
+	}
+	return c.PickerIn(pods[0]), nil
+}
+
+// Proxy passes requests for the page on to the picker, with the token that it is shown.
+func (p *Picker) Proxy() http.Handler {
+	return &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(p.base)
+			r.Out.Header.Del("Cookie") // of other pages on this machine
+			if token, err := p.shown(r.In.Context()); err == nil && token != "" {
+				r.Out.Header.Set(review.TokenHeader, "Bearer "+token)
+			}
+		},
+		Transport: p.http.Transport,
+	}
+}
+
+// shown is the token to show, empty for none.
+func (p *Picker) shown(ctx context.Context) (string, error) {
+	if p.token == nil {
+		return "", nil
+	}
+	return p.token(ctx)
+}
+
 // NoSuchPool says that there is no such pool.
 func NoSuchPool(namespace, name string) error {
 	return fmt.Errorf("there is no InferencePool %s in namespace %s: kubectl get inferencepools -A lists those that are", name, namespace)
@@ -192,6 +251,13 @@ func (p *Picker) Ask(ctx context.Context, method, path string, query url.Values,
 	if len(body) > 0 {
 		request.Header.Set("Content-Type", "application/json")
 	}
+	token, err := p.shown(ctx)
+	if err != nil {
+		return err
+	}
+	if token != "" {
+		request.Header.Set(review.TokenHeader, "Bearer "+token)
+	}
 	response, err := p.http.Do(request)
 	if err != nil {
 		return fmt.Errorf("the picker, %s, does not answer: %s", p.Name, oneLine(rootOf(err)))
@@ -219,14 +285,17 @@ func (p *Picker) refusal(code int, text []byte) error {
 	if json.Unmarshal(text, &status) == nil && status.Kind == "Status" {
 		if code == http.StatusForbidden {
 			return &Problem{NotPermitted, fmt.Sprintf("not permitted to reach the picker, %s, through the API server (pods/proxy); "+
-				"port-forward to its port 9090 and use --picker-url", p.Name)}
+				"port-forward to its port 9091 and use --picker-url", p.Name)}
 		}
-		return fmt.Errorf("the API server cannot reach the picker, %s: %s; port-forward to its port 9090 and use --picker-url",
+		return fmt.Errorf("the API server cannot reach the picker, %s: %s; port-forward to its port 9091 and use --picker-url",
 			p.Name, oneLine(errors.New(status.Message)))
 	}
 	var own struct{ Error string }
 	if json.Unmarshal(text, &own) == nil && own.Error != "" {
 		return fmt.Errorf("the picker, %s, answers %d: %s", p.Name, code, own.Error)
+	}
+	if said := oneLine(errors.New(string(text[:min(len(text), 300)]))); code == http.StatusUnauthorized || code == http.StatusForbidden {
+		return &Problem{NotPermitted, fmt.Sprintf("the picker, %s, refuses: %s", p.Name, said)}
 	}
 	return fmt.Errorf("the picker, %s, answers %d to this: is it of another version?", p.Name, code)
 }

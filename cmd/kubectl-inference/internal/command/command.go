@@ -80,7 +80,7 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 	o.flags.AddFlags(root.PersistentFlags())
 	root.PersistentFlags().StringVar(&o.systemNamespace, "system-namespace", "inference-system", "`namespace` that Inference Waypoint is installed in")
 	_ = root.RegisterFlagCompletionFunc("namespace", noFiles) // the flag is there
-	root.AddCommand(newStatus(o), newDoctor(o), newExplain(o), newTop(o), newRender(o))
+	root.AddCommand(newStatus(o), newDoctor(o), newExplain(o), newTop(o), newPage(o), newRender(o))
 	return root
 }
 

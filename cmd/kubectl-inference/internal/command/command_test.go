@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
@@ -48,7 +49,7 @@ func TestRun(t *testing.T) {
 		"an unknown format":       {args: []string{"status", "-o", "xml"}, wantCode: 1, want: []string{"want one of table, wide, json, yaml"}},
 		"explain without a file":  {args: []string{"explain", "llama"}, wantCode: 1, want: []string{`required flag(s) "filename"`}},
 		"explain nothing":         {args: []string{"explain", "-f", "-", "llama"}, wantCode: 1, want: []string{"the request: it is empty"}},
-		"an address that is none": {stdin: "{}", args: []string{"explain", "-f", "-", "llama", "--picker-url", "localhost:9090"}, wantCode: 1, want: []string{"--picker-url", "http://127.0.0.1:9090"}},
+		"an address that is none": {stdin: "{}", args: []string{"explain", "-f", "-", "llama", "--picker-url", "localhost:9090"}, wantCode: 1, want: []string{"--picker-url", "http://127.0.0.1:9091"}},
 		"a picker that is gone":   {args: []string{"top", "llama", "--once", "--picker-url", "http://127.0.0.1:1"}, wantCode: 1, want: []string{"does not answer", "connection refused"}},
 		"an interval too short":   {args: []string{"top", "llama", "--interval", "1ms"}, wantCode: 1, want: []string{"want 200ms or more"}},
 		"a name and all":          {args: []string{"status", "llama", "-A"}, wantCode: 1, want: []string{"exclude each other"}},
@@ -155,7 +156,7 @@ func TestTopWatches(t *testing.T) {
 		}
 	})
 	var out bytes.Buffer
-	shared := &options{IOStreams: genericiooptions.IOStreams{Out: &out}}
+	shared := &options{IOStreams: genericiooptions.IOStreams{Out: &out}, flags: genericclioptions.NewConfigFlags(false)}
 	o := &topOptions{options: shared, interval: time.Millisecond, pickerURL: at}
 	picker, _, err := o.picker(ctx, at, "default", "llama")
 	if err != nil {

@@ -36,7 +36,7 @@ func newExplain(shared *options) *cobra.Command {
 			  kubectl inference explain -f - llama -n models -o wide
 
 			# Of a picker without a cluster
-			kubectl inference explain -f request.json llama -n models --picker-url http://127.0.0.1:9090`),
+			kubectl inference explain -f request.json llama -n models --picker-url http://127.0.0.1:9091`),
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: o.completePools,
 		RunE:              func(c *cobra.Command, args []string) error { return o.run(c.Context(), args[0]) },
@@ -51,7 +51,7 @@ func newExplain(shared *options) *cobra.Command {
 }
 
 func addPickerURL(c *cobra.Command, into *string) {
-	c.Flags().StringVar(into, "picker-url", "", "ask the picker at this `address`, such as http://127.0.0.1:9090, and no cluster")
+	c.Flags().StringVar(into, "picker-url", "", "ask the picker at this `address`, such as http://127.0.0.1:9091, and no cluster")
 }
 
 func (o *explainOptions) run(ctx context.Context, pool string) error {
@@ -105,7 +105,11 @@ func (o *explainOptions) body() ([]byte, error) {
 // picker finds the picker to ask; the cluster is nil where the address is given.
 func (o *options) picker(ctx context.Context, address, namespace, pool string) (*cluster.Picker, *cluster.Cluster, error) {
 	if address != "" {
-		picker, err := cluster.PickerAt(address)
+		connection, err := o.connect()
+		if err != nil { // a picker without Kubernetes asks nobody for a token
+			connection = nil
+		}
+		picker, err := cluster.PickerAt(address, connection)
 		if err != nil {
 			return nil, nil, fmt.Errorf("--picker-url: %w", err)
 		}

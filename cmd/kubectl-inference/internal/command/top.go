@@ -52,7 +52,7 @@ func newTop(shared *options) *cobra.Command {
 			kubectl inference top llama -n models --once -o wide
 
 			# Of a picker without a cluster
-			kubectl inference top llama -n models --picker-url http://127.0.0.1:9090`),
+			kubectl inference top llama -n models --picker-url http://127.0.0.1:9091`),
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: o.completePools,
 		RunE:              func(c *cobra.Command, args []string) error { return o.run(c.Context(), args[0]) },

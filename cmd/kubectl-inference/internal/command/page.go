@@ -1,0 +1,69 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/cluster"
+)
+
+type pageOptions struct {
+	*options
+	address string
+}
+
+func newPage(shared *options) *cobra.Command {
+	o := &pageOptions{options: shared}
+	c := &cobra.Command{
+		Use:   "page",
+		Short: "Show the picker's page in your browser",
+		Long: "Serve the page of the picker on this machine until Ctrl-C: all pools, their endpoints with load and adapters, and some\n" +
+			"recent picks. The picker is reached through the API server, which takes the right to get pods/proxy there, and shows\n" +
+			"the page to those who may get inferencepools/state in all namespaces.",
+		Example: examples(`
+			# Open http://127.0.0.1:9091 then
+			kubectl inference page`),
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: noFiles,
+		RunE:              func(c *cobra.Command, _ []string) error { return o.run(c.Context()) },
+	}
+	c.Flags().StringVar(&o.address, "address", "127.0.0.1:9091", "serve it on this `address`; whoever reaches it reads with your rights")
+	return c
+}
+
+func (o *pageOptions) run(ctx context.Context) error {
+	connection, err := o.connect()
+	if err != nil {
+		return err
+	}
+	picker, err := connection.AnyPicker(ctx)
+	if err != nil {
+		return err
+	}
+	// What is wrong is better told here than in the browser.
+	if _, err := picker.State(ctx, ""); err != nil {
+		return err
+	}
+	return o.serve(ctx, picker)
+}
+
+func (o *pageOptions) serve(ctx context.Context, picker *cluster.Picker) error {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", o.address)
+	if err != nil {
+		return fmt.Errorf("--address: %w", err)
+	}
+	server := &http.Server{Handler: picker.Proxy(), ReadHeaderTimeout: 10 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // nobody waits for what is under way
+	defer stop()
+	_, _ = fmt.Fprintf(o.Out, "The page of the picker, %s, is at http://%s until Ctrl-C.\n", picker.Name, listener.Addr())
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving the page: %w", err)
+	}
+	return nil
+}

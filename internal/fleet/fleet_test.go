@@ -628,11 +628,16 @@ func TestEndpointsThatLeftAreForgottenInTime(t *testing.T) {
 		}
 		time.Sleep(rememberFor - 30*time.Second)
 		synctest.Wait()
-		if got := len(p.left); got != 2 {
-			t.Errorf("%d endpoints are remembered, want the two that left last", got)
+		p.mu.Lock()
+		left := len(p.left)
+		p.mu.Unlock()
+		if left != 2 {
+			t.Errorf("%d endpoints are remembered, want the two that left last", left)
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
+		p.mu.Lock()
+		defer p.mu.Unlock()
 		if got := p.index.Blocks(); got != 0 || len(p.byAddr) != 0 {
 			t.Errorf("%d blocks of %d endpoints are remembered, want none", got, len(p.byAddr))
 		}

@@ -94,7 +94,7 @@ func (f *Fleet) membersChanged(p *Pool, before, after []pool.Endpoint) {
 }
 
 // readAgain tells the scraper how endpoints are to be read. Where two pools with an endpoint in common are set to read it
-// differently, the one whose name comes first decides.
+// differently, the one whose name comes first decides, and the endpoint counts for its namespace.
 func (f *Fleet) readAgain(endpoints []netip.AddrPort) {
 	if f.scraper == nil || len(endpoints) == 0 {
 		return
@@ -103,7 +103,7 @@ func (f *Fleet) readAgain(endpoints []netip.AddrPort) {
 	var gone []netip.AddrPort
 	for _, endpoint := range endpoints {
 		if pools := f.members.of(endpoint); len(pools) > 0 {
-			targets[endpoint] = pools[0].settings.Load().target(endpoint)
+			targets[endpoint] = pools[0].settings.Load().target(endpoint, pools[0].name.Namespace)
 		} else {
 			gone = append(gone, endpoint)
 		}

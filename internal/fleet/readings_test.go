@@ -241,8 +241,8 @@ func TestScraperIsToldOfEndpoints(t *testing.T) {
 	scraper := &targets{err: errors.New("one has no usable URL")}
 	f.ReadBy(scraper)
 	want := map[netip.AddrPort]modelmetrics.Target{
-		addressOf("10.0.0.1:8000"): {URL: "http://10.0.0.1:8000/metrics"},
-		addressOf("10.0.0.2:8000"): {URL: "http://10.0.0.2:8000/metrics"},
+		addressOf("10.0.0.1:8000"): {URL: "http://10.0.0.1:8000/metrics", Tenant: llama.Namespace},
+		addressOf("10.0.0.2:8000"): {URL: "http://10.0.0.2:8000/metrics", Tenant: llama.Namespace},
 	}
 	if diff := cmp.Diff(want, scraper.set, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
 		t.Errorf("endpoints at first (-want +got):\n%s", diff)
@@ -251,7 +251,7 @@ func TestScraperIsToldOfEndpoints(t *testing.T) {
 	settings.MetricsPath, settings.Engine = "/m", modelmetrics.SGLang
 	f.Configure(llama, settings)
 	f.SetPool(pool.Pool{Name: llama}, numbered(1))
-	want = map[netip.AddrPort]modelmetrics.Target{addressOf("10.0.0.1:8000"): {URL: "http://10.0.0.1:8000/m", Engine: modelmetrics.SGLang}}
+	want = map[netip.AddrPort]modelmetrics.Target{addressOf("10.0.0.1:8000"): {URL: "http://10.0.0.1:8000/m", Engine: modelmetrics.SGLang, Tenant: llama.Namespace}}
 	if diff := cmp.Diff(want, scraper.set, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
 		t.Errorf("endpoints after a change (-want +got):\n%s", diff)
 	}

@@ -56,6 +56,6 @@ func settingsOf(s picksettings.Settings) Settings {
 
 func (s *Settings) assumedBlocks() int { return s.CacheTokens / selection.BlockTokens }
 
-func (s *Settings) target(endpoint netip.AddrPort) modelmetrics.Target {
-	return modelmetrics.Target{URL: "http://" + endpoint.String() + s.MetricsPath, Engine: s.Engine}
+func (s *Settings) target(endpoint netip.AddrPort, namespace string) modelmetrics.Target {
+	return modelmetrics.Target{URL: "http://" + endpoint.String() + s.MetricsPath, Engine: s.Engine, Tenant: namespace}
 }

@@ -84,13 +84,13 @@ func BenchmarkFetch(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer fetcher.close()
-	shared := newRooms(1)
+	tenant := newTenant(newShared(1))
 	parser := NewParser(Detect)
 	b.ReportAllocs()
 	before := cpu()
 	for b.Loop() {
-		err := fetcher.fetch(context.Background(), shared, func(page []byte) error {
-			_, err := parser.Parse(page, now)
+		err := fetcher.fetch(context.Background(), tenant, time.Second, func(page []byte, asked time.Time) error {
+			_, err := parser.Parse(page, asked)
 			return err
 		})
 		if err != nil {

@@ -8,18 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"sync"
 	"time"
-)
-
-// MaxPage is how many bytes of a page are read; what comes behind is left unread, at the price of the connection.
-const MaxPage = 4 << 20
-
-// Buffers begin with newBuffer and double. Those up to ordinaryPage are kept for other pages, and as many can be in use as
-// there are endpoints; of larger ones only so many as pages may be parsed at once.
-const (
-	newBuffer    = 64 << 10
-	ordinaryPage = 512 << 10
 )
 
 // StatusError is of an answer with another status than 200.
@@ -36,6 +25,7 @@ type dialFunc func(ctx context.Context, network, address string) (net.Conn, erro
 type fetcher struct {
 	transport *http.Transport
 	request   *http.Request
+	size      int // the number of the size that the last page needed
 }
 
 // newFetcher uses the transport by itself: a page is neither redirected nor cached nor fetched through a proxy, and
@@ -57,76 +47,48 @@ func newFetcher(url string, dial dialFunc) (*fetcher, error) {
 			DialContext:            dial,
 			DisableCompression:     true, // unpacking costs more than the bytes on a cluster's network
 			MaxConnsPerHost:        1,
-			MaxResponseHeaderBytes: 64 << 10,
+			MaxResponseHeaderBytes: 8 << 10, // held beside the page
 		},
 	}, nil
 }
 
-// rooms are what the pages of all endpoints share.
-type rooms struct {
-	buffers sync.Pool     // of *[]byte, for ordinary pages
-	large   chan struct{} // one for each page longer than ordinaryPage, while it comes
-	parsing chan struct{} // one for each page that is parsed
-}
-
-func newRooms(concurrency int) *rooms {
-	return &rooms{
-		buffers: sync.Pool{New: func() any { return new(make([]byte, newBuffer)) }},
-		large:   make(chan struct{}, concurrency),
-		parsing: make(chan struct{}, concurrency),
-	}
-}
-
-// take waits for its turn.
-func take(ctx context.Context, turns chan struct{}) error {
-	select {
-	case turns <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("waiting for other pages to be read: %w", ctx.Err())
-	}
-}
-
-// fetch asks for the page and has it read. The page is the callback's only until it returns. However slowly a page comes,
-// it holds up no other one: pages wait for each other once they are there, and only large ones while they come.
-func (f *fetcher) fetch(ctx context.Context, shared *rooms, read func(page []byte) error) error {
-	response, err := f.transport.RoundTrip(f.request.WithContext(ctx))
+// fetch asks for the page and has it read. The page is the callback's only until it returns. The page waits for others of its
+// tenant before it is asked for and once it is there, and the timeout counts neither. While it comes it holds nothing but
+// memory of its tenant, so that a slow page holds up no other tenant's.
+func (f *fetcher) fetch(ctx context.Context, t *tenant, timeout time.Duration, read func(page []byte, asked time.Time) error) error {
+	room, err := newRoom(ctx, t, f.size)
 	if err != nil {
 		return err
+	}
+	defer room.close()
+	asked := time.Now()
+	page, err := f.ask(ctx, timeout, &room)
+	if err != nil {
+		return err
+	}
+	return t.parse(ctx, func() error { return read(page, asked) })
+}
+
+// ask gets the page into the room, within the timeout.
+func (f *fetcher) ask(ctx context.Context, timeout time.Duration, room *room) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	response, err := f.transport.RoundTrip(f.request.WithContext(ctx))
+	if err != nil {
+		return nil, err
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		return StatusError(response.StatusCode)
+		return nil, StatusError(response.StatusCode)
 	}
-	buffer := shared.buffers.Get().(*[]byte)
-	defer shared.buffers.Put(buffer)
-	large := false
-	defer func() {
-		if large {
-			<-shared.large
-		}
-	}()
-	page, err := readPage(response.Body, *buffer, func() error {
-		err := take(ctx, shared.large)
-		large = err == nil
-		return err
-	})
-	if !large {
-		*buffer = page[:cap(page)] // it may have grown
-	}
-	if err != nil {
-		return err
-	}
-	if err := take(ctx, shared.parsing); err != nil {
-		return err
-	}
-	defer func() { <-shared.parsing }()
-	return read(page)
+	page, err := readPage(response.Body, room)
+	f.size = sizeFor(len(page))
+	return page, err
 }
 
-// readPage reads into the buffer up to the page's end, or up to the last whole line of MaxPage bytes. It asks for leave
-// before it takes a room for more than an ordinary page.
-func readPage(body io.Reader, buffer []byte, leave func() error) ([]byte, error) {
+// readPage reads up to the page's end, or up to the last whole line of MaxPage bytes.
+func readPage(body io.Reader, room *room) ([]byte, error) {
+	buffer := room.open()
 	for n := 0; ; {
 		got, err := body.Read(buffer[n:])
 		n += got
@@ -135,16 +97,13 @@ func readPage(body io.Reader, buffer []byte, leave func() error) ([]byte, error)
 			return buffer[:n], nil
 		case err != nil:
 			return buffer[:n], fmt.Errorf("reading the metrics page: %w", err)
-		case n >= MaxPage:
-			return buffer[:bytes.LastIndexByte(buffer[:n], '\n')+1], nil
+		case n == MaxPage:
+			return buffer[:bytes.LastIndexByte(buffer, '\n')+1], nil
 		case n == len(buffer):
-			if n == ordinaryPage {
-				if err := leave(); err != nil {
-					return buffer[:n], err
-				}
+			larger, err := room.grow()
+			if err != nil {
+				return buffer[:n], err
 			}
-			larger := make([]byte, 2*len(buffer))
-			copy(larger, buffer)
 			buffer = larger
 		}
 	}

@@ -3,6 +3,7 @@ package modelmetrics
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 )
 
@@ -11,25 +12,26 @@ type Options struct {
 	// MinInterval and MaxInterval bound the time from one scrape of an endpoint to its next. MaxInterval also is the
 	// longest time for which a failing endpoint is left alone.
 	MinInterval, MaxInterval time.Duration
-	// Rate is how many scrapes a second are made of all endpoints together, as long as MaxInterval allows it.
+	// Rate is how many scrapes a second are made of all endpoints together, as long as MaxInterval allows it. Each tenant has
+	// as much of it as any other, or as much as it can use.
 	Rate float64
 	// Timeout is the time that one scrape may take, from the connection to the page's last byte.
 	Timeout time.Duration
-	// Concurrency is how many pages are parsed at the same time, and how many longer than 512 KiB come at the same time.
-	// Endpoints that have been asked and have not answered yet do not count.
+	// Concurrency is how many pages are parsed at the same time, of each tenant one at most.
 	Concurrency int
 }
 
 // DefaultOptions cost about a tenth of a core at most: 640 scrapes a second, of some 160 µs for a page of 38 KB
 // (BenchmarkScraper on two idle cores; 115 µs with GOMAXPROCS=1). Up to 32 endpoints are asked every 50 ms, 100 every
-// 156 ms, 1,000 every 1.6 s. Sinks that have little use for readings ask for fewer.
+// 156 ms, 1,000 every 1.6 s. Sinks that have little use for readings ask for fewer. Half of the cores
+// parse pages at most, so that calls have the rest; of two cores both do, so that one tenant's long page holds up no other's.
 func DefaultOptions() Options {
 	return Options{
 		MinInterval: 50 * time.Millisecond,
 		MaxInterval: 5 * time.Second,
 		Rate:        640,
 		Timeout:     time.Second,
-		Concurrency: 32,
+		Concurrency: max(2, runtime.GOMAXPROCS(0)/2),
 	}
 }
 
@@ -50,12 +52,15 @@ func (o Options) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Interval is the time from one scrape of an endpoint to its next in a fleet of n:
+// Interval is the time from one scrape of an endpoint to its next where one tenant has n and no other has any:
 //
 //	n / Rate, but at least MinInterval and at most MaxInterval
 //
 // so that the cost grows with the fleet up to Rate, and from there the readings' age does, up to MaxInterval.
-func (o Options) Interval(n int) time.Duration {
-	seconds := min(float64(n)/o.Rate, o.MaxInterval.Seconds())
+func (o Options) Interval(n int) time.Duration { return o.interval(n, o.Rate) }
+
+// interval is that of n endpoints that have so much of the rate.
+func (o Options) interval(n int, rate float64) time.Duration {
+	seconds := min(float64(n)/rate, o.MaxInterval.Seconds())
 	return min(max(o.MinInterval, time.Duration(seconds*float64(time.Second))), o.MaxInterval)
 }

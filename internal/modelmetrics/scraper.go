@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -19,6 +18,9 @@ type Target struct {
 	URL string
 	// Engine is the program behind it, or Detect.
 	Engine Engine
+	// Tenant is the owner of the endpoint. However many endpoints a tenant has, and whatever their pages are like, they hold
+	// up no endpoint of another tenant.
+	Tenant string
 }
 
 // Sink takes what the scraper finds out. Its methods are called from many goroutines, but of one endpoint never two at
@@ -38,15 +40,15 @@ type Sink interface {
 // Scraper reads a fleet's endpoints again and again, each in a goroutine of its own. Its methods may be called at any
 // time, from any goroutine.
 type Scraper struct {
-	options  Options
-	sink     Sink
-	dial     dialFunc
-	rooms    *rooms
-	interval atomic.Int64 // time.Duration
+	options Options
+	sink    Sink
+	dial    dialFunc
+	shared  *shared
 
 	mu      sync.Mutex
 	closed  bool
 	targets map[netip.AddrPort]*target
+	tenants map[string]*tenant // kept without endpoints too: a tenant that comes again has the share it had
 	running sync.WaitGroup
 }
 
@@ -59,8 +61,9 @@ func New(options Options, sink Sink) (*Scraper, error) {
 		options: options,
 		sink:    sink,
 		dial:    defaultDial(),
-		rooms:   newRooms(options.Concurrency),
+		shared:  newShared(options.Concurrency),
 		targets: map[netip.AddrPort]*target{},
+		tenants: map[string]*tenant{},
 	}, nil
 }
 
@@ -76,41 +79,51 @@ func (s *Scraper) Update(targets map[netip.AddrPort]Target, gone []netip.AddrPor
 	for _, endpoint := range gone {
 		s.stop(endpoint)
 	}
+	var added []*target
 	var errs []error
 	for _, endpoint := range slices.SortedFunc(maps.Keys(targets), netip.AddrPort.Compare) {
 		if known, ok := s.targets[endpoint]; ok && known.Target == targets[endpoint] {
 			continue
 		}
 		s.stop(endpoint)
-		if err := s.start(endpoint, targets[endpoint]); err != nil {
+		t, err := s.add(endpoint, targets[endpoint])
+		if err != nil {
 			errs = append(errs, fmt.Errorf("endpoint %s: %w", endpoint, err))
+			continue
 		}
+		added = append(added, t)
 	}
-	s.pace()
+	setIntervals(s.options, slices.Collect(maps.Values(s.tenants))) // before the first scrapes ask for them
+	for _, t := range added {
+		s.running.Go(t.run)
+	}
 	return errors.Join(errs...)
 }
-
-// pace sets how often each of so many endpoints is read.
-func (s *Scraper) pace() { s.interval.Store(int64(s.options.Interval(len(s.targets)))) }
 
 func (s *Scraper) stop(endpoint netip.AddrPort) {
 	if t, ok := s.targets[endpoint]; ok {
 		t.cancel()
+		t.tenant.endpoints--
 		delete(s.targets, endpoint)
 	}
 }
 
-func (s *Scraper) start(endpoint netip.AddrPort, what Target) error {
+// add makes an endpoint's target, which is not read yet.
+func (s *Scraper) add(endpoint netip.AddrPort, what Target) (*target, error) {
 	fetcher, err := newFetcher(what.URL, s.dial)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	t := &target{Target: what, endpoint: endpoint, scraper: s, cancel: cancel, fetcher: fetcher, parser: NewParser(what.Engine)}
+	tenant := s.tenants[what.Tenant]
+	if tenant == nil {
+		tenant = newTenant(s.shared)
+		s.tenants[what.Tenant] = tenant
+	}
+	tenant.endpoints++
+	t := &target{Target: what, endpoint: endpoint, scraper: s, tenant: tenant, fetcher: fetcher, parser: NewParser(what.Engine)}
+	t.ctx, t.cancel = context.WithCancel(context.Background())
 	s.targets[endpoint] = t
-	s.pace() // before its first scrape asks for it
-	s.running.Go(func() { t.run(ctx) })
-	return nil
+	return t, nil
 }
 
 // Close ends all scrapes and returns when they have ended; the sink is not called any more then.
@@ -130,39 +143,39 @@ type target struct {
 	Target
 	endpoint netip.AddrPort
 	scraper  *Scraper
+	tenant   *tenant
+	ctx      context.Context // ends when the endpoint goes
 	cancel   context.CancelFunc
 	fetcher  *fetcher
 	parser   *Parser
 	failures int // in a row
 }
 
-// run reads the endpoint until the context ends. Delays are measured on the monotonic clock, from scrape to scrape.
-func (t *target) run(ctx context.Context) {
+// run reads the endpoint until its context ends. Delays are measured on the monotonic clock, from scrape to scrape.
+func (t *target) run() {
 	defer t.fetcher.close()
 	timer := time.NewTimer(rand.N(t.scraper.options.MinInterval))
 	defer timer.Stop()
 	for first := true; ; first = false {
 		select {
-		case <-ctx.Done():
+		case <-t.ctx.Done():
 			return
 		case <-timer.C:
 		}
 		start := time.Now()
-		t.scrape(ctx, start)
+		t.scrape()
 		timer.Reset(t.delay(first) - time.Since(start))
 	}
 }
 
-func (t *target) scrape(ctx context.Context, now time.Time) {
-	deadline, cancel := context.WithTimeout(ctx, t.scraper.options.Timeout)
-	defer cancel()
+func (t *target) scrape() {
 	var reading Reading
-	err := t.fetcher.fetch(deadline, t.scraper.rooms, func(page []byte) (err error) {
-		reading, err = t.parser.Parse(page, now)
+	err := t.fetcher.fetch(t.ctx, t.tenant, t.scraper.options.Timeout, func(page []byte, asked time.Time) (err error) {
+		reading, err = t.parser.Parse(page, asked)
 		return err
 	})
 	switch {
-	case ctx.Err() != nil: // no longer an endpoint
+	case t.ctx.Err() != nil: // no longer an endpoint
 	case err != nil:
 		t.failures++
 		t.scraper.sink.ScrapeFailed(t.endpoint, t.failures, err)
@@ -172,13 +185,13 @@ func (t *target) scrape(ctx context.Context, now time.Time) {
 	}
 }
 
-// delay is the time from the start of one scrape to that of the next: the fleet's interval or the sink's pace, whichever
+// delay is the time from the start of one scrape to that of the next: the tenant's interval or the sink's pace, whichever
 // is longer, doubled with each failure up to MaxInterval, and a tenth more or less. After the first scrape it is anything
 // up to that: endpoints that came together are spread over the interval, and the tenth keeps them from falling into step
 // again.
 func (t *target) delay(first bool) time.Duration {
 	longest := t.scraper.options.MaxInterval
-	delay := min(longest, max(time.Duration(t.scraper.interval.Load()), t.scraper.sink.Pace(t.endpoint)))
+	delay := min(longest, max(time.Duration(t.tenant.interval.Load()), t.scraper.sink.Pace(t.endpoint)))
 	for range t.failures {
 		if delay *= 2; delay >= longest {
 			delay = longest

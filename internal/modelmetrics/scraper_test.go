@@ -302,27 +302,40 @@ func TestScrapeHugePage(t *testing.T) {
 }
 
 func TestReadPageCutsAtALine(t *testing.T) {
+	read := func(page string) []byte {
+		t.Helper()
+		room, err := newRoom(t.Context(), newTenant(newShared(1)), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := readPage(strings.NewReader(page), &room)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
 	line := "vllm:num_requests_running 123456789\n"
-	page, err := readPage(strings.NewReader(strings.Repeat(line, MaxPage/len(line)+10)), make([]byte, newBuffer), noLeave)
-	if err != nil {
-		t.Fatal(err)
+	if got, want := len(read(strings.Repeat(line, MaxPage/len(line)+10))), MaxPage/len(line)*len(line); got != want {
+		t.Errorf("%d bytes, want %d", got, want)
 	}
-	if want := MaxPage / len(line) * len(line); len(page) != want {
-		t.Errorf("%d bytes, want %d", len(page), want)
+	if got := len(read(strings.Repeat("x", 2*MaxPage))); got != 0 {
+		t.Errorf("a line without end gives %d bytes", got)
 	}
-	if page, err := readPage(strings.NewReader(strings.Repeat("x", 2*MaxPage)), make([]byte, newBuffer), noLeave); len(page) != 0 || err != nil {
-		t.Errorf("a line without end gives %d bytes, %v", len(page), err)
+	for _, size := range pageSizes[:2] {
+		for n := size - 1; n <= size+1; n++ {
+			if got := len(read(strings.Repeat("x", n))); got != n {
+				t.Errorf("%d bytes of %d", got, n)
+			}
+		}
 	}
 }
-
-func noLeave() error { return nil }
 
 // Pages that come drop by drop hold up nobody else, however many pages may be parsed at a time, and end with a failure.
 func TestDrippingPagesHoldUpNobody(t *testing.T) {
 	for name, begin := range map[string]string{
 		"with nothing yet":   "",
 		"in an ordinary one": load,
-		"in a large one":     strings.Repeat("# HELP\n", ordinaryPage/7+1),
+		"in a large one":     strings.Repeat("# HELP\n", pageSizes[1]/7+1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			dripping := make(chan struct{}, 1)
@@ -566,27 +579,16 @@ func TestIntervalFollowsTheFleet(t *testing.T) {
 	})
 }
 
-// TestIntervalFollowsThePace has the sink ask for less than the fleet's interval, for more, and for more than may be.
-// The first endpoints are read while others are still being added: an interval must be there already.
-func TestIntervalIsThereBeforeTheFirstScrape(t *testing.T) {
-	options := DefaultOptions()
-	sink := newRecorder()
-	s := newScraper(t, options, sink)
-	s.mu.Lock() // Update has not come to its end
-	if err := s.start(endpoint(0), Target{URL: "http://127.0.0.1:1/metrics"}); err != nil {
-		t.Fatal(err)
-	}
-	added := s.targets[endpoint(0)]
-	s.mu.Unlock()
-	if got := time.Duration(s.interval.Load()); got != options.Interval(1) {
-		t.Errorf("the interval is %v, want %v", got, options.Interval(1))
-	}
-	s.interval.Store(0)
-	if got := added.delay(true); got != 0 {
+// A zero interval, which no options give, would end the picker if a random part of it were asked for.
+func TestDelayOfNothing(t *testing.T) {
+	s := newScraper(t, DefaultOptions(), newRecorder())
+	unset := &target{scraper: s, tenant: newTenant(s.shared)}
+	if got := unset.delay(true); got != 0 {
 		t.Errorf("with an interval of nothing the delay is %v", got)
 	}
 }
 
+// TestIntervalFollowsThePace has the sink ask for less than the tenant's interval, for more, and for more than may be.
 func TestIntervalFollowsThePace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := newRecorder()

@@ -1,0 +1,110 @@
+package modelmetrics
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// parseShare is the part of one core that the parsing of a tenant's pages takes at most. 640 ordinary pages a second
+	// take a fifteenth; pages of 4 MiB that are made to cost as much as they can would take 60 cores.
+	parseShare = 1. / 4
+	// parseAhead is for how long a tenant's pages are parsed without a pause after a rest. It is enough for 2,500 ordinary
+	// pages, so a large pool is read at once when it comes.
+	parseAhead = 250 * time.Millisecond
+)
+
+// shared is what the pages of all tenants need.
+type shared struct {
+	memory  *memory
+	parsing chan struct{} // holds one for each page that is parsed
+}
+
+func newShared(concurrency int) *shared {
+	return &shared{memory: newMemory(maxHeld), parsing: make(chan struct{}, concurrency)}
+}
+
+// tenant is the owner of endpoints. What its pages need beyond its share, they wait for behind each other.
+type tenant struct {
+	shared    *shared
+	endpoints int           // guarded by the scraper's mutex
+	interval  atomic.Int64  // time.Duration
+	held      int           // bytes of pages, guarded by the memory's mutex
+	first     chan struct{} // holds the page that is the next to be given room
+
+	// turn holds the page that is parsed or is the next to be. It is one, so the pages that wait to be parsed are of
+	// different tenants, and tenants are served in turn.
+	turn chan struct{}
+	paid time.Time // when the tenant has waited for what was parsed; guarded by the turn
+}
+
+func newTenant(s *shared) *tenant {
+	return &tenant{shared: s, first: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
+}
+
+// take waits for one of the turns.
+func take(ctx context.Context, turns chan struct{}) error {
+	select {
+	case turns <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// parse has a page parsed when it is the tenant's turn.
+func (t *tenant) parse(ctx context.Context, page func() error) error {
+	if err := take(ctx, t.turn); err != nil {
+		return err
+	}
+	defer func() { <-t.turn }()
+	if err := sleepUntil(ctx, t.paid); err != nil {
+		return err
+	}
+	if err := take(ctx, t.shared.parsing); err != nil {
+		return err
+	}
+	defer func() { <-t.shared.parsing }()
+	start := time.Now()
+	defer func() { t.pay(start, time.Since(start)) }()
+	return page()
+}
+
+// pay counts what was parsed: the tenant's next page waits until all would be parsed by the tenant's share of a core. What
+// a tenant leaves unused counts for it up to parseAhead.
+func (t *tenant) pay(start time.Time, took time.Duration) {
+	if ahead := start.Add(-time.Duration(float64(parseAhead) / parseShare)); t.paid.Before(ahead) {
+		t.paid = ahead
+	}
+	t.paid = t.paid.Add(time.Duration(float64(took) / parseShare))
+}
+
+func sleepUntil(ctx context.Context, at time.Time) error {
+	wait := time.Until(at)
+	if wait <= 0 {
+		return nil
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// setIntervals shares the rate out. Each tenant has as much as any other, or as much as it can use. Those that can use least
+// come first, and the others share what is left.
+func setIntervals(o Options, tenants []*tenant) {
+	slices.SortFunc(tenants, func(a, b *tenant) int { return cmp.Compare(a.endpoints, b.endpoints) })
+	left := o.Rate
+	for i, t := range tenants {
+		rate := left / float64(len(tenants)-i)
+		t.interval.Store(int64(o.interval(t.endpoints, rate)))
+		left -= min(rate, float64(t.endpoints)/o.MinInterval.Seconds())
+	}
+}

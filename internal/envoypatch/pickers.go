@@ -21,10 +21,11 @@ const (
 	// itself. Pings go with calls alone, and a connection at rest costs nothing. Pings at a fixed interval would not do: a
 	// server of gRPC for Go, which most pickers are, takes more than two without a call between them for an attack and
 	// closes the connection with all of its calls.
-	pickerSilence = 300 * time.Millisecond
-	// pingTimeout closes the connection. It must be shorter than pickTimeout: the call that sent the ping must still be
-	// there when the connection closes, or nothing is counted against the picker.
-	pingTimeout = 200 * time.Millisecond
+	pickerSilence = 100 * time.Millisecond
+	// pingTimeout closes the connection. It outlasts the 100 ms for which a container that has used up its CPU is stopped.
+	// Together with pickerSilence it must be shorter than pickTimeout: calls must still be there when the connection closes,
+	// or nothing is counted against the picker and another is asked too late.
+	pingTimeout = 150 * time.Millisecond
 	// pickerConnectTimeout is for pickers outside the mesh. Inside it a connection begins at once, by a tunnel of the
 	// waypoint's own.
 	pickerConnectTimeout = 200 * time.Millisecond

@@ -3,6 +3,7 @@ package prefixindex
 import (
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/fairshare"
@@ -86,7 +87,7 @@ func TestRoomIsGivenBack(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 3))
 	head := randomPrompt(rng, 10)
 	for n := range 1_000 {
-		p := append(head[:10:10], randomPrompt(rng, 1+n%20)...)
+		p := slices.Concat(head, randomPrompt(rng, 1+n%20))
 		x.Insert(n%3, p)
 		if n%5 == 0 {
 			x.Withdraw(n%3, p, 10)

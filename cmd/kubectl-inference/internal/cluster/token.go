@@ -48,7 +48,7 @@ func ownToken(config *rest.Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, err := wrapped.RoundTrip(request); !errors.Is(err, errSeen) {
+	if _, err := wrapped.RoundTrip(request); !errors.Is(err, errSeen) { //nolint:bodyclose // there is no response
 		return "", explained("find the kubeconfig's token", err)
 	}
 	token, _ := strings.CutPrefix(seen.authorization, "Bearer ")

@@ -14,7 +14,7 @@
 //	at least one endpoint, as ip:port[,ip:port…]          TestDestination; that a retry goes down the list: TestRetry
 //	not two values in header and metadata                 TestDestination, also where the client brings the header
 //	503 as ImmediateResponse where none is ready          TestRefusals
-//	429 as ImmediateResponse for what is to be dropped    TestRefusals
+//	429 as ImmediateResponse for what is to be dropped    nothing is: what there is no room for ends by the failure mode, TestRefusals
 //	(the proxy) communicate the endpoint that served      TestRetry: it is read, and the reservation moves
 //	implement health checking                             TestHealth, TestEnvoyChecksHealth, TestDrain
 //

@@ -13,6 +13,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -175,15 +176,20 @@ func (c *Cluster) AnyPicker(ctx context.Context) (*Picker, error) {
 
 // Proxy passes requests for the page on to the picker, with the token that it is shown.
 func (p *Picker) Proxy() http.Handler {
+	base := *p.base
+	base.Path = "/" + strings.TrimLeft(base.Path, "/") // HTTP/2 takes no path without a slash in front
 	return &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(p.base)
+			r.SetURL(&base)
 			r.Out.Header.Del("Cookie") // of other pages on this machine
 			if token, err := p.shown(r.In.Context()); err == nil && token != "" {
 				r.Out.Header.Set(review.TokenHeader, "Bearer "+token)
 			}
 		},
 		Transport: p.http.Transport,
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			http.Error(w, fmt.Sprintf("the picker, %s, does not answer: %s", p.Name, oneLine(rootOf(err))), http.StatusBadGateway)
+		},
 	}
 }
 
@@ -296,6 +302,9 @@ func (p *Picker) refusal(code int, text []byte) error {
 	}
 	if said := oneLine(errors.New(string(text[:min(len(text), 300)]))); code == http.StatusUnauthorized || code == http.StatusForbidden {
 		return &Problem{NotPermitted, fmt.Sprintf("the picker, %s, refuses: %s", p.Name, said)}
+	}
+	if code == http.StatusBadGateway {
+		return fmt.Errorf("the picker, %s, cannot be reached: %s", p.Name, oneLine(errors.New(string(text[:min(len(text), 300)]))))
 	}
 	return fmt.Errorf("the picker, %s, answers %d to this: is it of another version?", p.Name, code)
 }

@@ -113,7 +113,7 @@ func served(t *testing.T, door string, body io.Reader, options ...option) heard 
 }
 
 // isRefused checks that the picker itself refused a call, in the form that clients of the OpenAI API read.
-func isRefused(t *testing.T, a answer, wantStatus int, wantType, wantCode string) {
+func isRefused(t *testing.T, a answer, wantCode string) {
 	t.Helper()
 	var said struct {
 		Error struct{ Message, Type, Code string }
@@ -121,8 +121,8 @@ func isRefused(t *testing.T, a answer, wantStatus int, wantType, wantCode string
 	if err := json.Unmarshal(a.body, &said); err != nil {
 		t.Fatalf("the answer is %d %q, want an error in JSON", a.status, a.body)
 	}
-	if a.status != wantStatus || said.Error.Type != wantType || said.Error.Code != wantCode || said.Error.Message == "" {
-		t.Errorf("the answer is %d %s, want %d, type %s and code %s", a.status, a.body, wantStatus, wantType, wantCode)
+	if a.status != http.StatusServiceUnavailable || said.Error.Type != "service_unavailable_error" || said.Error.Code != wantCode || said.Error.Message == "" {
+		t.Errorf("the answer is %d %s, want 503 and code %s", a.status, a.body, wantCode)
 	}
 }
 

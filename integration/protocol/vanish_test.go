@@ -143,7 +143,7 @@ func TestPoolRemoved(t *testing.T) {
 	must(t, the.writePools(func(name string) bool { return name != "removed" }))
 	eventually(t, "the pool's end", func() bool { return p.metric(t, "pools") == float64(len(the.pools)-1) })
 	for _, mode := range []string{partial, duplex} {
-		isRefused(t, call(t, "removed "+mode, ask("too late")), http.StatusServiceUnavailable, "service_unavailable_error", "unknown_pool")
+		isRefused(t, call(t, "removed "+mode, ask("too late")), "unknown_pool")
 	}
 	for response, pieces := range running {
 		pieces <- " and an end"

@@ -57,15 +57,24 @@ func PickerAt(address string, c *Cluster) (*Picker, error) {
 // tokenPatience is how long a token is waited for where the picker may do without.
 const tokenPatience = 3 * time.Second
 
-// tokenIfAny is the token to show, or none where none is found: a picker without Kubernetes asks for none.
+// tokenIfAny is the token to show, or none where none is found in time: a picker without Kubernetes asks for none.
 func (c *Cluster) tokenIfAny(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, tokenPatience)
 	defer cancel()
-	token, err := c.token(ctx)
-	if err != nil {
-		return "", nil //nolint:nilerr // the picker says if it wants one
+	found := make(chan string, 1)
+	go func() {
+		token, err := c.token(ctx)
+		if err != nil {
+			token = "" // the picker says if it wants one
+		}
+		found <- token
+	}()
+	select {
+	case token := <-found:
+		return token, nil
+	case <-ctx.Done(): // what asks the API server for its kinds does not heed the context
+		return "", nil
 	}
-	return token, nil
 }
 
 // PickerIn is a pod's picker, through the API server's proxy to pods. It needs the right to get, and to explain also to

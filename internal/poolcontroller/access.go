@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -84,7 +85,7 @@ func addAccess(m manager.Manager, settings meshconfig.Settings) error {
 	itself := func(o client.Object) bool { return client.ObjectKeyFromObject(o) == settings.DefaultPicker.Service }
 	return ctrl.NewControllerManagedBy(m).
 		Named(name+"-access").
-		Watches(envoyFilterKind, one(ours)).
+		Watches(envoyFilterKind, one(ours), builder.WithPredicates(asksOtherwise())).
 		Watches(&securityv1.AuthorizationPolicy{}, one(ours)).
 		Watches(&gatewayv1.Gateway{}, one(any)).
 		Watches(&corev1.Service{}, one(itself)).

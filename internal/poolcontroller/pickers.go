@@ -9,11 +9,15 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/envoypatch"
 	"github.com/inference-waypoint/inference-waypoint/internal/ineffective"
 	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
 	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
@@ -116,6 +120,18 @@ func newPickersReconciler(c client.Client, settings meshconfig.Settings, ticks c
 func addPickers(m manager.Manager, settings meshconfig.Settings) error {
 	return ctrl.NewControllerManagedBy(m).
 		Named(name+"-pickers").
-		Watches(envoyFilterKind, handler.EnqueueRequestsFromMapFunc(waypointsOf)).
+		Watches(envoyFilterKind, handler.EnqueueRequestsFromMapFunc(waypointsOf), builder.WithPredicates(asksOtherwise())).
 		Complete(newPickersReconciler(m.GetClient(), settings, clock.RealClock{}))
+}
+
+// asksOtherwise passes the events of EnvoyFilters that may change what a waypoint asks: most changes of a pool's do not.
+func asksOtherwise() predicate.Predicate {
+	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		before, _ := waypointOf(e.ObjectOld)
+		after, _ := waypointOf(e.ObjectNew)
+		owner, ours := ownedobjects.Owner(e.ObjectNew)
+		_, wereOurs := ownedobjects.Owner(e.ObjectOld)
+		return !ours || !wereOurs || !isPool(owner) || before != after ||
+			e.ObjectOld.GetAnnotations()[envoypatch.AskedPickers] != e.ObjectNew.GetAnnotations()[envoypatch.AskedPickers]
+	}}
 }

@@ -62,17 +62,23 @@ func (m *Mesh) waypointAdmin(ctx context.Context, namespace, waypoint, path stri
 	if err != nil {
 		return nil, fmt.Errorf("asking waypoint %s/%s: %w", namespace, waypoint, err)
 	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return nil, fmt.Errorf("asking waypoint %s/%s: %w", namespace, waypoint, err)
-	}
-	defer func() { _ = response.Body.Close() }()
-	page, err := io.ReadAll(response.Body)
-	if err == nil && response.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", response.Status, page)
-	}
+	page, err := answerTo(request)
 	if err != nil {
 		return nil, fmt.Errorf("asking waypoint %s/%s for %s: %w", namespace, waypoint, path, err)
 	}
 	return page, nil
+}
+
+// answerTo makes a request and returns the body of its answer. A status other than 200 is an error.
+func answerTo(request *http.Request) ([]byte, error) {
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = response.Body.Close() }()
+	body, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", response.Status, body)
+	}
+	return body, err
 }

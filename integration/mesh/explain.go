@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -38,17 +37,9 @@ func (m *Mesh) Explain(ctx context.Context, pool string, body []byte) (*fleet.Ex
 		return nil, err
 	}
 	request.Header.Set(review.TokenHeader, "Bearer "+token)
-	response, err := http.DefaultClient.Do(request)
+	text, err := answerTo(request)
 	if err != nil {
 		return nil, fmt.Errorf("asking for an explanation: %w", err)
-	}
-	defer func() { _ = response.Body.Close() }()
-	text, err := io.ReadAll(response.Body)
-	if err != nil {
-		return nil, fmt.Errorf("reading an explanation: %w", err)
-	}
-	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("asking for an explanation: %s: %s", response.Status, text)
 	}
 	out := &fleet.Explanation{}
 	if err := json.Unmarshal(text, out); err != nil {

@@ -7,11 +7,11 @@ import (
 	"sync/atomic"
 )
 
-// greed is how many times what is free a tenant may have. One that takes all that it can has four fifths of the whole;
+// Greed is how many times what is free a tenant may have. One that takes all that it can has four fifths of the whole;
 // two have four ninths each, and the rest is always there for others. The rule is the dynamic threshold of Choudhury and
 // Hahne (IEEE/ACM Transactions on Networking 6(2), 1998): it leaves nothing unused that a lone tenant could need but that
 // fifth.
-const greed = 4
+const Greed = 4
 
 // Whole is all that there is.
 type Whole struct {
@@ -49,7 +49,7 @@ func (s *Share) Take(n int64) bool {
 		return true
 	}
 	free := s.whole.most - all
-	return free >= 0 && own <= greed*(free+max(0, n))
+	return free >= 0 && own <= Greed*(free+max(0, n))
 }
 
 // Give gives n back.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"slices"
 	"sync"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/fairshare"
 )
 
 // MaxPage is how many bytes of a page are read; what comes behind is left unread, at the price of the connection.
@@ -22,20 +24,14 @@ func sizeFor(n int) int {
 	return len(pageSizes) - 1
 }
 
-const (
-	// maxHeld is how many bytes the pages of all tenants hold together, from the question to the reading.
-	maxHeld = 64 << 20
-	// greed is how many times what is free a tenant may hold. One that takes all that it can has four fifths of the whole,
-	// and the rest is always there for others. The rule is the dynamic threshold of Choudhury and Hahne (IEEE/ACM
-	// Transactions on Networking 6(2), 1998), as for calls: it knows no tenants in advance.
-	greed = 4
-)
+// maxHeld is how many bytes the pages of all tenants hold together, from the question to the reading.
+const maxHeld = 64 << 20
 
 // errNoRoom is of a page that turned out longer than the one before while its tenant held all that it may. The next
 // scrape waits for the room that this one needed.
 var errNoRoom = errors.New("the page is longer than the one before, and other pages of its tenant take the memory")
 
-// memory is what pages are held in.
+// memory is what pages are held in. It is shared as package fairshare has it, but who may have no more waits.
 type memory struct {
 	mu      sync.Mutex
 	free    int
@@ -55,7 +51,7 @@ func newMemory(size int) *memory {
 func (m *memory) take(t *tenant, n int) (ok bool, freed <-chan struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if n <= m.free && t.held+n <= greed*m.free {
+	if n <= m.free && t.held+n <= fairshare.Greed*m.free {
 		m.free -= n
 		t.held += n
 		return true, nil

@@ -51,24 +51,11 @@ func (r *accessReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (
 	if policy := meshconfig.PickerAccess(picker, service, waypoints); policy != nil {
 		desired = append(desired, policy)
 	}
-	_, err := r.objects.Sync(ctx, meshconfig.PickerOwner(picker), desired, ownedobjects.Leaving{})
-	if passing(err) {
-		return reconcile.Result{}, err
-	}
-	if taken(err) {
-		ctrl.LoggerFrom(ctx).Error(err, "admitting waypoints to the picker")
-	}
-	return after(err, reconcile.Result{}, nil)
+	return keep(ctx, r.objects, meshconfig.PickerOwner(picker), desired)
 }
 
 func newAccessReconciler(c client.Client, settings meshconfig.Settings, ticks clock.Clock) *accessReconciler {
-	return &accessReconciler{
-		client: c,
-		objects: ownedobjects.Set{
-			Client: c, Kinds: []client.ObjectList{&securityv1.AuthorizationPolicyList{}}, Contests: ownedobjects.NewContests(ticks),
-		},
-		settings: settings,
-	}
+	return &accessReconciler{c, setOf(c, ticks, &securityv1.AuthorizationPolicyList{}), settings}
 }
 
 func addAccess(m manager.Manager, settings meshconfig.Settings) error {
@@ -81,13 +68,13 @@ func addAccess(m manager.Manager, settings meshconfig.Settings) error {
 		})
 	}
 	ours := func(o client.Object) bool { _, is := ownedobjects.Owner(o); return is }
-	any := func(client.Object) bool { return true }
+	whatever := func(client.Object) bool { return true }
 	itself := func(o client.Object) bool { return client.ObjectKeyFromObject(o) == settings.DefaultPicker.Service }
 	return ctrl.NewControllerManagedBy(m).
 		Named(name+"-access").
 		Watches(envoyFilterKind, one(ours), builder.WithPredicates(asksOtherwise())).
 		Watches(&securityv1.AuthorizationPolicy{}, one(ours)).
-		Watches(&gatewayv1.Gateway{}, one(any)).
+		Watches(&gatewayv1.Gateway{}, one(whatever)).
 		Watches(&corev1.Service{}, one(itself)).
 		Complete(newAccessReconciler(m.GetClient(), settings, clock.RealClock{}))
 }

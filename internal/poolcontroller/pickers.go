@@ -46,14 +46,24 @@ func (r *pickersReconciler) Reconcile(ctx context.Context, request reconcile.Req
 	if filter != nil {
 		desired = append(desired, filter)
 	}
-	_, err = r.objects.Sync(ctx, meshconfig.WaypointOwner(request.NamespacedName), desired, ownedobjects.Leaving{})
+	return keep(ctx, r.objects, meshconfig.WaypointOwner(request.NamespacedName), desired)
+}
+
+// keep brings the objects of an owner that has no status to what they should be. A name that is taken is told in the log.
+func keep(ctx context.Context, objects ownedobjects.Set, owner types.NamespacedName, desired []client.Object) (reconcile.Result, error) {
+	_, err := objects.Sync(ctx, owner, desired, ownedobjects.Leaving{})
 	if passing(err) {
 		return reconcile.Result{}, err
 	}
 	if taken(err) {
-		ctrl.LoggerFrom(ctx).Error(err, "keeping the waypoint's EnvoyFilter for pickers")
+		ctrl.LoggerFrom(ctx).Error(err, "keeping what belongs to "+owner.String())
 	}
 	return after(err, reconcile.Result{}, nil)
+}
+
+// setOf writes objects of one kind, and slowly where another writer undoes it.
+func setOf(c client.Client, ticks clock.Clock, kind client.ObjectList) ownedobjects.Set {
+	return ownedobjects.Set{Client: c, Kinds: []client.ObjectList{kind}, Contests: ownedobjects.NewContests(ticks)}
 }
 
 // taken reports whether an error is of those that come back in a while without a word in the log.
@@ -108,13 +118,7 @@ func waypointsOf(_ context.Context, o client.Object) []reconcile.Request {
 }
 
 func newPickersReconciler(c client.Client, settings meshconfig.Settings, ticks clock.Clock) *pickersReconciler {
-	return &pickersReconciler{
-		client: c,
-		objects: ownedobjects.Set{
-			Client: c, Kinds: []client.ObjectList{&networkingv1alpha3.EnvoyFilterList{}}, Contests: ownedobjects.NewContests(ticks),
-		},
-		settings: settings,
-	}
+	return &pickersReconciler{c, setOf(c, ticks, &networkingv1alpha3.EnvoyFilterList{}), settings}
 }
 
 func addPickers(m manager.Manager, settings meshconfig.Settings) error {

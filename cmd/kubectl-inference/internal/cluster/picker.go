@@ -309,11 +309,13 @@ func (p *Picker) refusal(code int, text []byte) error {
 	if json.Unmarshal(text, &own) == nil && own.Error != "" {
 		return fmt.Errorf("the picker, %s, answers %d: %s", p.Name, code, own.Error)
 	}
-	if said := oneLine(errors.New(string(text[:min(len(text), 300)]))); code == http.StatusUnauthorized || code == http.StatusForbidden {
+	said := oneLine(errors.New(string(text[:min(len(text), 300)])))
+	switch code {
+	case http.StatusUnauthorized, http.StatusForbidden:
 		return &Problem{NotPermitted, fmt.Sprintf("the picker, %s, refuses: %s", p.Name, said)}
+	case http.StatusBadGateway:
+		return fmt.Errorf("the picker, %s, cannot be reached: %s", p.Name, said)
+	default:
+		return fmt.Errorf("the picker, %s, answers %d to this: is it of another version?", p.Name, code)
 	}
-	if code == http.StatusBadGateway {
-		return fmt.Errorf("the picker, %s, cannot be reached: %s", p.Name, oneLine(errors.New(string(text[:min(len(text), 300)]))))
-	}
-	return fmt.Errorf("the picker, %s, answers %d to this: is it of another version?", p.Name, code)
 }

@@ -48,7 +48,11 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := poolcontroller.Add(ctx, manager, o.settings(), o.times()); err != nil {
+	settings := o.settings()
+	if settings.Key, err = o.key(ctx, manager); err != nil {
+		return err
+	}
+	if err := poolcontroller.Add(ctx, manager, settings, o.times()); err != nil {
 		return fmt.Errorf("adding the pool controller: %w", err)
 	}
 	return manager.Start(ctx)

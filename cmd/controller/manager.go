@@ -11,11 +11,13 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/poolcontroller"
+	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
 )
 
 // leaseName is the lease that the replicas of the controller share.
@@ -51,6 +53,29 @@ func (o *options) manager() (manager.Manager, error) {
 		return nil, fmt.Errorf("adding the readiness check: %w", err)
 	}
 	return m, nil
+}
+
+// key is the secret of pools' tokens, made where there is none; nil where there is no picker of ours.
+func (o *options) key(ctx context.Context, m manager.Manager) (*poolkey.Key, error) {
+	if o.picker == nil {
+		return nil, nil
+	}
+	c, err := direct(m)
+	if err != nil {
+		return nil, err
+	}
+	key, err := poolkey.Ensure(ctx, c, o.picker.Service.Namespace, time.Now())
+	return &key, err
+}
+
+// direct is a client that asks the API server for everything: the manager's own reads from a cache, which would hold every
+// object of a kind for one look.
+func direct(m manager.Manager) (client.Client, error) {
+	c, err := client.New(m.GetConfig(), client.Options{Scheme: m.GetScheme(), HTTPClient: m.GetHTTPClient()})
+	if err != nil {
+		return nil, fmt.Errorf("making the client of the API server: %w", err)
+	}
+	return c, nil
 }
 
 // cachesFilled is a check that fails until the caches hold what the API server has. It does not ask for the lease: a

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/poolcontroller"
@@ -19,10 +18,9 @@ func (o *options) runUninstall(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Not the manager's client: it reads from a cache, which would hold every object of the cluster for one look.
-	c, err := client.New(m.GetConfig(), client.Options{Scheme: m.GetScheme(), HTTPClient: m.GetHTTPClient()})
+	c, err := direct(m)
 	if err != nil {
-		return fmt.Errorf("making the client of the API server: %w", err)
+		return err
 	}
 	ctx, done := context.WithCancel(ctx)
 	defer done()

@@ -9,6 +9,8 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
@@ -26,6 +28,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
 	"github.com/inference-waypoint/inference-waypoint/internal/modelmetrics"
 	"github.com/inference-waypoint/inference-waypoint/internal/page"
+	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
 	"github.com/inference-waypoint/inference-waypoint/internal/review"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
@@ -41,6 +44,25 @@ const (
 // the start.
 type source interface {
 	Run(ctx context.Context, synced func())
+}
+
+// sources are several that run side by side.
+type sources []source
+
+func (s sources) Run(ctx context.Context, synced func()) {
+	var running sync.WaitGroup
+	var missing atomic.Int32
+	missing.Store(int32(len(s)))
+	for _, each := range s {
+		running.Go(func() {
+			each.Run(ctx, func() {
+				if missing.Add(-1) == 0 {
+					synced()
+				}
+			})
+		})
+	}
+	running.Wait()
 }
 
 // run is the whole program: it serves until ctx ends, then drains. Logs go to stderr.
@@ -65,7 +87,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	}
 	defer scraper.Close()
 	pools.ReadBy(scraper)
-	from, err := newSource(o, pools, log)
+	from, admits, err := newSources(o, pools, log)
 	if err != nil {
 		return err
 	}
@@ -74,7 +96,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 		return err
 	}
 	picker := extproc.New(pools, extproc.Options{
-		Metrics: metrics, Log: log, Tracer: tracer, MaxStreams: o.MaxStreams, MaxHeldBytes: o.MaxHeldBytes,
+		Metrics: metrics, Log: log, Tracer: tracer, MaxStreams: o.MaxStreams, MaxHeldBytes: o.MaxHeldBytes, Admits: admits,
 	})
 	debug, err := debugHandler(o, pools)
 	if err != nil {
@@ -166,20 +188,30 @@ func fewAtATime(next http.Handler) http.Handler {
 	})
 }
 
-func newSource(o Options, pools *fleet.Fleet, log *slog.Logger) (source, error) {
+// newSources makes what tells of pools, and of who may ask about them: nil where everybody may who reaches the picker.
+func newSources(o Options, pools *fleet.Fleet, log *slog.Logger) (source, func(pool, token string) bool, error) {
 	if o.Static != "" {
-		return fleet.OpenFile(o.Static, fileInterval, pools, log)
+		file, err := fleet.OpenFile(o.Static, fileInterval, pools, log)
+		return file, nil, err
 	}
 	config, err := clusterConfig(o.Kubeconfig)
 	if err != nil {
-		return nil, fmt.Errorf("reaching Kubernetes (--static FILE works without it): %w", err)
+		return nil, nil, fmt.Errorf("reaching Kubernetes (--static FILE works without it): %w", err)
 	}
 	config.UserAgent = "inference-waypoint-picker"
 	pods, inferencePools, err := fleet.Watches(config)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return fleet.NewCluster(pods, inferencePools, pools, o.Serves, log)
+	cluster, err := fleet.NewCluster(pods, inferencePools, pools, o.Serves, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	ring, err := poolkey.NewRing(config, ownNamespace(), pools.SetSeed, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	return sources{cluster, ring}, ring.Admits, nil
 }
 
 func clusterConfig(kubeconfig string) (*rest.Config, error) {

@@ -2,6 +2,7 @@ package extproc
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -25,13 +26,12 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
-const (
-	// probePool is the pool that probes have picked from. No pool of a cluster is named so: its namespace is empty.
-	probePool = "/probe"
-	// probePatience is how long a probe waits for its pick. A kubelet waits for 1 s. It is longer than a waypoint waits,
-	// so who fails it twice in a row is of no use to any call.
-	probePatience = 500 * time.Millisecond
-)
+// probePatience is how long a probe waits for its pick. A kubelet waits for 1 s. It is longer than a waypoint waits, so who
+// fails it twice in a row is of no use to any call.
+const probePatience = 500 * time.Millisecond
+
+// newProbeName names the pool that probes have picked from, as nobody outside can: it is never one too many.
+func newProbeName() string { return "/probe " + rand.Text() }
 
 // newProbePool makes the pool of probes: one endpoint, which nobody reads or calls, and metrics that nobody sees.
 func newProbePool() *fleet.Pool {
@@ -44,6 +44,7 @@ func newProbePool() *fleet.Pool {
 // Probe has picks made as a proxy does, by the same gRPC server and the same ways up to the pool, to see whether the
 // picker still picks: a process that hangs may well answer pings and simple health checks.
 type Probe struct {
+	pool string
 	conn *grpc.ClientConn
 
 	mu      sync.Mutex
@@ -56,15 +57,15 @@ type attempt struct {
 	err  error
 }
 
-// NewProbe probes the server that connections are dialled to.
-func NewProbe(dial func(context.Context) (net.Conn, error)) (*Probe, error) {
+// Probe probes the server by connections that are dialled to it.
+func (s *Server) Probe(dial func(context.Context) (net.Conn, error)) (*Probe, error) {
 	conn, err := grpc.NewClient("passthrough:///picker",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) }),
 		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, fmt.Errorf("making the probe's connection: %w", err)
 	}
-	return &Probe{conn: conn}, nil
+	return &Probe{pool: s.probeName, conn: conn}, nil
 }
 
 // Close ends the probe's connection.
@@ -112,7 +113,7 @@ var probed = &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_
 }}
 
 func (p *Probe) pick(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, pool.NameHeader, probePool))
+	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, pool.NameHeader, p.pool))
 	defer cancel()
 	stream, err := extprocv3.NewExternalProcessorClient(p.conn).Process(ctx)
 	if err != nil {

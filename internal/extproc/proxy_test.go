@@ -173,12 +173,18 @@ type exchange struct {
 // message.
 func (w *world) open(t testing.TB, name string, first func(*extprocv3.ProcessingRequest)) *exchange {
 	t.Helper()
+	if name == "" {
+		return w.openWith(t, first)
+	}
+	return w.openWith(t, first, pool.NameHeader, name)
+}
+
+// openWith opens a stream with metadata: keys, each with its value.
+func (w *world) openWith(t testing.TB, first func(*extprocv3.ProcessingRequest), opening ...string) *exchange {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	t.Cleanup(cancel)
-	if name != "" {
-		ctx = metadata.AppendToOutgoingContext(ctx, pool.NameHeader, name)
-	}
-	stream, err := w.client.Process(ctx)
+	stream, err := w.client.Process(metadata.AppendToOutgoingContext(ctx, opening...))
 	if err != nil {
 		t.Fatal(err)
 	}

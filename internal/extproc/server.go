@@ -6,9 +6,11 @@
 package extproc
 
 import (
+	"context"
 	"errors"
 	"io"
 	"log/slog"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -20,8 +22,10 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/fairqueue"
 	"github.com/inference-waypoint/inference-waypoint/internal/fairshare"
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/refusal"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
@@ -44,22 +48,26 @@ type Options struct {
 	// namespace's pools may hold four times as much of it as is free. Where it is used up, calls are picked on the part of
 	// the body that is there. 0 sets no limit.
 	MaxHeldBytes int
+	// Admits says whether a proxy that shows this token may ask about the pool of this name; nil admits all.
+	Admits func(pool, token string) bool
 }
 
 // Server answers the streams of proxies.
 type Server struct {
 	extprocv3.UnimplementedExternalProcessorServer
 
-	fleet    *fleet.Fleet
-	probes   *fleet.Pool // what a Probe has picked from
-	options  Options
-	sessions sync.Pool
-	tails    sync.Pool
-	streams  *fairshare.Whole // calls: streams on which a message came
-	silent   patience         // with streams without a message
-	bodiless patience         // with calls that are not decided on yet
-	shown    *fairshare.Whole // streams that only show an answer
-	held     *fairshare.Whole // bytes of bodies before the pick
+	fleet     *fleet.Fleet
+	probes    *fleet.Pool // what a Probe has picked from
+	probeName string
+	options   Options
+	sessions  sync.Pool
+	tails     sync.Pool
+	streams   *fairshare.Whole // calls: streams on which a message came
+	silent    patience         // with streams without a message
+	bodiless  patience         // with calls that are not decided on yet
+	shown     *fairshare.Whole // streams that only show an answer
+	held      *fairshare.Whole // bytes of bodies before the pick
+	reading   *fairqueue.Queue // turns at the processors, for prompts
 
 	parting sync.Once
 	parted  chan struct{} // closed by Part
@@ -68,15 +76,17 @@ type Server struct {
 // New makes a server that picks from the fleet.
 func New(f *fleet.Fleet, o Options) *Server {
 	s := &Server{
-		fleet:    f,
-		probes:   newProbePool(),
-		options:  o,
-		streams:  fairshare.New(int64(o.MaxStreams)),
-		shown:    fairshare.New(int64(o.MaxStreams)),
-		held:     fairshare.New(int64(o.MaxHeldBytes)),
-		silent:   patience{awaited: "headers", within: headersWithin, most: o.MaxStreams},
-		bodiless: patience{awaited: "body", within: bodyWithin},
-		parted:   make(chan struct{}),
+		fleet:     f,
+		probes:    newProbePool(),
+		probeName: newProbeName(),
+		reading:   fairqueue.New(runtime.GOMAXPROCS(0)),
+		options:   o,
+		streams:   fairshare.New(int64(o.MaxStreams)),
+		shown:     fairshare.New(int64(o.MaxStreams)),
+		held:      fairshare.New(int64(o.MaxHeldBytes)),
+		silent:    patience{awaited: "headers", within: headersWithin, most: o.MaxStreams},
+		bodiless:  patience{awaited: "body", within: bodyWithin},
+		parted:    make(chan struct{}),
 	}
 	s.sessions.New = func() any { return &session{server: s} }
 	s.tails.New = func() any { return new(tail) }
@@ -123,9 +133,16 @@ func ServerOptions(maxMessage int) []grpc.ServerOption {
 // pieces that are on their way, and the model server gets a body with a hole. Answers come through OK whole.
 func (s *Server) Part() { s.parting.Do(func() { close(s.parted) }) }
 
+// admits says whether the proxy may ask about the pool that it names. A probe comes from ourselves.
+func (s *Server) admits(stream context.Context, name string) bool {
+	return s.options.Admits == nil || s.isProbe(name) || s.options.Admits(name, openedFor(stream, pool.TokenHeader))
+}
+
+func (s *Server) isProbe(name string) bool { return name == s.probeName }
+
 // find is the pool of a name, or nil.
 func (s *Server) find(name string) *fleet.Pool {
-	if name == probePool {
+	if s.isProbe(name) {
 		return s.probes
 	}
 	parsed, ok := fleet.ParseName(name)

@@ -20,6 +20,10 @@ var errFault = status.Error(codes.Internal, "the endpoint picker failed")
 // could well be served, if not picked for.
 var errOverloaded = status.Error(codes.ResourceExhausted, "the endpoint picker has as many calls in flight as it may have, or as the pool's namespace may")
 
+// errNotAdmitted ends the stream of a proxy that has not shown that it serves the pool. If it does, its calls go on as the
+// pool's failure mode says.
+var errNotAdmitted = status.Error(codes.PermissionDenied, "the proxy has not shown the pool's token, by which the controller admits the waypoints that serve it")
+
 // counter counts streams that are open.
 type counter interface {
 	StreamOpened()
@@ -40,8 +44,15 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 	name := openedFor(stream.Context(), pool.NameHeader)
 	if name == "" {
 		if shownOf := openedFor(stream.Context(), pool.UsageHeader); shownOf != "" {
+			if !s.admits(stream.Context(), shownOf) {
+				return errNotAdmitted
+			}
 			return s.look(stream, shownOf)
 		}
+	}
+	if !s.admits(stream.Context(), name) {
+		s.countRefusal(name, refusal.NotAdmitted)
+		return errNotAdmitted
 	}
 	open := s.counterOf(name)
 	open.StreamOpened()
@@ -109,7 +120,7 @@ func (x *session) begin(stream grpc.ServerStream) (over bool, err error) {
 	x.tenant = s.tenantOf(x.pool)
 	x.room = s.streams.Of(x.tenant)
 	// That there is no room for more calls is no reason to send none: a probe is never one too many.
-	if !x.room.Take(1) && x.pool != probePool {
+	if !x.room.Take(1) && !s.isProbe(x.pool) {
 		s.countRefusal(x.pool, refusal.Overloaded)
 		return true, errOverloaded
 	}

@@ -186,7 +186,7 @@ func explainRequest(f *Fleet, w http.ResponseWriter, r *http.Request) (*Explanat
 	if path == "" {
 		path = "/v1/chat/completions"
 	}
-	var facts inferencereq.Facts
+	facts := inferencereq.Facts{Seed: f.Seed()}
 	facts.Read(path, body, false)
 	subset := Subset{Given: query.Has("subset")}
 	for _, text := range query["subset"] {

@@ -37,6 +37,7 @@ type Fleet struct {
 	options Options
 	memory  *fairshare.Whole // of the pools' indexes, in bytes
 	pools   atomic.Pointer[map[types.NamespacedName]*Pool]
+	seed    atomic.Uint64
 
 	mu      sync.Mutex // serialises writers of pools
 	made    uint64     // pools made so far
@@ -57,6 +58,13 @@ func New(o Options) *Fleet {
 	f.pools.Store(&map[types.NamespacedName]*Pool{})
 	return f
 }
+
+// Seed begins the hashes of prompts.
+func (f *Fleet) Seed() uint64 { return f.seed.Load() }
+
+// SetSeed has the hashes of prompts begin otherwise. Nothing is found any more of what is known of caches: it goes as what
+// was used least recently.
+func (f *Fleet) SetSeed(seed uint64) { f.seed.Store(seed) }
 
 // Pool finds a pool by its name, or returns nil.
 func (f *Fleet) Pool(name types.NamespacedName) *Pool { return (*f.pools.Load())[name] }

@@ -62,6 +62,6 @@ func BenchmarkHashBlock(b *testing.B) {
 	block := make([]byte, BlockBytes)
 	b.SetBytes(BlockBytes)
 	for b.Loop() {
-		block[0] = byte(hashOf(block))
+		block[0] = byte(hashOf(1, block))
 	}
 }

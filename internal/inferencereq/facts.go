@@ -25,6 +25,8 @@ const (
 // Facts are what a pick needs to know of one request. A Facts is reused from request to request: Read overwrites
 // everything, keeps the capacity of Blocks, and makes no new Model where the name is the one of the request before.
 type Facts struct {
+	// Seed begins the hashes. It is for the caller to set, and Read leaves it as it is.
+	Seed uint64
 	// API is the kind of call.
 	API API
 	// Model is the model's name as the client gave it in the body or, without one there, in the path; no more than its
@@ -41,8 +43,8 @@ type Facts struct {
 	// prompts, those of the first. Each stands for everything before it too, beginning with the model's name and the
 	// cache salt, so two prompts agree in their first n blocks where their n-th hashes are equal.
 	//
-	// The hashes are equal in every replica of the picker and are not cryptographic: whoever writes a prompt can,
-	// with effort, make two texts collide, by chance it happens once in 2⁶⁴ pairs. All that a hash is used for is the
+	// The hashes are equal where the Seed is and are not cryptographic: whoever knows the Seed and writes a prompt can
+	// make two texts collide, by chance it happens once in 2⁶⁴ pairs. All that a hash is used for is the
 	// guess which endpoint has a prefix in its cache. A collision makes a call go where it finds less cached than
 	// expected, and costs a prefill; it never gives one tenant another's tokens, which model servers compare by
 	// their own keys. What a tenant can learn is what a shared prefix cache tells anyway: by timing, whether somebody
@@ -156,9 +158,9 @@ func (f *Facts) PromptTokens() int { return f.PromptBytes / bytesPerToken }
 func (f *Facts) Read(path string, body []byte, truncated bool) {
 	name := f.Model
 	path = cleaned(path)
-	*f = Facts{API: apiOf(path), Blocks: f.Blocks[:0], Truncated: truncated}
+	*f = Facts{Seed: f.Seed, API: apiOf(path), Blocks: f.Blocks[:0], Truncated: truncated}
 	r := reader{body: body, api: f.API, modelInPath: modelIn(path)}
-	r.prompt.hashes = f.Blocks
+	r.prompt.hashes, r.prompt.seed, r.digest.seed = f.Blocks, f.Seed, f.Seed
 	r.digest.folding = true
 	r.request()
 	f.Model = r.modelName(name)

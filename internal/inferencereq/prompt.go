@@ -146,7 +146,8 @@ func (r *reader) section(i int, how shape) {
 // at a section's end goes into the hash of the next section's first block.
 func (r *reader) chain() []uint64 {
 	hashes := r.prompt.hashes
-	h := joinNames.with(r.modelDigest(), r.digestOf(r.salt))
+	seed := r.prompt.seed
+	h := joinNames.with(seed, r.modelDigest(), r.digestOf(r.salt))
 	done := 0
 	for i := range r.sections {
 		s := &r.sections[i]
@@ -154,15 +155,15 @@ func (r *reader) chain() []uint64 {
 			continue
 		}
 		r.moveUp(hashes, done, s)
-		h = joinSection.with(h, uint64(i))
+		h = joinSection.with(seed, h, uint64(i))
 		end := done + s.to - s.from
 		for j := done; j < end; j++ {
-			h = joinBlock.with(h, hashes[j])
+			h = joinBlock.with(seed, h, hashes[j])
 			hashes[j] = h
 		}
 		done = end
 		if s.restLen > 0 {
-			h = joinRest.with(h, s.rest)
+			h = joinRest.with(seed, h, s.rest)
 		}
 	}
 	return hashes[:min(done, MaxBlocks)]

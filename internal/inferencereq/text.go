@@ -24,7 +24,9 @@ type text struct {
 	n      int // bytes in buf, below room between calls
 	blocks int // whole blocks before those in buf, hashed or not
 
-	// hashes are those of the blocks, each by itself: they are chained when the seed is known.
+	seed uint64 // of all hashes
+
+	// hashes are those of the blocks, each by itself: they are chained when the model's name is known.
 	hashes []uint64
 	limit  int // no more hashes than this
 
@@ -39,9 +41,9 @@ func (t *text) len() int { return t.blocks*BlockBytes + t.n }
 func (t *text) block(p []byte) {
 	t.blocks++
 	if t.folding {
-		t.digest = joinBlock.with(t.digest, hashOf(p))
+		t.digest = joinBlock.with(t.seed, t.digest, hashOf(t.seed, p))
 	} else if len(t.hashes) < t.limit {
-		t.hashes = append(t.hashes, hashOf(p))
+		t.hashes = append(t.hashes, hashOf(t.seed, p))
 	}
 }
 
@@ -92,13 +94,13 @@ func (t *text) rest() (hash uint64, length int) {
 	if length == 0 {
 		return 0, 0
 	}
-	return hashOf(t.buf[:length]), length
+	return hashOf(t.seed, t.buf[:length]), length
 }
 
 // sum takes the digest of a folding text, and empties it.
 func (t *text) sum() uint64 {
 	rest, _ := t.rest()
-	sum := joinRest.with(t.digest, rest)
+	sum := joinRest.with(t.seed, t.digest, rest)
 	t.digest, t.blocks = 0, 0
 	return sum
 }

@@ -27,6 +27,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/modules"
+	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 	"github.com/inference-waypoint/inference-waypoint/internal/routes"
 )
@@ -58,6 +59,7 @@ func TestGolden(t *testing.T) {
 					Service: types.NamespacedName{Namespace: "inference-system", Name: "inference-picker"},
 					Port:    9002,
 				},
+				Key:        &poolkey.Key{},
 				HostClaims: []HostClaim{{"*", "*.example.com"}, {"models", "chat.example"}, {"models", "*.default"}},
 			}
 			if strings.HasPrefix(name, "nopicker-") {

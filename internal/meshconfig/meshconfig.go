@@ -27,6 +27,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/internal/ineffective"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 )
 
@@ -40,6 +41,8 @@ type Settings struct {
 	DefaultPicker *ServicePort
 	// HostClaims say which hosts pools may claim beside their own; without any they may claim none.
 	HostClaims []HostClaim
+	// Key makes the tokens by which waypoints show the default picker that they serve a pool; nil makes none.
+	Key *poolkey.Key
 }
 
 // ServicePort is one port of a Service.

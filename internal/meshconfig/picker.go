@@ -105,7 +105,7 @@ func (t translator) asked(r readPool) envoypatch.Picker {
 	}
 	if r.choose.ours {
 		out.Protocol = envoypatch.Buffered
-		out.Metadata = map[string]string{pool.NameHeader: r.Name.String()}
+		out.Metadata = t.opening(pool.NameHeader, r)
 	}
 	return out
 }
@@ -120,6 +120,16 @@ func (t translator) shownTo(r readPool) *envoypatch.Picker {
 	return &envoypatch.Picker{
 		Host:     t.serviceHost(r.choose.at.Service),
 		Port:     uint32(r.choose.at.Port),
-		Metadata: map[string]string{pool.UsageHeader: r.Name.String()},
+		Metadata: t.opening(pool.UsageHeader, r),
 	}
+}
+
+// opening is what a waypoint opens a stream to our picker with: the pool, under a key that says what for, and its token. A
+// picker that a pool has of its own has no use for that, and is not to have it.
+func (t translator) opening(key string, r readPool) map[string]string {
+	out := map[string]string{key: r.Name.String()}
+	if t.settings.Key != nil && t.settings.DefaultPicker != nil && r.choose.at == *t.settings.DefaultPicker {
+		out[pool.TokenHeader] = t.settings.Key.Token(r.Name.String())
+	}
+	return out
 }

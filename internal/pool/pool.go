@@ -26,6 +26,9 @@ const (
 	// a stream to the picker. It is the contract between the controller and the picker.
 	NameHeader = "inference-waypoint-pool"
 
+	// TokenHeader is the metadata key in which a waypoint shows that it serves the pool that it names.
+	TokenHeader = "inference-waypoint-token"
+
 	// UsageHeader takes NameHeader's place on a stream that asks for no pick and only shows the answer to a call, for
 	// the tokens that it says were used.
 	UsageHeader = "inference-waypoint-usage"

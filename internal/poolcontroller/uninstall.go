@@ -18,6 +18,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
+	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 	"github.com/inference-waypoint/inference-waypoint/internal/routes"
 )
@@ -42,7 +43,7 @@ func Uninstall(ctx context.Context, c client.Client, system string, drain time.D
 	for _, kind := range []client.ObjectList{&networkingv1alpha3.EnvoyFilterList{}, &networkingv1.ServiceEntryList{}, &gatewayv1.GatewayList{}} {
 		errs = append(errs, deleteOwned(ctx, c, kind))
 	}
-	errs = append(errs, deleteOwned(ctx, c, &securityv1.AuthorizationPolicyList{}, client.InNamespace(system)))
+	errs = append(errs, deleteOwned(ctx, c, &securityv1.AuthorizationPolicyList{}, client.InNamespace(system)), poolkey.Delete(ctx, c, system))
 	return errors.Join(append(errs, clearPools(ctx, c), clearRoutes(ctx, c), clearGRPCRoutes(ctx, c))...)
 }
 

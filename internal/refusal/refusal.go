@@ -17,6 +17,7 @@ const (
 	UnknownPool Reason = "unknown_pool"  // the stream names no pool, or one that does not exist
 	NoEndpoints Reason = "no_endpoints"  // the pool has no ready endpoint
 	NotInSubset Reason = "not_in_subset" // none of the endpoints that the proxy allows is ready
+	NotAdmitted Reason = "not_admitted"  // the proxy has not shown that it serves the pool
 	Overloaded  Reason = "overloaded"    // the picker or the pool is at its limit
 	Internal    Reason = "internal"      // a fault of ours
 )

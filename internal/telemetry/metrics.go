@@ -34,6 +34,7 @@ type Metrics struct {
 	invalid   *prometheus.GaugeVec
 	used      *prometheus.CounterVec
 	shown     *prometheus.CounterVec
+	unread    *prometheus.CounterVec
 }
 
 // NewMetrics makes the metrics and registers them. It panics where they are registered already, as a second set in
@@ -76,13 +77,15 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			"pool", "kind"),
 		shown: counterVec("usage_answers_total",
 			"Answers in pools that count their tokens, by whether they said how many: read or missing.", "pool", "usage"),
+		unread: counterVec("picks_unread_total",
+			"Picks by load alone because prompts of the pool's namespace came faster than its share of the processors can read.", pool...),
 	}
 	for _, awaited := range []string{"headers", "body"} { // from 0 on, so that the first one is seen as a rise
 		m.timeouts.WithLabelValues(awaited)
 	}
 	m.poolless = m.streams.WithLabelValues("")
 	reg.MustRegister(buildInfo(), m.streams, m.held, m.panics, m.timeouts, m.pools, m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched,
-		m.duration, m.hitRatio, m.hitLength, m.inFlight, m.endpoints, m.invalid, m.used, m.shown)
+		m.duration, m.hitRatio, m.hitLength, m.inFlight, m.endpoints, m.invalid, m.used, m.shown, m.unread)
 	return m
 }
 
@@ -121,6 +124,7 @@ type PoolMetrics struct {
 	endpoints        prometheus.Gauge
 	invalid          prometheus.Gauge
 	streams          prometheus.Gauge
+	unread           prometheus.Counter
 	responses        [4]prometheus.Counter // in the order of responseClasses
 }
 
@@ -143,6 +147,7 @@ func (m *Metrics) ForPool(name string) *PoolMetrics {
 		endpoints: m.endpoints.WithLabelValues(name),
 		invalid:   m.invalid.WithLabelValues(name),
 		streams:   m.streams.WithLabelValues(name),
+		unread:    m.unread.WithLabelValues(name),
 	}
 	for i, class := range responseClasses {
 		p.responses[i] = m.responses.WithLabelValues(name, class)
@@ -155,7 +160,7 @@ func (m *Metrics) DropPool(name string) {
 	labels := prometheus.Labels{"pool": name}
 	for _, v := range []interface{ DeletePartialMatch(prometheus.Labels) int }{
 		m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched, m.duration, m.hitRatio, m.hitLength,
-		m.inFlight, m.endpoints, m.invalid, m.streams, m.used, m.shown,
+		m.inFlight, m.endpoints, m.invalid, m.streams, m.used, m.shown, m.unread,
 	} {
 		v.DeletePartialMatch(labels)
 	}
@@ -176,6 +181,9 @@ func (p *PoolMetrics) Picked(promptTokens, matchedTokens int, took time.Duration
 	}
 	p.duration.Observe(took.Seconds())
 }
+
+// PickedUnread notes that a prompt was not read, as its turn did not come in time.
+func (p *PoolMetrics) PickedUnread() { p.unread.Inc() }
 
 // Refused notes a refused call.
 func (p *PoolMetrics) Refused(reason string) { p.parent.refusals.WithLabelValues(p.name, reason).Inc() }

@@ -37,7 +37,8 @@ func newRender(shared *options) *cobra.Command {
 		Short: "Write the Istio objects that the controller would make of pools, without a cluster",
 		Long: "Write the ServiceEntries and EnvoyFilters that the controller would make of the InferencePools in files. The files\n" +
 			"may also hold what pools depend on: HTTPRoutes, Services, Namespaces, Gateways, ReferenceGrants, ServiceEntries.\n" +
-			"What is not there is taken to be as it should, which is told on the error stream. The exit code is 1 where a pool\n" +
+			"What is not there is taken to be as it should, which is told on the error stream. Left out are pools' tokens, which follow\n" +
+			"from the cluster's key. The exit code is 1 where a pool\n" +
 			"would not be served.",
 		Example: examples(`
 			# What would become of a pool?

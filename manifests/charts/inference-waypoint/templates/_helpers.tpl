@@ -82,6 +82,14 @@ topologySpreadConstraints:
   resources: [leases]
   resourceNames: [inference-waypoint-controller]
   verbs: [get, update]
+# The key of pools' tokens, which it makes once.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
+- apiGroups: [""]
+  resources: [secrets]
+  resourceNames: [inference-picker-key]
+  verbs: [get, delete]
 # The policy that admits waypoints to the picker.
 - apiGroups: [security.istio.io]
   resources: [authorizationpolicies]

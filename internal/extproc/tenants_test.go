@@ -1,0 +1,87 @@
+package extproc
+
+import (
+	"runtime"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+)
+
+// A proxy asks only about the pools whose tokens it has, and those that only show answers are no exception. Who names the
+// pool of probes, which are never one too many, is a stranger like any other.
+func TestAdmits(t *testing.T) {
+	w := newWorldWith(t, fleet.Options{Seed: 1}, Options{
+		Admits: func(pool, token string) bool { return token == "of "+pool },
+	}, fourEndpoints...)
+	tests := map[string]struct {
+		opening []string
+		want    codes.Code
+		label   string // of the refusal that is counted; empty where none is
+	}{
+		"its own pool":            {[]string{pool.NameHeader, llama, pool.TokenHeader, "of " + llama}, codes.OK, ""},
+		"another's":               {[]string{pool.NameHeader, llama, pool.TokenHeader, "of models/other"}, codes.PermissionDenied, "pool=" + llama},
+		"no token":                {[]string{pool.NameHeader, llama}, codes.PermissionDenied, "pool=" + llama},
+		"an unknown pool":         {[]string{pool.NameHeader, "models/none"}, codes.PermissionDenied, "pool="},
+		"answers of another's":    {[]string{pool.UsageHeader, llama}, codes.PermissionDenied, ""},
+		"the pool of probes":      {[]string{pool.NameHeader, "/probe"}, codes.PermissionDenied, "pool="},
+		"one that looks like one": {[]string{pool.NameHeader, newProbeName()}, codes.PermissionDenied, "pool="},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			before := w.metric(t, "refusals_total", "reason=not_admitted", tt.label)
+			x := w.openWith(t, nil, tt.opening...)
+			defer x.close()
+			x.send(requestHeaders(true))
+			reply, err := x.stream.Recv()
+			if status.Code(err) != tt.want {
+				t.Fatalf("the stream ends with %v, want %v", err, tt.want)
+			}
+			if tt.want == codes.OK {
+				picked(t, reply)
+			}
+			want := 0.0
+			if tt.label != "" {
+				want = 1
+			}
+			if got := w.metric(t, "refusals_total", "reason=not_admitted", tt.label) - before; tt.label != "" && got != want {
+				t.Errorf("%v refusals counted under %s, want %v", got, tt.label, want)
+			}
+		})
+	}
+}
+
+// Where a namespace's long prompts have all turns at the processors, its own calls that come late are picked by load, and
+// another's call has the next turn.
+func TestReadingTakesTurns(t *testing.T) {
+	w := newWorld(t, fourEndpoints...)
+	w.set("hostile/qwen", fourEndpoints...)
+	for range runtime.GOMAXPROCS(0) { // they read for ever
+		w.server.reading.Enter("hostile", 0)
+	}
+	call := func(name string) *exchange {
+		x := w.open(t, name, withModes(partial, none))
+		x.send(requestHeaders(false))
+		isContinue(t, x.recv(), "RequestHeaders")
+		x.send(requestBody(completion(1, 3*cheapBody), true))
+		return x
+	}
+	late := call("hostile/qwen")
+	defer late.close()
+	picked(t, late.recv())
+	if got := w.metric(t, "picks_unread_total", "pool=hostile/qwen"); got != 1 {
+		t.Errorf("%v picks are counted as unread, want 1", got)
+	}
+	begin := time.Now()
+	victim := call(llama)
+	defer victim.close()
+	w.server.reading.Leave()
+	picked(t, victim.recv())
+	if got := w.metric(t, "picks_unread_total", "pool="+llama); got != 0 {
+		t.Errorf("the other namespace's prompt is not read, %v after it came", time.Since(begin))
+	}
+}

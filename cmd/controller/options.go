@@ -21,6 +21,7 @@ type options struct {
 	defaultPicker  string
 	hostSuffix     string
 	clusterDomain  string
+	rootNamespace  string
 	allowHosts     []string
 	kubeconfig     string
 	leaderElect    bool
@@ -48,6 +49,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	flags.StringVar(&o.hostSuffix, "host-suffix", "inference.internal",
 		"what a pool's host ends in: <pool>.<namespace>.`suffix`")
 	flags.StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "the cluster's `domain` in DNS")
+	flags.StringVar(&o.rootNamespace, "istio-root-namespace", "istio-system", "Istio's root `namespace`, meshConfig.rootNamespace")
 	flags.StringArrayVar(&o.allowHosts, "allow-host", nil,
 		"allow pools a host beside their own, as `namespace=host` or namespace=*.domain, where namespace may be *; may be given often")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "",
@@ -116,7 +118,7 @@ func (o *options) validate() error {
 }
 
 func (o *options) settings() meshconfig.Settings {
-	return meshconfig.Settings{HostSuffix: o.hostSuffix, ClusterDomain: o.clusterDomain, DefaultPicker: o.picker, HostClaims: o.claims}
+	return meshconfig.Settings{HostSuffix: o.hostSuffix, ClusterDomain: o.clusterDomain, RootNamespace: o.rootNamespace, DefaultPicker: o.picker, HostClaims: o.claims}
 }
 
 // settle is how long a cluster that was written takes to be ready at a waypoint. istiod gathers changes for 100 ms after

@@ -22,15 +22,15 @@ func TestParseOptions(t *testing.T) {
 		wantErrors []string
 	}{
 		"defaults": {
-			want: meshconfig.Settings{HostSuffix: "inference.internal", ClusterDomain: "cluster.local", DefaultPicker: picker},
+			want: meshconfig.Settings{RootNamespace: "istio-system", HostSuffix: "inference.internal", ClusterDomain: "cluster.local", DefaultPicker: picker},
 		},
 		"no default picker": {
 			args: []string{"--default-picker=", "--host-suffix=ai.example"},
-			want: meshconfig.Settings{HostSuffix: "ai.example", ClusterDomain: "cluster.local"},
+			want: meshconfig.Settings{RootNamespace: "istio-system", HostSuffix: "ai.example", ClusterDomain: "cluster.local"},
 		},
 		"hosts that pools may claim": {
 			args: []string{"--default-picker=", "--allow-host=models=Chat.example.com", "--allow-host=*=*.example.com"},
-			want: meshconfig.Settings{HostSuffix: "inference.internal", ClusterDomain: "cluster.local", HostClaims: []meshconfig.HostClaim{
+			want: meshconfig.Settings{RootNamespace: "istio-system", HostSuffix: "inference.internal", ClusterDomain: "cluster.local", HostClaims: []meshconfig.HostClaim{
 				{Namespace: "models", Host: "chat.example.com"}, {Namespace: "*", Host: "*.example.com"},
 			}},
 		},

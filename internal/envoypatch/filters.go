@@ -34,11 +34,17 @@ const (
 
 // The names of our HTTP filters. A route overrides a filter's settings by its name.
 const (
-	guardFilter     = "inference-waypoint.guard"
-	pickerFilter    = "inference-waypoint.picker"
-	endpointsFilter = "inference-waypoint.endpoints"
-	shownFilter     = "inference-waypoint.shown"
+	guardFilter     = FilterPrefix + "guard"
+	pickerFilter    = FilterPrefix + "picker"
+	endpointsFilter = FilterPrefix + "endpoints"
+	shownFilter     = FilterPrefix + "shown"
 )
+
+// FilterPrefix begins the names of our HTTP filters.
+const FilterPrefix = "inference-waypoint."
+
+// OwnFilter reports whether a name is that of an HTTP filter of ours.
+func OwnFilter(name string) bool { return strings.HasPrefix(name, FilterPrefix) }
 
 // callerAttribute is the caller's mTLS identity (a SPIFFE URI), as the waypoint's HBONE listener keeps it.
 const callerAttribute = "filter_state['io.istio.peer_principal']"

@@ -12,7 +12,16 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/routes"
 )
 
-// Targets are the objects that an EnvoyFilter is attached to. Istio attaches none to a waypoint in another way.
+// Class is the GatewayClass of waypoints, to all of which Istio attaches an EnvoyFilter of the mesh's root namespace that
+// names it.
+func Class(rootNamespace string) routes.Object {
+	return routes.Object{
+		Group: "gateway.networking.k8s.io", Kind: "GatewayClass", Name: types.NamespacedName{Namespace: rootNamespace, Name: "istio-waypoint"},
+	}
+}
+
+// Targets are the objects that an EnvoyFilter is attached to; a GatewayClass counts as of the EnvoyFilter's namespace. Istio
+// attaches none to a waypoint in another way.
 func Targets(f *networkingv1alpha3.EnvoyFilter) []routes.Object {
 	var out []routes.Object
 	for _, t := range f.Spec.GetTargetRefs() {
@@ -29,7 +38,7 @@ func Targets(f *networkingv1alpha3.EnvoyFilter) []routes.Object {
 
 // Targets are the objects by which an EnvoyFilter reaches a place. By each of them it reaches all of the waypoint.
 func (p Place) Targets() []routes.Object {
-	out := []routes.Object{{Group: "gateway.networking.k8s.io", Kind: "Gateway", Name: p.Waypoint}}
+	out := []routes.Object{{Group: "gateway.networking.k8s.io", Kind: "Gateway", Name: p.Waypoint}, Class(p.RootNamespace)}
 	for _, f := range p.Fronts {
 		out = append(out, f.Object)
 	}
@@ -55,6 +64,17 @@ func (p Place) loses(patch *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) bool {
 		return slices.Contains(p.Clusters, cluster.GetName()) || p.anyPort(func(at envoypatch.Front) bool {
 			return cluster.GetName() == at.IstioName() || cluster.GetService() == at.Host
 		})
+	default:
+		return false
+	}
+}
+
+// harms reports whether a patch changes the filters that ask the picker.
+func harms(patch *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) bool {
+	changed := patch.GetMatch().GetListener().GetFilterChain().GetFilter().GetSubFilter().GetName()
+	switch patch.GetPatch().GetOperation() {
+	case v1alpha3.EnvoyFilter_Patch_REMOVE, v1alpha3.EnvoyFilter_Patch_REPLACE, v1alpha3.EnvoyFilter_Patch_MERGE:
+		return patch.GetApplyTo() == v1alpha3.EnvoyFilter_HTTP_FILTER && envoypatch.OwnFilter(changed)
 	default:
 		return false
 	}

@@ -19,13 +19,16 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/envoypatch"
 	"github.com/inference-waypoint/inference-waypoint/internal/routes"
 )
 
 // Place is where a pool is called: at one waypoint, by its fronts there.
 type Place struct {
 	Waypoint types.NamespacedName
-	Fronts   []Front
+	// RootNamespace is the mesh's, where EnvoyFilters may be for all waypoints.
+	RootNamespace string
+	Fronts        []Front
 	// Clusters are Envoy's names of the pool's endpoints, as the EnvoyFilter of the pool has them.
 	Clusters []string
 }
@@ -64,6 +67,7 @@ const (
 	virtualService  = "VirtualService"
 	destinationRule = "DestinationRule"
 	envoyFilter     = "EnvoyFilter"
+	harmfulFilter   = "harmful EnvoyFilter" // told of as an EnvoyFilter
 )
 
 // instead says of each kind what its writer can write.
@@ -71,9 +75,10 @@ var instead = []struct{ kind, text string }{
 	{virtualService, "write an HTTPRoute whose parent is the host's object"},
 	{destinationRule, "the pool's picker chooses endpoints and leaves out those that fail: see the annotations inference-waypoint.io/pick-*"},
 	{envoyFilter, "its patches of routes and of the pool's clusters are lost: write an HTTPRoute, or patch HTTP filters"},
+	{harmfulFilter, "leave filters alone whose names begin with " + envoypatch.FilterPrefix},
 }
 
-// Find lists the objects without effect at a place, by kind and name. It goes by the scope that Istio gives each kind: an
+// Find lists the objects without effect at a place, and those that meddle with ours, by kind and name. It goes by the scope that Istio gives each kind: an
 // object that Istio would not apply there if the place were no pool's is not listed.
 func Find(at Place, in Objects, clusterDomain string) []Object {
 	var out []Object
@@ -90,6 +95,9 @@ func Find(at Place, in Objects, clusterDomain string) []Object {
 	for name, f := range in.EnvoyFilters {
 		if at.targeted(f) && slices.ContainsFunc(f.Spec.GetConfigPatches(), at.loses) {
 			out = append(out, Object{envoyFilter, name})
+		}
+		if at.targeted(f) && slices.ContainsFunc(f.Spec.GetConfigPatches(), harms) {
+			out = append(out, Object{harmfulFilter, name})
 		}
 	}
 	slices.SortFunc(out, func(a, b Object) int {
@@ -114,6 +122,13 @@ const maxNamed = 5
 func Message(all []Object) string {
 	var parts []string
 	for _, k := range instead {
+		prefix, kind := "", k.kind
+		switch {
+		case k.kind == harmfulFilter:
+			prefix, kind = "changes what asks the picker: ", envoyFilter
+		case len(parts) == 0:
+			prefix = "without effect on calls to the pool: "
+		}
 		var names []string
 		for _, o := range all {
 			if o.Kind == k.kind {
@@ -126,12 +141,9 @@ func Message(all []Object) string {
 		if more := len(names) - maxNamed; more > 0 {
 			names = append(names[:maxNamed], fmt.Sprintf("%d more", more))
 		}
-		parts = append(parts, fmt.Sprintf("%s %s (%s)", k.kind, strings.Join(names, ", "), k.text))
+		parts = append(parts, fmt.Sprintf("%s%s %s (%s)", prefix, kind, strings.Join(names, ", "), k.text))
 	}
-	if len(parts) == 0 {
-		return ""
-	}
-	return "without effect on calls to the pool: " + strings.Join(parts, "; ")
+	return strings.Join(parts, "; ")
 }
 
 // VirtualServiceHosts are the hosts, wildcards among them, whose HTTP calls in the mesh a VirtualService is for. One for

@@ -18,7 +18,7 @@ import (
 func place() Place {
 	name := func(name string) types.NamespacedName { return types.NamespacedName{Namespace: "models", Name: name} }
 	return Place{
-		Waypoint: types.NamespacedName{Namespace: "infra", Name: "shared"},
+		Waypoint: types.NamespacedName{Namespace: "infra", Name: "shared"}, RootNamespace: "istio-system",
 		Clusters: []string{"inference|models/llama"},
 		Fronts: []Front{
 			{
@@ -106,6 +106,7 @@ func TestFindEnvoyFilters(t *testing.T) {
 		gateway = "targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: shared}]"
 		inbound = "match: {context: SIDECAR_INBOUND"
 		merge   = "patch: {operation: MERGE}"
+		class   = "targetRefs: [{group: gateway.networking.k8s.io, kind: GatewayClass, name: istio-waypoint}]"
 	)
 	tests := map[string]struct {
 		namespace, targets, patch string
@@ -140,6 +141,8 @@ func TestFindEnvoyFilters(t *testing.T) {
 		"by a Service of that name":       {"shop", `targetRefs: [{group: "", kind: Service, name: front}]`, "{applyTo: HTTP_ROUTE}", false},
 		"of another waypoint":             {"infra", "targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: other}]", "{applyTo: HTTP_ROUTE}", false},
 		"of another namespace's waypoint": {"models", gateway, "{applyTo: HTTP_ROUTE}", false},
+		"of all waypoints":                {"istio-system", class, "{applyTo: HTTP_ROUTE}", true},
+		"of all waypoints, by a tenant":   {"infra", class, "{applyTo: HTTP_ROUTE}", false},
 		"for workloads":                   {"infra", "workloadSelector: {labels: {app: shop}}", "{applyTo: HTTP_ROUTE}", false},
 	}
 	for name, tt := range tests {
@@ -149,6 +152,30 @@ func TestFindEnvoyFilters(t *testing.T) {
 			decode(t, "{"+tt.targets+", configPatches: [{applyTo: LISTENER}, "+tt.patch+"]}", &f.Spec)
 			in.EnvoyFilters[nameOf(f)] = f
 			wantFound(t, in, "EnvoyFilter", nameOf(f), tt.want)
+		})
+	}
+}
+
+// An EnvoyFilter that takes away or changes what asks the picker is told too.
+func TestFindHarmfulEnvoyFilters(t *testing.T) {
+	tests := map[string]struct {
+		filter, operation string
+		want              bool
+	}{
+		"removed":         {"inference-waypoint.picker", "REMOVE", true},
+		"merged into":     {"inference-waypoint.guard", "MERGE", true},
+		"replaced":        {"inference-waypoint.endpoints", "REPLACE", true},
+		"another's":       {"envoy.filters.http.router", "REMOVE", false},
+		"put before ours": {"inference-waypoint.picker", "INSERT_BEFORE", false},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			in := NewObjects()
+			f := &networkingv1alpha3.EnvoyFilter{ObjectMeta: metav1.ObjectMeta{Namespace: "infra", Name: "tested"}}
+			decode(t, "{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: shared}], configPatches: [{applyTo: HTTP_FILTER, "+
+				"match: {listener: {filterChain: {filter: {subFilter: {name: "+tt.filter+"}}}}}, patch: {operation: "+tt.operation+"}}]}", &f.Spec)
+			in.EnvoyFilters[nameOf(f)] = f
+			wantFound(t, in, harmfulFilter, nameOf(f), tt.want)
 		})
 	}
 }

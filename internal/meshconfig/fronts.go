@@ -160,8 +160,8 @@ func served(fronts []front) []types.NamespacedName {
 }
 
 // placeOf is a pool's place at a waypoint; there are no fronts in it that the waypoint cannot serve.
-func placeOf(name, waypoint types.NamespacedName, fronts []front) ineffective.Place {
-	out := ineffective.Place{Waypoint: waypoint, Clusters: []string{clusterName(name, name)}}
+func (t translator) placeOf(name, waypoint types.NamespacedName, fronts []front) ineffective.Place {
+	out := ineffective.Place{Waypoint: waypoint, RootNamespace: t.settings.RootNamespace, Clusters: []string{clusterName(name, name)}}
 	for _, f := range fronts {
 		if !f.verdict.OK() {
 			continue

@@ -55,6 +55,7 @@ func TestGolden(t *testing.T) {
 			settings := Settings{
 				HostSuffix:    "inference.internal",
 				ClusterDomain: "cluster.local",
+				RootNamespace: "istio-system",
 				DefaultPicker: &ServicePort{
 					Service: types.NamespacedName{Namespace: "inference-system", Name: "inference-picker"},
 					Port:    9002,

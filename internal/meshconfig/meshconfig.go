@@ -35,6 +35,8 @@ import (
 type Settings struct {
 	// HostSuffix ends every pool's host: <pool>.<namespace>.<suffix>.
 	HostSuffix string
+	// RootNamespace is the mesh's: Istio's configuration there is for all of it.
+	RootNamespace string
 	// ClusterDomain ends the host of every Service: <service>.<namespace>.svc.<domain>.
 	ClusterDomain string
 	// DefaultPicker is our picker, which serves the pools that name none. It is nil where there is none.
@@ -165,7 +167,7 @@ func Translate(name types.NamespacedName, in Inputs, settings Settings) Output {
 	}
 	out.Parents = parents(places, nil, read.resolved, notes)
 	for i, parent := range out.Parents {
-		at := placeOf(name, parent.Gateway, atWaypoint(fronts, parent.Gateway))
+		at := t.placeOf(name, parent.Gateway, atWaypoint(fronts, parent.Gateway))
 		out.Parents[i].Ineffective = ineffective.Message(ineffective.Find(at, in.Others, settings.ClusterDomain))
 	}
 	return out

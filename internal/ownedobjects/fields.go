@@ -103,7 +103,9 @@ func cut(owner string) (namespace, name string, ok bool) {
 	return namespace, name, ok && namespace != "" && name != ""
 }
 
-// replaceSpec makes an object's spec the wanted one, if the object is still as an apply returned it.
+// replaceSpec makes an object's spec the wanted one, if the object is still as an apply returned it. From then on we own
+// the spec by an update too, so that what is no longer wanted of it takes an apply and another replacement. That is rare:
+// an admission policy keeps others from writing what is ours.
 func (s Set) replaceSpec(ctx context.Context, applied *unstructured.Unstructured, spec any) error {
 	patch, err := json.Marshal([]map[string]any{
 		{"op": "test", "path": "/metadata/resourceVersion", "value": applied.GetResourceVersion()},

@@ -74,7 +74,7 @@ func strip(o any) (any, error) {
 
 // others reads what others have configured for calls to a pool, as far as the pool's hosts and waypoints find it.
 func (g *gatherer) others(name types.NamespacedName) {
-	targets := []routes.Object{entryObject(name)}
+	targets := []routes.Object{entryObject(name), ineffective.Class(g.settings.RootNamespace)}
 	hosts := append(hostsOf(g.in.Pools[name], g.settings), anyHost)
 	if waypoint, bound := meshconfig.WaypointOf(g.in.Pools[name], g.in.Namespaces[name.Namespace]); bound {
 		targets = append(targets, gatewayObject(waypoint))
@@ -159,6 +159,8 @@ func (w watcher) calledAs(g *gatherer, patterns []string, out names) {
 func (w watcher) targeted(g *gatherer, f *networkingv1alpha3.EnvoyFilter, out names) {
 	for _, o := range ineffective.Targets(f) {
 		switch o {
+		case ineffective.Class(w.settings.RootNamespace):
+			w.matching(g, "", out, func(*inferencev1.InferencePool) bool { return true })
 		case gatewayObject(o.Name):
 			w.at(g, o.Name, out)
 		case entryObject(o.Name):

@@ -52,6 +52,7 @@ func TestReconcileTellsIneffectiveConfig(t *testing.T) {
 		"DestinationRule":           {rule, "DestinationRule infra/rule"},
 		"EnvoyFilter":               {othersFilter("infra", "gateway.networking.k8s.io", "Gateway", "shared"), "EnvoyFilter infra/theirs"},
 		"EnvoyFilter of a front":    {othersFilter("models", "", "Service", "front"), "EnvoyFilter models/theirs"},
+		"EnvoyFilter of the class":  {othersFilter("istio-system", "gateway.networking.k8s.io", "GatewayClass", "istio-waypoint"), "EnvoyFilter istio-system/theirs"},
 		"EnvoyFilter of the host":   {othersFilter("models", "networking.istio.io", "ServiceEntry", "llama"), "EnvoyFilter models/theirs"},
 	}
 	for name, tt := range tests {

@@ -6,7 +6,8 @@
 // Pools get no finalizer, though their EnvoyFilters may lie in another namespace, where Kubernetes does not collect
 // them: it would keep a pool, and its namespace, from going while no controller runs. Every object that was made names
 // its pool instead, and is an event when the controller starts. So the objects of a pool that went meanwhile bring about
-// its reconcile, which finds no pool and removes them.
+// its reconcile, which finds no pool and removes them. Those in the pool's own namespace name it in no ownerReference
+// either: Kubernetes would take them away with the pool, and calls in flight still go by them for as long as they drain.
 package poolcontroller
 
 import (

@@ -391,6 +391,7 @@ func countWrites(n *int) interceptor.Funcs {
 
 func settings() meshconfig.Settings {
 	return meshconfig.Settings{
+		RootNamespace: "istio-system",
 		HostSuffix:    "inference.internal",
 		ClusterDomain: "cluster.local",
 		DefaultPicker: &meshconfig.ServicePort{Service: client.ObjectKeyFromObject(pickerService()), Port: 9002},

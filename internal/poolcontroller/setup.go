@@ -144,13 +144,13 @@ func newReconciler(c client.Client, recorder events.EventRecorder, settings mesh
 	}
 }
 
-func newWaypointReconciler(c client.Client, recorder events.EventRecorder, times handover.Times, ticks clock.PassiveClock) *waypointReconciler {
+func newWaypointReconciler(c client.Client, recorder events.EventRecorder, times handover.Times, ticks clock.Clock) *waypointReconciler {
 	return &waypointReconciler{
 		times:   times,
 		clock:   ticks,
 		left:    map[types.NamespacedName]time.Time{},
 		client:  c,
-		objects: ownedobjects.Set{Client: c, Kinds: []client.ObjectList{&gatewayv1.GatewayList{}}, Exclusive: true},
+		objects: ownedobjects.Set{Client: c, Kinds: []client.ObjectList{&gatewayv1.GatewayList{}}, Exclusive: true, Contests: ownedobjects.NewContests(ticks)},
 		events:  recorder,
 	}
 }

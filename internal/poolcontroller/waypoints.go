@@ -63,7 +63,7 @@ func (r *waypointReconciler) Reconcile(ctx context.Context, request reconcile.Re
 	if problem != nil {
 		r.events.Eventf(ns, nil, corev1.EventTypeWarning, "InvalidWaypoint", "Translate", "%s", note(problem.Error()))
 	}
-	return reconcile.Result{RequeueAfter: again}, err
+	return after(err, reconcile.Result{RequeueAfter: again}, nil)
 }
 
 // stay are the waypoints that are not wanted any more and must not go yet: until nothing is bound to them, and then for as

@@ -357,3 +357,47 @@ func wantRouteCondition(ctx context.Context, t *testing.T, name, kind string, st
 		return fmt.Errorf("its status is %+v", r.Status.Parents)
 	})
 }
+
+// A GRPCRoute that leads to a pool serves nobody, and says so wherever it hangs: at a pool's host our controller does, at
+// a Service istiod. Its method is called by an HTTPRoute, or by the pool's host without any.
+func TestGRPCRouteIsTold(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	setUpRoutes(ctx, t)
+	tests := map[string]struct{ parent, controller, condition string }{
+		"at a pool's host": {"{group: networking.istio.io, kind: ServiceEntry, name: base}", poolController, "Accepted"},
+		"at a Service":     {`{group: "", kind: Service, name: plain}`, istioController, "ResolvedRefs"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			r := &gatewayv1.GRPCRoute{ObjectMeta: metav1.ObjectMeta{Namespace: "routes", Name: "inference"}}
+			must(t, the.ApplyYAML(ctx, fmt.Sprintf(`
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: inference, namespace: routes}
+spec:
+  parentRefs: [%s]
+  rules:
+  - matches: [{method: {service: inference.GRPCInferenceService}}]
+    backendRefs: [{group: inference.networking.k8s.io, kind: InferencePool, name: base}]
+`, tt.parent)))
+			defer func() { must(t, the.Client.Delete(context.WithoutCancel(ctx), r)) }()
+			eventually(ctx, t, "what its status says", func(ctx context.Context) error {
+				if err := the.Client.Get(ctx, client.ObjectKeyFromObject(r), r); err != nil {
+					return err
+				}
+				for _, p := range r.Status.Parents {
+					if string(p.ControllerName) == tt.controller && meta.IsStatusConditionFalse(p.Conditions, tt.condition) {
+						return nil
+					}
+				}
+				return fmt.Errorf("it says %+v, want %s false by %s", r.Status.Parents, tt.condition, tt.controller)
+			})
+		})
+	}
+}
+
+// The controllers that write the status of routes.
+const (
+	poolController  = "inference-waypoint.io/controller"
+	istioController = "istio.io/mesh-controller"
+)

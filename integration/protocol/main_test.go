@@ -20,6 +20,8 @@
 //
 // Two more bind the proxy alone: that subset and pick are wrapped in the namespaces that they are read from here.
 //
+// TestRoutesThatNeverCome is of the controller's side: of what a chain serves whose routes come late or never.
+//
 // What Envoy cannot produce is tested by a client of gRPC in internal/extproc: messages out of order or cut anywhere,
 // unknown and repeated fields, headers without a path (Envoy answers 400 by itself), proxies that do not tell their body
 // modes, messages over the size limit, and the words of each sentence above, byte by byte (TestProtocol there).

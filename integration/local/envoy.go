@@ -129,7 +129,7 @@ func Listener(name string, manager Object) Object {
 // routes that lead to clusters by it. Here the routes are in the manager, as there is nobody to fetch them from.
 func Manager(host envoypatch.VirtualHost) (Object, error) {
 	at := envoypatch.Front{Host: "pool.test", Port: 80}
-	patches, err := envoypatch.ChainPatches(at, host.Name)
+	patches, err := envoypatch.ChainPatches(at, host.Name, "")
 	if err != nil {
 		return nil, err
 	}

@@ -48,7 +48,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := poolcontroller.Add(ctx, manager, o.settings(), o.times()); err != nil {
+	if err := poolcontroller.Add(ctx, manager, o.settings(), o.times(), o.watchWaypoints); err != nil {
 		return fmt.Errorf("adding the pool controller: %w", err)
 	}
 	return manager.Start(ctx)

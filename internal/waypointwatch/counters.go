@@ -18,8 +18,8 @@ const (
 	maxLine = 4 << 10 // bytes; ours have some 150
 )
 
-// maxCount is the largest number that a float counts without gaps. What says more is no counter.
-const maxCount = 1 << 53
+// maxCount is more than a proxy counts in a hundred years, and little enough for sums of many.
+const maxCount = 1 << 48
 
 // counters are what Envoy's ext_proc filter has counted of one pool's calls since the proxy started. They were seen on
 // Envoy 1.40: a call that is picked sends and receives a message for its headers, for its body and for the answer's
@@ -38,7 +38,7 @@ type counters struct {
 	sent, received int64
 }
 
-// fields are the counters by Envoy's names.
+// field is a counter by Envoy's name; nil for one that is not read.
 func (c *counters) field(name string) *int64 {
 	switch name {
 	case "streams_started":

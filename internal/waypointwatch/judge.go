@@ -76,8 +76,10 @@ type place struct {
 	picked  time.Time // when a call was last picked; zero where never
 	called  bool      // a call came at some time
 	unread  Cause     // why the last round read no counters
-	total   evidence
 	verdict Verdict
+
+	// asked and unpicked are the sums of all evidence. A pod may tell what it likes, so they are floats, which do not overflow.
+	asked, unpicked float64
 
 	// byCalls is the last verdict that calls led to; caused is since when it has its cause.
 	byCalls Verdict
@@ -87,7 +89,8 @@ type place struct {
 // saw takes in what a round of readings told.
 func (p *place) saw(now time.Time, e evidence) {
 	p.read = now
-	p.total = p.total.plus(e)
+	p.asked += float64(e.asked)
+	p.unpicked += float64(e.unpicked)
 	if e != (evidence{}) {
 		p.recent = append(p.recent, interval{now, e})
 	}

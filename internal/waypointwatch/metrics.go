@@ -26,8 +26,8 @@ func (w *Watch) Collect(out chan<- prometheus.Metric) {
 	defer w.mu.Unlock()
 	for at, p := range w.places {
 		name, waypoint := at.Pool.String(), at.Waypoint.String()
-		out <- prometheus.MustNewConstMetric(askedDesc, prometheus.CounterValue, float64(p.total.asked), name, waypoint)
-		out <- prometheus.MustNewConstMetric(unpickedDesc, prometheus.CounterValue, float64(p.total.unpicked), name, waypoint)
+		out <- prometheus.MustNewConstMetric(askedDesc, prometheus.CounterValue, p.asked, name, waypoint)
+		out <- prometheus.MustNewConstMetric(unpickedDesc, prometheus.CounterValue, p.unpicked, name, waypoint)
 		switch p.verdict.State {
 		case Picked:
 			out <- prometheus.MustNewConstMetric(pickedDesc, prometheus.GaugeValue, 1, name, waypoint)

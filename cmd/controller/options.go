@@ -60,7 +60,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	flags.DurationVar(&o.drain, "drain", time.Minute,
 		"how `long` what calls in flight go by stays at a waypoint after it was replaced; Istio's default drainDuration is 45s")
 	flags.DurationVar(&o.watchWaypoints, "watch-waypoints", 5*time.Second,
-		"how `often` waypoints are read for whether the calls to pools are picked, a second at least and 10 s at most; 0 for never")
+		"`interval` at which waypoints are read for whether the calls to pools are picked, from 1s to 10s; 0 for never")
 	flags.StringVar(&o.metricsAddress, "metrics-address", ":9090", "`host:port` of Prometheus metrics; 0 for none")
 	flags.StringVar(&o.healthAddress, "health-address", ":8081", "`host:port` of /healthz and /readyz; 0 for none")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")

@@ -66,8 +66,8 @@ const names = "streams_started|streams_closed|streams_failed|message_timeouts|fa
 // dotted selects what is read by Envoy's own names, in Envoy's own regular expressions.
 var dotted = fmt.Sprintf(`[.]ext_proc[.][a-z2-7]{%d}[.](%s)$`, pool.CounterNameLength, names)
 
-// metricName is a counter's name as Envoy has it for Prometheus.
-var metricName = regexp.MustCompile(fmt.Sprintf(`^envoy_http_[a-zA-Z0-9_]*_ext_proc_([a-z2-7]{%d})_(%s)$`, pool.CounterNameLength, names))
+// metricName is a counter's name as Envoy has it for Prometheus. A proxy's tags decide what of the listener's name is in it.
+var metricName = regexp.MustCompile(fmt.Sprintf(`^envoy_http_(?:[a-zA-Z0-9_]*_)?ext_proc_([a-z2-7]{%d})_(%s)$`, pool.CounterNameLength, names))
 
 // parse reads the counters of pools, by pool.CounterName, from a page in Prometheus' text format. It holds one line at a time. Of a
 // counter that several listeners have it takes the sum. Lines that are no counter of a pool are passed over, and so are

@@ -49,6 +49,10 @@ func TestParse(t *testing.T) {
 				"envoy_cluster_x_ext_proc_" + llama + "_streams_started 1\n" + line(80, llama, "streams_started_x", 1),
 			want: map[string]counters{},
 		},
+		"the listener is a label": {
+			page: "envoy_http_ext_proc_" + llama + `_streams_started{http_conn_manager_prefix="inbound_0.0.0.0_80;"} 3` + "\n",
+			want: map[string]counters{llama: {started: 3}},
+		},
 		"labels that look like the end": {
 			page: "envoy_http_0_0_0_80__ext_proc_" + llama + `_streams_started{a="} 5 {"} 3 1700000000` + "\n",
 			want: map[string]counters{llama: {started: 3}},

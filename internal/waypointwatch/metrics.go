@@ -13,6 +13,13 @@ var (
 		"1 where the calls of the pool that come by the waypoint are picked, 0 where a tenth of them or more are not. Absent where no call came of late and where the waypoint's counters are unread.", labels, nil)
 )
 
+// Example has a series of each metric of a Watch, for lists of them.
+func Example(at Place) prometheus.Collector {
+	w := New(nil, nil, nil)
+	w.places[at] = &place{verdict: Verdict{State: Picked}}
+	return w
+}
+
 // Describe is prometheus.Collector's.
 func (w *Watch) Describe(out chan<- *prometheus.Desc) {
 	out <- askedDesc

@@ -211,7 +211,7 @@ func addWatch(m manager.Manager, settings meshconfig.Settings, interval time.Dur
 	changed := make(chan event.GenericEvent)
 	log := m.GetLogger().WithName("waypoint-watch")
 	failing := false
-	watch := waypointwatch.New(
+	watch := waypointwatch.New(waypointwatch.StatsPort,
 		func(ctx context.Context) ([]waypointwatch.Waypoint, error) {
 			out, err := watched(ctx, m.GetClient(), settings)
 			failing = failing && err != nil

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// statsPort is where Istio's proxies show their counters to everybody.
-const statsPort = 15090
+// StatsPort is where Istio's proxies show their counters to everybody.
+const StatsPort = 15090
 
 const (
 	// readTimeout is how long a page may take from the connection to its last byte.

@@ -81,9 +81,10 @@ type place struct {
 	// asked and unpicked are the sums of all evidence. A pod may tell what it likes, so they are floats, which do not overflow.
 	asked, unpicked float64
 
-	// byCalls is the last verdict that calls led to; caused is since when it has its cause.
-	byCalls Verdict
-	caused  time.Time
+	// byCalls is the last verdict that calls led to. A cause that came and went with each reading would have the status
+	// written as often: caused is since when it has its cause, and unreadFor since when counters are unread for theirs.
+	byCalls           Verdict
+	caused, unreadFor time.Time
 }
 
 // saw takes in what a round of readings told.
@@ -131,7 +132,12 @@ func (p *place) now(now time.Time) Verdict {
 	}
 	switch {
 	case now.Sub(since) >= window:
-		return Verdict{Unread, p.unread}
+		next := Verdict{Unread, p.unread}
+		if p.verdict.State == Unread && (p.verdict == next || now.Sub(p.unreadFor) < window) {
+			return p.verdict
+		}
+		p.unreadFor = now
+		return next
 	case p.read.IsZero():
 		return Verdict{}
 	}
@@ -155,7 +161,6 @@ func (p *place) judgeCalls(now time.Time) {
 	all := p.sum(0)
 	switch {
 	case all.unpicked > 0 && all.unpicked*blindShare >= all.asked:
-		// A cause that came and went with each reading would have the status written as often.
 		if p.byCalls.State == Unpicked && now.Sub(p.caused) < window {
 			return
 		}

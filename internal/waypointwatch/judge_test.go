@@ -92,4 +92,16 @@ func TestJudgeIsSteady(t *testing.T) {
 			t.Errorf("%s: the verdict changed %d times in an hour", name, changes)
 		}
 	}
+	now, changes := time.Unix(1000, 0), 0
+	p := &place{began: now}
+	for i := range 720 {
+		now = now.Add(5 * time.Second)
+		p.unread = []Cause{NotReached, NotCounted}[i%2]
+		if p.judge(now) {
+			changes++
+		}
+	}
+	if changes > 122 {
+		t.Errorf("of why counters are unread the verdict changed %d times in an hour", changes)
+	}
 }

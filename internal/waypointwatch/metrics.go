@@ -15,7 +15,7 @@ var (
 
 // Example has a series of each metric of a Watch, for lists of them.
 func Example(at Place) prometheus.Collector {
-	w := New(nil, nil, nil)
+	w := New(StatsPort, nil, nil, nil)
 	w.places[at] = &place{verdict: Verdict{State: Picked}}
 	return w
 }

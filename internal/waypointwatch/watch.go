@@ -76,10 +76,10 @@ type podPlace struct {
 	pod types.UID
 }
 
-// New watches the waypoints that list tells of. A pool's name is given to changed whenever a verdict on it is another than
-// before, and why a list cannot be had to failed. None of the functions may be nil.
-func New(list func(context.Context) ([]Waypoint, error), changed func(context.Context, types.NamespacedName), failed func(error)) *Watch {
-	return newWatch(list, changed, failed, newFetcher(statsPort).fetch, clock.RealClock{})
+// New watches the waypoints that list tells of, by what their pods show at a port. A pool's name is given to changed
+// whenever a verdict on it is another than before, and why a list cannot be had to failed.
+func New(port int, list func(context.Context) ([]Waypoint, error), changed func(context.Context, types.NamespacedName), failed func(error)) *Watch {
+	return newWatch(list, changed, failed, newFetcher(port).fetch, clock.RealClock{})
 }
 
 func newWatch(

@@ -183,11 +183,17 @@ func TestSlowPodsHoldUpTheirNamespaceAlone(t *testing.T) {
 				return page(ctx)
 			}
 		}
+		slowRead := map[netip.Addr]bool{} // of the first slow namespace
 		for net := range 60 {
 			slow := at(fmt.Sprint("slow", net), 100+net, 50, "a", "b")
 			the.waypoints = append(the.waypoints, slow)
 			for _, p := range slow.Pods {
 				the.pages[p.Address] = func(context.Context) (map[string]counters, error) {
+					if net == 0 {
+						the.mu.Lock()
+						slowRead[p.Address] = true
+						the.mu.Unlock()
+					}
 					time.Sleep(readTimeout)
 					return nil, context.DeadlineExceeded
 				}
@@ -206,6 +212,9 @@ func TestSlowPodsHoldUpTheirNamespaceAlone(t *testing.T) {
 		}
 		if the.most["100"] != readsByNamespace {
 			t.Errorf("%d pods of one namespace were read at once, want %d", the.most["100"], readsByNamespace)
+		}
+		if len(slowRead) != maxPods {
+			t.Errorf("%d pods of one waypoint were read, want %d", len(slowRead), maxPods)
 		}
 		the.mu.Unlock()
 		if got := w.state("slow0", "a"); got != (Verdict{Unread, NotReached}) {

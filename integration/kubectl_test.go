@@ -88,6 +88,13 @@ func wantSaid(t *testing.T, got said, code int, texts ...string) {
 
 func TestKubectlStatus(t *testing.T) {
 	ctx := begin(t, time.Minute)
+	must(t, ask(ctx, "Who serves this?"))
+	eventually(ctx, t, "a controller that has seen the pick", func(ctx context.Context) error {
+		if got := kubectl(ctx, t, "", "", "status", "llama", "-n", "models").out; !strings.Contains(got, "picking") {
+			return errors.New(got)
+		}
+		return nil
+	})
 	wantSaid(t, kubectl(ctx, t, "", "", "status", "-n", "models"), 0, "models", "llama", "picking", "models/waypoint", "inference-system/inference-picker:9002", "4/4")
 	wantSaid(t, kubectl(ctx, t, "", "", "status", "llama", "-n", "models"), 0,
 		"http://llama.models.inference.internal", "programmed, 1 of 1 pods ready", "Inference Waypoint's own, 1 of 1 pods ready", "llama-3", "Accepted", "the waypoint serves the pool")

@@ -46,7 +46,7 @@ func TestMonitoring(t *testing.T) {
 	// Averages of servers come with the readings of some seconds.
 	eventually(ctx, t, "all metrics", func(ctx context.Context) error {
 		return p.has(ctx, "rate(inference_waypoint_picks_total[10s]) > 0 and on () inference_waypoint_endpoint_cached_ratio"+
-			` and on () {__name__=~"envoy_http_.*ext_proc_streams_started"}`)
+			` and on () {__name__=~"envoy_http_.*ext_proc_[a-z2-7]{16}_streams_started"} and on () inference_waypoint_picked`)
 	})
 	for _, job := range []string{"inference-waypoint", "inference-waypoint-waypoints", "inference-waypoint-istiod"} {
 		eventually(ctx, t, "all pods of PodMonitor "+job, func(ctx context.Context) error { return p.has(ctx, fmt.Sprintf("min(up{job=%q}) == 1", job)) })

@@ -52,7 +52,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if settings.Key, err = o.key(ctx, manager); err != nil {
 		return err
 	}
-	if err := poolcontroller.Add(ctx, manager, settings, o.times()); err != nil {
+	if err := poolcontroller.Add(ctx, manager, settings, o.times(), o.watchWaypoints); err != nil {
 		return fmt.Errorf("adding the pool controller: %w", err)
 	}
 	return manager.Start(ctx)

@@ -28,6 +28,7 @@ type options struct {
 	leaseNamespace string
 	uninstall      bool
 	drain          time.Duration
+	watchWaypoints time.Duration
 	metricsAddress string
 	healthAddress  string
 	logLevel       string
@@ -60,6 +61,8 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 		"take back all that the controller wrote and end; waits until no controller holds the lease")
 	flags.DurationVar(&o.drain, "drain", time.Minute,
 		"how `long` what calls in flight go by stays at a waypoint after it was replaced; Istio's default drainDuration is 45s")
+	flags.DurationVar(&o.watchWaypoints, "watch-waypoints", 5*time.Second,
+		"`interval` at which waypoints are read for whether the calls to pools are picked, from 1s to 10s; 0 for never")
 	flags.StringVar(&o.metricsAddress, "metrics-address", ":9090", "`host:port` of Prometheus metrics; 0 for none")
 	flags.StringVar(&o.healthAddress, "health-address", ":8081", "`host:port` of /healthz and /readyz; 0 for none")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -111,11 +114,21 @@ func (o *options) validate() error {
 	if o.drain < 0 {
 		invalid("drain", "%s: want 0 or more", o.drain)
 	}
+	if o.watchWaypoints != 0 && (o.watchWaypoints < minWatch || o.watchWaypoints > maxWatch) {
+		invalid("watch-waypoints", "%s: want 0, or between %s and %s", o.watchWaypoints, minWatch, maxWatch)
+	}
 	if err := o.level.UnmarshalText([]byte(o.logLevel)); err != nil {
 		invalid("log-level", "%q is none of debug, info, warn, error", o.logLevel)
 	}
 	return errors.Join(errs...)
 }
+
+// Waypoints that are read more often than each second have more to do with that than with calls. Calls are judged by
+// the last 30 s, so readings must be closer than that.
+const (
+	minWatch = time.Second
+	maxWatch = 10 * time.Second
+)
 
 func (o *options) settings() meshconfig.Settings {
 	return meshconfig.Settings{HostSuffix: o.hostSuffix, ClusterDomain: o.clusterDomain, RootNamespace: o.rootNamespace, DefaultPicker: o.picker, HostClaims: o.claims}

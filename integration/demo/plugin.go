@@ -10,13 +10,20 @@ import (
 	"path/filepath"
 	"slices"
 
+	"k8s.io/apimachinery/pkg/api/meta"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+
 	"github.com/inference-waypoint/inference-waypoint/integration/conversations"
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
+	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 )
 
 // plugin shows what kubectl inference says of all this: who serves the pools, and where the next turn of conversation 1
 // would go. One more turn comes before, since the caches have been emptied.
 func (d *demo) plugin(ctx context.Context) error {
+	if err := d.mesh.Await(ctx, "a controller that has seen that calls are picked", d.picked); err != nil {
+		return err
+	}
 	if err := d.kubectl(ctx, nil, "status", "-A"); err != nil {
 		return err
 	}
@@ -25,6 +32,22 @@ func (d *demo) plugin(ctx context.Context) error {
 	}
 	next := append(slices.Clone(d.held.Last.Messages), traffic.Message{Role: "user", Content: "And then?"})
 	return d.kubectl(ctx, bytes.NewReader(traffic.Body(conversations.Model, next, conversations.AnswerTokens)), "explain", "-f", "-", "llama", "-n", "models")
+}
+
+// picked fails until the status of each pool says that its calls are picked. The controller reads waypoints every five seconds.
+func (d *demo) picked(ctx context.Context) error {
+	var pools inferencev1.InferencePoolList
+	if err := d.mesh.Client.List(ctx, &pools); err != nil {
+		return err
+	}
+	for _, p := range pools.Items {
+		if !slices.ContainsFunc(p.Status.Parents, func(parent inferencev1.ParentStatus) bool {
+			return meta.IsStatusConditionTrue(parent.Conditions, poolstatus.Picked)
+		}) {
+			return fmt.Errorf("pool %s/%s: %v", p.Namespace, p.Name, p.Status.Parents)
+		}
+	}
+	return nil
 }
 
 // kubectl runs the plugin, as it was built beside the demo, and shows the command and what it says.

@@ -23,6 +23,7 @@ type Object = map[string]any
 type Envoy struct {
 	*Process
 	Addresses map[string]string // of the listeners, by their names
+	Admin     string            // the address of its administration
 }
 
 // StartEnvoy writes Envoy's configuration into dir, starts it and learns its listeners' ports from it.
@@ -57,6 +58,7 @@ func (e *Envoy) learn(ctx context.Context, admin string) error {
 	if err != nil {
 		return err
 	}
+	e.Admin = string(address)
 	var ready struct{ State string }
 	if err := getJSON(ctx, "http://"+string(address)+"/server_info", &ready); err != nil || ready.State != "LIVE" {
 		return errors.Join(errors.New("it is not live"), err)
@@ -126,10 +128,11 @@ func Listener(name string, manager Object) Object {
 }
 
 // Manager is what the controller's patches make of a waypoint's HTTP connection manager: filters that ask a picker, and
-// routes that lead to clusters by it. Here the routes are in the manager, as there is nobody to fetch them from.
-func Manager(host envoypatch.VirtualHost) (Object, error) {
+// routes that lead to clusters by it. Here the routes are in the manager, as there is nobody to fetch them from. What becomes of
+// picks is counted under the prefix.
+func Manager(host envoypatch.VirtualHost, statPrefix string) (Object, error) {
 	at := envoypatch.Front{Host: "pool.test", Port: 80}
-	patches, err := envoypatch.ChainPatches(at, host.Name)
+	patches, err := envoypatch.ChainPatches(at, host.Name, statPrefix)
 	if err != nil {
 		return nil, err
 	}

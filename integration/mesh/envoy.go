@@ -97,7 +97,45 @@ func bootstrap(p *corev1.Pod) object {
 			"cds_config": object{"ads": object{}, "resource_api_version": "V3"},
 			"lds_config": object{"ads": object{}, "resource_api_version": "V3"},
 		},
-		"static_resources": object{"clusters": []object{relayCluster("xds-grpc"), relayCluster("sds-grpc")}},
+		"static_resources": object{
+			"listeners": []object{statsListener(p)},
+			"clusters": []object{
+				relayCluster("xds-grpc"), relayCluster("sds-grpc"),
+				{"name": statsCluster, "type": "STATIC", "connect_timeout": "0.25s", "load_assignment": object{
+					"cluster_name": statsCluster, "endpoints": []object{{"lb_endpoints": []object{{
+						"endpoint": object{"address": socket(p.Status.PodIP, adminPort)},
+					}}}},
+				}},
+			},
+		},
+	}
+}
+
+// What Istio's own bootstrap has for those who read a proxy's counters.
+const (
+	statsPort    = 15090
+	statsCluster = "prometheus_stats"
+)
+
+// statsListener shows the page of counters of the proxy's administration, and nothing else of that.
+func statsListener(p *corev1.Pod) object {
+	return object{
+		"name": "stats", "address": socket(p.Status.PodIP, statsPort),
+		"filter_chains": []object{{"filters": []object{{
+			"name": "envoy.filters.network.http_connection_manager",
+			"typed_config": object{
+				"@type":       "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+				"stat_prefix": "stats",
+				"http_filters": []object{{
+					"name":         "envoy.filters.http.router",
+					"typed_config": object{"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
+				}},
+				"route_config": object{"virtual_hosts": []object{{
+					"name": "backend", "domains": []string{"*"},
+					"routes": []object{{"match": object{"prefix": "/stats/prometheus"}, "route": object{"cluster": statsCluster}}},
+				}}},
+			},
+		}}}},
 	}
 }
 

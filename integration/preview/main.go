@@ -164,7 +164,7 @@ func (p *preview) configuration(picker string) (listeners, clusters []local.Obje
 	asked := envoypatch.Picker{Host: "picker.test", Port: 9002, FailOpen: true, Metadata: map[string]string{"inference-waypoint-pool": poolName}}
 	waypoint, err := local.Manager(envoypatch.VirtualHost{Name: picked, Picker: asked, Routes: []envoypatch.Route{
 		{Name: "all", To: []envoypatch.Destination{{Cluster: picked, Weight: 1, Picker: &asked}}},
-	}})
+	}}, "")
 	if err != nil {
 		return nil, nil, fmt.Errorf("making a waypoint's configuration: %w", err)
 	}

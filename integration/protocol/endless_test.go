@@ -15,8 +15,11 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/inference-waypoint/inference-waypoint/integration/local"
 	"github.com/inference-waypoint/inference-waypoint/internal/envoypatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // waypointPicker is a door's picker as the controller has it.
@@ -34,7 +37,7 @@ func (d door) waypointManager() object {
 	asked := d.waypointPicker()
 	manager, err := local.Manager(envoypatch.VirtualHost{Name: d.name, Picker: asked, Routes: []envoypatch.Route{
 		{Name: "all", To: []envoypatch.Destination{{Cluster: d.pool + " by header", Weight: 1, Picker: &asked}}},
-	}})
+	}}, pool.CounterName(types.NamespacedName{Namespace: "protocol", Name: d.name}))
 	if err != nil {
 		panic(err) // the doors are constants
 	}
@@ -44,7 +47,9 @@ func (d door) waypointManager() object {
 // waypointClusters are the pickers by the names that istiod gives to clusters.
 func (w *world) waypointClusters() []object {
 	var out []object
-	for name, address := range map[string]string{"main": w.pickers["main"].Addresses["extproc"], "patient": w.patient.address} {
+	for name, address := range map[string]string{
+		"main": w.pickers["main"].Addresses["extproc"], "counted": w.pickers["counted"].Addresses["extproc"], "patient": w.patient.address,
+	} {
 		c := pickerCluster(name, address, false)
 		c["name"] = "outbound|9002||" + name + ".test"
 		out = append(out, c)

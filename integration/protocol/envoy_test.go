@@ -55,6 +55,8 @@ func doors() []door {
 		{name: "waypoint", pool: "general", picker: "main", requests: partial, waypoint: true},
 		{name: "waypoint http2", pool: "http2", picker: "main", requests: partial, waypoint: true},
 		{name: "waypoint " + duplex, pool: "general", picker: "main", requests: duplex, waypoint: true},
+		{name: "waypoint counted open", pool: "general", picker: "counted", requests: partial, failOpen: true, waypoint: true},
+		{name: "waypoint counted closed", pool: "general", picker: "counted", requests: partial, waypoint: true},
 		{name: "waypoint patient open", pool: "general", picker: "patient", requests: duplex, failOpen: true, waypoint: true},
 		{name: "waypoint patient closed", pool: "general", picker: "patient", requests: duplex, waypoint: true},
 	}

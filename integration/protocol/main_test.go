@@ -87,6 +87,7 @@ var pickerFlags = map[string][]string{
 	"main":    {},
 	"narrow":  {"--max-streams=1"},
 	"killed":  {},
+	"counted": {},
 	"drained": {"--drain-delay=3s", "--drain-timeout=1m"},
 	"parted":  {"--drain-delay=0s", "--drain-timeout=100ms"},
 }

@@ -1,5 +1,5 @@
 // Reference writes docs/reference from the code: the flags of each program as its own --help prints them, and the
-// picker's metrics as they are registered. With -check it only says whether what is there is up to date.
+// programs' metrics as they are registered. With -check it only says whether what is there is up to date.
 package main
 
 import (

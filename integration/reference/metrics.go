@@ -13,9 +13,10 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 	"github.com/inference-waypoint/inference-waypoint/internal/refusal"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
+	"github.com/inference-waypoint/inference-waypoint/internal/waypointwatch"
 )
 
-// metricsPage lists the picker's metrics. Those with labels exist only once something has happened, so a pool is made
+// metricsPage lists the metrics of the picker and of the controller. Those with labels exist only once something has happened, so a pool is made
 // of which everything has.
 func metricsPage() ([]byte, error) {
 	registry := prometheus.NewRegistry()
@@ -23,12 +24,15 @@ func metricsPage() ([]byte, error) {
 	pool.Refused(string(refusal.Overloaded))
 	pool.Used(0, 0, 0)
 	registry.MustRegister(endpointmetrics.New(wholeState))
-	families, err := registry.Gather()
+	pickers, err := table(registry)
 	if err != nil {
-		return nil, fmt.Errorf("gathering metrics: %w", err)
+		return nil, err
 	}
-	if all := described(registry); all != len(families) {
-		return nil, fmt.Errorf("%d metrics are registered, but only %d have a series here to be listed by", all, len(families))
+	registry = prometheus.NewRegistry()
+	registry.MustRegister(waypointwatch.Example(waypointwatch.Place{}))
+	controllers, err := table(registry)
+	if err != nil {
+		return nil, err
 	}
 	var page bytes.Buffer
 	page.WriteString(`# Metrics
@@ -39,18 +43,36 @@ The picker serves these at ` + "`/metrics`" + ` of port 9090, beside Go's own (`
 ` + "`namespace/name`" + ` of a pool that exists, and no label has a value that a client chose. Tokens are
 estimated at four bytes each, but for those of usage, which answers tell.
 
-| Metric | Type | Labels | |
-|---|---|---|---|
 `)
-	for _, f := range families {
-		fmt.Fprintf(&page, "| `%s` | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()), labelsOf(f), f.GetHelp())
-	}
+	page.WriteString(pickers)
 	page.WriteString(`
-The controller serves the metrics of controller-runtime at ` + "`/metrics`" + ` of port 9090:
+The replica of the controller that acts serves these at ` + "`/metrics`" + ` of port 9090. The label ` + "`waypoint`" + ` is ` + "`namespace/name`" + `, too.
+
+`)
+	page.WriteString(controllers)
+	page.WriteString(`
+Each replica serves the metrics of controller-runtime at ` + "`/metrics`" + ` of port 9090:
 ` + "`controller_runtime_reconcile_total`, `controller_runtime_reconcile_errors_total`, `workqueue_depth`, `rest_client_requests_total`" + ` and
 others, by the name of the controller.
 `)
 	return page.Bytes(), nil
+}
+
+// table lists the metrics of a registry.
+func table(registry *prometheus.Registry) (string, error) {
+	families, err := registry.Gather()
+	if err != nil {
+		return "", fmt.Errorf("gathering metrics: %w", err)
+	}
+	if all := described(registry); all != len(families) {
+		return "", fmt.Errorf("%d metrics are registered, but only %d have a series here to be listed by", all, len(families))
+	}
+	var out strings.Builder
+	out.WriteString("| Metric | Type | Labels | |\n|---|---|---|---|\n")
+	for _, f := range families {
+		fmt.Fprintf(&out, "| `%s` | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()), labelsOf(f), f.GetHelp())
+	}
+	return out.String(), nil
 }
 
 // wholeState is one endpoint of which everything is known.

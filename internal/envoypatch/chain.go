@@ -26,15 +26,16 @@ func (f Front) RouteName(virtualHost string) string {
 }
 
 // ChainPatches make the front's chain ask a picker for each call, as the routes of a virtual host say. What a client says of endpoints is
-// removed, the picker is asked, and its answer is handed to the pool's cluster, in this order.
-func ChainPatches(at Front, virtualHost string) ([]*Patch, error) {
+// removed, the picker is asked, and its answer is handed to the pool's cluster, in this order. The waypoint counts what becomes of
+// it under the prefix.
+func ChainPatches(at Front, virtualHost, statPrefix string) ([]*Patch, error) {
 	var out []*Patch
 	for _, f := range []struct {
 		name   string
 		config message
 	}{
 		{guardFilter, guard()},
-		{pickerFilter, askNobody()},
+		{pickerFilter, askNobody(statPrefix)},
 		{endpointsFilter, endpointsToMetadata()},
 	} {
 		config, err := pack(f.config)

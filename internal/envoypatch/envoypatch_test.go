@@ -22,7 +22,7 @@ import (
 var front = Front{Host: "llama.models.inference.internal", Port: 80}
 
 func TestChain(t *testing.T) {
-	patches, err := ChainPatches(front, "pool")
+	patches, err := ChainPatches(front, "pool", "counted")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,9 +116,12 @@ func TestAsk(t *testing.T) {
 // The chain's own filter asks nobody, refuses the call, and lets no picker write the endpoints past the filter that names
 // them.
 func TestAskNobody(t *testing.T) {
-	got := askNobody()
+	got := askNobody("counted")
 	if c := got.GetGrpcService().GetEnvoyGrpc().GetClusterName(); c != noPicker {
 		t.Errorf("cluster %q, want one that nobody makes", c)
+	}
+	if got.StatPrefix != "counted" {
+		t.Errorf("what becomes of calls is counted under %q", got.StatPrefix)
 	}
 	if got.FailureModeAllow {
 		t.Error("a call that no route says anything of goes on unpicked")
@@ -256,7 +259,7 @@ func TestFetchedRoutesReplace(t *testing.T) {
 
 // What users edit is in no part of a chain.
 func TestChainHoldsNoSettings(t *testing.T) {
-	patches, err := ChainPatches(front, "pool")
+	patches, err := ChainPatches(front, "pool", "counted")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -92,10 +92,12 @@ func guard() *headermutationv3.HeaderMutation {
 
 // askNobody is the picker's filter as it stands in every chain. Whom to ask, and how, comes with the routes: a chain
 // that named a picker would be replaced, and its calls cut, with each change of one. A call that no route says anything
-// of is refused.
-func askNobody() *extprocv3.ExternalProcessor {
+// of is refused. The prefix becomes a part of the names of the filter's counters: without one, all pools of a waypoint
+// are counted together.
+func askNobody(statPrefix string) *extprocv3.ExternalProcessor {
 	return &extprocv3.ExternalProcessor{
 		GrpcService: Picker{}.service(),
+		StatPrefix:  statPrefix,
 		// The protocol's status for a pool that cannot be picked from; Envoy's own would be 500.
 		StatusOnError:     &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
 		ProcessingMode:    headersOnly(),

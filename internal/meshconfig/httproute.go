@@ -123,7 +123,7 @@ func (t translator) referrals(name types.NamespacedName) []place {
 			if f == nil || owner == name {
 				continue
 			}
-			p := place{waypoint: f.waypoint, verdict: f.verdict}
+			p := place{waypoint: f.waypoint, verdict: f.verdict, owner: owner}
 			switch {
 			case !p.verdict.OK():
 			case refused == nil:

@@ -107,6 +107,8 @@ type Output struct {
 	ServiceEntries []*networkingv1.ServiceEntry
 	// Parents is what to say in the pool's status; none where no waypoint serves the pool.
 	Parents []poolstatus.Parent
+	// CalledBy are the pools at whose hosts calls to the pool come, by waypoint: itself, and those whose routes lead to it.
+	CalledBy map[types.NamespacedName][]types.NamespacedName
 	// Keep says that the pool cannot be read as it stands: what was made of it before stays, so that a slip in a
 	// live pool does not take its host away.
 	Keep bool
@@ -147,7 +149,7 @@ func Translate(name types.NamespacedName, in Inputs, settings Settings) Output {
 	t := translator{in, settings}
 	read := t.read(name)
 	fronts, notes := t.fronts(name)
-	places := append(placesOf(fronts), t.referrals(name)...)
+	places := append(placesOf(name, fronts), t.referrals(name)...)
 	if read.problem != nil {
 		return Output{Parents: parents(places, read.problem, read.resolved, notes), Keep: read.unreadable}
 	}
@@ -166,6 +168,7 @@ func Translate(name types.NamespacedName, in Inputs, settings Settings) Output {
 		out.ServiceEntries = append(out.ServiceEntries, entry)
 	}
 	out.Parents = parents(places, nil, read.resolved, notes)
+	out.CalledBy = calledBy(places)
 	for i, parent := range out.Parents {
 		at := t.placeOf(name, parent.Gateway, atWaypoint(fronts, parent.Gateway))
 		out.Parents[i].Ineffective = ineffective.Message(ineffective.Find(at, in.Others, settings.ClusterDomain))
@@ -223,14 +226,27 @@ func (t translator) read(name types.NamespacedName) readPool {
 type place struct {
 	waypoint types.NamespacedName
 	verdict  poolstatus.Verdict
+	// owner is the pool whose hosts calls come by.
+	owner types.NamespacedName
 	// hosts are the pool's own there; none where only routes of others lead to it.
 	hosts []string
 }
 
-func placesOf(fronts []front) []place {
+func placesOf(name types.NamespacedName, fronts []front) []place {
 	var out []place
 	for _, f := range fronts {
-		out = append(out, place{f.waypoint, f.verdict, f.hosts})
+		out = append(out, place{f.waypoint, f.verdict, name, f.hosts})
+	}
+	return out
+}
+
+// calledBy are the owners of the places that serve the pool, each once, by waypoint.
+func calledBy(places []place) map[types.NamespacedName][]types.NamespacedName {
+	out := map[types.NamespacedName][]types.NamespacedName{}
+	for _, p := range places {
+		if p.verdict.OK() && !slices.Contains(out[p.waypoint], p.owner) {
+			out[p.waypoint] = append(out[p.waypoint], p.owner)
+		}
 	}
 	return out
 }

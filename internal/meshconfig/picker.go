@@ -63,9 +63,14 @@ func (t translator) resolvePicker(p pool.Pool) (*picker, poolstatus.Verdict) {
 	if problem := servicePortProblem(service, at); problem != "" {
 		return &picker{at: at, missing: true}, invalidRef("the endpoint picker's " + problem)
 	}
-	out := &picker{at: at, ours: t.settings.DefaultPicker != nil && at == *t.settings.DefaultPicker ||
-		service.Annotations[OwnPickerAnnotation] == "true"}
+	out := &picker{at: at, ours: IsOwnPicker(at, service, t.settings)}
 	return out, poolstatus.ResolvedRefs(out.String())
+}
+
+// IsOwnPicker reports whether a picker is this project's. The Service may be nil.
+func IsOwnPicker(at ServicePort, service *corev1.Service, settings Settings) bool {
+	return settings.DefaultPicker != nil && at == *settings.DefaultPicker ||
+		service != nil && service.Annotations[OwnPickerAnnotation] == "true"
 }
 
 // String says who is asked, and how, for a pool's status and its EnvoyFilter.

@@ -80,6 +80,11 @@ func distinctPickers(pools []*networkingv1alpha3.EnvoyFilter) []ServicePort {
 	return out
 }
 
+// AskedBy are the pickers that a pool's EnvoyFilter asks, or is to ask soon.
+func AskedBy(filter *networkingv1alpha3.EnvoyFilter) []ServicePort {
+	return distinctPickers([]*networkingv1alpha3.EnvoyFilter{filter})
+}
+
 // asked are the pickers that an EnvoyFilter's annotation lists, as written.
 func asked(annotations map[string]string) []string {
 	return strings.Split(annotations[envoypatch.AskedPickers], ",")

@@ -5,6 +5,7 @@ package pool
 import (
 	"cmp"
 	"crypto/sha256"
+	"encoding/base32"
 	"encoding/hex"
 	"fmt"
 	"maps"
@@ -206,6 +207,19 @@ func (p Pool) Host(suffix string) string {
 	head = strings.TrimRight(head[:min(len(head), maxLabel-len(hash))], "-")
 	return strings.Join([]string{head + hash, p.Name.Namespace, suffix}, ".")
 }
+
+// CounterName stands for a pool in the names of a waypoint's counters: CounterNameLength letters a to z and digits 2 to 7,
+// which no system of metrics rewrites. It is a hash of 80 bits, so that nobody can name a pool in such a way that it
+// is taken for another's.
+func CounterName(name types.NamespacedName) string {
+	sum := sha256.Sum256([]byte(name.String()))
+	return counterNames.EncodeToString(sum[:CounterNameLength*5/8])
+}
+
+// CounterNameLength is that of a CounterName, each letter of which holds five bits.
+const CounterNameLength = 16
+
+var counterNames = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567")
 
 // Equal reports whether two pools are the same in everything.
 func (p Pool) Equal(o Pool) bool {

@@ -1,6 +1,8 @@
 package pool
 
 import (
+	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -40,6 +42,28 @@ func TestHost(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The name is a part of the names of counters in Envoy and in Prometheus, and waypoints of older controllers are read by it:
+// it is to stay as it is.
+func TestCounterName(t *testing.T) {
+	of := func(namespace, name string) string {
+		return CounterName(types.NamespacedName{Namespace: namespace, Name: name})
+	}
+	if got, want := of("models", "llama"), "razngnfhlqc4z62i"; got != want {
+		t.Errorf("models/llama is counted as %s, want %s", got, want)
+	}
+	whole := regexp.MustCompile(fmt.Sprintf("^[a-z2-7]{%d}$", CounterNameLength))
+	seen := map[string]bool{}
+	for _, name := range []string{"llama", "llama.v1", "llama-v1", strings.Repeat("a", 253)} {
+		for _, namespace := range []string{"a", "b", "a-b"} {
+			got := of(namespace, name)
+			if seen[got] || !whole.MatchString(got) {
+				t.Errorf("%s/%s is counted as %q", namespace, name, got)
+			}
+			seen[got] = true
+		}
 	}
 }
 

@@ -10,7 +10,9 @@ import (
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -38,16 +40,40 @@ func installed(mapper meta.RESTMapper, scheme *runtime.Scheme, kind client.Objec
 }
 
 // CacheOptions keep of the kinds that are only looked at for what has no effect no more than that takes: a cluster may
-// have thousands of them. AuthorizationPolicies are read beside our picker alone.
+// have thousands of them. AuthorizationPolicies are read beside our picker alone, and of pods those of Gateways alone, by
+// their addresses.
 func CacheOptions(settings meshconfig.Settings) cache.Options {
 	out := map[client.Object]cache.ByObject{
 		&networkingv1.VirtualService{}:  {Transform: strip},
 		&networkingv1.DestinationRule{}: {Transform: strip},
+		&corev1.Pod{}:                   {Label: ofGateways(), Transform: stripPod},
 	}
 	if picker := settings.DefaultPicker; picker != nil {
 		out[&securityv1.AuthorizationPolicy{}] = cache.ByObject{Namespaces: map[string]cache.Config{picker.Service.Namespace: {}}}
 	}
 	return cache.Options{ByObject: out}
+}
+
+// ofGateways selects the pods of waypoints, and of other Gateways.
+func ofGateways() labels.Selector {
+	exists, err := labels.NewRequirement(gatewayNameLabel, selection.Exists, nil)
+	if err != nil {
+		return labels.Nothing() // the label is Istio's, and no name of a label is wrong
+	}
+	return labels.NewSelector().Add(*exists)
+}
+
+// stripPod keeps of a pod what finds it and says whether it runs.
+func stripPod(o any) (any, error) {
+	p, ok := o.(*corev1.Pod)
+	if !ok {
+		return o, nil
+	}
+	kept := corev1.Pod{Status: corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP}}
+	kept.Name, kept.Namespace, kept.UID, kept.ResourceVersion = p.Name, p.Namespace, p.UID, p.ResourceVersion
+	kept.Labels = map[string]string{gatewayNameLabel: p.Labels[gatewayNameLabel]}
+	kept.DeletionTimestamp = p.DeletionTimestamp
+	return &kept, nil
 }
 
 // strip drops of a VirtualService its routes, of a DestinationRule its subsets, and of both what people and programs noted

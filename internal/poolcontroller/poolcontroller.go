@@ -49,6 +49,7 @@ type Reconciler struct {
 	events   events.EventRecorder
 	settings meshconfig.Settings
 	clock    clock.Clock
+	picking  picking // nil where nobody watches
 
 	handover   *handover.Filters
 	contests   *ownedobjects.Contests
@@ -73,8 +74,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, request reconcile.Request) (
 		return reconcile.Result{}, err
 	}
 	reject(&out, err)
+	calls := r.judgePicking(request.NamespacedName, &out, in)
 	r.tellSettings(pool)
-	result, statusErr := r.report(ctx, pool, out, changes)
+	result, statusErr := r.report(ctx, pool, out, changes, calls)
 	result.RequeueAfter = handover.Sooner(result.RequeueAfter, again)
 	return after(err, result, statusErr)
 }
@@ -150,11 +152,11 @@ func all[E error](err error) bool {
 }
 
 // report writes our part of the pool's status where it changed, and tells of changes in events.
-func (r *Reconciler) report(ctx context.Context, pool *inferencev1.InferencePool, out meshconfig.Output, changes []ownedobjects.Change) (reconcile.Result, error) {
+func (r *Reconciler) report(ctx context.Context, pool *inferencev1.InferencePool, out meshconfig.Output, changes []ownedobjects.Change, calls map[types.NamespacedName]seen) (reconcile.Result, error) {
 	if len(changes) > 0 { // in one event: those that differ in their text alone become one
 		r.events.Eventf(pool, nil, corev1.EventTypeNormal, "Synced", "Sync", "%s", note(describe(changes)))
 	}
-	wait, err := r.writeStatus(ctx, pool, out.Parents)
+	wait, err := r.writeStatus(ctx, pool, out.Parents, calls)
 	switch {
 	case apierrors.IsConflict(err):
 		return reconcile.Result{RequeueAfter: conflictRetry}, nil
@@ -168,7 +170,7 @@ func (r *Reconciler) report(ctx context.Context, pool *inferencev1.InferencePool
 
 // writeStatus writes our part of the pool's status where it differs, and tells what is new in it. Where another undoes
 // it, it says when to come back.
-func (r *Reconciler) writeStatus(ctx context.Context, pool *inferencev1.InferencePool, ours []poolstatus.Parent) (wait time.Duration, err error) {
+func (r *Reconciler) writeStatus(ctx context.Context, pool *inferencev1.InferencePool, ours []poolstatus.Parent, calls map[types.NamespacedName]seen) (wait time.Duration, err error) {
 	now := r.clock.Now()
 	parents, changed, err := poolstatus.Merge(pool.Status.Parents, ours, pool.Generation, now)
 	if err != nil || !changed {
@@ -191,6 +193,7 @@ func (r *Reconciler) writeStatus(ctx context.Context, pool *inferencev1.Inferenc
 			"another controller removes what status.parents says of %s; istiod does so with ENABLE_GATEWAY_API_INFERENCE_EXTENSION. Calls are served all the same", poolstatus.ControllerName)
 	case !again:
 		r.tell(pool, ours)
+		r.tellPicking(pool, ours, calls)
 	}
 	return 0, nil
 }

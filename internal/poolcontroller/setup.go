@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
@@ -57,8 +58,9 @@ func Scheme() (*runtime.Scheme, error) {
 }
 
 // Add adds the controllers of pools, routes and namespaces to a manager. At their start every one of those and every
-// object of ours is an event, so that what changed while no controller ran is set right.
-func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings, times handover.Times) error {
+// object of ours is an event, so that what changed while no controller ran is set right. Waypoints are read every
+// so often for whether calls are picked, where watch is not 0.
+func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings, times handover.Times, watch time.Duration) error {
 	for _, i := range indexes(settings) {
 		if !installed(m.GetRESTMapper(), m.GetScheme(), i.kind) {
 			continue
@@ -87,7 +89,16 @@ func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings, t
 			pools = pools.Watches(kind, w.toPools())
 		}
 	}
-	err := pools.Complete(newReconciler(m.GetClient(), recorder, settings, times, clock.RealClock{}))
+	reconciler := newReconciler(m.GetClient(), recorder, settings, times, clock.RealClock{})
+	if watch > 0 {
+		calls, changed, err := addWatch(m, settings, watch)
+		if err != nil {
+			return fmt.Errorf("adding the watch over waypoints: %w", err)
+		}
+		reconciler.picking = calls
+		pools = pools.WatchesRawSource(source.Channel(changed, w.toPools()))
+	}
+	err := pools.Complete(reconciler)
 	if err != nil {
 		return fmt.Errorf("adding the controller of pools: %w", err)
 	}

@@ -36,12 +36,27 @@ const (
 	PartiallyRefused = "inference-waypoint.io/PartiallyRefused"
 )
 
+// Picked says whether calls to the pool that come by the waypoint are picked, as the waypoint counts them. It is unknown
+// where none has come yet or nothing can be read, and it has no part in whether the pool is served. Where picking is not watched
+// there is no such condition.
+const Picked = "inference-waypoint.io/Picked"
+
 // The reasons of our own conditions and of their events, and of pools that are not accepted as we fail.
 const (
 	ReasonIneffectiveConfig inferencev1.InferencePoolReason = "IneffectiveConfig"
 	ReasonPartiallyRefused  inferencev1.InferencePoolReason = "PartiallyRefused"
 	// ReasonNotWritten says that the waypoint's configuration could not be written.
 	ReasonNotWritten inferencev1.InferencePoolReason = "ConfigurationNotWritten"
+)
+
+// The reasons of Picked.
+const (
+	ReasonPicked inferencev1.InferencePoolReason = "Picked"
+	// ReasonIdle says that calls were picked, and that the last one is some time ago.
+	ReasonIdle           inferencev1.InferencePoolReason = "Idle"
+	ReasonUnpicked       inferencev1.InferencePoolReason = "Unpicked"
+	ReasonNotCalled      inferencev1.InferencePoolReason = "NotCalled"
+	ReasonCountersUnread inferencev1.InferencePoolReason = "CountersUnread"
 )
 
 // Verdict is the outcome of one condition: its reason, which also decides whether it is true, and a message for people.
@@ -63,10 +78,22 @@ func ResolvedRefs(picker string) Verdict {
 // OK reports whether the condition is true.
 func (v Verdict) OK() bool {
 	switch v.Reason {
-	case inferencev1.InferencePoolReasonAccepted, inferencev1.InferencePoolReasonResolvedRefs, ReasonIneffectiveConfig, ReasonPartiallyRefused:
+	case inferencev1.InferencePoolReasonAccepted, inferencev1.InferencePoolReasonResolvedRefs, ReasonIneffectiveConfig, ReasonPartiallyRefused,
+		ReasonPicked, ReasonIdle:
 		return true
 	default:
 		return false
+	}
+}
+
+func (v Verdict) status() metav1.ConditionStatus {
+	switch {
+	case v.OK():
+		return metav1.ConditionTrue
+	case v.Reason == ReasonNotCalled || v.Reason == ReasonCountersUnread:
+		return metav1.ConditionUnknown
+	default:
+		return metav1.ConditionFalse
 	}
 }
 
@@ -78,6 +105,14 @@ type Parent struct {
 	// Ineffective and Refused are the messages of IneffectiveConfig and PartiallyRefused; empty where there is to be no
 	// such condition.
 	Ineffective, Refused string
+	Picking              Picking
+}
+
+// Picking is what there is to say of picking at a waypoint. The zero Picking is nothing.
+type Picking struct {
+	Verdict
+	// Keep leaves a condition that says whether calls are picked as it is, and the verdict holds where there is none.
+	Keep bool
 }
 
 // Remarks are the conditions that are there only while there is something to tell.
@@ -121,15 +156,30 @@ func Merge(current []inferencev1.ParentStatus, ours []Parent, generation int64, 
 	return append(others, after...), true, nil
 }
 
-// SaidBy reports whether a status says all this of the parent already, of whatever generation of the pool.
+// SaidBy reports whether a status says all this of the parent already, of whatever generation of the pool, but for what it says of picking.
 func (p Parent) SaidBy(current []inferencev1.ParentStatus) bool {
 	want := p.status(nil, 0, time.Time{})
 	i := slices.IndexFunc(current, func(c inferencev1.ParentStatus) bool {
 		return c.ControllerName == ControllerName && compare(c, want) == 0
 	})
-	return i >= 0 && slices.EqualFunc(current[i].Conditions, want.Conditions, func(a, b metav1.Condition) bool {
+	return i >= 0 && slices.EqualFunc(withoutPicked(current[i].Conditions), withoutPicked(want.Conditions), func(a, b metav1.Condition) bool {
 		return a.Type == b.Type && a.Reason == b.Reason && a.Message == b.Message
 	})
+}
+
+func withoutPicked(conditions []metav1.Condition) []metav1.Condition {
+	return slices.DeleteFunc(slices.Clone(conditions), func(c metav1.Condition) bool { return c.Type == Picked })
+}
+
+// SaidOfPicking is what our entry for the parent in a status says of picking; nil where it says nothing.
+func (p Parent) SaidOfPicking(current []inferencev1.ParentStatus) *metav1.Condition {
+	want := p.status(nil, 0, time.Time{})
+	for _, c := range current {
+		if c.ControllerName == ControllerName && compare(c, want) == 0 {
+			return meta.FindStatusCondition(c.Conditions, Picked)
+		}
+	}
+	return nil
 }
 
 func (p Parent) status(before []inferencev1.ParentStatus, generation int64, now time.Time) inferencev1.ParentStatus {
@@ -154,20 +204,28 @@ func (p Parent) status(before []inferencev1.ParentStatus, generation int64, now 
 	for _, r := range p.Remarks() {
 		out.Conditions = append(out.Conditions, condition(r.Type, r.Verdict, old, generation, now))
 	}
+	if picking := p.Picking.or(meta.FindStatusCondition(old, Picked)); picking.Reason != "" {
+		out.Conditions = append(out.Conditions, condition(Picked, picking, old, generation, now))
+	}
 	return out
+}
+
+// or is the verdict, or the one that is told already where that is to be kept.
+func (p Picking) or(told *metav1.Condition) Verdict {
+	if p.Keep && told != nil && (p.Reason == "" || told.Status != metav1.ConditionUnknown) {
+		return Verdict{inferencev1.InferencePoolReason(told.Reason), told.Message}
+	}
+	return p.Verdict
 }
 
 func condition(kind inferencev1.InferencePoolConditionType, v Verdict, old []metav1.Condition, generation int64, now time.Time) metav1.Condition {
 	out := metav1.Condition{
 		Type:               string(kind),
-		Status:             metav1.ConditionFalse,
+		Status:             v.status(),
 		Reason:             string(v.Reason),
 		Message:            Clip(v.Message, MaxMessage),
 		ObservedGeneration: generation,
 		LastTransitionTime: metav1.NewTime(now.Truncate(time.Second)), // as the API server keeps it
-	}
-	if v.OK() {
-		out.Status = metav1.ConditionTrue
 	}
 	if was := meta.FindStatusCondition(old, out.Type); was != nil && was.Status == out.Status {
 		out.LastTransitionTime = was.LastTransitionTime

@@ -120,6 +120,59 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// Whether calls are picked is a condition that can be unknown, is kept where that is asked for, and is no part of what is new
+// about serving the pool.
+func TestMergePicking(t *testing.T) {
+	waypoint := types.NamespacedName{Namespace: "models", Name: "waypoint"}
+	with := func(p Picking) Parent {
+		return Parent{Gateway: waypoint, Accepted: Accepted(), ResolvedRefs: ResolvedRefs("epp"), Picking: p}
+	}
+	say := func(reason inferencev1.InferencePoolReason) Picking { return Picking{Verdict: Verdict{reason, "so"}} }
+	keep := func(p Picking) Picking { p.Keep = true; return p }
+	for name, tt := range map[string]struct {
+		told *Picking
+		now  Picking
+		want string
+	}{
+		"picked":                          {nil, say(ReasonPicked), "True Picked"},
+		"idle":                            {nil, say(ReasonIdle), "True Idle"},
+		"unpicked":                        {nil, say(ReasonUnpicked), "False Unpicked"},
+		"not called":                      {nil, say(ReasonNotCalled), "Unknown NotCalled"},
+		"counters unread":                 {nil, say(ReasonCountersUnread), "Unknown CountersUnread"},
+		"nobody watches":                  {&Picking{Verdict: Verdict{ReasonPicked, "so"}}, Picking{}, ""},
+		"nothing is known yet":            {nil, keep(Picking{}), ""},
+		"nothing is known anew":           {&Picking{Verdict: Verdict{ReasonUnpicked, "so"}}, keep(Picking{}), "False Unpicked"},
+		"what is unknown is kept, too":    {&Picking{Verdict: Verdict{ReasonNotCalled, "so"}}, keep(Picking{}), "Unknown NotCalled"},
+		"what was told of calls stays":    {&Picking{Verdict: Verdict{ReasonUnpicked, "so"}}, keep(say(ReasonIdle)), "False Unpicked"},
+		"what was not known is known":     {&Picking{Verdict: Verdict{ReasonCountersUnread, "so"}}, keep(say(ReasonIdle)), "True Idle"},
+		"a verdict takes another's place": {&Picking{Verdict: Verdict{ReasonUnpicked, "so"}}, say(ReasonPicked), "True Picked"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var current []inferencev1.ParentStatus
+			if tt.told != nil {
+				current, _, _ = Merge(nil, []Parent{with(*tt.told)}, 1, before)
+			}
+			got, _, err := Merge(current, []Parent{with(tt.now)}, 1, now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			said := ""
+			if c := with(tt.now).SaidOfPicking(got); c != nil {
+				said = string(c.Status) + " " + c.Reason
+			}
+			if said != tt.want {
+				t.Errorf("it says %q, want %q", said, tt.want)
+			}
+			if !with(tt.now).SaidBy(got) || tt.told != nil && !with(tt.now).SaidBy(current) {
+				t.Error("what is said of picking is taken for news of serving")
+			}
+			if again, changed, _ := Merge(got, []Parent{with(tt.now)}, 1, now.Add(time.Hour)); changed {
+				t.Errorf("the same again is a change: %v", again)
+			}
+		})
+	}
+}
+
 func TestMergeWithoutRoom(t *testing.T) {
 	var current []inferencev1.ParentStatus
 	for i := range maxParents {

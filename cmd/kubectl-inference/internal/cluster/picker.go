@@ -113,18 +113,12 @@ func (s *Snapshot) PickerPods(p *inferencev1.InferencePool) (_ []*corev1.Pod, re
 		return nil, s.Services.Problem.Text
 	case service == nil:
 		return nil, fmt.Sprintf("its picker's Service %s does not exist", at.Service)
-	case !Ours(at, service, s.Settings):
+	case !meshconfig.IsOwnPicker(at, service, s.Settings):
 		return nil, fmt.Sprintf("its picker %s is another program, which explains nothing", at)
 	case s.Pods.Problem != nil:
 		return nil, s.Pods.Problem.Text
 	}
 	return s.PodsOf(service), ""
-}
-
-// Ours reports whether a picker is this project's.
-func Ours(at meshconfig.ServicePort, service *corev1.Service, settings meshconfig.Settings) bool {
-	return settings.DefaultPicker != nil && *settings.DefaultPicker == at ||
-		service != nil && service.Annotations[meshconfig.OwnPickerAnnotation] == "true"
 }
 
 // PodsOf are the pods that a Service selects and that are to stay, those that are ready first.
@@ -220,7 +214,7 @@ func (s *Snapshot) OwnPickers() []*corev1.Pod {
 	var out []*corev1.Pod
 	add := func(at meshconfig.ServicePort) {
 		service := Find(s.Services, at.Service.Namespace, at.Service.Name)
-		if service == nil || !Ours(at, service, s.Settings) {
+		if service == nil || !meshconfig.IsOwnPicker(at, service, s.Settings) {
 			return
 		}
 		for _, p := range s.PodsOf(service) {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"time"
 
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
@@ -47,6 +48,8 @@ type Snapshot struct {
 	SystemNamespace string
 	// Settings are the controller's own as its Deployment has them, or its defaults.
 	Settings meshconfig.Settings
+	// Unwatched says that the controller was told not to watch whether calls are picked.
+	Unwatched bool
 
 	Pools      List[inferencev1.InferencePool]
 	Namespaces List[corev1.Namespace] // the pools' own
@@ -86,6 +89,7 @@ func (c *Cluster) Read(ctx context.Context, namespace, name string) (*Snapshot, 
 	}
 	s.Deployments = list[appsv1.Deployment](ctx, c, "deployments", &appsv1.DeploymentList{}, c.SystemNamespace)
 	s.Settings = settingsOf(s.Deployments, c.SystemNamespace)
+	s.Unwatched = unwatched(s.Deployments)
 
 	own := map[string]bool{}
 	for _, p := range s.Pools.Items {
@@ -235,6 +239,22 @@ func Named(l List[appsv1.Deployment], name string) *appsv1.Deployment {
 		}
 	}
 	return nil
+}
+
+// unwatched reports whether the controller was told to watch no waypoints.
+func unwatched(l List[appsv1.Deployment]) bool {
+	off := false
+	if d := Named(l, Controller); d != nil {
+		for _, container := range d.Spec.Template.Spec.Containers {
+			for _, arg := range container.Args {
+				if value, given := strings.CutPrefix(strings.TrimLeft(arg, "-"), "watch-waypoints="); given {
+					interval, err := time.ParseDuration(value)
+					off = err == nil && interval == 0
+				}
+			}
+		}
+	}
+	return off
 }
 
 // settingsOf reads the controller's settings from the arguments of its Deployment. What these leave out, or where they

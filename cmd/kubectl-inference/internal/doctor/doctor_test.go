@@ -8,6 +8,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/version"
@@ -65,6 +66,12 @@ func wellFacts(t *testing.T) Facts {
 // TestExamine examines a cluster that is well but for one thing, and compares what is said with testdata/<name>.txt.
 func TestExamine(t *testing.T) {
 	forbidden := &cluster.Problem{Cause: cluster.NotPermitted, Text: "not permitted to list deployments"}
+	picked := func(status metav1.ConditionStatus, reason, message string) func(*Facts) {
+		return func(f *Facts) {
+			c := meta.FindStatusCondition(f.Snapshot.Pools.Items[0].Status.Parents[0].Conditions, poolstatus.Picked)
+			c.Status, c.Reason, c.Message = status, reason, message
+		}
+	}
 	tests := map[string]struct {
 		change   func(*Facts)
 		wide     bool
@@ -127,6 +134,12 @@ func TestExamine(t *testing.T) {
 				Message: "without effect on calls to the pool: VirtualService models/faults (write an HTTPRoute whose parent is the host's object)",
 			})
 		}, wantCode: ExitOK},
+		"idle":       {change: picked("True", "Idle", "calls were picked, the last one more than 10 minutes ago"), wantCode: ExitOK},
+		"not-called": {change: picked("Unknown", "NotCalled", "no call has come by the waypoint yet"), wantCode: ExitOK},
+		"unpicked": {change: picked("False", "Unpicked", "a tenth of the calls or more are spread over the endpoints without a pick: the picker does not answer in time"),
+			wantCode: ExitFailed},
+		"counters-unread": {change: picked("Unknown", "CountersUnread",
+			"whether calls are picked is not known: no pod of the waypoint shows its counters at port 15090; a NetworkPolicy may keep the controller away"), wantCode: ExitOK},
 		"no-envoyfilter":  {change: func(f *Facts) { f.Snapshot.Filters.Items = nil }, wantCode: ExitFailed},
 		"pod-out-of-mesh": {change: func(f *Facts) { f.Snapshot.Pods.Items[2].Annotations = nil }, wantCode: ExitOK},
 	}

@@ -140,16 +140,16 @@ func (e *examination) podsOf(api *inferencev1.InferencePool) []*corev1.Pod {
 // pool checks what status does: the controller's verdict, the waypoint, the picker, the pods.
 func (e *examination) pool(p *status.Pool) {
 	name := p.Namespace + "/" + p.Name
-	if len(p.Findings) == 0 && p.State == status.Picking {
-		e.add("pool", OK, "", "pool %s: %s, %d of %d pods ready", name, p.State, p.ReadyPods, len(p.Pods))
+	if len(p.Findings) == 0 && (p.State == status.Picking || p.State == status.NotCalled) {
+		e.add("pool", OK, "", "pool %s: %s, %d of %d pods ready", name, p.StateText(), p.ReadyPods, len(p.Pods))
 		return
 	}
 	if len(p.Findings) == 0 {
 		e.add("pool", Unknown, "kubectl inference status "+p.Name+" -n "+p.Namespace, "pool %s: %s", name, p.State)
 	}
-	result := Warning
-	if p.State != status.Picking {
-		result = Failed
+	result := Failed
+	if p.Served {
+		result = Warning
 	}
 	for _, f := range p.Findings {
 		e.add("pool", result, f.Next, "pool %s: %s", name, strings.TrimSuffix(f.What, "."))

@@ -42,7 +42,8 @@ type State string
 
 // The states, from the best to the worst.
 const (
-	Picking    State = "picking"         // a picker chooses the endpoint of each call
+	Picking    State = "picking"         // a picker chooses the endpoint of each call, as the waypoint counts
+	NotCalled  State = "not called yet"  // it would be so
 	NotPicking State = "serving blindly" // calls are served, and nobody chooses
 	NotServing State = "not serving"
 	Unknown    State = "unknown"
@@ -53,6 +54,7 @@ type Pool struct {
 	Namespace   string           `json:"namespace"`
 	Name        string           `json:"name"`
 	State       State            `json:"state"`
+	StateDetail string           `json:"stateDetail,omitempty"`
 	Hosts       []string         `json:"hosts,omitempty"`
 	Waypoints   []Waypoint       `json:"waypoints,omitempty"`
 	Picker      *Picker          `json:"picker,omitempty"`
@@ -61,6 +63,9 @@ type Pool struct {
 	ReadyPods   int              `json:"readyPods"`
 	Conditions  []Condition      `json:"conditions,omitempty"`
 	Findings    []Finding        `json:"findings,omitempty"`
+
+	// Served says that calls are served, and that nothing tells that they are not picked: what is found is no more than a warning.
+	Served bool `json:"-"`
 }
 
 // Waypoint is one that a pool is bound to.
@@ -137,6 +142,8 @@ func judge(s *cluster.Snapshot, api *inferencev1.InferencePool) Pool {
 	j.entry()
 	j.picker()
 	j.pods(p)
+	j.out.Served = j.out.State == Picking
+	j.picked()
 	return j.out
 }
 
@@ -146,7 +153,7 @@ func (j *judgement) say(what, next string) {
 
 // worst lowers the state.
 func (j *judgement) worst(s State) {
-	order := []State{Picking, NotPicking, Unknown, NotServing}
+	order := []State{Picking, NotCalled, NotPicking, Unknown, NotServing}
 	if slices.Index(order, s) > slices.Index(order, j.out.State) {
 		j.out.State = s
 	}
@@ -164,6 +171,7 @@ func (j *judgement) conditions() {
 			j.out.Conditions = append(j.out.Conditions, Condition{waypoint, c.Type, string(c.Status), c.Reason, c.Message})
 			stale = stale || c.ObservedGeneration < j.api.Generation
 			switch {
+			case c.Type == poolstatus.Picked: // said by picked
 			case c.Type == poolstatus.IneffectiveConfig:
 				j.say(sentence(c.Message), "docs/routes.md says under \"What has no effect\" what to write instead")
 			case c.Type == poolstatus.PartiallyRefused:
@@ -176,6 +184,62 @@ func (j *judgement) conditions() {
 	if stale {
 		j.say("The controller has not seen the pool's last change.", j.controllerNext())
 	}
+}
+
+// picked says whether calls are picked at the waypoints that serve the pool.
+func (j *judgement) picked() {
+	called, idle := false, true
+	for _, parent := range j.api.Status.Parents {
+		if parent.ControllerName != poolstatus.ControllerName ||
+			!meta.IsStatusConditionTrue(parent.Conditions, string(inferencev1.InferencePoolConditionAccepted)) {
+			continue
+		}
+		c := meta.FindStatusCondition(parent.Conditions, poolstatus.Picked)
+		switch {
+		case c == nil:
+			j.worst(Unknown)
+			j.unwatched(parent)
+		case c.Reason == string(poolstatus.ReasonUnpicked):
+			j.out.Served = false
+			j.unpicked()
+			j.say(sentence(fmt.Sprintf("at waypoint %s/%s %s", parent.ParentRef.Namespace, parent.ParentRef.Name, c.Message)), j.pickerNext())
+		case c.Reason == string(poolstatus.ReasonNotCalled):
+		case c.Status == metav1.ConditionTrue:
+			called = true
+			idle = idle && c.Reason == string(poolstatus.ReasonIdle)
+		default:
+			j.worst(Unknown)
+			j.say(sentence(fmt.Sprintf("at waypoint %s/%s %s", parent.ParentRef.Namespace, parent.ParentRef.Name, c.Message)),
+				"docs/troubleshooting.md says under \"Whether calls are picked\" what to look at")
+		}
+	}
+	switch {
+	case len(j.out.Conditions) == 0: // who has erased the status, or that there is none, is said already
+		j.worst(Unknown)
+	case !called:
+		j.worst(NotCalled)
+	case idle && j.out.State == Picking:
+		j.out.StateDetail = "last called more than 10 min ago"
+	}
+}
+
+// unwatched says why nobody tells whether calls are picked.
+func (j *judgement) unwatched(parent inferencev1.ParentStatus) {
+	if j.Unwatched {
+		j.say("Picking is not watched: the controller runs with --watch-waypoints=0.", "give the controller --watch-waypoints=5s")
+		return
+	}
+	j.say(fmt.Sprintf("Whether calls are picked at waypoint %s/%s is not known: the controller has just begun to watch it, or is of an older version.",
+		parent.ParentRef.Namespace, parent.ParentRef.Name), j.controllerNext())
+}
+
+// pickerNext is where to look for why a picker that is there is not asked.
+func (j *judgement) pickerNext() string {
+	at, named := meshconfig.PickerOf(j.api, j.Settings)
+	if !named {
+		return j.controllerNext()
+	}
+	return "kubectl get pods,networkpolicies,authorizationpolicies -n " + at.Service.Namespace
 }
 
 // refused says what to do about a condition that is not true. Only Accepted keeps a pool from being served: without its
@@ -236,7 +300,7 @@ func (j *judgement) waypoints() {
 		j.worst(NotServing)
 		j.say(fmt.Sprintf("No waypoint serves it: namespace %s is bound to none.", j.api.Namespace),
 			fmt.Sprintf("kubectl label namespace %s %s=inference", j.api.Namespace, meshconfig.WaypointLabel))
-	case len(j.out.Conditions) == 0 && j.ownEntry() != nil:
+	case len(j.out.Conditions) == 0 && j.ownEntry() != nil: // whether calls are picked is not known either
 		j.say("The controller serves it, but what it says of that is gone from the status. istiod erases it where it runs with "+
 			"ENABLE_GATEWAY_API_INFERENCE_EXTENSION=true.", "kubectl get events -n "+j.api.Namespace)
 	case len(j.out.Conditions) == 0:
@@ -332,7 +396,7 @@ func (j *judgement) picker() {
 		return // the conditions say so
 	}
 	service := cluster.Find(j.Services, at.Service.Namespace, at.Service.Name)
-	out := &Picker{Service: at.String(), Ours: cluster.Ours(at, service, j.Settings)}
+	out := &Picker{Service: at.String(), Ours: meshconfig.IsOwnPicker(at, service, j.Settings)}
 	j.out.Picker = out
 	if service == nil || j.Services.Problem != nil || j.Pods.Problem != nil {
 		return

@@ -29,6 +29,19 @@ func TestText(t *testing.T) {
 			c.Status, c.Reason, c.Message = metav1.ConditionFalse, reason, message
 		}
 	}
+	picked := func(status metav1.ConditionStatus, reason, message string) func(*cluster.Snapshot) {
+		return func(s *cluster.Snapshot) {
+			c := meta.FindStatusCondition(llama(s).Status.Parents[0].Conditions, poolstatus.Picked)
+			c.Status, c.Reason, c.Message = status, reason, message
+		}
+	}
+	noPicked := func(s *cluster.Snapshot) {
+		meta.RemoveStatusCondition(&llama(s).Status.Parents[0].Conditions, poolstatus.Picked)
+	}
+	failClose := func(s *cluster.Snapshot) {
+		llama(s).Annotations = map[string]string{pool.FailureModeAnnotation: "FailClose"}
+	}
+	const refusedPicks = "the waypoint's connections to the picker are refused or break; look at AuthorizationPolicies and NetworkPolicies at the picker, and at its pods"
 	forbidden := func(what string) *cluster.Problem {
 		return &cluster.Problem{Cause: cluster.NotPermitted, Text: "not permitted to list " + what}
 	}
@@ -47,7 +60,7 @@ func TestText(t *testing.T) {
 		"no-controller": {change: func(s *cluster.Snapshot) {
 			s.Deployments.Items, s.Entries.Items, llama(s).Status.Parents = nil, nil, nil
 		}, wantState: NotServing},
-		"status-erased":     {change: func(s *cluster.Snapshot) { llama(s).Status.Parents = nil }, wantState: Picking},
+		"status-erased":     {change: func(s *cluster.Snapshot) { llama(s).Status.Parents = nil }, wantState: Unknown},
 		"controller-behind": {change: func(s *cluster.Snapshot) { llama(s).Generation = 3 }, wantState: Picking},
 		"waypoint-missing": {change: func(s *cluster.Snapshot) {
 			s.Gateways.Items, s.Entries.Items = nil, nil
@@ -73,6 +86,25 @@ func TestText(t *testing.T) {
 		"pod-not-ready":  {change: func(s *cluster.Snapshot) { notReady(s, "llama-1") }, wantState: Picking},
 		"pods-not-ready": {change: func(s *cluster.Snapshot) { notReady(s, "llama-0", "llama-1") }, wantState: NotServing},
 		"entry-gone":     {change: func(s *cluster.Snapshot) { s.Entries.Items = nil }, wantState: NotServing},
+		"idle-detail":    {change: picked("True", "Idle", "calls were picked, the last one more than 10 minutes ago"), detail: true, wantState: Picking},
+		"not-called":     {change: picked("Unknown", "NotCalled", "no call has come by the waypoint yet"), wantState: NotCalled},
+		"unpicked": {change: picked("False", "Unpicked", "a tenth of the calls or more are spread over the endpoints without a pick: "+refusedPicks),
+			wantState: NotPicking},
+		"unpicked-fail-close": {change: func(s *cluster.Snapshot) {
+			failClose(s)
+			picked("False", "Unpicked", "a tenth of the calls or more are refused: "+refusedPicks)(s)
+		}, wantState: NotServing},
+		"counters-unread": {change: picked("Unknown", "CountersUnread",
+			"whether calls are picked is not known: no pod of the waypoint shows its counters at port 15090; a NetworkPolicy may keep the controller away"),
+			wantState: Unknown},
+		"picking-unknown": {change: noPicked, wantState: Unknown},
+		"unwatched":       {change: func(s *cluster.Snapshot) { noPicked(s); s.Unwatched = true }, wantState: Unknown},
+		// One waypoint of two has calls.
+		"called-at-one": {change: func(s *cluster.Snapshot) {
+			other := llama(s).Status.Parents[0].DeepCopy()
+			meta.FindStatusCondition(other.Conditions, poolstatus.Picked).Reason = "NotCalled"
+			llama(s).Status.Parents = append(llama(s).Status.Parents, *other)
+		}, wantState: Picking},
 		"wrong-annotation": {change: func(s *cluster.Snapshot) {
 			llama(s).Annotations = map[string]string{pool.FailureModeAnnotation: "FailSometimes"}
 		}, wantState: NotServing},

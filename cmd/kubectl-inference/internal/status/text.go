@@ -83,7 +83,7 @@ func findings(all []Finding) string {
 }
 
 func (p Pool) detail() string {
-	rows := [][]string{{"Pool:", p.Namespace + "/" + p.Name}, {"State:", string(p.State)}}
+	rows := [][]string{{"Pool:", p.Namespace + "/" + p.Name}, {"State:", p.StateText()}}
 	for _, host := range p.Hosts {
 		rows = append(rows, []string{"Host:", "http://" + host})
 	}
@@ -117,6 +117,14 @@ func (p Pool) detail() string {
 		text += "\nWhat is wrong:\n" + findings(p.Findings)
 	}
 	return text
+}
+
+// StateText is the state, and what else there is to say of it.
+func (p Pool) StateText() string {
+	if p.StateDetail == "" {
+		return string(p.State)
+	}
+	return string(p.State) + ", " + p.StateDetail
 }
 
 func programmed(is bool) string {

@@ -65,6 +65,10 @@ topologySpreadConstraints:
 - apiGroups: [networking.istio.io]
   resources: [serviceentries, envoyfilters]
   verbs: [get, list, watch, create, patch, delete]
+# Where the counters of waypoints are read. It keeps those with Istio's label gateway.networking.k8s.io/gateway-name alone.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch]
 # What has no effect on calls to pools, and is told.
 - apiGroups: [networking.istio.io]
   resources: [virtualservices, destinationrules]

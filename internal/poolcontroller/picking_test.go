@@ -1,0 +1,259 @@
+package poolcontroller
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/handover"
+	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
+	"github.com/inference-waypoint/inference-waypoint/internal/waypointwatch"
+)
+
+// fakePicking is what waypoints are said to have counted, by pool.
+type fakePicking map[types.NamespacedName]seen
+
+func (f fakePicking) Verdict(at waypointwatch.Place) (waypointwatch.Verdict, waypointwatch.Counts) {
+	if at.Waypoint != waypointName {
+		return waypointwatch.Verdict{}, waypointwatch.Counts{}
+	}
+	return f[at.Pool].Verdict, f[at.Pool].Counts
+}
+
+// pickedOf is what a pool's status says of picking, as "status reason: message".
+func pickedOf(t *testing.T, c client.Client, name types.NamespacedName) string {
+	t.Helper()
+	var p inferencev1.InferencePool
+	if err := c.Get(t.Context(), name, &p); err != nil {
+		t.Fatal(err)
+	}
+	for _, parent := range p.Status.Parents {
+		if found := meta.FindStatusCondition(parent.Conditions, poolstatus.Picked); found != nil {
+			return string(found.Status) + " " + found.Reason + ": " + found.Message
+		}
+	}
+	return ""
+}
+
+// TestPickedCondition goes through what a waypoint may count, one after the other, for one pool.
+func TestPickedCondition(t *testing.T) {
+	calls := fakePicking{}
+	c, writes := newClient(t, somePool(), namespace(), waypoint(), pickerService())
+	recorder := events.NewFakeRecorder(64)
+	r := newReconciler(c, recorder, settings(), handover.Times{}, clock.RealClock{})
+	reconcileOnce(t, r, reconcile.Result{})
+	if got := pickedOf(t, c, poolName); got != "" {
+		t.Errorf("where nobody watches, the status says %q", got)
+	}
+	r.picking = calls
+	refused := waypointwatch.Verdict{State: waypointwatch.Unpicked, Cause: waypointwatch.Refused}
+	for _, step := range []struct {
+		seen  seen
+		mode  string
+		want  string
+		event string // one that is told; all others must not be
+	}{
+		{want: ""},
+		{seen: seen{Verdict: waypointwatch.Verdict{State: waypointwatch.NotCalled}}, want: "Unknown NotCalled: no call has come"},
+		{seen: seen{Verdict: waypointwatch.Verdict{State: waypointwatch.Picked}}, want: "True Picked: calls are picked"},
+		{seen: seen{Verdict: waypointwatch.Verdict{State: waypointwatch.Idle}}, want: "True Idle: calls were picked, the last one more than 10 minutes ago"},
+		{seen: seen{refused, waypointwatch.Counts{Asked: 7, Unpicked: 5}}, want: "False Unpicked: a tenth of the calls or more are spread over the endpoints without a pick: the waypoint's connections",
+			event: "Warning Unpicked waypoint infra/shared: 5 of 7 calls of the last 30 s without a pick"},
+		{seen: seen{refused, waypointwatch.Counts{Asked: 70, Unpicked: 70}}, want: "False Unpicked: "},
+		{seen: seen{Verdict: waypointwatch.Verdict{State: waypointwatch.Unpicked, Cause: waypointwatch.TooSlow}}, want: "False Unpicked: a tenth of the calls or more are spread over the endpoints without a pick: the picker does not answer in time"},
+		{seen: seen{Verdict: refused}, mode: "FailClose", want: "False Unpicked: a tenth of the calls or more are refused: "},
+		// A controller that is started anew knows of no calls yet: what was said of them stays.
+		{want: "False Unpicked: a tenth"},
+		{seen: seen{Verdict: waypointwatch.Verdict{State: waypointwatch.Before}}, want: "False Unpicked: a tenth"},
+		{seen: seen{Verdict: waypointwatch.Verdict{State: waypointwatch.Picked}}, want: "True Picked: ", event: "Normal Picked waypoint infra/shared: calls are picked again"},
+		{seen: seen{Verdict: waypointwatch.Verdict{State: waypointwatch.Unread, Cause: waypointwatch.NotCounted}}, want: "Unknown CountersUnread: whether calls are picked is not known: the waypoint counts no picks"},
+		{seen: seen{Verdict: waypointwatch.Verdict{State: waypointwatch.Before}}, want: "True Idle: no call has come since"},
+	} {
+		for len(recorder.Events) > 0 {
+			<-recorder.Events
+		}
+		calls[poolName] = step.seen
+		edit(t, c, func(p *inferencev1.InferencePool) {
+			p.Annotations = map[string]string{"inference-waypoint.io/failure-mode": step.mode}
+		})
+		reconcileOnce(t, r, reconcile.Result{})
+		if got := pickedOf(t, c, poolName); !strings.HasPrefix(got, step.want) || (step.want == "") != (got == "") {
+			t.Errorf("the status says %q, want %q", got, step.want)
+		}
+		if got := accepted(t, c); !strings.HasPrefix(got, "True Accepted") {
+			t.Errorf("whether calls are picked has a part in %q", got)
+		}
+		told := ""
+		for len(recorder.Events) > 0 {
+			if e := <-recorder.Events; !strings.HasPrefix(e, "Normal Synced") {
+				told += e
+			}
+		}
+		if !strings.HasPrefix(told, step.event) || (step.event == "") != (told == "") {
+			t.Errorf("told %q, want %q", told, step.event)
+		}
+		*writes = 0
+		reconcileOnce(t, r, reconcile.Result{})
+		if *writes > 0 {
+			t.Errorf("%d writes where nothing had changed", *writes)
+		}
+	}
+}
+
+// A pool that the waypoint does not serve has no calls to tell of.
+func TestPickedOfAPoolThatIsNotServed(t *testing.T) {
+	c, _ := newClient(t, somePool(), namespace(), pickerService())
+	r := newReconciler(c, events.NewFakeRecorder(64), settings(), handover.Times{}, clock.RealClock{})
+	r.picking = fakePicking{poolName: {Verdict: waypointwatch.Verdict{State: waypointwatch.Picked}}}
+	reconcileOnce(t, r, reconcile.Result{})
+	if got := pickedOf(t, c, poolName); got != "" {
+		t.Errorf("the status says %q", got)
+	}
+}
+
+// A route splits the calls to a pool's host: those that go to another pool are counted with the first.
+func TestPickedByTheHostsOfOthers(t *testing.T) {
+	canaryName := types.NamespacedName{Namespace: "models", Name: "canary"}
+	state := func(s waypointwatch.State) seen { return seen{Verdict: waypointwatch.Verdict{State: s}} }
+	for name, tt := range map[string]struct {
+		own, front seen
+		ownPicker  bool // the canary has a picker of its own
+		want       string
+	}{
+		"not called itself":                    {own: state(waypointwatch.NotCalled), front: state(waypointwatch.Picked), want: "True Picked"},
+		"called itself":                        {own: state(waypointwatch.Unpicked), front: state(waypointwatch.Picked), want: "False Unpicked"},
+		"picked itself":                        {own: state(waypointwatch.Picked), front: state(waypointwatch.Unpicked), want: "True Picked"},
+		"not picked by one picker":             {own: state(waypointwatch.NotCalled), front: state(waypointwatch.Unpicked), want: "False Unpicked"},
+		"it may be the other's that fail":      {own: state(waypointwatch.NotCalled), front: state(waypointwatch.Unpicked), ownPicker: true, want: "Unknown NotCalled"},
+		"picked by whomever":                   {own: state(waypointwatch.NotCalled), front: state(waypointwatch.Picked), ownPicker: true, want: "True Picked"},
+		"its own calls are some time ago":      {own: state(waypointwatch.Idle), front: state(waypointwatch.NotCalled), want: "True Idle"},
+		"its own counters are not there (yet)": {own: state(waypointwatch.None), front: state(waypointwatch.Picked), want: "True Picked"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			canary, port := somePool(), inferencev1.Port{Number: 9002}
+			canary.Name = canaryName.Name
+			epp := pickerService()
+			epp.Namespace, epp.Name = "models", "epp"
+			if tt.ownPicker {
+				canary.Spec.EndpointPickerRef = &inferencev1.EndpointPickerRef{Name: "epp", Port: &port}
+			}
+			route := routeTo()
+			route.Namespace = "models"
+			route.Spec.Rules[0].BackendRefs[0].Name = "canary"
+			c, _ := newClient(t, somePool(), canary, namespace(), waypoint(), pickerService(), epp, route)
+			r := newReconciler(c, events.NewFakeRecorder(64), settings(), handover.Times{}, clock.RealClock{})
+			r.picking = fakePicking{poolName: tt.front, canaryName: tt.own}
+			if _, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: canaryName}); err != nil {
+				t.Fatal(err)
+			}
+			if got := pickedOf(t, c, canaryName); !strings.HasPrefix(got, tt.want+":") {
+				t.Errorf("the status says %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// Every cause of a verdict has words.
+func TestCausesHaveWords(t *testing.T) {
+	for cause := waypointwatch.TooSlow; cause <= waypointwatch.NotConfigured; cause++ {
+		if causes[cause] == "" {
+			t.Errorf("cause %d has none", cause)
+		}
+	}
+}
+
+// What is watched are the waypoints that our EnvoyFilters are for, and those of their pods that run.
+func TestWatched(t *testing.T) {
+	foreign := somePool() // asks another's picker
+	foreign.Name = "foreign"
+	port := inferencev1.Port{Number: 9002}
+	foreign.Spec.EndpointPickerRef = &inferencev1.EndpointPickerRef{Name: "epp", Port: &port}
+	epp := pickerService()
+	epp.Namespace, epp.Name = "models", "epp"
+	pod := func(namespace, name, gateway, address string, phase corev1.PodPhase) *corev1.Pod {
+		return &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(name), Labels: map[string]string{gatewayNameLabel: gateway}},
+			Status:     corev1.PodStatus{Phase: phase, PodIP: address},
+		}
+	}
+	leaving := pod("infra", "leaving", "shared", "10.0.0.9", corev1.PodRunning)
+	leaving.Finalizers = []string{"a.b/c"}
+	c, _ := newClient(t, somePool(), foreign, namespace(), waypoint(), pickerService(), epp, leaving,
+		pod("infra", "b", "shared", "10.0.0.2", corev1.PodRunning),
+		pod("infra", "a", "shared", "10.0.0.1", corev1.PodRunning),
+		pod("infra", "pending", "shared", "", corev1.PodPending),
+		pod("infra", "over", "shared", "10.0.0.3", corev1.PodSucceeded),
+		pod("infra", "sly", "shared", "127.0.0.1", corev1.PodRunning),
+		pod("infra", "other", "ingress", "10.0.0.4", corev1.PodRunning),
+		pod("models", "namesake", "shared", "10.0.0.5", corev1.PodRunning), // who makes pods elsewhere is no waypoint's
+	)
+	if err := c.Delete(t.Context(), leaving); err != nil {
+		t.Fatal(err)
+	}
+	r := newReconciler(c, events.NewFakeRecorder(64), settings(), handover.Times{}, clock.RealClock{})
+	for _, name := range []string{poolName.Name, "foreign"} {
+		if _, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: types.NamespacedName{Namespace: "models", Name: name}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pickers := newPickersReconciler(c, settings(), clock.RealClock{}) // its EnvoyFilter is no pool's
+	if _, err := pickers.Reconcile(t.Context(), reconcile.Request{NamespacedName: waypointName}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := watched(t.Context(), c, settings())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []waypointwatch.Waypoint{{
+		Name: waypointName,
+		Pools: []waypointwatch.Pool{
+			{Name: types.NamespacedName{Namespace: "models", Name: "foreign"}, Duplex: true},
+			{Name: poolName},
+		},
+		Pods: []waypointwatch.Pod{{UID: "a", Address: netip.MustParseAddr("10.0.0.1")}, {UID: "b", Address: netip.MustParseAddr("10.0.0.2")}},
+	}}
+	slices.SortFunc(got[0].Pools, func(a, b waypointwatch.Pool) int { return strings.Compare(a.Name.String(), b.Name.String()) })
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+		t.Errorf("watched (-want +got):\n%s", diff)
+	}
+}
+
+// The cache keeps of pods what the watch goes by, and those of Gateways alone.
+func TestPodsInTheCache(t *testing.T) {
+	for o, by := range CacheOptions(settings()).ByObject {
+		if _, pods := o.(*corev1.Pod); !pods {
+			continue
+		}
+		if by.Label == nil || by.Label.String() != gatewayNameLabel {
+			t.Errorf("pods are selected by %v", by.Label)
+		}
+		whole := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "p", UID: "u", Labels: map[string]string{gatewayNameLabel: "w", "a": "b"}, Annotations: map[string]string{"c": "d"}},
+			Spec:       corev1.PodSpec{NodeName: "node"},
+			Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1", Message: "m"},
+		}
+		kept, err := by.Transform(whole)
+		want := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "p", UID: "u", Labels: map[string]string{gatewayNameLabel: "w"}},
+			Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1"},
+		}
+		if diff := cmp.Diff(want, kept); diff != "" || err != nil {
+			t.Errorf("%v (-want +got):\n%s", err, diff)
+		}
+		return
+	}
+	t.Error("the cache holds all pods of the cluster")
+}

@@ -1,0 +1,72 @@
+package waypointwatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"time"
+)
+
+// StatsPort is where Istio's proxies show their counters to everybody.
+const StatsPort = 15090
+
+const (
+	// readTimeout is how long a page may take from the connection to its last byte.
+	readTimeout = 2 * time.Second
+	// maxHeader is the length of the longest header of a page, in bytes.
+	maxHeader = 8 << 10
+)
+
+// fetcher reads pods' pages.
+type fetcher struct {
+	transport *http.Transport
+	port      int
+}
+
+// newFetcher uses the transport by itself: a page is neither redirected nor fetched through a proxy. A pod is read
+// every few seconds, so no connection is kept that a pod could keep from closing.
+func newFetcher(port int) *fetcher {
+	return &fetcher{port: port, transport: &http.Transport{
+		DialContext:            (&net.Dialer{}).DialContext,
+		DisableCompression:     true, // a page is bounded as it comes
+		DisableKeepAlives:      true,
+		MaxResponseHeaderBytes: maxHeader,
+		ReadBufferSize:         maxLine,
+	}}
+}
+
+// fetch reads the counters of a pod.
+func (f *fetcher) fetch(ctx context.Context, pod netip.Addr) (map[string]counters, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	page := url.URL{
+		Scheme:   "http",
+		Host:     net.JoinHostPort(pod.String(), strconv.Itoa(f.port)),
+		Path:     "/stats/prometheus",
+		RawQuery: url.Values{"filter": {dotted}}.Encode(),
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, page.String(), http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Accept", "text/plain")
+	request.Header.Set("User-Agent", "inference-waypoint")
+	response, err := f.transport.RoundTrip(request)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = response.Body.Close() }() // what is left of a page is not wanted
+	if response.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("its page of counters was answered with status %d", response.StatusCode)
+	}
+	out, err := parse(response.Body)
+	if ctx.Err() != nil {
+		return nil, errors.Join(fmt.Errorf("its page of counters took longer than %s", readTimeout), err)
+	}
+	return out, err
+}

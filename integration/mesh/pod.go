@@ -152,8 +152,12 @@ func (m *machine) serveTunnel(ctx context.Context, p *corev1.Pod, addr netip.Add
 	if err != nil {
 		return err
 	}
-	allow := func(ctx context.Context, principal string, port uint16) error {
-		return m.policies.Allow(ctx, authorization.Connection{Principal: principal, Pod: addr, Namespace: p.Namespace, Port: port})
+	allow := func(ctx context.Context, principal string, port uint16) (<-chan struct{}, error) {
+		c := authorization.Connection{Principal: principal, Pod: addr, Namespace: p.Namespace, Port: port}
+		if err := m.policies.Allow(ctx, c); err != nil {
+			return nil, err
+		}
+		return m.policies.Revoked(ctx, c), nil
 	}
 	m.wait.Go(func() {
 		if err := hbone.Serve(ctx, addr, config, allow); err != nil {

@@ -162,6 +162,30 @@ func (a *Authorizer) Allow(ctx context.Context, c Connection) error {
 	}
 }
 
+// Revoked is closed once the policies do not allow a connection any more that they allowed: ztunnel closes those, too. It is
+// watched until ctx ends.
+func (a *Authorizer) Revoked(ctx context.Context, c Connection) <-chan struct{} {
+	out := make(chan struct{})
+	go func() {
+		for {
+			a.mu.Lock()
+			err := a.decide(c, a.selected[c.Pod])
+			changed := a.changed
+			a.mu.Unlock()
+			if err != nil {
+				close(out)
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+			}
+		}
+	}()
+	return out
+}
+
 // decide refuses what a policy denies, and what none allows where there is one that allows anything.
 func (a *Authorizer) decide(c Connection, selected []string) error {
 	allowed, asked := false, false

@@ -106,6 +106,26 @@ func TestAllow(t *testing.T) {
 	}
 }
 
+// A connection that is open is told when a policy comes that does not allow it.
+func TestRevoked(t *testing.T) {
+	a := told(t, encode(selector, actionAllow, port(9002)), true)
+	allowed, other := a.Revoked(t.Context(), Connection{Pod: pod, Port: 9002}), a.Revoked(t.Context(), Connection{Pod: pod, Port: 1})
+	<-other
+	select {
+	case <-allowed:
+		t.Error("a connection that is allowed is told that it is not")
+	default:
+	}
+	a.mu.Lock()
+	p := a.policies["ours/policy"]
+	p.allow = false
+	a.policies["ours/policy"] = p
+	close(a.changed)
+	a.changed = make(chan struct{})
+	a.mu.Unlock()
+	<-allowed
+}
+
 // A pod that istiod has not told of takes nothing, a policy that is gone is no longer in force, and one that is not
 // understood is an error rather than none.
 func TestWhatIsTold(t *testing.T) {

@@ -19,8 +19,9 @@ import (
 // Port is where a pod, or a waypoint, takes HBONE.
 const Port = 15008
 
-// Allow fails where the caller of that identity, which stands without spiffe://, may not reach a port.
-type Allow func(ctx context.Context, principal string, port uint16) error
+// Allow fails where the caller of that identity, which stands without spiffe://, may not reach a port. What it returns is
+// closed when he may not any more; ctx ends with the tunnel.
+type Allow func(ctx context.Context, principal string, port uint16) (revoked <-chan struct{}, err error)
 
 // Serve takes the pod's side of HBONE: every CONNECT that is allowed is joined to the port of the pod that its authority
 // names. It returns when ctx ends, with the tunnels that are open cut.
@@ -51,7 +52,8 @@ func join(w http.ResponseWriter, r *http.Request, pod netip.Addr, allow Allow) {
 		http.Error(w, "this is a tunnel: CONNECT address:port", http.StatusMethodNotAllowed)
 		return
 	}
-	if err := allow(r.Context(), principalOf(r.TLS), uint16(port)); err != nil {
+	revoked, err := allow(r.Context(), principalOf(r.TLS), uint16(port))
+	if err != nil {
 		http.Error(w, err.Error(), http.StatusUnauthorized) // as ztunnel answers
 		return
 	}
@@ -61,6 +63,13 @@ func join(w http.ResponseWriter, r *http.Request, pod netip.Addr, allow Allow) {
 		return
 	}
 	defer func() { _ = upstream.Close() }()
+	go func() {
+		select {
+		case <-revoked:
+			_ = upstream.Close()
+		case <-r.Context().Done():
+		}
+	}()
 	control := http.NewResponseController(w)
 	w.WriteHeader(http.StatusOK)
 	if control.Flush() != nil {

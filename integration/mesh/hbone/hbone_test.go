@@ -67,11 +67,11 @@ func setUp(t *testing.T) (*Dialer, string) {
 // refused is a port that the caller may not reach.
 const refused = 2
 
-func allow(_ context.Context, principal string, port uint16) error {
+func allow(_ context.Context, principal string, port uint16) (<-chan struct{}, error) {
 	if port == refused || principal != pki.TrustDomain+"/ns/default/sa/test" {
-		return errors.New("not allowed")
+		return nil, errors.New("not allowed")
 	}
-	return nil
+	return nil, nil // for ever
 }
 
 func awaitListening(t *testing.T, address string) {

@@ -700,6 +700,7 @@ var outcomes = map[string]struct {
 	"500":                                    {func(x *exchange) { x.answer("500", true) }, false},
 	"503":                                    {func(x *exchange) { x.answer("503", true) }, false},
 	"302":                                    {func(x *exchange) { x.answer("302", true) }, false},
+	"101":                                    {func(x *exchange) { x.answer("101", false) }, false},
 	"gRPC, 0, and its end is in sight":       {func(x *exchange) { x.answerGRPC("0") }, true},
 	"gRPC, a stream to its trailers": {func(x *exchange) {
 		x.answer("200", false, "content-type", "application/grpc")
@@ -842,6 +843,10 @@ func TestAnswerTellsOfHealth(t *testing.T) {
 		"429, then 200": {func(w *world) {
 			w.callTo(t, first, nil).answer("429", true)
 			w.callTo(t, first, nil).answer("200", false)
+		}, false},
+		"500, then 101": {func(w *world) {
+			w.callTo(t, first, nil).answer("500", true)
+			w.callTo(t, first, nil).answer("101", false)
 		}, false},
 		"gRPC, 2":  {func(w *world) { w.callTo(t, first, nil).answerGRPC("2") }, true},
 		"gRPC, 3":  {func(w *world) { w.callTo(t, first, nil).answerGRPC("3") }, false},

@@ -291,7 +291,7 @@ func (r *request) outcome(status int, served bool) fleet.Outcome {
 	switch {
 	case status >= 200 && status < 300 && whole:
 		return fleet.Answered
-	case status >= 200 && status < 300:
+	case status >= 200 && status < 300, status == http.StatusSwitchingProtocols:
 		return fleet.Ended
 	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
 		if served {

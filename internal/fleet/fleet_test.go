@@ -356,11 +356,31 @@ func TestWhoHoldsThePrompt(t *testing.T) {
 		"picked":          {do: func(t *testing.T, p *Pool, _ *testClock) { at(t, p, a, long) }, wantA: all},
 		"answered":        {do: func(t *testing.T, p *Pool, _ *testClock) { at(t, p, a, long).Release(Answered) }, wantA: all},
 		"the caller left": {do: func(t *testing.T, p *Pool, _ *testClock) { at(t, p, a, long).Release(Abandoned) }},
-		"the caller left after the prefill": {do: func(t *testing.T, p *Pool, c *testClock) {
-			r := at(t, p, a, long)
+		"the caller left after the prefill, while others generate for longer": {do: func(t *testing.T, p *Pool, c *testClock) {
+			r := at(t, p, b, prompt(9, 1))
+			c.now += 10 * time.Second
+			r.Release(Answered)
+			r = at(t, p, a, long)
 			c.now += time.Second
 			r.Release(Abandoned)
 		}, wantA: all},
+		"the caller left an endpoint that may hang": {do: func(t *testing.T, p *Pool, c *testClock) {
+			r := at(t, p, a, long)
+			c.now += 2 * time.Second
+			r.Release(Abandoned)
+		}},
+		"failed, a long time later": {do: func(t *testing.T, p *Pool, c *testClock) {
+			r := at(t, p, a, long)
+			c.now += time.Minute
+			r.Responded(Failed)
+			r.Release(Failed)
+		}},
+		"served by the other, a long time later": {do: func(t *testing.T, p *Pool, c *testClock) {
+			r := at(t, p, a, long)
+			c.now += time.Minute
+			served(r, b)
+			r.Release(Answered)
+		}, wantB: all},
 		"failed": {do: func(t *testing.T, p *Pool, _ *testClock) { at(t, p, a, long).Release(Failed) }},
 		"served by the other": {do: func(t *testing.T, p *Pool, _ *testClock) {
 			r := at(t, p, a, long)
@@ -383,6 +403,12 @@ func TestWhoHoldsThePrompt(t *testing.T) {
 			second.Release(Answered)
 		}, wantA: all},
 		"served by a stranger": {do: func(t *testing.T, p *Pool, _ *testClock) { served(at(t, p, a, long), "10.9.9.9:1") }},
+		"served by a stranger, soon after the time of the prefill": {do: func(t *testing.T, p *Pool, c *testClock) {
+			at(t, p, b, prompt(9, 1)).Release(Answered)
+			r := at(t, p, a, long)
+			c.now += 400 * time.Millisecond
+			served(r, "10.9.9.9:1")
+		}},
 		"refused, a long time later": {do: func(t *testing.T, p *Pool, c *testClock) {
 			r := at(t, p, a, long)
 			c.now += time.Minute

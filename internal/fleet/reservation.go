@@ -66,7 +66,7 @@ func (r *Reservation) Served(addr netip.AddrPort) {
 	}
 	p.metrics.ServedElsewhere()
 	if !known {
-		p.release(&r.hold, Abandoned, p.clock())
+		p.release(&r.hold, Refused, p.clock())
 		r.end()
 		return
 	}

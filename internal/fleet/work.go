@@ -39,9 +39,8 @@ func (p *Pool) move(h *hold, to int32, now time.Duration) {
 	from, before := h.claim.Endpoint, *h
 	p.index.Match(h.blocks, p.view.Cached)
 	uncached := selection.Uncached(h.prompt, p.view.Cached[to])
-	if !p.view.Move(&h.claim, to, uncached, now) {
-		p.withdraw(from, &before)
-	}
+	p.view.Move(&h.claim, to, uncached, now)
+	p.withdraw(from, &before)
 	p.insert(h)
 	p.reuse(from)
 }

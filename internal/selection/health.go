@@ -229,6 +229,18 @@ func (s *State) listen(now float64, members []int32) {
 	}
 }
 
+// unheard says that the wait for a call's answer shows nothing of its prompt: the endpoint may as well hang. The head of a
+// streamed answer comes with the first token at the latest, so a call that waits for one has none. That of a whole one
+// takes as long as the generation, so it may be late, and yet not later than is usual without a word from the endpoint.
+func (s *State) unheard(c *Claim, now float64) bool {
+	if !c.waits {
+		return false
+	}
+	h := &s.health[c.Endpoint]
+	q := &h.silence[c.kind]
+	return c.kind == streamed || h.silent || q.lasted(now) > max(q.expected, s.heads[c.kind].mean())
+}
+
 // heads is how long the pool's good answers of one kind took to begin, as sums that forget.
 type heads struct{ seconds, answers, at float64 }
 

@@ -157,31 +157,51 @@ func TestReleaseTellsWhetherThePromptWasPrefilled(t *testing.T) {
 	tests := map[string]struct {
 		outcome Outcome
 		after   time.Duration
-		known   bool // its speed was observed for long
+		known   bool          // its speed was observed for long
+		usual   time.Duration // what the pool's whole answers take
+		stream  bool
+		hung    bool // a call waits there for an hour
 		want    bool
 	}{
-		"answered":                   {outcome: Answered, want: true},
-		"abandoned at once":          {outcome: Abandoned},
-		"abandoned half way":         {outcome: Abandoned, after: s},
-		"abandoned after its time":   {outcome: Abandoned, after: 3 * s, want: true},
-		"failed at once":             {outcome: Failed},
-		"failed, a full time later":  {outcome: Failed, after: 3 * s, want: true},
-		"refused, a full time later": {outcome: Refused, after: 3 * s},
-		"shed, a full time later":    {outcome: Shed, after: 3 * s},
-		"ended at once":              {outcome: Ended},
-		"ended after a fiftieth":     {outcome: Ended, after: s / 25},
+		"answered":           {outcome: Answered, want: true},
+		"abandoned at once":  {outcome: Abandoned, usual: 10 * s},
+		"abandoned half way": {outcome: Abandoned, after: s, usual: 10 * s},
+		"abandoned after its time, while others generate for longer":   {outcome: Abandoned, after: 3 * s, usual: 10 * s, want: true},
+		"abandoned when others are answered":                           {outcome: Abandoned, after: 11 * s, usual: 10 * s},
+		"abandoned after its time, at an endpoint that never answered": {outcome: Abandoned, after: 3 * s},
+		"abandoned after its time, at one that is silent":              {outcome: Abandoned, after: 3 * s, usual: 10 * s, hung: true},
+		"abandoned before a stream that was due":                       {outcome: Abandoned, after: 3 * s, usual: 10 * s, stream: true},
+		"failed at once":                                               {outcome: Failed},
+		"failed, a full time later":                                    {outcome: Failed, after: 3 * s, usual: 10 * s},
+		"refused, a full time later":                                   {outcome: Refused, after: 3 * s},
+		"shed, a full time later":                                      {outcome: Shed, after: 3 * s},
+		"ended at once":                                                {outcome: Ended},
+		"ended after a fiftieth":                                       {outcome: Ended, after: s / 25},
 		"ended after a twentieth, as a server faster than assumed may": {outcome: Ended, after: s / 10, want: true},
 		"ended after a twentieth, of a server whose speed is known":    {outcome: Ended, after: s / 10, known: true},
 		"ended after a third, of a server whose speed is known":        {outcome: Ended, after: 2 * s / 3, known: true, want: true},
-		"ended after its time": {outcome: Ended, after: 3 * s, want: true},
+		"ended after its time":                                         {outcome: Ended, after: 3 * s, want: true},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			state := newState(1)
+			state := newState(2)
 			if tt.known {
 				state.loads[0].speed = speed{tokens: 100 * priorSeconds, seconds: priorSeconds}
 			}
-			if got := state.Release(add(state, 0, 200), tt.outcome, tt.after); got != tt.want {
+			if tt.usual > 0 {
+				c := state.Reserve(1, 0, callFor("", 0), 0)
+				state.Release(&c, Answered, tt.usual)
+			}
+			came := time.Hour
+			if tt.hung {
+				c := state.Reserve(0, 0, callFor("", 0), 0)
+				defer state.Release(&c, Abandoned, 2*came)
+				state.Age(came, numbers(2))
+			}
+			call := callFor("", 200)
+			call.Facts.Stream = tt.stream
+			c := state.Reserve(0, came, call, 200)
+			if got := state.Release(&c, tt.outcome, came+tt.after); got != tt.want {
 				t.Errorf("prefilled: %v, want %v", got, tt.want)
 			}
 		})

@@ -51,6 +51,7 @@ type world struct {
 	pickers map[string]*picker
 	patient *patientPicker
 	envoy   *local.Envoy
+	started time.Time // by then the pickers know all pools
 
 	streamsPerConnection int64 // that Envoy opens to a picker
 }
@@ -139,6 +140,7 @@ func (w *world) start() error {
 	}
 	listeners, clusters := w.configuration()
 	w.envoy, err = local.StartEnvoy(ctx, envoy, w.dir, listeners, clusters)
+	w.started = time.Now()
 	return err
 }
 

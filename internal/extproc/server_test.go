@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -554,7 +555,9 @@ func TestServedEndpointTakesTheReservation(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			const third = "10.244.0.3:8000"
-			w := newWorld(t, fourEndpoints[:3]...)
+			var now atomic.Int64
+			w := newWorldWith(t, fleet.Options{Seed: 1, Clock: func() time.Duration { return time.Duration(now.Load()) }}, Options{}, fourEndpoints[:3]...)
+			now.Store(int64(time.Minute)) // the proxy knows them by now
 			call := func(body []byte, allowed ...any) (*exchange, []string) {
 				x := w.open(t, llama, withModes(partial, none))
 				x.send(withMetadata(requestHeaders(false), subsetNamespace, subsetKey, allowed))

@@ -476,6 +476,61 @@ func TestWhoHoldsThePrompt(t *testing.T) {
 	}
 }
 
+// The picker learns of an endpoint before the proxy does, which then asks another one. That is no failure of the new one,
+// and none that is counted; later, it is both.
+func TestEndpointThatJustCameIsNotBlamed(t *testing.T) {
+	const latest, other = "10.0.0.1:8000", "10.0.0.2:8000"
+	for name, tt := range map[string]struct {
+		after time.Duration // it came
+		want  float64
+	}{
+		"soon":  {after: 500 * time.Millisecond},
+		"later": {after: time.Minute, want: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			clock, registry := &testClock{}, prometheus.NewRegistry()
+			f := New(Options{Metrics: telemetry.NewMetrics(registry), Seed: 1, Clock: func() time.Duration { return clock.now }})
+			f.SetPool(pool.Pool{Name: llama}, endpointsOf(other))
+			clock.now = time.Hour
+			f.SetPool(pool.Pool{Name: llama}, endpointsOf(latest, other))
+			p := f.Pool(llama)
+			clock.now += tt.after
+			pickAt(t, p, latest, prompt(1, 10)).Served(netip.MustParseAddrPort(other))
+
+			if got := p.view.Standing(p.byAddr[netip.MustParseAddrPort(latest)], clock.now).Failures; float64(got) != tt.want {
+				t.Errorf("%v failures, want %v", got, tt.want)
+			}
+			if got := servedElsewhere(t, registry); got != tt.want {
+				t.Errorf("%v calls counted as served elsewhere, want %v", got, tt.want)
+			}
+			clock.now += 5 * time.Second
+			busy := pickAt(t, p, other, prompt(2, 1000))
+			defer busy.Release(Answered)
+			if _, got := pick(t, p, prompt(3, 10)); got != latest {
+				t.Errorf("seconds after, the next call goes to %s, which is busy", got)
+			}
+		})
+	}
+}
+
+// servedElsewhere is the count of all pools.
+func servedElsewhere(t *testing.T, registry *prometheus.Registry) (sum float64) {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != "inference_waypoint_served_elsewhere_total" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			sum += m.GetCounter().GetValue()
+		}
+	}
+	return sum
+}
+
 // An endpoint whose answers fail takes no calls for a while, longer each time, and then one again.
 func TestFailingEndpointIsAvoided(t *testing.T) {
 	p, clock := poolOf(t, numbered(2)...)

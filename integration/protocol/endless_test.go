@@ -44,7 +44,7 @@ func (d door) waypointManager() object {
 // waypointClusters are the pickers by the names that istiod gives to clusters.
 func (w *world) waypointClusters() []object {
 	var out []object
-	for name, address := range map[string]string{"main": w.pickers["main"].Addresses["extproc"], "patient": w.patient.address} {
+	for name, address := range map[string]string{"main": w.pickers["main"].Addresses["extproc"], "patient": w.patient.address, "hasty": w.hasty.address} {
 		c := pickerCluster(name, address, false)
 		c["name"] = "outbound|9002||" + name + ".test"
 		out = append(out, c)

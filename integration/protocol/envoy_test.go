@@ -58,6 +58,14 @@ func doors() []door {
 		{name: "waypoint patient open", pool: "general", picker: "patient", requests: duplex, failOpen: true, waypoint: true},
 		{name: "waypoint patient closed", pool: "general", picker: "patient", requests: duplex, waypoint: true},
 	}
+	for _, requests := range []string{partial, duplex} {
+		out = append(out,
+			door{name: "hasty open " + requests, pool: "general", picker: "hasty", requests: requests, failOpen: true},
+			door{name: "hasty closed " + requests, pool: "general", picker: "hasty", requests: requests})
+	}
+	out = append(out,
+		door{name: "waypoint hasty open", pool: "general", picker: "hasty", requests: partial, failOpen: true, waypoint: true},
+		door{name: "waypoint hasty closed", pool: "general", picker: "hasty", requests: partial, waypoint: true})
 	for _, m := range modes {
 		out = append(out, door{name: m, pool: "general", picker: "main", requests: m})
 	}
@@ -92,6 +100,7 @@ func (w *world) configuration() (listeners, clusters []object) {
 	for name, p := range w.pickers {
 		clusters = append(clusters, pickerCluster(name, p.Addresses["extproc"], false), pickerCluster(name, p.Addresses["extproc"], true))
 	}
+	clusters = append(clusters, pickerCluster("hasty", w.hasty.address, false))
 	return listeners, append(clusters, w.waypointClusters()...)
 }
 

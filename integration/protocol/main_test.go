@@ -50,6 +50,7 @@ type world struct {
 	pools   map[string]*fleet
 	pickers map[string]*picker
 	patient *patientPicker
+	hasty   *hastyPicker
 	envoy   *local.Envoy
 	started time.Time // by then the pickers know all pools
 
@@ -138,6 +139,9 @@ func (w *world) start() error {
 	if w.patient, err = startPatientPicker(); err != nil {
 		return err
 	}
+	if w.hasty, err = startHastyPicker(w.pools["general"]); err != nil {
+		return err
+	}
 	listeners, clusters := w.configuration()
 	w.envoy, err = local.StartEnvoy(ctx, envoy, w.dir, listeners, clusters)
 	w.started = time.Now()
@@ -205,6 +209,9 @@ func (w *world) stop() {
 	}
 	if w.patient != nil {
 		w.patient.server.Stop()
+	}
+	if w.hasty != nil {
+		w.hasty.server.Stop()
 	}
 	for _, f := range w.pools {
 		for _, e := range f.endpoints {

@@ -6,6 +6,7 @@
 package extproc
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"log/slog"
@@ -44,6 +45,9 @@ type Options struct {
 	// namespace's pools may hold four times as much of it as is free. Where it is used up, calls are picked on the part of
 	// the body that is there. 0 sets no limit.
 	MaxHeldBytes int
+	// BodyWithin is how long a call may take from its headers to what decides it, which is at most 1 MiB of its body. 0 is
+	// the time after which proxies give up a call that stands still: five minutes.
+	BodyWithin time.Duration
 }
 
 // Server answers the streams of proxies.
@@ -75,7 +79,7 @@ func New(f *fleet.Fleet, o Options) *Server {
 		shown:    fairshare.New(int64(o.MaxStreams)),
 		held:     fairshare.New(int64(o.MaxHeldBytes)),
 		silent:   patience{awaited: "headers", within: headersWithin, most: o.MaxStreams},
-		bodiless: patience{awaited: "body", within: bodyWithin},
+		bodiless: patience{awaited: "body", within: cmp.Or(o.BodyWithin, bodyWithin), refuses: true},
 		parted:   make(chan struct{}),
 	}
 	s.sessions.New = func() any { return &session{server: s} }

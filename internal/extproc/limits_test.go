@@ -196,6 +196,30 @@ func TestHeldBytesAreBounded(t *testing.T) {
 	}
 }
 
+// Calls that end by themselves as their streams are parted from are not used after they were given back: it is for the race
+// detector to see.
+func TestPartWhileCallsEnd(t *testing.T) {
+	for range 5 {
+		w := newWorld(t, fourEndpoints...)
+		var open []*exchange
+		for range 100 {
+			x := w.open(t, llama, withModes(partial, none))
+			x.send(requestHeaders(true))
+			picked(t, x.recv())
+			open = append(open, x)
+		}
+		var ending sync.WaitGroup
+		ending.Go(func() {
+			for _, x := range open {
+				x.cancel()
+			}
+		})
+		ending.Go(w.server.Part)
+		ending.Wait()
+		w.quiet(t)
+	}
+}
+
 // Parting ends streams with OK, which harms no call: an error would make a proxy of a FailClose pool cut the answer.
 func TestPart(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)

@@ -108,6 +108,10 @@ func ServerOptions(maxMessage int) []grpc.ServerOption {
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.InTapHandle(makeTerminable),
 		// A proxy whose machine died says no goodbye, and TCP waits for hours. Its calls would count as load until then.
+		// Nothing else has to look for calls that are over and still counted: a call is a stream, Envoy resets a call's
+		// stream when it drops the call, whatever the reason, and what can lose the reset is the connection, which these
+		// pings watch. The thread of Envoy that answers them is the one that owns the call. A call that a server ended and
+		// whose caller does not read is still a call; readings keep it out of the queue.
 		// Connections are not ended by age: a proxy opens a second one for that, and streams live on for minutes.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		// A waypoint sends a ping with a call that comes after a silence. By default gRPC takes the third one that no reply

@@ -53,6 +53,7 @@ func doors() []door {
 		{name: "narrow closed", pool: "general", picker: "narrow", requests: partial},
 		{name: "narrow open", pool: "general", picker: "narrow", requests: partial, failOpen: true},
 		{name: "waypoint", pool: "general", picker: "main", requests: partial, waypoint: true},
+		{name: "waypoint limited", pool: "limited", picker: "main", requests: partial, waypoint: true},
 		{name: "waypoint http2", pool: "http2", picker: "main", requests: partial, waypoint: true},
 		{name: "waypoint " + duplex, pool: "general", picker: "main", requests: duplex, waypoint: true},
 		{name: "waypoint patient open", pool: "general", picker: "patient", requests: duplex, failOpen: true, waypoint: true},
@@ -192,6 +193,9 @@ func poolCluster(name string, f *fleet, source object) object {
 	out := local.PoolCluster(name, f.addresses(), source)
 	if strings.HasPrefix(name, "idle ") || strings.HasPrefix(name, "http2 ") {
 		out["typed_extension_protocol_options"] = local.HTTP2(object{})
+	}
+	if strings.HasPrefix(name, "limited ") {
+		out["circuit_breakers"] = waypointLimits()
 	}
 	return out
 }

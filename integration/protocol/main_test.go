@@ -80,6 +80,7 @@ var poolHosts = map[string][]string{
 	"removed": {"127.0.0.1", "127.0.0.1"},
 	"idle":    {"127.0.0.1", "127.0.0.1"},
 	"http2":   {"127.0.0.1", "127.0.0.1"},
+	"limited": {"127.0.0.1", "127.0.0.1", "127.0.0.1"},
 }
 
 // The pickers, with their flags. One that is to end has a process of its own.

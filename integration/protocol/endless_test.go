@@ -49,6 +49,7 @@ func (w *world) waypointClusters() []object {
 	var out []object
 	for name, address := range map[string]string{
 		"main": w.pickers["main"].Addresses["extproc"], "counted": w.pickers["counted"].Addresses["extproc"], "patient": w.patient.address,
+		"hasty": w.hasty.address,
 	} {
 		c := pickerCluster(name, address, false)
 		c["name"] = "outbound|9002||" + name + ".test"

@@ -53,6 +53,7 @@ func doors() []door {
 		{name: "narrow closed", pool: "general", picker: "narrow", requests: partial},
 		{name: "narrow open", pool: "general", picker: "narrow", requests: partial, failOpen: true},
 		{name: "waypoint", pool: "general", picker: "main", requests: partial, waypoint: true},
+		{name: "waypoint limited", pool: "limited", picker: "main", requests: partial, waypoint: true},
 		{name: "waypoint http2", pool: "http2", picker: "main", requests: partial, waypoint: true},
 		{name: "waypoint " + duplex, pool: "general", picker: "main", requests: duplex, waypoint: true},
 		{name: "waypoint counted open", pool: "general", picker: "counted", requests: partial, failOpen: true, waypoint: true},
@@ -60,6 +61,14 @@ func doors() []door {
 		{name: "waypoint patient open", pool: "general", picker: "patient", requests: duplex, failOpen: true, waypoint: true},
 		{name: "waypoint patient closed", pool: "general", picker: "patient", requests: duplex, waypoint: true},
 	}
+	for _, requests := range []string{partial, duplex} {
+		out = append(out,
+			door{name: "hasty open " + requests, pool: "general", picker: "hasty", requests: requests, failOpen: true},
+			door{name: "hasty closed " + requests, pool: "general", picker: "hasty", requests: requests})
+	}
+	out = append(out,
+		door{name: "waypoint hasty open", pool: "general", picker: "hasty", requests: partial, failOpen: true, waypoint: true},
+		door{name: "waypoint hasty closed", pool: "general", picker: "hasty", requests: partial, waypoint: true})
 	for _, m := range modes {
 		out = append(out, door{name: m, pool: "general", picker: "main", requests: m})
 	}
@@ -94,6 +103,7 @@ func (w *world) configuration() (listeners, clusters []object) {
 	for name, p := range w.pickers {
 		clusters = append(clusters, pickerCluster(name, p.Addresses["extproc"], false), pickerCluster(name, p.Addresses["extproc"], true))
 	}
+	clusters = append(clusters, pickerCluster("hasty", w.hasty.address, false))
 	return listeners, append(clusters, w.waypointClusters()...)
 }
 
@@ -185,6 +195,9 @@ func poolCluster(name string, f *fleet, source object) object {
 	out := local.PoolCluster(name, f.addresses(), source)
 	if strings.HasPrefix(name, "idle ") || strings.HasPrefix(name, "http2 ") {
 		out["typed_extension_protocol_options"] = local.HTTP2(object{})
+	}
+	if strings.HasPrefix(name, "limited ") {
+		out["circuit_breakers"] = waypointLimits()
 	}
 	return out
 }

@@ -52,7 +52,9 @@ type world struct {
 	pools   map[string]*fleet
 	pickers map[string]*picker
 	patient *patientPicker
+	hasty   *hastyPicker
 	envoy   *local.Envoy
+	started time.Time // by then the pickers know all pools
 
 	streamsPerConnection int64 // that Envoy opens to a picker
 }
@@ -80,6 +82,7 @@ var poolHosts = map[string][]string{
 	"removed": {"127.0.0.1", "127.0.0.1"},
 	"idle":    {"127.0.0.1", "127.0.0.1"},
 	"http2":   {"127.0.0.1", "127.0.0.1"},
+	"limited": {"127.0.0.1", "127.0.0.1", "127.0.0.1"},
 }
 
 // The pickers, with their flags. One that is to end has a process of its own.
@@ -140,8 +143,12 @@ func (w *world) start() error {
 	if w.patient, err = startPatientPicker(); err != nil {
 		return err
 	}
+	if w.hasty, err = startHastyPicker(w.pools["general"]); err != nil {
+		return err
+	}
 	listeners, clusters := w.configuration()
 	w.envoy, err = local.StartEnvoy(ctx, envoy, w.dir, listeners, clusters)
+	w.started = time.Now()
 	return err
 }
 
@@ -206,6 +213,9 @@ func (w *world) stop() {
 	}
 	if w.patient != nil {
 		w.patient.server.Stop()
+	}
+	if w.hasty != nil {
+		w.hasty.server.Stop()
 	}
 	for _, f := range w.pools {
 		for _, e := range f.endpoints {

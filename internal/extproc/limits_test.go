@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	procmodev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"google.golang.org/grpc/codes"
@@ -192,6 +193,30 @@ func TestHeldBytesAreBounded(t *testing.T) {
 	w.quiet(t)
 	if got := w.metric(t, "held_body_bytes"); got != 0 {
 		t.Errorf("%v bytes held at the end", got)
+	}
+}
+
+// Calls that end by themselves as their streams are parted from are not used after they were given back: it is for the race
+// detector to see.
+func TestPartWhileCallsEnd(t *testing.T) {
+	for range 5 {
+		w := newWorld(t, fourEndpoints...)
+		var open []*exchange
+		for range 100 {
+			x := w.open(t, llama, withModes(partial, none))
+			x.send(requestHeaders(true))
+			picked(t, x.recv())
+			open = append(open, x)
+		}
+		var ending sync.WaitGroup
+		ending.Go(func() {
+			for _, x := range open {
+				x.cancel()
+			}
+		})
+		ending.Go(w.server.Part)
+		ending.Wait()
+		w.quiet(t)
 	}
 }
 
@@ -532,6 +557,52 @@ func TestTenantLeavesRoom(t *testing.T) {
 				defer x.close()
 				x.send(requestHeaders(true))
 				picked(t, x.recv())
+			}
+		})
+	}
+}
+
+// Calls whose bodies stand still, as many as one namespace may have, take nothing from another's: all of those are picked,
+// by what their bodies say.
+func TestStalledBodiesLeaveOthersAlone(t *testing.T) {
+	for name, mode := range map[string]procmodev3.ProcessingMode_BodySendMode{"streamed": full, "buffered": partial} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorldWith(t, fleet.Options{Seed: 1}, Options{MaxStreams: 500, MaxHeldBytes: 1 << 20}, fourEndpoints...)
+			w.set("hostile/qwen", fourEndpoints...)
+			for range 450 { // of which it may have 400
+				x := w.open(t, "hostile/qwen", withModes(mode, none))
+				x.send(requestHeaders(false))
+				if mode == full { // a proxy that buffers does not show what it has
+					x.send(requestBody([]byte("{"), false))
+				}
+			}
+			for end := time.Now().Add(10 * time.Second); w.metric(t, "refusals_total", "reason=overloaded") != 50; time.Sleep(time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatal("not 50 of 450 calls are refused where one may have 400 of 500")
+				}
+			}
+			home := map[int]string{}
+			for n := range 200 {
+				x := w.open(t, llama, withModes(mode, none))
+				conversation := n % 10
+				x.send(requestHeaders(false))
+				if mode == partial {
+					isContinue(t, x.recv(), "RequestHeaders")
+				}
+				x.send(requestBody(completion(conversation, 10_000), true))
+				got := picked(t, x.recv())[0]
+				if mode == full {
+					x.recv() // the body
+				}
+				x.answer("200", true)
+				x.close()
+				if before := home[conversation]; before != "" && got != before {
+					t.Errorf("a call of conversation %d goes to %s, the one before went to %s", conversation, got, before)
+				}
+				home[conversation] = got
+			}
+			if got := w.metric(t, "stream_timeouts_total"); got != 0 {
+				t.Errorf("%v streams were given up", got)
 			}
 		})
 	}

@@ -9,13 +9,14 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/refusal"
 )
 
 const (
 	// headersWithin is how long a stream may be open without a message. A proxy opens it to send one.
 	headersWithin = 10 * time.Second
-	// bodyWithin is how long a call may take from its headers to what decides it, which is at most 1 MiB of its body. It is
-	// the time after which proxies give up a call that stands still.
+	// bodyWithin is for Options.BodyWithin.
 	bodyWithin = 5 * time.Minute
 )
 
@@ -25,6 +26,7 @@ type patience struct {
 	awaited string        // what they owe
 	within  time.Duration // and in which time
 	most    int           // how many there may be before the oldest gives way; 0 sets no limit
+	refuses bool          // their calls are refused, or else left to the failure mode
 
 	mu             sync.Mutex
 	n              int
@@ -35,6 +37,7 @@ type patience struct {
 // waiting is a session's place among those that owe something. It belongs to the patience that the session is with.
 type waiting struct {
 	on           bool
+	ending       chan struct{} // closed once the stream of one that was given up is being ended; nil before
 	since        time.Time
 	older, newer *session
 }
@@ -64,12 +67,14 @@ func (p *patience) begin(x *session) {
 // end ends the wait, and says whether the session was given up before.
 func (p *patience) end(x *session) (givenUp bool) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !x.waiting.on {
-		return true
+	if x.waiting.on {
+		p.remove(x)
+		p.mu.Unlock()
+		return false
 	}
-	p.remove(x)
-	return false
+	p.mu.Unlock()
+	<-x.waiting.ending
+	return true
 }
 
 // watch gives up those whose time is over.
@@ -88,7 +93,18 @@ func (p *patience) watch() {
 // giveUp ends the wait for a session and has its stream's next message fail. The mutex is held.
 func (p *patience) giveUp(x *session) {
 	p.remove(x)
-	x.stream.terminate()
+	ending := make(chan struct{})
+	x.waiting.ending = ending
+	if !p.refuses {
+		x.stream.terminate()
+		close(ending)
+		return
+	}
+	go func() { // a reply may have to wait for the proxy
+		defer close(ending)
+		x.attempt(func() { x.refuseStalled(p.within) })
+		x.stream.terminate()
+	}()
 }
 
 func (p *patience) remove(x *session) {
@@ -105,6 +121,19 @@ func (p *patience) remove(x *session) {
 	}
 	*w = waiting{}
 	p.n--
+}
+
+// refuseStalled refuses a call whose body stands still, whatever its pool's failure mode is. Where the stream just ends in
+// the middle of a body, Envoy 1.40 that fails open sends on what it has, and again with the rest, as its router keeps bodies
+// for retries: the model server would get a body whose head is there twice.
+func (x *session) refuseStalled(within time.Duration) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.decided {
+		return
+	}
+	x.refuse(refusal.New(refusal.Stalled, "the rest of the request's body did not come within %s", within))
+	_ = x.sendPick(onRequestBody) // a proxy that is gone needs none
 }
 
 // lost counts and tells of a stream that was given up, and is the error that it ends with. The proxy then does what the

@@ -4,11 +4,13 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -16,8 +18,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
 )
 
-// Streams that stand still before their pick are ended with an error, so that the pool's failure mode decides; they are
-// counted, told, and take nothing from other calls.
+// Streams that stand still before their pick are ended: where nothing came, with an error, so that the pool's failure mode
+// decides, and where a body stands still, by a refusal. They are counted, told, and take nothing from other calls.
 func TestStreamsThatStandStill(t *testing.T) {
 	for name, tt := range map[string]struct {
 		bring func(x *exchange)
@@ -45,6 +47,12 @@ func TestStreamsThatStandStill(t *testing.T) {
 			w.server.silent.within, w.server.bodiless.within = 50*time.Millisecond, 50*time.Millisecond
 			x := w.open(t, llama, nil)
 			tt.bring(x)
+			if tt.want == "body" {
+				reply := x.recv().GetImmediateResponse()
+				if got := reply.GetStatus().GetCode(); got != typev3.StatusCode_RequestTimeout || !strings.Contains(string(reply.GetBody()), "stalled_body") {
+					t.Errorf("refused with %s: %s", got, reply.GetBody())
+				}
+			}
 			if _, err := x.stream.Recv(); status.Code(err) != codes.DeadlineExceeded {
 				t.Fatalf("the stream ends with %v, want DeadlineExceeded", err)
 			}

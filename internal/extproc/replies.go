@@ -205,6 +205,8 @@ func errorBody(e *refusal.Error) []byte {
 	switch e.Reason {
 	case refusal.Overloaded:
 		body.Error.Type = "rate_limit_error"
+	case refusal.Stalled:
+		body.Error.Type = "invalid_request_error"
 	case refusal.Internal:
 		body.Error.Type = "server_error"
 	}

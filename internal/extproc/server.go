@@ -6,6 +6,7 @@
 package extproc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -50,6 +51,9 @@ type Options struct {
 	MaxHeldBytes int
 	// Admits says whether a proxy that shows this token may ask about the pool of this name; nil admits all.
 	Admits func(pool, token string) bool
+	// BodyWithin is how long a call may take from its headers to what decides it, which is at most 1 MiB of its body. 0 is
+	// the time after which proxies give up a call that stands still: five minutes.
+	BodyWithin time.Duration
 }
 
 // Server answers the streams of proxies.
@@ -85,7 +89,7 @@ func New(f *fleet.Fleet, o Options) *Server {
 		shown:     fairshare.New(int64(o.MaxStreams)),
 		held:      fairshare.New(int64(o.MaxHeldBytes)),
 		silent:    patience{awaited: "headers", within: headersWithin, most: o.MaxStreams},
-		bodiless:  patience{awaited: "body", within: bodyWithin},
+		bodiless:  patience{awaited: "body", within: cmp.Or(o.BodyWithin, bodyWithin), refuses: true},
 		parted:    make(chan struct{}),
 	}
 	s.sessions.New = func() any { return &session{server: s} }
@@ -114,6 +118,10 @@ func ServerOptions(maxMessage int) []grpc.ServerOption {
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.InTapHandle(makeTerminable),
 		// A proxy whose machine died says no goodbye, and TCP waits for hours. Its calls would count as load until then.
+		// Nothing else has to look for calls that are over and still counted: a call is a stream, Envoy resets a call's
+		// stream when it drops the call, whatever the reason, and what can lose the reset is the connection, which these
+		// pings watch. The thread of Envoy that answers them is the one that owns the call. A call that a server ended and
+		// whose caller does not read is still a call; readings keep it out of the queue.
 		// Connections are not ended by age: a proxy opens a second one for that, and streams live on for minutes.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		// A waypoint sends a ping with a call that comes after a silence. By default gRPC takes the third one that no reply

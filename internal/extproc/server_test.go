@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -554,7 +555,9 @@ func TestServedEndpointTakesTheReservation(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			const third = "10.244.0.3:8000"
-			w := newWorld(t, fourEndpoints[:3]...)
+			var now atomic.Int64
+			w := newWorldWith(t, fleet.Options{Seed: 1, Clock: func() time.Duration { return time.Duration(now.Load()) }}, Options{}, fourEndpoints[:3]...)
+			now.Store(int64(time.Minute)) // the proxy knows them by now
 			call := func(body []byte, allowed ...any) (*exchange, []string) {
 				x := w.open(t, llama, withModes(partial, none))
 				x.send(withMetadata(requestHeaders(false), subsetNamespace, subsetKey, allowed))
@@ -700,6 +703,21 @@ var outcomes = map[string]struct {
 	"500":                                    {func(x *exchange) { x.answer("500", true) }, false},
 	"503":                                    {func(x *exchange) { x.answer("503", true) }, false},
 	"302":                                    {func(x *exchange) { x.answer("302", true) }, false},
+	"101":                                    {func(x *exchange) { x.answer("101", false) }, false},
+	"gRPC, 0, and its end is in sight":       {func(x *exchange) { x.answerGRPC("0") }, true},
+	"gRPC, a stream to its trailers": {func(x *exchange) {
+		x.answer("200", false, "content-type", "application/grpc")
+		x.trailers("grpc-status", "0")
+	}, true},
+	"gRPC, a stream that fails": {func(x *exchange) {
+		x.answer("200", false, "content-type", "application/grpc+proto")
+		x.trailers("grpc-status", "14")
+	}, false},
+	"gRPC, a stream of which no more is seen": {func(x *exchange) { x.answer("200", false, "content-type", "application/grpc") }, false},
+	"gRPC, 3":                    {func(x *exchange) { x.answerGRPC("3") }, false},
+	"gRPC, 8":                    {func(x *exchange) { x.answerGRPC("8") }, false},
+	"gRPC, 14":                   {func(x *exchange) { x.answerGRPC("14") }, false},
+	"gRPC, an end and no status": {func(x *exchange) { x.answer("200", true, "content-type", "application/grpc") }, false},
 }
 
 // answer brings the head of the answer by the endpoint that was picked, and takes the reply.
@@ -710,6 +728,21 @@ func (x *exchange) answer(status string, end bool, more ...string) {
 	headers.Headers = append(headers.Headers, headerMap(more...).GetHeaders()...)
 	x.send(withMetadata(m, lbNamespace, servedKey, x.only))
 	isContinue(x.t, x.recv(), "ResponseHeaders")
+}
+
+// answerGRPC brings the head of an answer of gRPC that is the whole answer, and takes the reply.
+func (x *exchange) answerGRPC(status string) {
+	x.t.Helper()
+	x.answer("200", true, "content-type", "application/grpc", "grpc-status", status)
+}
+
+// trailers brings the answer's trailers, and takes the reply.
+func (x *exchange) trailers(pairs ...string) {
+	x.t.Helper()
+	m := answerTrailers()
+	m.GetResponseTrailers().Trailers = headerMap(pairs...)
+	x.send(m)
+	isContinue(x.t, x.recv(), "ResponseTrailers")
 }
 
 // answerByProxy brings the head of an answer that the proxy made by itself, and takes the reply.
@@ -813,6 +846,36 @@ func TestAnswerTellsOfHealth(t *testing.T) {
 		"429, then 200": {func(w *world) {
 			w.callTo(t, first, nil).answer("429", true)
 			w.callTo(t, first, nil).answer("200", false)
+		}, false},
+		"500, then 101": {func(w *world) {
+			w.callTo(t, first, nil).answer("500", true)
+			w.callTo(t, first, nil).answer("101", false)
+		}, false},
+		"gRPC, 2":  {func(w *world) { w.callTo(t, first, nil).answerGRPC("2") }, true},
+		"gRPC, 3":  {func(w *world) { w.callTo(t, first, nil).answerGRPC("3") }, false},
+		"gRPC, 4":  {func(w *world) { w.callTo(t, first, nil).answerGRPC("4") }, true},
+		"gRPC, 8":  {func(w *world) { w.callTo(t, first, nil).answerGRPC("8") }, true},
+		"gRPC, 13": {func(w *world) { w.callTo(t, first, nil).answerGRPC("13") }, true},
+		"gRPC, 14": {func(w *world) { w.callTo(t, first, nil).answerGRPC("14") }, true},
+		"gRPC, 500, then 14": {func(w *world) {
+			w.callTo(t, first, nil).answer("500", true)
+			w.callTo(t, first, nil).answerGRPC("14")
+		}, true},
+		"gRPC, 14, then 0": {func(w *world) {
+			w.callTo(t, first, nil).answerGRPC("14")
+			w.callTo(t, first, nil).answerGRPC("0")
+		}, false},
+		"gRPC, 14, then a stream": {func(w *world) {
+			w.callTo(t, first, nil).answerGRPC("14")
+			w.callTo(t, first, nil).answer("200", false, "content-type", "application/grpc")
+		}, false},
+		"gRPC, 14 of the proxy": {func(w *world) {
+			x := w.callTo(t, first, nil)
+			m := answerHeaders("200", true)
+			m.GetResponseHeaders().Headers.Headers = append(m.GetResponseHeaders().Headers.Headers,
+				headerMap("content-type", "application/grpc", "grpc-status", "14").GetHeaders()...)
+			x.send(m)
+			isContinue(t, x.recv(), "ResponseHeaders")
 		}, false},
 		"500 of the proxy":  {func(w *world) { w.callTo(t, first, nil).answerByProxy("500") }, false},
 		"429 of the proxy":  {func(w *world) { w.callTo(t, first, nil).answerByProxy("429") }, false},

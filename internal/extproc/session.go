@@ -133,7 +133,9 @@ func (x *session) step() (done bool, err error) {
 	case onAnswerBody:
 		err = x.answerBody()
 	case onAnswerTrailers:
-		x.noteEnd()
+		if !x.message.failedAsGRPC() {
+			x.noteEnd()
+		}
 		err = x.sendPlain()
 	default: // a message without a kind, or of one that is newer than we are, asks for nothing
 	}
@@ -291,10 +293,14 @@ func (x *session) noteAnswer() {
 // outcome is what an answer's head tells. Served says that the proxy names the endpoint that serves: an answer that it
 // made itself, for want of an endpoint or to hold a caller to a limit, blames none.
 func (r *request) outcome(status int, served bool) fleet.Outcome {
+	whole := r.whole()
+	if status == http.StatusOK && r.ofGRPC() {
+		status, whole = r.statusOfGRPC()
+	}
 	switch {
-	case status >= 200 && status < 300 && r.whole():
+	case status >= 200 && status < 300 && whole:
 		return fleet.Answered
-	case status >= 200 && status < 300:
+	case status >= 200 && status < 300, status == http.StatusSwitchingProtocols:
 		return fleet.Ended
 	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
 		if served {
@@ -311,7 +317,7 @@ func (r *request) outcome(status int, served bool) fleet.Outcome {
 // whole says that with its head an answer's end is there too, or is about to be. JSON is written when its generation has
 // ended. The head of a stream may come before its prompt is prefilled.
 func (r *request) whole() bool {
-	return r.end || bytes.HasPrefix(r.header("content-type"), []byte("application/json"))
+	return r.end || bytes.HasPrefix(r.contentType, []byte("application/json"))
 }
 
 // noteEnd notes that the answer came to its end, where the proxy lets us see it.

@@ -32,7 +32,7 @@ const (
 	tagRequestMode = 1<<3 | varintType // of ProtocolConfiguration
 	tagAnswerMode  = 2<<3 | varintType
 
-	tagHeaders     = 1<<3 | bytesType // of HttpHeaders, and again of the HeaderMap in it
+	tagHeaders     = 1<<3 | bytesType // of HttpHeaders and HttpTrailers, and again of the HeaderMap in it
 	tagHeadersEnd  = 3<<3 | varintType
 	tagHeaderKey   = 1<<3 | bytesType
 	tagHeaderValue = 2<<3 | bytesType
@@ -160,8 +160,21 @@ func (r *request) decodeKind(k kind, b []byte, at int) error {
 		return r.decodeHeaders(b)
 	case onRequestBody, onAnswerBody:
 		return r.decodeBody(b, at)
+	case onAnswerTrailers:
+		return r.decodeTrailers(b)
 	}
 	return nil
+}
+
+// decodeTrailers finds the trailers, for those who look one up.
+func (r *request) decodeTrailers(b []byte) error {
+	f := fields{rest: b}
+	for f.next() {
+		if f.tag == tagHeaders {
+			r.headers = f.bytes
+		}
+	}
+	return f.err
 }
 
 func (r *request) decodeBody(b []byte, at int) error {

@@ -356,11 +356,31 @@ func TestWhoHoldsThePrompt(t *testing.T) {
 		"picked":          {do: func(t *testing.T, p *Pool, _ *testClock) { at(t, p, a, long) }, wantA: all},
 		"answered":        {do: func(t *testing.T, p *Pool, _ *testClock) { at(t, p, a, long).Release(Answered) }, wantA: all},
 		"the caller left": {do: func(t *testing.T, p *Pool, _ *testClock) { at(t, p, a, long).Release(Abandoned) }},
-		"the caller left after the prefill": {do: func(t *testing.T, p *Pool, c *testClock) {
-			r := at(t, p, a, long)
+		"the caller left after the prefill, while others generate for longer": {do: func(t *testing.T, p *Pool, c *testClock) {
+			r := at(t, p, b, prompt(9, 1))
+			c.now += 10 * time.Second
+			r.Release(Answered)
+			r = at(t, p, a, long)
 			c.now += time.Second
 			r.Release(Abandoned)
 		}, wantA: all},
+		"the caller left an endpoint that may hang": {do: func(t *testing.T, p *Pool, c *testClock) {
+			r := at(t, p, a, long)
+			c.now += 2 * time.Second
+			r.Release(Abandoned)
+		}},
+		"failed, a long time later": {do: func(t *testing.T, p *Pool, c *testClock) {
+			r := at(t, p, a, long)
+			c.now += time.Minute
+			r.Responded(Failed)
+			r.Release(Failed)
+		}},
+		"served by the other, a long time later": {do: func(t *testing.T, p *Pool, c *testClock) {
+			r := at(t, p, a, long)
+			c.now += time.Minute
+			served(r, b)
+			r.Release(Answered)
+		}, wantB: all},
 		"failed": {do: func(t *testing.T, p *Pool, _ *testClock) { at(t, p, a, long).Release(Failed) }},
 		"served by the other": {do: func(t *testing.T, p *Pool, _ *testClock) {
 			r := at(t, p, a, long)
@@ -383,6 +403,12 @@ func TestWhoHoldsThePrompt(t *testing.T) {
 			second.Release(Answered)
 		}, wantA: all},
 		"served by a stranger": {do: func(t *testing.T, p *Pool, _ *testClock) { served(at(t, p, a, long), "10.9.9.9:1") }},
+		"served by a stranger, soon after the time of the prefill": {do: func(t *testing.T, p *Pool, c *testClock) {
+			at(t, p, b, prompt(9, 1)).Release(Answered)
+			r := at(t, p, a, long)
+			c.now += 400 * time.Millisecond
+			served(r, "10.9.9.9:1")
+		}},
 		"refused, a long time later": {do: func(t *testing.T, p *Pool, c *testClock) {
 			r := at(t, p, a, long)
 			c.now += time.Minute
@@ -393,6 +419,42 @@ func TestWhoHoldsThePrompt(t *testing.T) {
 			r.Responded(Ended)
 			r.Release(Ended)
 		}},
+		"the answer began, and the caller left soon after": {do: func(t *testing.T, p *Pool, c *testClock) {
+			r := at(t, p, a, long)
+			r.Responded(Ended)
+			c.now += 21 * time.Millisecond // of the 400 that its prefill takes
+			r.Release(Ended)
+		}, wantA: 10 * 64}, // four times as much as was expected by then
+		"the same, of a prompt whose head was cached": {do: func(t *testing.T, p *Pool, c *testClock) {
+			at(t, p, a, short).Release(Answered)
+			r := at(t, p, a, long)
+			r.Responded(Ended)
+			c.now += 21 * time.Millisecond
+			r.Release(Ended)
+		}, wantA: 30 * 64},
+		"the same, twice at a time": {do: func(t *testing.T, p *Pool, c *testClock) {
+			first, second := at(t, p, a, long), at(t, p, a, long)
+			first.Responded(Ended)
+			second.Responded(Ended)
+			c.now += 21 * time.Millisecond
+			first.Release(Ended)
+			second.Release(Ended)
+		}, wantA: 10 * 64},
+		"the same, while another has it answered": {do: func(t *testing.T, p *Pool, c *testClock) {
+			first, second := at(t, p, a, long), at(t, p, a, long)
+			first.Responded(Ended)
+			c.now += 21 * time.Millisecond
+			first.Release(Ended)
+			second.Release(Answered)
+		}, wantA: all},
+		"the caller left half way, while others generate for longer": {do: func(t *testing.T, p *Pool, c *testClock) {
+			r := at(t, p, b, prompt(9, 1))
+			c.now += 10 * time.Second
+			r.Release(Answered)
+			r = at(t, p, a, long)
+			c.now += 210 * time.Millisecond
+			r.Release(Abandoned)
+		}, wantA: 26 * 64},
 		"the answer began, and was over after its time": {do: func(t *testing.T, p *Pool, c *testClock) {
 			r := at(t, p, a, long)
 			r.Responded(Ended)
@@ -412,6 +474,61 @@ func TestWhoHoldsThePrompt(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The picker learns of an endpoint before the proxy does, which then asks another one. That is no failure of the new one,
+// and none that is counted; later, it is both.
+func TestEndpointThatJustCameIsNotBlamed(t *testing.T) {
+	const latest, other = "10.0.0.1:8000", "10.0.0.2:8000"
+	for name, tt := range map[string]struct {
+		after time.Duration // it came
+		want  float64
+	}{
+		"soon":  {after: 500 * time.Millisecond},
+		"later": {after: time.Minute, want: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			clock, registry := &testClock{}, prometheus.NewRegistry()
+			f := New(Options{Metrics: telemetry.NewMetrics(registry), Seed: 1, Clock: func() time.Duration { return clock.now }})
+			f.SetPool(pool.Pool{Name: llama}, endpointsOf(other))
+			clock.now = time.Hour
+			f.SetPool(pool.Pool{Name: llama}, endpointsOf(latest, other))
+			p := f.Pool(llama)
+			clock.now += tt.after
+			pickAt(t, p, latest, prompt(1, 10)).Served(netip.MustParseAddrPort(other))
+
+			if got := p.view.Standing(p.byAddr[netip.MustParseAddrPort(latest)], clock.now).Failures; float64(got) != tt.want {
+				t.Errorf("%v failures, want %v", got, tt.want)
+			}
+			if got := servedElsewhere(t, registry); got != tt.want {
+				t.Errorf("%v calls counted as served elsewhere, want %v", got, tt.want)
+			}
+			clock.now += 5 * time.Second
+			busy := pickAt(t, p, other, prompt(2, 1000))
+			defer busy.Release(Answered)
+			if _, got := pick(t, p, prompt(3, 10)); got != latest {
+				t.Errorf("seconds after, the next call goes to %s, which is busy", got)
+			}
+		})
+	}
+}
+
+// servedElsewhere is the count of all pools.
+func servedElsewhere(t *testing.T, registry *prometheus.Registry) (sum float64) {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != "inference_waypoint_served_elsewhere_total" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			sum += m.GetCounter().GetValue()
+		}
+	}
+	return sum
 }
 
 // An endpoint whose answers fail takes no calls for a while, longer each time, and then one again.

@@ -51,8 +51,9 @@ func (r *Reservation) Endpoints(dst []byte) []byte {
 }
 
 // Served moves the reservation to the endpoint that really serves the call, and with it the memory of the prompt. Where
-// that is not the first choice, the first choice has failed or is too new for the proxy to know it. An address that is not one of the pool's leaves the
-// reservation without a charge: whatever serves is not ours to plan. Without a reservation it does nothing.
+// that is not the first choice, the first choice has failed, and the call counts as served elsewhere; or it is too new for
+// the proxy to know it. An address that is not one of the pool's leaves the reservation without a charge: whatever serves
+// is not ours to plan. Without a reservation it does nothing.
 func (r *Reservation) Served(addr netip.AddrPort) {
 	p := r.pool
 	if p == nil {
@@ -60,17 +61,20 @@ func (r *Reservation) Served(addr netip.AddrPort) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	n, known := p.byAddr[canonical(addr)]
-	if known && n == r.hold.claim.Endpoint {
+	now := p.clock()
+	n, ours := p.byAddr[canonical(addr)]
+	if ours && n == r.hold.claim.Endpoint {
 		return
 	}
-	p.metrics.ServedElsewhere()
-	if !known {
-		p.release(&r.hold, Abandoned, p.clock())
+	if p.view.Known(r.hold.claim.Endpoint, now) {
+		p.metrics.ServedElsewhere()
+	}
+	if !ours {
+		p.release(&r.hold, Refused, now)
 		r.end()
 		return
 	}
-	p.move(&r.hold, n, p.clock())
+	p.move(&r.hold, n, now)
 }
 
 // Responded notes what the head of the answer tells of the endpoint that serves the call: it is well, or not, long before

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -187,6 +188,21 @@ func TestScrapeOverOneConnection(t *testing.T) {
 	}
 }
 
+// bare answers with a status line alone, and then closes the connection or keeps it open.
+func bare(open bool) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer func() { _ = conn.Close() }()
+		_, _ = io.WriteString(conn, "HTTP/1.1 200\r\n\r\n")
+		if open {
+			_, _ = conn.Read(make([]byte, 1)) // until the other side leaves
+		}
+	}
+}
+
 // TestScrapeBadServers has each server misbehave until it is told to be well: the failure is told, and the endpoint
 // is read again as soon as it can be.
 func TestScrapeBadServers(t *testing.T) {
@@ -234,7 +250,9 @@ func TestScrapeBadServers(t *testing.T) {
 			},
 			something,
 		},
-		"a connection closed at once": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, something},
+		"a status line without headers":               {bare(false), is(ErrNoEngine)},
+		"a status line without headers, then nothing": {bare(true), is(context.DeadlineExceeded)},
+		"a connection closed at once":                 {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, something},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

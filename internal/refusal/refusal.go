@@ -12,13 +12,14 @@ import (
 type Reason string
 
 // The statuses that go with them are those of the Endpoint Picker Protocol 1.0.0: 503 where no endpoint can serve,
-// 429 where the call is to be shed.
+// 429 where the call is to be shed. A body that stands still has that of HTTP: 408.
 const (
 	UnknownPool Reason = "unknown_pool"  // the stream names no pool, or one that does not exist
 	NoEndpoints Reason = "no_endpoints"  // the pool has no ready endpoint
 	NotInSubset Reason = "not_in_subset" // none of the endpoints that the proxy allows is ready
 	NotAdmitted Reason = "not_admitted"  // the proxy has not shown that it serves the pool
 	Overloaded  Reason = "overloaded"    // the picker or the pool is at its limit
+	Stalled     Reason = "stalled_body"  // the caller sent a part of its body, and no more
 	Internal    Reason = "internal"      // a fault of ours
 )
 
@@ -35,6 +36,8 @@ func (e *Error) Status() int {
 	switch e.Reason {
 	case Overloaded:
 		return http.StatusTooManyRequests
+	case Stalled:
+		return http.StatusRequestTimeout
 	case Internal:
 		return http.StatusInternalServerError
 	default:

@@ -136,10 +136,16 @@ func (s *State) unprobe(n int32, now float64) {
 // Joined says that endpoint n came into the pool, or came back, at a moment.
 func (s *State) Joined(n int32, now time.Duration) { s.health[n].joined = now.Seconds() }
 
+// known is the moment from which on the proxy knows the endpoint.
+func (h *health) known() float64 { return h.joined + settling }
+
+// Known says whether the proxy knows endpoint n by a moment, and so asks it where it is picked.
+func (s *State) Known(n int32, now time.Duration) bool { return s.health[n].known() <= now.Seconds() }
+
 // skipped notes that another endpoint served the call that was meant for endpoint n. It has failed; or, while it is new,
 // the proxy does not know it yet, and it is not preferred until the proxy does.
 func (s *State) skipped(n int32, now float64, c *Claim) {
-	known := s.health[n].joined + settling
+	known := s.health[n].known()
 	if known <= now {
 		s.failed(n, now, c.ticket.at, c.probe)
 		return
@@ -227,6 +233,18 @@ func (s *State) listen(now float64, members []int32) {
 			s.change(n, func(h *health) { h.silent = silent })
 		}
 	}
+}
+
+// unheard says that the wait for a call's answer shows nothing of its prompt: the endpoint may as well hang. The head of a
+// streamed answer comes with the first token at the latest, so a call that waits for one has none. That of a whole one
+// takes as long as the generation, so it may be late, and yet not later than is usual without a word from the endpoint.
+func (s *State) unheard(c *Claim, now float64) bool {
+	if !c.waits {
+		return false
+	}
+	h := &s.health[c.Endpoint]
+	q := &h.silence[c.kind]
+	return c.kind == streamed || h.silent || q.lasted(now) > max(q.expected, s.heads[c.kind].mean())
 }
 
 // heads is how long the pool's good answers of one kind took to begin, as sums that forget.

@@ -114,28 +114,28 @@ func (s *State) arrival(n int32, now float64) arrival {
 }
 
 // Move takes a claim to the endpoint that really serves the call, to which it brings so many uncached prompt tokens.
-// The first choice did not serve it and is taken to have failed, unless it is new. Move reports whether the prompt was
-// prefilled there all the same.
-func (s *State) Move(c *Claim, to int32, uncached int, now time.Duration) (prefilled bool) {
+// The first choice did not serve it and is taken to have failed, unless it is new: it has not prefilled the prompt.
+func (s *State) Move(c *Claim, to int32, uncached int, now time.Duration) {
 	t := now.Seconds()
-	prefilled = s.withdraw(c.Endpoint, t, c.ticket)
+	s.withdraw(c.Endpoint, t, c.ticket)
 	s.stopWaiting(c, t)
 	s.skipped(c.Endpoint, t, c)
 	id := s.adapters.release(c.Endpoint, c.adapter, t)
 	c.Endpoint, c.probe, c.moved = to, false, true
 	c.ticket = s.add(to, t, float64(uncached))
 	c.adapter = s.adapters.hold(to, id, s.arrival(to, t))
-	return prefilled
 }
 
 // Outcome is how a call ended at an endpoint, or is about to by the head of its answer.
 type Outcome uint8
 
 const (
-	// Abandoned says that no answer was seen and nobody is to blame: the caller left.
+	// Abandoned says that no answer was seen and nobody is to blame: the caller left. Its prompt may have been prefilled
+	// by then, unless the endpoint may hang.
 	Abandoned Outcome = iota
 	// Ended says that a good answer began and then the call ended, at the answer's end or before it: a streamed answer
-	// begins before its prompt is prefilled, and a caller who leaves then looks like an answer's end.
+	// begins before its prompt is prefilled, and a caller who leaves then looks like an answer's end. What there was time
+	// for is taken to be prefilled.
 	Ended
 	// Answered says that the endpoint answered to the end, and so has prefilled the prompt.
 	Answered
@@ -143,7 +143,7 @@ const (
 	Refused
 	// Shed says that the endpoint did not take the call because it has too much to do (429, 503).
 	Shed
-	// Failed says that the endpoint gave no answer, or one of a server in trouble.
+	// Failed says that the endpoint gave no answer, or one of a server in trouble: nobody knows that it prefilled anything.
 	Failed
 )
 
@@ -187,27 +187,30 @@ func (s *State) stopWaiting(c *Claim, now float64) {
 	}
 }
 
-// Release gives a claim back. It reports whether the endpoint is taken to have prefilled the prompt.
-func (s *State) Release(c *Claim, outcome Outcome, now time.Duration) (prefilled bool) {
+// Release gives a claim back. It returns how many of the tokens that the call brought the endpoint is taken not to have
+// prefilled: the last ones of its prompt, as prompts are prefilled from their head.
+func (s *State) Release(c *Claim, outcome Outcome, now time.Duration) (lacks float64) {
 	n, t := c.Endpoint, now.Seconds()
+	unheard := s.unheard(c, t)
 	s.Responded(c, outcome, now)
 	s.stopWaiting(c, t)
 	if c.probe {
 		s.unprobe(n, t)
 	}
 	s.adapters.release(n, c.adapter, t)
-	switch outcome {
-	case Answered:
+	if outcome == Answered {
 		s.answered(n, t, c.ticket)
-		return true
-	case Ended:
-		likely := s.likelyPrefilled(n, t, c.ticket)
-		return s.withdraw(n, t, c.ticket) || likely
-	case Refused, Shed:
-		s.withdraw(n, t, c.ticket)
-		return false
+		return 0
 	}
-	return s.withdraw(n, t, c.ticket)
+	reached := s.reached(n, t, c.ticket)
+	prefilled := s.withdraw(n, t, c.ticket)
+	switch {
+	case outcome == Ended:
+		prefilled = reached
+	case outcome != Abandoned, unheard:
+		prefilled = 0
+	}
+	return c.ticket.Tokens() - prefilled
 }
 
 // work is what the pool was given over the last time.

@@ -55,7 +55,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		refusals: counterVec("refusals_total",
 			"Refused calls by reason. The pool is empty where the call names none that exists.", "pool", "reason"),
 		responses: counterVec("responses_total", "Answers of model servers by class of status: 2xx, 4xx, 5xx, other.", "pool", "class"),
-		elsewhere: counterVec("served_elsewhere_total", "Calls that an endpoint other than the first choice served.", pool...),
+		elsewhere: counterVec("served_elsewhere_total", "Calls that an endpoint other than the first choice served, unless that had just joined the pool.", pool...),
 		tokens:    counterVec("prompt_tokens_total", "Estimated prompt tokens of picked calls, at four bytes a token.", pool...),
 		matched: counterVec("prompt_tokens_matched_total",
 			"Estimated prompt tokens that the picked endpoint is taken to hold in its prefix cache.", pool...),

@@ -82,6 +82,14 @@ func (p *ours) Ended(now time.Duration, id int) {
 	delete(p.reservations, id)
 }
 
+// Failed is what a proxy shows of an answer with 500.
+func (p *ours) Failed(now time.Duration, id int) {
+	p.now = now
+	p.reservations[id].Responded(fleet.Failed)
+	p.reservations[id].Release(fleet.Failed)
+	delete(p.reservations, id)
+}
+
 // Interval is the one that the picker's own scraper keeps for a fleet of this size and its pool's calls.
 func (p *ours) Interval() time.Duration { return max(p.interval, p.pool.Pace()) }
 

@@ -29,6 +29,12 @@ type Scraper interface {
 	Scraped(now time.Duration, metrics []server.Metrics)
 }
 
+// FailureWatcher is a Picker that tells a call that failed from one that was answered.
+type FailureWatcher interface {
+	// Failed says that a call was answered with an error.
+	Failed(now time.Duration, id int)
+}
+
 // Setting is what a picker may know when it is made.
 type Setting struct {
 	Seed uint64

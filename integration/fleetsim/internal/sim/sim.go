@@ -38,12 +38,17 @@ type Change struct {
 // Kind is a kind of change.
 type Kind uint8
 
-// The kinds of changes. A server that leaves serves to the end what it has.
+// The kinds of changes. A server that leaves serves to the end what it has. One that fails answers each new call with an
+// error at once, and its caller then makes the call again.
 const (
 	Join Kind = iota + 1
 	Leave
 	Slow
+	Fail
 )
+
+// tries is how often a caller makes a call whose answers are errors.
+const tries = 100
 
 // Outcome is what came of one call.
 type Outcome struct {
@@ -51,6 +56,7 @@ type Outcome struct {
 	Server          int
 	Prompt, Cached  int
 	Resident        bool
+	Failed          int // how many answers before the good one were errors
 	ends            int
 }
 
@@ -83,6 +89,7 @@ type run struct {
 	servers  []*server.Server
 	slowness []float64
 	member   []bool
+	failing  []bool
 	picker   policy.Picker
 	scraper  policy.Scraper
 	scrape   time.Duration
@@ -108,6 +115,7 @@ func newRun(f Fleet, calls []workload.Call, p policy.Policy, seed uint64) (*run,
 		r.member = append(r.member, n < f.Servers)
 	}
 	r.metrics = make([]server.Metrics, most)
+	r.failing = make([]bool, most)
 	var err error
 	r.picker, err = p.New(policy.Setting{
 		Seed:        seed,
@@ -129,16 +137,35 @@ func (r *run) arrive(id int) error {
 	c := &r.calls[id]
 	r.passUntil(c.At)
 	r.advance(c.At)
-	n := r.picker.Pick(c.At, id, c)
-	if n < 0 || n >= len(r.servers) || !r.member[n] {
-		return fmt.Errorf("call %d was sent to server %d, which is no member", id, n)
+	n, failed, err := r.pick(id, c)
+	if err != nil {
+		return err
 	}
 	if err := r.servers[n].Fits(c); err != nil {
 		return fmt.Errorf("call %d: %w", id, err)
 	}
-	r.outcomes[id] = Outcome{At: c.At, Server: n, Prompt: c.Prompt}
+	r.outcomes[id] = Outcome{At: c.At, Server: n, Prompt: c.Prompt, Failed: failed}
 	r.servers[n].Submit(c.At, id, c)
 	return nil
+}
+
+// pick has a server picked that takes the call, and says how many failed it before.
+func (r *run) pick(id int, c *workload.Call) (n, failed int, err error) {
+	for failed = range tries {
+		n := r.picker.Pick(c.At, id, c)
+		if n < 0 || n >= len(r.servers) || !r.member[n] {
+			return 0, 0, fmt.Errorf("call %d was sent to server %d, which is no member", id, n)
+		}
+		if !r.failing[n] {
+			return n, failed, nil
+		}
+		if sees, ok := r.picker.(policy.FailureWatcher); ok {
+			sees.Failed(c.At, id)
+		} else {
+			r.picker.Ended(c.At, id)
+		}
+	}
+	return 0, 0, fmt.Errorf("call %d was sent %d times to servers that fail", id, tries)
 }
 
 // passUntil makes the changes and scrapes that are due, up to and with a time.
@@ -169,6 +196,8 @@ func (r *run) change(c Change) {
 	case Join, Leave:
 		r.member[c.Server] = c.Kind == Join
 		r.tellMembers(c.At)
+	case Fail:
+		r.failing[c.Server] = true
 	case Slow:
 		r.slowness[c.Server] = c.Slowness
 		r.servers[c.Server].SetSlowness(c.Slowness)

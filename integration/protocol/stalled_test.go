@@ -1,0 +1,81 @@
+package protocol
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/extproc"
+	picking "github.com/inference-waypoint/inference-waypoint/internal/fleet"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
+)
+
+// haste is how long the hasty picker waits for a body.
+const haste = 300 * time.Millisecond
+
+// hastyPicker is ours but for the time for which it waits for a body.
+type hastyPicker struct {
+	address string
+	server  *grpc.Server
+}
+
+func startHastyPicker(general *fleet) (*hastyPicker, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("opening a picker: %w", err)
+	}
+	metrics := telemetry.NewMetrics(prometheus.NewRegistry())
+	pools := picking.New(picking.Options{Metrics: metrics})
+	var endpoints []pool.Endpoint
+	for _, address := range general.addresses() {
+		endpoints = append(endpoints, pool.Endpoint{Address: netip.MustParseAddrPort(address)})
+	}
+	name, _ := picking.ParseName(poolName("general"))
+	pools.SetPool(pool.Pool{Name: name}, endpoints)
+	p := &hastyPicker{address: listener.Addr().String(), server: grpc.NewServer(extproc.ServerOptions(16 << 20)...)}
+	extproc.New(pools, extproc.Options{Metrics: metrics, Log: slog.New(slog.DiscardHandler), BodyWithin: haste}).Register(p.server)
+	go func() { _ = p.server.Serve(listener) }() // until it is stopped
+	return p, nil
+}
+
+// The picker gives up a body whose rest does not come, and refuses the call, whatever the pool's failure mode is and however
+// bodies are sent. Were its stream to end without a reply, Envoy would send the body's head twice where it fails open.
+func TestStalledBody(t *testing.T) {
+	body := prompt("a prompt that stops in the middle", 4000)
+	for _, door := range []string{
+		"hasty open " + partial, "hasty closed " + partial, "hasty open " + duplex, "hasty closed " + duplex,
+		"waypoint hasty open", "waypoint hasty closed",
+	} {
+		for name, sent := range map[string][]byte{"half": body[:2000], "a byte": body[:1], "nothing": nil} {
+			t.Run(door+", "+name, func(t *testing.T) {
+				t.Parallel()
+				conn, err := net.Dial("tcp", the.envoy.Addresses[door])
+				must(t, err)
+				defer func() { _ = conn.Close() }()
+				must(t, conn.SetDeadline(time.Now().Add(patience)))
+				_, err = fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: model\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+					completionsPath, len(body), sent)
+				must(t, err)
+				response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				must(t, err)
+				defer func() { _ = response.Body.Close() }()
+				text, err := io.ReadAll(response.Body)
+				must(t, err)
+				if response.StatusCode != http.StatusRequestTimeout || !strings.Contains(string(text), "stalled_body") {
+					t.Errorf("the answer is %d %s, want 408", response.StatusCode, text)
+				}
+			})
+		}
+	}
+}

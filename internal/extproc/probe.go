@@ -2,6 +2,7 @@ package extproc
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -25,13 +26,13 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
-const (
-	// probePool is the pool that probes have picked from. No pool of a cluster is named so: its namespace is empty.
-	probePool = "/probe"
-	// probePatience is how long a probe waits for its pick. A kubelet waits for 1 s. It is longer than a waypoint waits,
-	// so who fails it twice in a row is of no use to any call.
-	probePatience = 500 * time.Millisecond
-)
+// probePatience is how long a probe waits for its pick. A kubelet waits for 1 s. It is longer than a waypoint waits,
+// so who fails it twice in a row is of no use to any call.
+const probePatience = 500 * time.Millisecond
+
+// probePool is the pool that probes have picked from. No pool of a cluster is named so: its namespace is empty. A probe is
+// never one too many, so proxies must not know the name: each process has its own.
+var probePool = "/probe-" + rand.Text()
 
 // newProbePool makes the pool of probes: one endpoint, which nobody reads or calls, and metrics that nobody sees.
 func newProbePool() *fleet.Pool {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -100,14 +101,18 @@ func serveBadPages(ctx context.Context, t *testing.T, m *hostile) {
 			}
 		}
 	}
-	large := strings.Repeat("vllm:num_requests_waiting{model_name=\"a\"} 1\n", 1<<15)
+	large := strings.Repeat("vllm:num_requests_waiting{model_name=\"a\"} 1\n", 1<<11)
 	drip := func(w io.Writer) error {
 		time.Sleep(100 * time.Millisecond)
 		_, err := io.WriteString(w, "vllm:num_requests_waiting 1\n")
 		return err
 	}
-	endless := func(w io.Writer) error { _, err := io.WriteString(w, large); return err }
-	whole := func(w io.Writer) error { _, _ = io.WriteString(w, large+large); return io.EOF }
+	endless := func(w io.Writer) error {
+		time.Sleep(20 * time.Millisecond)
+		_, err := io.WriteString(w, large)
+		return err
+	}
+	whole := func(w io.Writer) error { _, _ = io.WriteString(w, strings.Repeat(large, 32)); return io.EOF }
 	for kind, serve := range map[string]func(io.Writer) error{"drip": drip, "endless": endless, "whole": whole} {
 		serveOn(ctx, t, m.idlePods(ctx, t, 3, outside(kind)), page(kind, serve))
 		m.poolOver(ctx, t, kind)
@@ -132,7 +137,7 @@ vllm:num_requests_running{model_name="sample-model"} NaN
 vllm:kv_cache_usage_perc{model_name="sample-model"} -Inf
 vllm:cache_config_info{block_size="1073741824",num_gpu_blocks="1073741824",cache_dtype="auto"} 1
 `
-	serveOn(ctx, t, m.idlePods(ctx, t, 2, outside("liar")), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	serveOn(ctx, t, m.idlePods(ctx, t, 2, outside("liar")), http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("X-Served-By", "liar")
 		_, _ = io.WriteString(w, lies)
 	}))
@@ -233,8 +238,8 @@ func editVictim(ctx context.Context, t *testing.T, n int) time.Duration {
 	return time.Since(began)
 }
 
-// editsInTime makes edits of the victim's and fails where they take much longer than before the attack.
-func editsInTime(ctx context.Context, t *testing.T, quiet time.Duration) {
+// editsInTime makes edits of the victim's, of which none may take much longer than before the attack.
+func editsInTime(ctx context.Context, t *testing.T, quiet time.Duration, known bool) {
 	t.Helper()
 	var slowest time.Duration
 	for n := range 3 {
@@ -242,7 +247,7 @@ func editsInTime(ctx context.Context, t *testing.T, quiet time.Duration) {
 	}
 	t.Logf("the victim's edits: %s at most, %s without an attack", slowest, quiet)
 	if slowest > 3*quiet+3*time.Second {
-		t.Errorf("an edit of the victim's took %s, and %s without an attack", slowest, quiet)
+		succeeds(t, known, "an edit of the victim's took %s, and %s without an attack", slowest, quiet)
 	}
 }
 
@@ -275,18 +280,20 @@ func flap(ctx context.Context, t *testing.T, m *hostile) {
 		}
 	})
 	time.Sleep(attackTime)
-	editsInTime(ctx, t, quiet)
+	editsInTime(ctx, t, quiet, false)
 }
 
 func manyPools(ctx context.Context, t *testing.T, m *hostile) {
 	quiet := editVictim(ctx, t, 2)
-	began := time.Now()
-	defer func() { t.Log("all took", time.Since(began)) }()
-	for n := range large(100) {
+	var group errgroup.Group
+	group.SetLimit(4)
+	for n := range large(60) {
 		name := fmt.Sprint("many-", n)
-		must(t, m.apply(ctx, t, strings.NewReplacer("NAME", name, "namespace: models", "namespace: mallory", "app: llama", "app: elder").Replace(poolYAML)))
-		must(t, m.apply(ctx, t, routeYAML("mallory", name, name, "  - backendRefs: ["+to(name)+"]")))
+		pool := strings.NewReplacer("NAME", name, "namespace: models", "namespace: mallory", "app: llama", "app: elder").Replace(poolYAML)
+		group.Go(func() error {
+			return m.apply(ctx, t, pool+"---"+routeYAML("mallory", name, name, "  - backendRefs: ["+to(name)+"]"))
+		})
 	}
-	t.Log("applied after", time.Since(began))
-	editsInTime(ctx, t, quiet)
+	must(t, group.Wait())
+	editsInTime(ctx, t, quiet, waitsForTurns)
 }

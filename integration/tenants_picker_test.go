@@ -43,7 +43,7 @@ var attacksOnThePicker = []attack{
 }
 
 // askByName asks with service accounts of its namespace that are named as others' are.
-func askByName(ctx context.Context, t *testing.T, m *hostile) {
+func askByName(ctx context.Context, t *testing.T, _ *hostile) {
 	for _, account := range []string{"waypoint", victimWaypoint, pickerAccount, controllerAccount, "default"} {
 		from, err := the.NewCaller(ctx, "mallory", "as-"+account, account)
 		must(t, err)
@@ -96,31 +96,24 @@ func openStream(ctx context.Context, to extprocv3.ExternalProcessorClient, pool 
 	return stream, err
 }
 
-// waitsForProof says that a waypoint is taken at its word for the pool that it asks about. Once waypoints have to prove
-// what they ask, it goes, and the attack has to be refused.
-const waitsForProof = true
-
 func askAboutVictim(ctx context.Context, t *testing.T, m *hostile) {
 	stream, err := openStream(ctx, m.asWaypoint(ctx, t), "victim/llama", headersOf(false))
 	must(t, err)
-	reply, err := stream.Recv()
-	switch {
-	case status.Code(err) == codes.PermissionDenied:
-	case waitsForProof:
-		t.Logf("NOT KEPT APART YET: the picker answered mallory's waypoint about the victim's pool: %v, %v", reply, err)
-	default:
-		t.Errorf("mallory's waypoint asked about the victim's pool and got %v, %v, want %s", reply, err, codes.PermissionDenied)
+	if reply, err := stream.Recv(); status.Code(err) != codes.PermissionDenied {
+		succeeds(t, waitsForProof, "mallory's waypoint asked about the victim's pool and got %.200v, %v, want %s", reply, err, codes.PermissionDenied)
 	}
 }
 
 // askAsProbe asks in the name under which the picker probes itself, which no limit keeps back.
 func askAsProbe(ctx context.Context, t *testing.T, m *hostile) {
 	f := m.flood(ctx, t, tenantsStreams+500, "/probe", headersOf(false))
-	f.settle(ctx, t)
-	if got := f.answered.Load(); got > 0 {
-		t.Errorf("%d calls of a waypoint were answered as the picker's own", got)
+	if ended := f.settle(ctx, t); ended[codes.OK] < int(f.opened.Load()) { // with the answer that there is no such pool
+		t.Errorf("calls of a waypoint were taken for the picker's own: %v ended", ended)
 	}
 }
+
+// floodPause comes after each 20 streams of a flood.
+const floodPause = 10 * time.Millisecond
 
 // flood is many streams that are kept open.
 type flood struct {
@@ -137,7 +130,10 @@ func (m *hostile) flood(ctx context.Context, t *testing.T, streams int, pool str
 	ctx, cancel := context.WithCancel(ctx)
 	var wait sync.WaitGroup
 	t.Cleanup(func() { cancel(); wait.Wait() })
-	for range streams {
+	for n := range streams {
+		if n%20 == 0 {
+			time.Sleep(floodPause) // what it costs the tenant itself must not slow the victim here
+		}
 		stream, err := openStream(ctx, to, pool, messages...)
 		if err != nil && !errors.Is(err, io.EOF) { // which says that the stream has ended with another error
 			t.Fatalf("after %d streams: %v", f.opened.Load(), err)
@@ -156,6 +152,9 @@ func (f *flood) listen(stream extprocv3.ExternalProcessor_ProcessClient) {
 	}
 	for err == nil {
 		_, err = stream.Recv()
+	}
+	if errors.Is(err, io.EOF) {
+		err = nil
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -266,7 +265,7 @@ func askPage(ctx context.Context, t *testing.T, method, path, token string) (int
 	return response.StatusCode, string(text)
 }
 
-func readVictim(ctx context.Context, t *testing.T, m *hostile) {
+func readVictim(ctx context.Context, t *testing.T, _ *hostile) {
 	token, err := the.Token(ctx, "mallory", "mallory")
 	must(t, err)
 	for path, method := range map[string]string{
@@ -308,8 +307,8 @@ func reviewWithoutEnd(ctx context.Context, t *testing.T, _ *hostile) {
 		return nil
 	})
 	reviewed := counts[http.StatusUnauthorized]
-	if reviewed+counts[http.StatusTooManyRequests] != int(asked) || reviewed > 150 || asked < 1000 {
-		t.Errorf("%d forged tokens got %v, want 20 a second a %d and the others a %d", asked, counts, http.StatusUnauthorized, http.StatusTooManyRequests)
+	if reviewed+counts[http.StatusTooManyRequests] != int(asked) || reviewed > 150 || asked < 300 {
+		t.Errorf("%d forged tokens got %v, want a %d for 20 a second and a %d for the others", asked, counts, http.StatusUnauthorized, http.StatusTooManyRequests)
 	}
 }
 
@@ -336,26 +335,15 @@ func busily(ctx context.Context, t *testing.T, places int, do func(context.Conte
 }
 
 func sendLarge(ctx context.Context, t *testing.T, m *hostile) {
-	body := traffic.Body("sample-model", []traffic.Message{{Role: "user", Content: strings.Repeat("large ", 1<<20/6)}}, 1)
-	var mu sync.Mutex
-	took := map[string]int{}
+	body := traffic.Body("sample-model", []traffic.Message{{Role: "user", Content: strings.Repeat("large ", (1<<20-1<<10)/6)}}, 1)
 	sent := busily(ctx, t, 4, func(ctx context.Context) error {
-		began := time.Now()
-		request, err := completion(ctx, "http://"+malloryHost, body)
-		if err != nil {
-			return err
-		}
-		response, err := m.caller.HTTP.Do(request)
+		response, err := post(ctx, m.caller.HTTP, "http://"+malloryHost, body, "")
 		if err != nil {
 			return err
 		}
 		_, _ = io.Copy(io.Discard, response.Body)
-		mu.Lock()
-		took[fmt.Sprint(response.Status, " ", response.Header.Get("X-Served-By"), time.Since(began).Round(100*time.Millisecond))]++
-		mu.Unlock()
 		return response.Body.Close()
 	})
-	t.Log(took)
 	if sent < 20 {
 		t.Errorf("only %d prompts were sent", sent)
 	}

@@ -172,7 +172,7 @@ spec: {address: ADDRESS, labels: {app: many}}
 	token, err := the.Token(ctx, "mallory", "mallory")
 	must(t, err)
 	eventually(ctx, t, "the endpoints", func(ctx context.Context) error {
-		_, text := askPage(ctx, t, http.MethodGet, "/debug/pools?pool=mallory/many", token)
+		_, text := askPage(ctx, t, picker(ctx, t), http.MethodGet, "/debug/pools?pool=mallory/many", token)
 		if n := strings.Count(text, `"address"`); n < 8*large(60) {
 			return fmt.Errorf("%d endpoints", n)
 		}

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
 	poolapi "github.com/inference-waypoint/inference-waypoint/internal/pool"
@@ -249,10 +250,10 @@ func forgeHeaders(ctx context.Context, t *testing.T, m *hostile) {
 	}
 }
 
-// askPage asks for what the picker tells people.
-func askPage(ctx context.Context, t *testing.T, method, path, token string) (int, string) {
+// askPage asks a picker for what it tells people.
+func askPage(ctx context.Context, t *testing.T, at *corev1.Pod, method, path, token string) (int, string) {
 	t.Helper()
-	request, err := http.NewRequestWithContext(ctx, method, "http://"+net.JoinHostPort(picker(ctx, t).Status.PodIP, "9091")+path, strings.NewReader("{}"))
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+net.JoinHostPort(at.Status.PodIP, "9091")+path, strings.NewReader("{}"))
 	must(t, err)
 	if token != "" {
 		request.Header.Set(review.TokenHeader, "Bearer "+token)
@@ -268,20 +269,21 @@ func askPage(ctx context.Context, t *testing.T, method, path, token string) (int
 func readVictim(ctx context.Context, t *testing.T, _ *hostile) {
 	token, err := the.Token(ctx, "mallory", "mallory")
 	must(t, err)
+	at := picker(ctx, t)
 	for path, method := range map[string]string{
 		"/debug/explain?pool=victim/llama": http.MethodPost, "/debug/pools?pool=victim/llama": http.MethodGet, "/debug/pools": http.MethodGet,
 		"/": http.MethodGet, "/?pool=victim/llama": http.MethodGet, "/tables": http.MethodGet,
 		"/debug/pools?pool=mallory/elder&pool=victim/llama": http.MethodGet, "/debug/pools?pool=victim/llama&pool=mallory/elder": http.MethodGet,
 	} {
-		if got, text := askPage(ctx, t, method, path, ""); got != http.StatusUnauthorized {
+		if got, text := askPage(ctx, t, at, method, path, ""); got != http.StatusUnauthorized {
 			t.Errorf("%s without a token: %d %q", path, got, text)
 		}
-		got, text := askPage(ctx, t, method, path, token)
+		got, text := askPage(ctx, t, at, method, path, token)
 		if refused := got == http.StatusForbidden || got == http.StatusBadRequest; !refused && strings.Contains(text, "victim/llama") || !refused && !strings.HasPrefix(path, "/debug/pools?pool=mallory") {
 			t.Errorf("%s with mallory's token: %d %q", path, got, text)
 		}
 	}
-	if got, text := askPage(ctx, t, http.MethodGet, "/debug/pools?pool=mallory/elder", token); got != http.StatusOK || !strings.Contains(text, "mallory/elder") {
+	if got, text := askPage(ctx, t, at, http.MethodGet, "/debug/pools?pool=mallory/elder", token); got != http.StatusOK || !strings.Contains(text, "mallory/elder") {
 		t.Errorf("mallory's own pool: %d %q", got, text)
 	}
 	kubeconfig := writeKubeconfig(t, func(text string) string {
@@ -298,9 +300,10 @@ func readVictim(ctx context.Context, t *testing.T, _ *hostile) {
 // reviewWithoutEnd shows ever new tokens, each of which is a question to the API server.
 func reviewWithoutEnd(ctx context.Context, t *testing.T, _ *hostile) {
 	var mu sync.Mutex
-	counts := map[int]int{}
-	asked := busily(ctx, t, 50, func(ctx context.Context) error {
-		got, _ := askPage(ctx, t, http.MethodGet, "/debug/pools?pool=victim/llama", fmt.Sprint("forged-", rand.Uint64()))
+	at, counts := picker(ctx, t), map[int]int{}
+	asked := busily(ctx, t, 20, func(ctx context.Context) error {
+		time.Sleep(floodPause)
+		got, _ := askPage(ctx, t, at, http.MethodGet, "/debug/pools?pool=victim/llama", fmt.Sprint("forged-", rand.Uint64()))
 		mu.Lock()
 		defer mu.Unlock()
 		counts[got]++

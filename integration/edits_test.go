@@ -138,7 +138,11 @@ func setUpEditing(ctx context.Context, t *testing.T) *editing {
 const plainHost = "http://edited-plain.models.svc.cluster.local"
 
 func patch(ctx context.Context, o client.Object, merge string) error {
-	return the.Client.Patch(ctx, o, client.RawPatch("application/merge-patch+json", []byte(merge)))
+	return patchAs(ctx, the.Client, o, merge)
+}
+
+func patchAs(ctx context.Context, as client.Client, o client.Object, merge string) error {
+	return as.Patch(ctx, o, client.RawPatch("application/merge-patch+json", []byte(merge)))
 }
 
 // editKind is a kind of edits and what becomes of them.

@@ -148,7 +148,7 @@ func TestHostsArePools(t *testing.T) {
 		return the.Client.Create(ctx, e, client.DryRunAll)
 	}
 	must(t, entry("other.example"))
-	for _, host := range []string{"llama.models.inference.internal", "later.models.inference.internal", "*.models.inference.internal"} {
+	for _, host := range []string{"llama.models.inference.internal", "later.models.inference.internal", "*.models.inference.internal", "llama.models.Inference.INTERNAL", "llama.models.inference.internal."} {
 		if err := entry(host); err == nil || !strings.Contains(err.Error(), "belong to InferencePools") {
 			t.Errorf("a ServiceEntry for %s: %v, want it refused", host, err)
 		}

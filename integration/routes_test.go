@@ -399,5 +399,5 @@ spec:
 // The controllers that write the status of routes.
 const (
 	poolController  = "inference-waypoint.io/controller"
-	istioController = "istio.io/mesh-controller"
+	istioController = "istio.io/gateway-controller"
 )

@@ -70,7 +70,7 @@ func listen(o Options, picker *extproc.Server, metrics, debug http.Handler, log 
 		health:    health.NewServer(),
 	}
 	var err error
-	s.probe, err = picker.Probe(s.fromProbe.DialContext)
+	s.probe, err = extproc.NewProbe(s.fromProbe.DialContext)
 	if err != nil {
 		return nil, err
 	}

@@ -62,7 +62,7 @@ func run() error {
 		return err
 	}
 	go func() { _ = server.Serve(listener) }() // until the end of the program
-	probe, err := picker.Probe(func(ctx context.Context) (net.Conn, error) {
+	probe, err := extproc.NewProbe(func(ctx context.Context) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "tcp", listener.Addr().String())
 	})
 	if err != nil {

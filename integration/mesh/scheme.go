@@ -3,6 +3,7 @@ package mesh
 import (
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
@@ -16,7 +17,7 @@ func Scheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
 		clientgoscheme.AddToScheme, apiextensionsv1.AddToScheme, networkingv1.AddToScheme, networkingv1alpha3.AddToScheme,
-		gatewayv1.Install, inferencev1.Install,
+		securityv1.AddToScheme, gatewayv1.Install, inferencev1.Install,
 	} {
 		utilruntime.Must(add(s))
 	}

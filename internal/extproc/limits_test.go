@@ -607,3 +607,18 @@ func TestStalledBodiesLeaveOthersAlone(t *testing.T) {
 		})
 	}
 }
+
+// A proxy that asks in the name of a probe has no more room than any other: each process names its probes anew.
+func TestProbeCannotBeForged(t *testing.T) {
+	w := newWorldWith(t, fleet.Options{Seed: 1}, Options{Log: slog.New(slog.DiscardHandler), MaxStreams: 1}, fourEndpoints...)
+	x := w.open(t, llama, nil)
+	x.send(requestHeaders(true))
+	picked(t, x.recv())
+	for _, name := range []string{"/probe", "/probe-", "/"} {
+		forged := w.open(t, name, nil)
+		forged.send(requestHeaders(true))
+		if _, err := forged.stream.Recv(); status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("pool %s: got %v, want that there is no room", name, err)
+		}
+	}
+}

@@ -26,12 +26,13 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
-// probePatience is how long a probe waits for its pick. A kubelet waits for 1 s. It is longer than a waypoint waits, so who
-// fails it twice in a row is of no use to any call.
+// probePatience is how long a probe waits for its pick. A kubelet waits for 1 s. It is longer than a waypoint waits,
+// so who fails it twice in a row is of no use to any call.
 const probePatience = 500 * time.Millisecond
 
-// newProbeName names the pool that probes have picked from, as nobody outside can: it is never one too many.
-func newProbeName() string { return "/probe " + rand.Text() }
+// probePool is the pool that probes have picked from. No pool of a cluster is named so: its namespace is empty. A probe is
+// never one too many, so proxies must not know the name: each process has its own.
+var probePool = "/probe-" + rand.Text()
 
 // newProbePool makes the pool of probes: one endpoint, which nobody reads or calls, and metrics that nobody sees.
 func newProbePool() *fleet.Pool {
@@ -44,7 +45,6 @@ func newProbePool() *fleet.Pool {
 // Probe has picks made as a proxy does, by the same gRPC server and the same ways up to the pool, to see whether the
 // picker still picks: a process that hangs may well answer pings and simple health checks.
 type Probe struct {
-	pool string
 	conn *grpc.ClientConn
 
 	mu      sync.Mutex
@@ -57,15 +57,15 @@ type attempt struct {
 	err  error
 }
 
-// Probe probes the server by connections that are dialled to it.
-func (s *Server) Probe(dial func(context.Context) (net.Conn, error)) (*Probe, error) {
+// NewProbe probes the server that connections are dialled to.
+func NewProbe(dial func(context.Context) (net.Conn, error)) (*Probe, error) {
 	conn, err := grpc.NewClient("passthrough:///picker",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) }),
 		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, fmt.Errorf("making the probe's connection: %w", err)
 	}
-	return &Probe{pool: s.probeName, conn: conn}, nil
+	return &Probe{conn: conn}, nil
 }
 
 // Close ends the probe's connection.
@@ -113,7 +113,7 @@ var probed = &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_
 }}
 
 func (p *Probe) pick(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, pool.NameHeader, p.pool))
+	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, pool.NameHeader, probePool))
 	defer cancel()
 	stream, err := extprocv3.NewExternalProcessorClient(p.conn).Process(ctx)
 	if err != nil {

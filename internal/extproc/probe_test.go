@@ -49,7 +49,7 @@ func serveProbed(t *testing.T, maxStreams int) *probedServer {
 			return handler(srv, stream)
 		}))...)
 	var err error
-	s.probe, err = s.picker.Probe(func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "tcp", address) })
+	s.probe, err = NewProbe(func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "tcp", address) })
 	if err != nil {
 		t.Fatal(err)
 	}

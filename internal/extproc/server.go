@@ -60,18 +60,17 @@ type Options struct {
 type Server struct {
 	extprocv3.UnimplementedExternalProcessorServer
 
-	fleet     *fleet.Fleet
-	probes    *fleet.Pool // what a Probe has picked from
-	probeName string
-	options   Options
-	sessions  sync.Pool
-	tails     sync.Pool
-	streams   *fairshare.Whole // calls: streams on which a message came
-	silent    patience         // with streams without a message
-	bodiless  patience         // with calls that are not decided on yet
-	shown     *fairshare.Whole // streams that only show an answer
-	held      *fairshare.Whole // bytes of bodies before the pick
-	reading   *fairqueue.Queue // turns at the processors, for prompts
+	fleet    *fleet.Fleet
+	probes   *fleet.Pool // what a Probe has picked from
+	options  Options
+	sessions sync.Pool
+	tails    sync.Pool
+	streams  *fairshare.Whole // calls: streams on which a message came
+	silent   patience         // with streams without a message
+	bodiless patience         // with calls that are not decided on yet
+	shown    *fairshare.Whole // streams that only show an answer
+	held     *fairshare.Whole // bytes of bodies before the pick
+	reading  *fairqueue.Queue // turns at the processors, for prompts
 
 	parting sync.Once
 	parted  chan struct{} // closed by Part
@@ -80,17 +79,16 @@ type Server struct {
 // New makes a server that picks from the fleet.
 func New(f *fleet.Fleet, o Options) *Server {
 	s := &Server{
-		fleet:     f,
-		probes:    newProbePool(),
-		probeName: newProbeName(),
-		reading:   fairqueue.New(runtime.GOMAXPROCS(0)),
-		options:   o,
-		streams:   fairshare.New(int64(o.MaxStreams)),
-		shown:     fairshare.New(int64(o.MaxStreams)),
-		held:      fairshare.New(int64(o.MaxHeldBytes)),
-		silent:    patience{awaited: "headers", within: headersWithin, most: o.MaxStreams},
-		bodiless:  patience{awaited: "body", within: cmp.Or(o.BodyWithin, bodyWithin), refuses: true},
-		parted:    make(chan struct{}),
+		fleet:    f,
+		probes:   newProbePool(),
+		reading:  fairqueue.New(runtime.GOMAXPROCS(0)),
+		options:  o,
+		streams:  fairshare.New(int64(o.MaxStreams)),
+		shown:    fairshare.New(int64(o.MaxStreams)),
+		held:     fairshare.New(int64(o.MaxHeldBytes)),
+		silent:   patience{awaited: "headers", within: headersWithin, most: o.MaxStreams},
+		bodiless: patience{awaited: "body", within: cmp.Or(o.BodyWithin, bodyWithin), refuses: true},
+		parted:   make(chan struct{}),
 	}
 	s.sessions.New = func() any { return &session{server: s} }
 	s.tails.New = func() any { return new(tail) }
@@ -143,14 +141,12 @@ func (s *Server) Part() { s.parting.Do(func() { close(s.parted) }) }
 
 // admits says whether the proxy may ask about the pool that it names. A probe comes from ourselves.
 func (s *Server) admits(stream context.Context, name string) bool {
-	return s.options.Admits == nil || s.isProbe(name) || s.options.Admits(name, openedFor(stream, pool.TokenHeader))
+	return s.options.Admits == nil || name == probePool || s.options.Admits(name, openedFor(stream, pool.TokenHeader))
 }
-
-func (s *Server) isProbe(name string) bool { return name == s.probeName }
 
 // find is the pool of a name, or nil.
 func (s *Server) find(name string) *fleet.Pool {
-	if s.isProbe(name) {
+	if name == probePool {
 		return s.probes
 	}
 	parsed, ok := fleet.ParseName(name)

@@ -120,7 +120,7 @@ func (x *session) begin(stream grpc.ServerStream) (over bool, err error) {
 	x.tenant = s.tenantOf(x.pool)
 	x.room = s.streams.Of(x.tenant)
 	// That there is no room for more calls is no reason to send none: a probe is never one too many.
-	if !x.room.Take(1) && !s.isProbe(x.pool) {
+	if !x.room.Take(1) && x.pool != probePool {
 		s.countRefusal(x.pool, refusal.Overloaded)
 		return true, errOverloaded
 	}

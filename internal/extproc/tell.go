@@ -33,7 +33,7 @@ func (s *Server) tellFault(pool string, fault any) {
 }
 
 func (x *session) tellPick(took time.Duration) {
-	if log := x.server.options.Log; !x.server.isProbe(x.pool) && log.Enabled(context.Background(), slog.LevelDebug) {
+	if log := x.server.options.Log; x.pool != probePool && log.Enabled(context.Background(), slog.LevelDebug) {
 		log.Debug("picked", "pool", x.pool, "path", clipped(x.path), "model", clipped(x.facts.Model), "endpoints", string(x.endpoints),
 			"promptTokens", x.reservation.PromptTokens, "cachedTokens", x.reservation.CachedTokens,
 			"subset", x.subset.Given, "took", took)
@@ -67,7 +67,7 @@ func (x *session) tellRefusal() {
 // startSpan begins the span of the pick, in the trace that the request's header names, if any.
 func (x *session) startSpan() {
 	tracer := x.server.options.Tracer
-	if tracer == nil || x.span != nil || x.server.isProbe(x.pool) {
+	if tracer == nil || x.span != nil || x.pool == probePool {
 		return
 	}
 	ctx := propagation.TraceContext{}.Extract(context.Background(), propagation.MapCarrier{traceHeader: string(x.message.trace)})

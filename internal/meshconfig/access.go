@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/validation"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
@@ -39,7 +40,12 @@ func PickerAccess(picker ServicePort, service *corev1.Service, waypoints map[typ
 	}
 	var principals []string
 	for _, name := range sortedNames(waypoints) {
-		principals = append(principals, principalOf(name, waypoints[name]))
+		if principal, ok := principalOf(name, waypoints[name]); ok {
+			principals = append(principals, principal)
+		}
+	}
+	if len(principals) == 0 {
+		return nil // a source that names nobody is not one that admits nobody
 	}
 	return &securityv1.AuthorizationPolicy{
 		TypeMeta:   metav1.TypeMeta{APIVersion: securityv1.SchemeGroupVersion.String(), Kind: "AuthorizationPolicy"},
@@ -55,13 +61,14 @@ func PickerAccess(picker ServicePort, service *corev1.Service, waypoints map[typ
 	}
 }
 
-// principalOf is a waypoint's identity in any trust domain. Neither part of it can hold a slash.
-func principalOf(name types.NamespacedName, gateway *gatewayv1.Gateway) string {
+// principalOf is a waypoint's identity in any trust domain. It is false where the Gateway names an account that cannot be:
+// one policy admits the waypoints of all, and what a tenant writes must not make it too large, or one that is refused.
+func principalOf(name types.NamespacedName, gateway *gatewayv1.Gateway) (principal string, ok bool) {
 	account := name.Name
 	if gateway != nil {
 		account = cmp.Or(gateway.Annotations[accountAnnotation], account)
 	}
-	return fmt.Sprintf("*/ns/%s/sa/%s", name.Namespace, account)
+	return fmt.Sprintf("*/ns/%s/sa/%s", name.Namespace, account), len(validation.IsDNS1123Subdomain(account)) == 0
 }
 
 // podPort is the port of the picker's pods. One that the Service has a name for is taken to have the Service's number.

@@ -1,6 +1,7 @@
 package poolcontroller
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -79,6 +80,14 @@ func TestAccessToPicker(t *testing.T) {
 	}
 	step()
 	want("*/ns/infra/sa/own")
+	for _, impossible := range []string{"*", "own/sa/other", strings.Repeat("a", 200<<10)} { // and so nobody is admitted
+		ours.Annotations["networking.istio.io/service-account"] = impossible
+		if err := c.Update(t.Context(), ours); err != nil {
+			t.Fatal(err)
+		}
+		step()
+		want()
+	}
 	if err := c.Delete(t.Context(), somePool(), client.GracePeriodSeconds(0)); err != nil {
 		t.Fatal(err)
 	}

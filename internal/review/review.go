@@ -67,7 +67,10 @@ func New(config *rest.Config) (*Reviewer, error) {
 	if err := errors.Join(authenticationv1.AddToScheme(scheme), authorizationv1.AddToScheme(scheme)); err != nil {
 		return nil, fmt.Errorf("building the scheme of reviews: %w", err)
 	}
-	c, err := client.New(config, client.Options{Scheme: scheme})
+	// By default the client lets 5 requests a second go and has all others wait, in one queue: the limit here refuses them.
+	unlimited := rest.CopyConfig(config)
+	unlimited.QPS = -1
+	c, err := client.New(unlimited, client.Options{Scheme: scheme})
 	if err != nil {
 		return nil, fmt.Errorf("making the client for reviews: %w", err)
 	}

@@ -3,6 +3,7 @@ package review
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
@@ -115,5 +117,32 @@ func TestReviewsAreLimited(t *testing.T) {
 	}
 	if !errors.Is(last, errBusy) || asked > 200 {
 		t.Errorf("the last of 1000 got %v, and the server was asked %d times", last, asked)
+	}
+}
+
+// As many reviews as the limit lets through at once reach the API server at once: the client holds none of them back.
+func TestClientHoldsNoReviewBack(t *testing.T) {
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer := `{"apiVersion":"authentication.k8s.io/v1","kind":"TokenReview","status":{"authenticated":false}}`
+		if r.Method == http.MethodGet { // the client learns first what there is
+			answer = `{"apiVersion":"v1","kind":"APIResourceList","groupVersion":"authentication.k8s.io/v1","resources":[{"name":"tokenreviews","kind":"TokenReview"}]}`
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write([]byte(answer))
+	}))
+	defer api.Close()
+	r, err := New(&rest.Config{Host: api.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A client with a limit fails at once where a request would wait for longer than this.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	for i := range perSecond {
+		var refusal *Refusal
+		err := r.Review(ctx, fmt.Sprint("forged-", i), authorizationv1.ResourceAttributes{})
+		if !errors.As(err, &refusal) || refusal.Status != http.StatusUnauthorized {
+			t.Fatalf("review %d: got %v, want a %d", i, err, http.StatusUnauthorized)
+		}
 	}
 }

@@ -116,13 +116,14 @@ func TestAccountsMayDoNoMore(t *testing.T) {
 			"inferencepools.inference.networking.k8s.io: " + look,
 			"inferencepools/status.inference.networking.k8s.io: patch",
 			"namespaces: " + look,
+			"pods: list,watch",
 			"referencegrants.gateway.networking.k8s.io: " + look,
 			"serviceentries.networking.istio.io: " + write,
 			"services: " + look,
 			"virtualservices.networking.istio.io: list,watch",
 		}},
 		"the picker":                      {pickerAccount, "models", pickerRights},
-		"the picker in its own namespace": {pickerAccount, system, append([]string{pickerRights[0], "secrets/inference-picker-key: get"}, pickerRights[1:]...)},
+		"the picker in its own namespace": {pickerAccount, system, slices.Insert(slices.Clone(pickerRights), 2, "secrets/inference-picker-key: get")},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -238,16 +238,20 @@ func editVictim(ctx context.Context, t *testing.T, n int) time.Duration {
 	return time.Since(began)
 }
 
-// editsInTime makes edits of the victim's, of which none may take much longer than before the attack.
-func editsInTime(ctx context.Context, t *testing.T, quiet time.Duration, known bool) {
+// debounced is for how long istiod gathers changes at most, as long as they keep coming (PILOT_DEBOUNCE_MAX), whoever makes
+// them: no controller of ours can shorten that.
+const debounced = 10 * time.Second
+
+// editsInTime makes edits of the victim's. None may take much longer than before the attack, but for some time.
+func editsInTime(ctx context.Context, t *testing.T, quiet, longer time.Duration) {
 	t.Helper()
 	var slowest time.Duration
 	for n := range 3 {
 		slowest = max(slowest, editVictim(ctx, t, 100+n))
 	}
 	t.Logf("the victim's edits: %s at most, %s without an attack", slowest, quiet)
-	if slowest > 3*quiet+3*time.Second {
-		succeeds(t, known, "an edit of the victim's took %s, and %s without an attack", slowest, quiet)
+	if slowest > 3*quiet+longer {
+		t.Errorf("an edit of the victim's took %s, and %s without an attack", slowest, quiet)
 	}
 }
 
@@ -280,7 +284,7 @@ func flap(ctx context.Context, t *testing.T, m *hostile) {
 		}
 	})
 	time.Sleep(attackTime)
-	editsInTime(ctx, t, quiet, false)
+	editsInTime(ctx, t, quiet, debounced+time.Second)
 }
 
 func manyPools(ctx context.Context, t *testing.T, m *hostile) {
@@ -295,5 +299,5 @@ func manyPools(ctx context.Context, t *testing.T, m *hostile) {
 		})
 	}
 	must(t, group.Wait())
-	editsInTime(ctx, t, quiet, waitsForTurns)
+	editsInTime(ctx, t, quiet, 3*time.Second)
 }

@@ -86,9 +86,9 @@ func bodyOf(text string, end bool) *extprocv3.ProcessingRequest {
 	}}
 }
 
-// openStream opens a stream about a pool and sends messages.
-func openStream(ctx context.Context, to extprocv3.ExternalProcessorClient, pool string, messages ...*extprocv3.ProcessingRequest) (extprocv3.ExternalProcessor_ProcessClient, error) {
-	stream, err := to.Process(metadata.AppendToOutgoingContext(ctx, poolapi.NameHeader, pool))
+// openStream opens a stream about a pool, with the one token that the tenant has, and sends messages.
+func (m *hostile) openStream(ctx context.Context, to extprocv3.ExternalProcessorClient, pool string, messages ...*extprocv3.ProcessingRequest) (extprocv3.ExternalProcessor_ProcessClient, error) {
+	stream, err := to.Process(metadata.AppendToOutgoingContext(ctx, poolapi.NameHeader, pool, poolapi.TokenHeader, m.token))
 	for _, message := range messages {
 		if err == nil {
 			err = stream.Send(message)
@@ -98,17 +98,22 @@ func openStream(ctx context.Context, to extprocv3.ExternalProcessorClient, pool 
 }
 
 func askAboutVictim(ctx context.Context, t *testing.T, m *hostile) {
-	stream, err := openStream(ctx, m.asWaypoint(ctx, t), "victim/llama", headersOf(false))
-	must(t, err)
-	if reply, err := stream.Recv(); status.Code(err) != codes.PermissionDenied {
-		succeeds(t, waitsForProof, "mallory's waypoint asked about the victim's pool and got %.200v, %v, want %s", reply, err, codes.PermissionDenied)
+	to, own := m.asWaypoint(ctx, t), m.token
+	defer func() { m.token = own }()
+	for name, token := range map[string]string{"its own pool's token": own, "no token": "", "a guess": "AAAAAAAAAAAAAAAA"} {
+		m.token = token
+		stream, err := m.openStream(ctx, to, "victim/llama", headersOf(false))
+		must(t, err)
+		if reply, err := stream.Recv(); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("mallory's waypoint asked about the victim's pool with %s and got %.200v, %v, want %s", name, reply, err, codes.PermissionDenied)
+		}
 	}
 }
 
 // askAsProbe asks in the name under which the picker probes itself, which no limit keeps back.
 func askAsProbe(ctx context.Context, t *testing.T, m *hostile) {
 	f := m.flood(ctx, t, tenantsStreams+500, "/probe", headersOf(false))
-	if ended := f.settle(ctx, t); ended[codes.OK] < int(f.opened.Load()) { // with the answer that there is no such pool
+	if ended := f.settle(ctx, t); ended[codes.PermissionDenied] < int(f.opened.Load()) {
 		t.Errorf("calls of a waypoint were taken for the picker's own: %v ended", ended)
 	}
 }
@@ -135,7 +140,7 @@ func (m *hostile) flood(ctx context.Context, t *testing.T, streams int, pool str
 		if n%20 == 0 {
 			time.Sleep(floodPause) // what it costs the tenant itself must not slow the victim here
 		}
-		stream, err := openStream(ctx, to, pool, messages...)
+		stream, err := m.openStream(ctx, to, pool, messages...)
 		if err != nil && !errors.Is(err, io.EOF) { // which says that the stream has ended with another error
 			t.Fatalf("after %d streams: %v", f.opened.Load(), err)
 		}
@@ -362,7 +367,7 @@ func fillIndex(ctx context.Context, t *testing.T, m *hostile) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		body := traffic.Body("sample-model", []traffic.Message{{Role: "user", Content: distinct(1, 100_000)[0]}}, 1)
-		stream, err := openStream(ctx, to, "mallory/elder", headersOf(true), bodyOf(string(body), true))
+		stream, err := m.openStream(ctx, to, "mallory/elder", headersOf(true), bodyOf(string(body), true))
 		if err != nil {
 			return err
 		}

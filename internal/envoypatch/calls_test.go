@@ -16,17 +16,19 @@ func TestBodiesThatAreShown(t *testing.T) {
 		own    = "own" // the front's own mode
 		none   = "NONE"
 		duplex = "FULL_DUPLEX_STREAMED"
+		// streamed is a request's body that goes through our picker, and an answer's that does not.
+		streamed = duplex + " and " + none
 	)
 	tests := map[string]struct {
 		method, path, contentType string // no content type is none at all
-		ours, theirs              string
+		ours, theirs              string // of a body whose length is not known
 	}{
-		"JSON":                    {"POST", "/v1/completions", "application/json", own, duplex},
-		"JSON with its charset":   {"POST", "/v1/completions", "Application/JSON ; charset=utf-8", own, duplex},
-		"JSON of a kind":          {"POST", "/v1/completions", "application/vnd.api+json", own, duplex},
-		"a form":                  {"POST", "/v1/audio/transcriptions", "multipart/form-data; boundary=x", own, duplex},
-		"curl's default":          {"POST", "/v1/completions", "application/x-www-form-urlencoded", own, duplex},
-		"nothing named":           {"POST", "/v1/completions", "", own, duplex},
+		"JSON":                    {"POST", "/v1/completions", "application/json", streamed, duplex},
+		"JSON with its charset":   {"POST", "/v1/completions", "Application/JSON ; charset=utf-8", streamed, duplex},
+		"JSON of a kind":          {"POST", "/v1/completions", "application/vnd.api+json", streamed, duplex},
+		"a form":                  {"POST", "/v1/audio/transcriptions", "multipart/form-data; boundary=x", streamed, duplex},
+		"curl's default":          {"POST", "/v1/completions", "application/x-www-form-urlencoded", streamed, duplex},
+		"nothing named":           {"POST", "/v1/completions", "", streamed, duplex},
 		"a WebSocket":             {"GET", "/v1/realtime", "", none, none},
 		"a GET with a body":       {"GET", "/", "application/json", none, none},
 		"DELETE":                  {"DELETE", "/v1/responses/1", "", none, none},
@@ -51,11 +53,22 @@ func TestBodiesThatAreShown(t *testing.T) {
 	}
 	routes := host.GetRoutes()
 	for name, tt := range tests {
-		for to, want := range map[string]string{"ours": tt.ours, "theirs": tt.theirs} {
-			t.Run(name+", "+to, func(t *testing.T) {
+		short := tt.ours
+		if short == streamed || tt.contentType == "application/grpc+json" { // what has a length is no stream
+			short = own
+		}
+		for _, of := range []struct{ to, length, want string }{
+			{"ours", "", tt.ours}, {"ours", "1000000", tt.ours}, {"ours", "999999", short}, {"ours", "0", short},
+			{"theirs", "", tt.theirs}, {"theirs", "1000000", tt.theirs},
+		} {
+			to, want := of.to, of.want
+			t.Run(name+", "+to+" "+of.length, func(t *testing.T) {
 				headers := map[string]string{":method": tt.method, ":path": tt.path, "to": to}
 				if tt.contentType != "" {
 					headers["content-type"] = tt.contentType
+				}
+				if of.length != "" {
+					headers["content-length"] = of.length
 				}
 				i := slices.IndexFunc(routes, func(r *routev3.Route) bool { return takes(r.Match.Headers, headers) })
 				if i < 0 {
@@ -67,7 +80,7 @@ func TestBodiesThatAreShown(t *testing.T) {
 					unpack(t, packed, per)
 					mode := per.GetOverrides().GetProcessingMode()
 					if got = mode.RequestBodyMode.String(); got != mode.ResponseBodyMode.String() {
-						t.Errorf("the mode is %v", mode)
+						got += " and " + mode.ResponseBodyMode.String()
 					}
 				}
 				if got != want {
@@ -103,9 +116,10 @@ func TestPartsOfARoute(t *testing.T) {
 		route Route
 		want  int
 	}{
-		"a pool":               {Route{To: []Destination{{Picker: asked}}}, 2},
-		"a pool and a Service": {Route{To: []Destination{{}, {Picker: asked}}}, 2},
+		"a pool":               {Route{To: []Destination{{Picker: asked}}}, 3},
+		"a pool and a Service": {Route{To: []Destination{{}, {Picker: asked}}}, 3},
 		"another's picker":     {Route{To: []Destination{{Picker: &Picker{Host: "other", Port: 1, Protocol: Duplex}}}}, 3},
+		"ours and another's":   {Route{To: []Destination{{Picker: asked}, {Picker: &Picker{Host: "other", Port: 1, Protocol: Duplex}}}}, 4},
 		"nobody to ask":        {Route{To: []Destination{{Picker: nobody}}}, 1},
 		"a Service":            {Route{To: []Destination{{}}}, 1},
 		"a status":             {Route{Status: 404}, 1},

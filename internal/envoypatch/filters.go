@@ -58,8 +58,9 @@ const pickTimeout = 300 * time.Millisecond
 type Protocol int
 
 const (
-	// Buffered sends the head of the request's body, about 1 MiB of it, and no response body: the waypoint itself
-	// passes the body on. It is how our picker is asked for a call that may carry a prompt.
+	// Buffered sends the request's body once it is there, and no response body: the waypoint itself passes the body on.
+	// It is how our picker is asked for a call that may carry a prompt. A body that may be longer than the waypoint buffers
+	// goes through the picker (see shortLengths).
 	Buffered Protocol = iota
 	// Duplex sends every byte of both bodies through the picker, which sends them back. It is what the Endpoint Picker
 	// Protocol expects of a proxy for a call that may carry a prompt.
@@ -166,6 +167,15 @@ func headersOnly() *extprocv3.ProcessingMode {
 		RequestTrailerMode:  extprocv3.ProcessingMode_SKIP,
 		ResponseTrailerMode: extprocv3.ProcessingMode_SKIP,
 	}
+}
+
+// requestsStreamed sends every byte of the request's body through our picker, which decides on the first 1 MiB, and none of
+// the answer's.
+func requestsStreamed() *extprocv3.ProcessingMode {
+	mode := headersOnly()
+	mode.RequestBodyMode = extprocv3.ProcessingMode_FULL_DUPLEX_STREAMED
+	mode.RequestTrailerMode = extprocv3.ProcessingMode_SEND // Envoy refuses full duplex without trailers
+	return mode
 }
 
 func (p Protocol) processingMode() *extprocv3.ProcessingMode {

@@ -143,8 +143,8 @@ func weighted(to []Destination, own Picker, part calls) (*routev3.WeightedCluste
 	return out, nil
 }
 
-// askFor overrides what the virtual host says where another picker is to be asked than its own, or nobody, or where a
-// picker is not to be shown the bodies of a part of the calls.
+// askFor overrides what the virtual host says where another picker is to be asked than its own, or nobody, or where the
+// bodies of a part of the calls are to be shown in another way than its own, or not at all.
 func askFor(picker *Picker, own Picker, part calls) (map[string]*anypb.Any, error) {
 	if picker == nil {
 		return overridePicker(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Disabled{Disabled: true}})
@@ -157,6 +157,8 @@ func askFor(picker *Picker, own Picker, part calls) (map[string]*anypb.Any, erro
 	switch shown := slices.Contains(part.shown, picker.Protocol); {
 	case !shown:
 		overrides.ProcessingMode = headersOnly()
+	case part.streamed && picker.Protocol == Buffered:
+		overrides.ProcessingMode = requestsStreamed()
 	case !others:
 		return nil, nil
 	}

@@ -110,7 +110,8 @@ func TestAskFor(t *testing.T) {
 	}{
 		"the front's own":                {Route{To: []Destination{{Cluster: "a", Weight: 1, Picker: &same}}}, all, []string{""}},
 		"three ways":                     {three, all, []string{"", "outbound|2||other pool=b open=true FULL_DUPLEX_STREAMED", "nobody"}},
-		"three ways, prompts":            {three, prompts, []string{"", "outbound|2||other pool=b open=true FULL_DUPLEX_STREAMED", "nobody"}},
+		"three ways, short prompts":      {three, short, []string{"", "outbound|2||other pool=b open=true FULL_DUPLEX_STREAMED", "nobody"}},
+		"three ways, prompts":            {three, prompts, []string{" FULL_DUPLEX_STREAMED", "outbound|2||other pool=b open=true FULL_DUPLEX_STREAMED", "nobody"}},
 		"three ways, one message":        {three, messages, []string{" NONE", "outbound|2||other pool=b open=true FULL_DUPLEX_STREAMED", "nobody"}},
 		"three ways, what may never end": {three, others, []string{" NONE", "outbound|2||other pool=b open=true NONE", "nobody"}},
 		"a redirect":                     {Route{Redirect: &Redirect{}}, all, []string{"nobody"}},

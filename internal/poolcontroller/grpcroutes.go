@@ -51,6 +51,7 @@ func addGRPCRoutes(ctx context.Context, m manager.Manager, settings meshconfig.S
 		For(&gatewayv1.GRPCRoute{}).
 		Watches(&inferencev1.InferencePool{}, w.toGRPCRoutes()).
 		Watches(&corev1.Service{}, w.toGRPCRoutes()).
+		WithOptions(fairly(1)).
 		Complete(&grpcRouteReconciler{client: m.GetClient(), settings: settings, now: time.Now})
 }
 

@@ -125,6 +125,7 @@ func addPickers(m manager.Manager, settings meshconfig.Settings) error {
 	return ctrl.NewControllerManagedBy(m).
 		Named(name+"-pickers").
 		Watches(envoyFilterKind, handler.EnqueueRequestsFromMapFunc(waypointsOf), builder.WithPredicates(asksOtherwise())).
+		WithOptions(fairly(1)).
 		Complete(newPickersReconciler(m.GetClient(), settings, clock.RealClock{}))
 }
 

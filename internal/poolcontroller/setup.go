@@ -16,7 +16,6 @@ import (
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/source"
@@ -32,7 +31,7 @@ import (
 // name is the controller's in logs, metrics and events.
 const name = "inference-waypoint"
 
-// parallel is how many objects of a kind are reconciled at once: a reconcile mostly waits for the API server.
+// parallel is how many pools, and how many routes, are reconciled at once.
 const parallel = 8
 
 // envoyFilterKind stands for its kind.
@@ -83,7 +82,7 @@ func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings, t
 		Watches(&corev1.Service{}, w.toPools()).
 		Watches(&gatewayv1.HTTPRoute{}, w.toPools()).
 		Watches(&gatewayv1beta1.ReferenceGrant{}, w.toPools()).
-		WithOptions(controller.Options{MaxConcurrentReconciles: parallel})
+		WithOptions(fairly(parallel))
 	for _, kind := range othersKinds {
 		if installed(m.GetRESTMapper(), m.GetScheme(), kind) {
 			pools = pools.Watches(kind, w.toPools())
@@ -111,7 +110,7 @@ func Add(ctx context.Context, m manager.Manager, settings meshconfig.Settings, t
 		Watches(&gatewayv1.Gateway{}, w.toRoutes()).
 		Watches(&corev1.Service{}, w.toRoutes()).
 		Watches(&gatewayv1beta1.ReferenceGrant{}, w.toRoutes()).
-		WithOptions(controller.Options{MaxConcurrentReconciles: parallel}).
+		WithOptions(fairly(parallel)).
 		Complete(&routeReconciler{client: m.GetClient(), events: recorder, settings: settings, now: time.Now})
 	if err != nil {
 		return fmt.Errorf("adding the controller of routes: %w", err)

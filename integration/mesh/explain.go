@@ -18,6 +18,24 @@ func (m *Mesh) Token(ctx context.Context, namespace, account string) (string, er
 	return m.cluster.tokenOf(ctx, namespace, account)
 }
 
+// readersToken is one token of the account that may read what the picker knows. Pickers remember what it may: they ask the
+// API server a limited number of times a second.
+func (m *Mesh) readersToken(ctx context.Context) (string, error) {
+	m.reader.Lock()
+	defer m.reader.Unlock()
+	var err error
+	if m.reader.token == "" {
+		m.reader.token, err = m.Token(ctx, "inference-system", "inference-reader")
+	}
+	return m.reader.token, err
+}
+
+func (m *Mesh) forgetReader() {
+	m.reader.Lock()
+	defer m.reader.Unlock()
+	m.reader.token = ""
+}
+
 // Explain asks the picker why it would choose which endpoint for a chat completion with this body.
 func (m *Mesh) Explain(ctx context.Context, pool string, body []byte) (*fleet.Explanation, error) {
 	picker, err := m.readyPod(ctx, "inference-system", map[string]string{"app.kubernetes.io/name": "inference-picker"})
@@ -32,13 +50,14 @@ func (m *Mesh) Explain(ctx context.Context, pool string, body []byte) (*fleet.Ex
 	if err != nil {
 		return nil, fmt.Errorf("asking for an explanation: %w", err)
 	}
-	token, err := m.Token(ctx, "inference-system", "inference-reader")
+	token, err := m.readersToken(ctx)
 	if err != nil {
 		return nil, err
 	}
 	request.Header.Set(review.TokenHeader, "Bearer "+token)
 	text, err := answerTo(request)
 	if err != nil {
+		m.forgetReader() // it goes with its account, as where the product is uninstalled
 		return nil, fmt.Errorf("asking for an explanation: %w", err)
 	}
 	out := &fleet.Explanation{}

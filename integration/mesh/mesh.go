@@ -70,6 +70,11 @@ type Mesh struct {
 	progress io.Writer
 	began    time.Time
 	closed   sync.Once
+
+	reader struct {
+		sync.Mutex
+		token string
+	}
 }
 
 // Start starts a mesh. The program must have called Enter before. Where it fails, what had started is stopped again

@@ -30,9 +30,9 @@ const (
 	cheapBody = 4 << 10
 
 	// turnPatience is how long a call waits for its turn to be read. It is behind the calls of its own namespace alone:
-	// where they come faster than they can be read, those that are late are picked by load. Waypoints wait three times as
-	// long for a pick.
-	turnPatience = 100 * time.Millisecond
+	// where they come faster than they can be read, those that are late are picked by load. Waypoints wait half as long
+	// again for a pick.
+	turnPatience = 200 * time.Millisecond
 
 	// blocksKept bounds what a finished session keeps for the next one: the blocks of a 2 MiB prompt, 64 KiB.
 	blocksKept = 8192

@@ -44,12 +44,7 @@ func (q *turns) Pop() reconcile.Request {
 // fairly has a controller work by turns of namespaces, on so many objects at once: a reconcile mostly waits for the API
 // server.
 func fairly(parallel int) controller.Options {
-	return controller.Options{
-		MaxConcurrentReconciles: parallel,
-		NewQueue: func(name string, limiter workqueue.TypedRateLimiter[reconcile.Request]) workqueue.TypedRateLimitingInterface[reconcile.Request] {
-			return newTurns(name, limiter)
-		},
-	}
+	return controller.Options{MaxConcurrentReconciles: parallel, NewQueue: newTurns}
 }
 
 func newTurns(name string, limiter workqueue.TypedRateLimiter[reconcile.Request]) workqueue.TypedRateLimitingInterface[reconcile.Request] {

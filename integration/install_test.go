@@ -137,7 +137,7 @@ func TestAccountsMayDoNoMore(t *testing.T) {
 	}
 	t.Run("the controller in its own namespace", func(t *testing.T) {
 		got := strings.Join(rights(ctx, t, controllerAccount, system), "\n")
-		for _, want := range []string{"events: create,patch", "authorizationpolicies.security.istio.io: " + write, "leases.coordination.k8s.io: create", "leases.coordination.k8s.io/inference-waypoint-controller: get,update", "secrets: create", "secrets/inference-picker-key: delete,get"} {
+		for _, want := range []string{"events: create,patch", "authorizationpolicies.security.istio.io: " + write, "leases.coordination.k8s.io: create", "leases.coordination.k8s.io/inference-waypoint-controller: get,update", "secrets: create", "secrets/inference-picker-key: delete,get,patch"} {
 			if !strings.Contains(got, want) {
 				t.Errorf("it lacks %s", want)
 			}

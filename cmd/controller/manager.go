@@ -64,8 +64,12 @@ func (o *options) key(ctx context.Context, m manager.Manager) (*poolkey.Key, err
 	if err != nil {
 		return nil, err
 	}
-	key, err := poolkey.Ensure(ctx, c, o.picker.Service.Namespace, time.Now())
-	return &key, err
+	namespace := o.picker.Service.Namespace
+	key, err := poolkey.Ensure(ctx, c, namespace, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	return &key, m.Add(manager.RunnableFunc(func(ctx context.Context) error { return poolkey.Keep(ctx, c, namespace, key) }))
 }
 
 // direct is a client that asks the API server for everything: the manager's own reads from a cache, which would hold every

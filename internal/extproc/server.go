@@ -47,7 +47,7 @@ type Options struct {
 	MaxStreams int
 	// MaxHeldBytes bounds what is held, of all calls together, of bodies that proxies stream to us before the pick, and a
 	// namespace's pools may hold four times as much of it as is free. Where it is used up, calls are picked on the part of
-	// the body that is there. 0 sets no limit.
+	// the body that is there. As many may be on their way back to proxies; streams above that are ended. 0 sets no limit.
 	MaxHeldBytes int
 	// Admits says whether a proxy that shows this token may ask about the pool of this name; nil admits all.
 	Admits func(pool, token string) bool
@@ -71,6 +71,7 @@ type Server struct {
 	shown    *fairshare.Whole // streams that only show an answer
 	held     *fairshare.Whole // bytes of bodies before the pick
 	reading  *fairqueue.Queue // turns at the processors, for prompts
+	pieces   *fairshare.Whole // bytes of pieces of bodies that are not given back yet
 
 	parting sync.Once
 	parted  chan struct{} // closed by Part
@@ -86,6 +87,7 @@ func New(f *fleet.Fleet, o Options) *Server {
 		streams:  fairshare.New(int64(o.MaxStreams)),
 		shown:    fairshare.New(int64(o.MaxStreams)),
 		held:     fairshare.New(int64(o.MaxHeldBytes)),
+		pieces:   fairshare.New(int64(o.MaxHeldBytes)),
 		silent:   patience{awaited: "headers", within: headersWithin, most: o.MaxStreams},
 		bodiless: patience{awaited: "body", within: cmp.Or(o.BodyWithin, bodyWithin), refuses: true},
 		parted:   make(chan struct{}),

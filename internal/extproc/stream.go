@@ -154,6 +154,16 @@ func (x *session) advance(stream grpc.ServerStream, untilDecided bool) (over boo
 
 // take answers a message, and says whether the exchange is over.
 func (x *session) take() (over bool, err error) {
+	if n := len(x.message.body); n > 0 && x.requestMode == duplex {
+		// A piece is in memory until it is given back, and a proxy may not read.
+		room := x.server.pieces.Of(x.tenant)
+		defer room.Give(int64(n))
+		if !room.Take(int64(n)) && (x.decided || n > chunkLimit) {
+			x.message.free()
+			x.server.countRefusal(x.pool, refusal.Overloaded)
+			return true, errOverloaded
+		}
+	}
 	over, err = x.answer()
 	// A stream lives as long as its call, a body's bytes only until the pick.
 	x.message.free()

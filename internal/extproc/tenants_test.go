@@ -84,3 +84,31 @@ func TestReadingTakesTurns(t *testing.T) {
 		t.Errorf("the other namespace's prompt is not read, %v after it came", time.Since(begin))
 	}
 }
+
+// Proxies that send long pieces and never read what is given back hold a bounded part of the memory, and leave others theirs.
+func TestPiecesThatNobodyTakesBack(t *testing.T) {
+	const most, piece, streams = 8 << 20, 1 << 20, 40
+	w := newWorldWith(t, fleet.Options{Seed: 1}, Options{MaxHeldBytes: most}, fourEndpoints...)
+	w.set("hostile/qwen", fourEndpoints...)
+	for range streams {
+		x := w.open(t, "hostile/qwen", withModes(full, none))
+		x.send(requestHeaders(false))
+		go func() { // it blocks, or fails with the stream
+			for range 4 { // more than goes into the window of a stream that nobody reads
+				_ = x.stream.Send(requestBody(completion(1, piece-1000), false))
+			}
+		}()
+	}
+	refused := func() float64 { return w.metric(t, "refusals_total", "reason=overloaded", "pool=hostile/qwen") }
+	for end := time.Now().Add(10 * time.Second); refused() < 20; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%v of %d streams are ended", refused(), streams)
+		}
+	}
+	if got := w.server.pieces.Taken(); got > most {
+		t.Errorf("%d bytes wait for those who sent them, want %d at most", got, most)
+	}
+	x := w.open(t, llama, withModes(full, none))
+	defer x.close()
+	fullDuplex(x, completion(1, 200_000), 50_000, false)
+}

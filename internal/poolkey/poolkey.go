@@ -27,8 +27,8 @@ const (
 	enforcedData = "enforced-from" // a time as RFC 3339 has it
 )
 
-// grace is how long after a key was made pickers serve those who have none of its tokens yet: until then the
-// configuration of all waypoints has been written and has reached them.
+// grace is how long after a controller began pickers serve those who show no token of the key: until then the configuration
+// of all waypoints has been written with it and has reached them, also where the controller before made no tokens.
 const grace = 10 * time.Minute
 
 // Length is a key's length in bytes.

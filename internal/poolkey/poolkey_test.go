@@ -78,6 +78,40 @@ func TestEnsure(t *testing.T) {
 	}
 }
 
+// TestKeep has a controller end once its tokens are of no use any more.
+func TestKeep(t *testing.T) {
+	for name, change := range map[string]func(t *testing.T, c client.Client){
+		"gone":    func(t *testing.T, c client.Client) { must(t, Delete(t.Context(), c, system)) },
+		"another": func(t *testing.T, c client.Client) { must(t, Delete(t.Context(), c, system)); ensure(t, c) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := fakeClient(t)
+				key := ensure(t, c)
+				ended := make(chan error, 1)
+				go func() { ended <- Keep(t.Context(), c, system, key) }()
+				time.Sleep(3 * keepInterval)
+				select {
+				case err := <-ended:
+					t.Fatalf("it ended although nothing has changed: %v", err)
+				default:
+				}
+				change(t, c)
+				if err := <-ended; err == nil || !strings.Contains(err.Error(), "not the one") {
+					t.Errorf("it ended with %v", err)
+				}
+			})
+		})
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // running is a ring that looks at a Secret.
 type running struct {
 	*Ring
@@ -127,12 +161,21 @@ func TestRing(t *testing.T) {
 		first := ensure(t, c)
 		r.wait(interval)
 		r.admits(first.Token(llama), true)
+		r.admits("of a controller that went", true) // waypoints may have no better one yet
+		r.admits("", true)
+		r.wait(grace)
+		r.admits(first.Token(llama), true)
 		r.admits(first.Token("models/other"), false)
 		r.admits("nonsense", false)
-		r.admits("", true) // waypoints may not have it yet
+		r.admits("", false)
+
+		if again := ensure(t, c); again != first { // a controller that begins, and may write tokens where none were
+			t.Error("a controller that begins makes another key")
+		}
+		r.wait(interval)
+		r.admits("", true)
 		r.wait(grace)
 		r.admits("", false)
-		r.admits(first.Token(llama), true)
 
 		if err := Delete(t.Context(), c, system); err != nil {
 			t.Fatal(err)

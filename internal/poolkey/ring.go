@@ -39,13 +39,10 @@ type Ring struct {
 	problem string               // the last that was told
 }
 
-// held are the keys at one time.
+// held is the key at one time, and from when on its tokens are asked for.
 type held struct {
 	current  *tokens
 	enforced time.Time
-	// before is the key before, whose tokens count until the time; nil where there was none.
-	before *tokens
-	until  time.Time
 }
 
 // NewRing makes a ring without a key, which is to be read in a namespace. The seed of each new key is told to seed.
@@ -72,12 +69,10 @@ func (r *Ring) Admits(pool, token string) bool {
 	switch {
 	case h == nil:
 		return true
-	case token == "":
-		return r.now().Before(h.enforced)
-	case h.current.has(pool, token):
+	case r.now().Before(h.enforced): // waypoints have no token yet, or one of a key that this picker never saw
 		return true
 	default:
-		return h.before != nil && r.now().Before(h.until) && h.before.has(pool, token)
+		return h.current.has(pool, token)
 	}
 }
 
@@ -116,31 +111,31 @@ func (r *Ring) look(ctx context.Context) (known bool) {
 		}
 		return true
 	case apierrors.IsNotFound(err): // what was known stays: a key that is deleted is soon another
+		if r.held.Load() == nil {
+			r.tell("there is no key of pools' tokens yet, which the controller makes")
+		}
 		return true
 	}
-	if text := fmt.Sprint(err); text != r.problem {
-		r.problem = text
-		r.log.Error("cannot read the key of pools' tokens; without one, any waypoint that is admitted may ask about any pool", "error", err)
-	}
+	r.tell(fmt.Sprintf("the key of pools' tokens cannot be read: %v", err))
 	return apierrors.IsForbidden(err) || s.Name != ""
+}
+
+// tell says once what is wrong.
+func (r *Ring) tell(problem string) {
+	if problem != r.problem {
+		r.problem = problem
+		r.log.Error("without a key any waypoint that is admitted may ask about any pool", "problem", problem)
+	}
 }
 
 // take takes a key, and reports whether it is another than before.
 func (r *Ring) take(key Key, enforced time.Time) bool {
 	old := r.held.Load()
 	if old != nil && old.current.key == key {
-		if !old.enforced.Equal(enforced) {
-			next := *old
-			next.enforced = enforced
-			r.held.Store(&next)
-		}
+		r.held.Store(&held{old.current, enforced})
 		return false
 	}
-	next := &held{current: &tokens{key: key}, enforced: enforced}
-	if old != nil {
-		next.before, next.until = old.current, r.now().Add(grace)
-	}
-	r.held.Store(next)
+	r.held.Store(&held{&tokens{key: key}, enforced})
 	return true
 }
 

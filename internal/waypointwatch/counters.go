@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"regexp"
 	"strconv"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
@@ -16,6 +15,8 @@ import (
 const (
 	maxPage = 1 << 20 // bytes
 	maxLine = 4 << 10 // bytes; ours have some 150
+	// maxPools are the pools that one page tells of: more than fit into it, each with all of its counters.
+	maxPools = 1000
 )
 
 // maxCount is more than a proxy counts in a hundred years, and little enough for sums of many.
@@ -66,8 +67,22 @@ const names = "streams_started|streams_closed|streams_failed|message_timeouts|fa
 // dotted selects what is read by Envoy's own names, in Envoy's own regular expressions.
 var dotted = fmt.Sprintf(`[.]ext_proc[.][a-z2-7]{%d}[.](%s)$`, pool.CounterNameLength, names)
 
-// metricName is a counter's name as Envoy has it for Prometheus. A proxy's tags decide what of the listener's name is in it.
-var metricName = regexp.MustCompile(fmt.Sprintf(`^envoy_http_(?:[a-zA-Z0-9_]*_)?ext_proc_([a-z2-7]{%d})_(%s)$`, pool.CounterNameLength, names))
+// metricName cuts a counter's name, as Envoy has it for Prometheus, into the pool's and the counter's own. A proxy's tags
+// decide what of the listener's name is before them. It is no regular expression, as who writes the page has us read it.
+func metricName(name []byte) (of, counter []byte, ok bool) {
+	const prefix, filter = "envoy_http_", "ext_proc_"
+	at := bytes.LastIndex(name, []byte(filter))
+	if !bytes.HasPrefix(name, []byte(prefix)) || at < len(prefix) || at > len(prefix) && name[at-1] != '_' {
+		return nil, nil, false
+	}
+	rest := name[at+len(filter):]
+	if len(rest) <= pool.CounterNameLength || rest[pool.CounterNameLength] != '_' {
+		return nil, nil, false
+	}
+	of, counter = rest[:pool.CounterNameLength], rest[pool.CounterNameLength+1:]
+	inAlphabet := func(r rune) bool { return r >= 'a' && r <= 'z' || r >= '2' && r <= '7' }
+	return of, counter, bytes.IndexFunc(of, func(r rune) bool { return !inAlphabet(r) }) < 0
+}
 
 // parse reads the counters of pools, by pool.CounterName, from a page in Prometheus' text format. It holds one line at a time. Of a
 // counter that several listeners have it takes the sum. Lines that are no counter of a pool are passed over, and so are
@@ -79,19 +94,23 @@ func parse(page io.Reader) (map[string]counters, error) {
 	out := map[string]counters{}
 	for lines.Scan() {
 		name, value := sample(lines.Bytes())
-		match := metricName.FindSubmatch(name)
-		if match == nil {
-			continue
-		}
-		n, ok := count(value)
+		of, counter, ok := metricName(name)
 		if !ok {
 			continue
 		}
-		c := out[string(match[1])]
-		if field := c.field(string(match[2])); *field+n <= maxCount {
+		c, known := out[string(of)]
+		field := c.field(string(counter))
+		n, isCount := count(value)
+		if field == nil || !isCount {
+			continue
+		}
+		if !known && len(out) == maxPools {
+			return nil, fmt.Errorf("its page of counters tells of more than %d pools", maxPools)
+		}
+		if *field+n <= maxCount {
 			*field += n
 		}
-		out[string(match[1])] = c
+		out[string(of)] = c
 	}
 	if limited.N <= 0 {
 		return nil, fmt.Errorf("its page of counters is longer than %d bytes", maxPage)

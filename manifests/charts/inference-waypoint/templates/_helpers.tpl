@@ -93,7 +93,7 @@ topologySpreadConstraints:
 - apiGroups: [""]
   resources: [secrets]
   resourceNames: [inference-picker-key]
-  verbs: [get, delete]
+  verbs: [get, patch, delete]
 # The policy that admits waypoints to the picker.
 - apiGroups: [security.istio.io]
   resources: [authorizationpolicies]

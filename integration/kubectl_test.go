@@ -196,7 +196,7 @@ func TestKubectlExplain(t *testing.T) {
 	next := append(slices.Clone(conversation.Messages), traffic.Message{Role: "user", Content: "Go on."})
 	body := string(traffic.Body(model, next, 4))
 	wantSaid(t, kubectl(ctx, t, "", body, "explain", "-f", "-", "llama", "-n", "models"), 0,
-		"The request would go to "+first.Endpoint+": it holds", "prompt tokens for model "+model, "tokens to prefill (+", "pod inference-system/inference-picker-")
+		"The request would go to "+first.Endpoint+": it holds", "prompt tokens for model "+model, " (+", "pod inference-system/inference-picker-")
 	at := servePage(ctx, t, "9098") // which passes all requests on, with the administrator's token
 	wantSaid(t, kubectl(ctx, t, "/nonexistent", body, "explain", "-f", "-", "llama", "-n", "models", "--picker-url", at), 0, "The request would go to 10.")
 	direct := "http://" + picker(ctx, t).Status.PodIP + ":9091"

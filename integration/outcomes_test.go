@@ -302,9 +302,9 @@ func TestReadinessFlapKeepsTheCache(t *testing.T) {
 	t.Fatalf("%s is no endpoint", answer.Endpoint)
 }
 
-// A streamed answer begins before its prompt is prefilled. A caller who leaves then leaves no more that is taken to be
-// cached than there was time for, whereas the answer of one who stays leaves all.
-func TestBrokenOffCallLeavesLittleCached(t *testing.T) {
+// A streamed answer begins before its prompt is prefilled. A caller who leaves then leaves nothing that is taken to be
+// cached, whereas the answer of one who stays does.
+func TestBrokenOffCallLeavesNothingCached(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	c := choose(ctx, t, "broken-off", 2, 2, "", "--time-scale=1")
 	cached := func(prompt string) (most int, err error) {
@@ -327,7 +327,7 @@ func TestBrokenOffCallLeavesLittleCached(t *testing.T) {
 		must(t, response.Body.Close())
 		eventually(ctx, t, "the end of the call that was broken off", func(context.Context) error {
 			most, err := cached(prompt)
-			if err == nil && most > tokens/4 { // what an endpoint four times as fast has done after 0.3 s
+			if err == nil && most > 200 {
 				err = fmt.Errorf("%d tokens are taken to be cached", most)
 			}
 			return err

@@ -87,7 +87,7 @@ func New(f *fleet.Fleet, o Options) *Server {
 		streams:  fairshare.New(int64(o.MaxStreams)),
 		shown:    fairshare.New(int64(o.MaxStreams)),
 		held:     fairshare.New(int64(o.MaxHeldBytes)),
-		pieces:   fairshare.New(int64(o.MaxHeldBytes)),
+		pieces:   fairshare.New(piecesOf(o.MaxHeldBytes)),
 		silent:   patience{awaited: "headers", within: headersWithin, most: o.MaxStreams},
 		bodiless: patience{awaited: "body", within: cmp.Or(o.BodyWithin, bodyWithin), refuses: true},
 		parted:   make(chan struct{}),
@@ -133,6 +133,17 @@ func ServerOptions(maxMessage int) []grpc.ServerOption {
 		grpc.StaticStreamWindowSize(1 << 20),
 		grpc.StaticConnWindowSize(16 << 20),
 	}
+}
+
+// leastPieces is the room for pieces of bodies on their way back, however little may be held: those of a few calls.
+const leastPieces = 8 << 20
+
+// piecesOf is the room for pieces on their way back beside so much for held bodies.
+func piecesOf(held int) int64 {
+	if held == 0 {
+		return 0
+	}
+	return max(int64(held), leastPieces)
 }
 
 // Part ends all streams whose pick is made, in the way that leaves their calls unharmed: with OK, which tells the

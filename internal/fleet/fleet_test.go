@@ -419,42 +419,6 @@ func TestWhoHoldsThePrompt(t *testing.T) {
 			r.Responded(Ended)
 			r.Release(Ended)
 		}},
-		"the answer began, and the caller left soon after": {do: func(t *testing.T, p *Pool, c *testClock) {
-			r := at(t, p, a, long)
-			r.Responded(Ended)
-			c.now += 21 * time.Millisecond // of the 400 that its prefill takes
-			r.Release(Ended)
-		}, wantA: 10 * 64}, // four times as much as was expected by then
-		"the same, of a prompt whose head was cached": {do: func(t *testing.T, p *Pool, c *testClock) {
-			at(t, p, a, short).Release(Answered)
-			r := at(t, p, a, long)
-			r.Responded(Ended)
-			c.now += 21 * time.Millisecond
-			r.Release(Ended)
-		}, wantA: 30 * 64},
-		"the same, twice at a time": {do: func(t *testing.T, p *Pool, c *testClock) {
-			first, second := at(t, p, a, long), at(t, p, a, long)
-			first.Responded(Ended)
-			second.Responded(Ended)
-			c.now += 21 * time.Millisecond
-			first.Release(Ended)
-			second.Release(Ended)
-		}, wantA: 10 * 64},
-		"the same, while another has it answered": {do: func(t *testing.T, p *Pool, c *testClock) {
-			first, second := at(t, p, a, long), at(t, p, a, long)
-			first.Responded(Ended)
-			c.now += 21 * time.Millisecond
-			first.Release(Ended)
-			second.Release(Answered)
-		}, wantA: all},
-		"the caller left half way, while others generate for longer": {do: func(t *testing.T, p *Pool, c *testClock) {
-			r := at(t, p, b, prompt(9, 1))
-			c.now += 10 * time.Second
-			r.Release(Answered)
-			r = at(t, p, a, long)
-			c.now += 210 * time.Millisecond
-			r.Release(Abandoned)
-		}, wantA: 26 * 64},
 		"the answer began, and was over after its time": {do: func(t *testing.T, p *Pool, c *testClock) {
 			r := at(t, p, a, long)
 			r.Responded(Ended)

@@ -15,7 +15,7 @@ type hold struct {
 	claim  selection.Claim
 	prompt int // tokens
 	blocks []uint64
-	// kept is how many of the blocks the endpoint holds without this call; in the end, how many it came to hold.
+	// kept is how many of the blocks the endpoint held before.
 	kept int
 	// withdrawn is the endpoint's count of withdrawals when the blocks were inserted.
 	withdrawn uint64
@@ -48,26 +48,14 @@ func (p *Pool) move(h *hold, to int32, now time.Duration) {
 // release ends the call.
 func (p *Pool) release(h *hold, outcome Outcome, now time.Duration) {
 	n := h.claim.Endpoint
-	switch lacks := p.view.Release(&h.claim, outcome, now); {
-	case lacks > 0:
-		h.kept = max(h.kept, int((float64(h.prompt)-lacks)/selection.BlockTokens))
+	switch prefilled := p.view.Release(&h.claim, outcome, now); {
+	case !prefilled:
 		p.withdraw(n, h)
 	case h.withdrawn != p.slots[n].withdrawn:
-		p.restore(h, outcome, now)
+		p.index.Match(h.blocks, p.view.Cached)
+		p.insert(h)
 	}
 	p.reuse(n)
-}
-
-// restore notes again what a call's endpoint holds, some of which may have gone with what was withdrawn since the call
-// came. What it found noted then and is gone, the endpoint had to prefill for it, if there was time: from the prompt's
-// head, unless more of it is still noted.
-func (p *Pool) restore(h *hold, outcome Outcome, now time.Duration) {
-	p.index.Match(h.blocks, p.view.Cached)
-	if held := int(p.view.Cached[h.claim.Endpoint]); outcome != Answered && held < h.kept {
-		could := int(p.view.Affords(&h.claim, now) / selection.BlockTokens)
-		h.blocks = h.blocks[:min(len(h.blocks), max(held, could))]
-	}
-	p.insert(h)
 }
 
 // insert notes in the index that the call's endpoint holds its prompt. The view must have what is cached of it.
@@ -80,7 +68,7 @@ func (p *Pool) insert(h *hold) {
 	}
 }
 
-// withdraw takes the prompt of a call out of the index again, but for the blocks that endpoint n kept.
+// withdraw takes the prompt of a call that endpoint n did not prefill out of the index again.
 func (p *Pool) withdraw(n int32, h *hold) {
 	p.slots[n].withdrawn++
 	if len(h.blocks) > 0 {

@@ -54,13 +54,11 @@
 // The queue is a fluid: the uncached tokens of each reservation flow in at once, and drain at 1/s. A call that was
 // answered to its end shows that everything before it is prefilled. A good answer that began and is over shows nothing of
 // the calls before it: a streamed answer begins before its prompt is prefilled, and a caller who then leaves looks like
-// the answer's end. So much of its own prompt counts as cached as there was time to prefill since its turn came, at a
-// speed that may be underestimated: by half where it was observed, four times where it is assumed. A call that left
-// before any answer shows what the fluid does, unless the endpoint may hang; one that failed shows nothing. A reading
-// that says how many calls wait shows, since servers take calls in the order of arrival, which of the picker's own are not
-// yet begun: it bounds the queue from both sides, with the one call in between that may be anywhere in its prefill, and
-// the fluid is held within. That is better than either alone: in a simulated fleet the queue as the reading has it,
-// without the fluid, made the 90th percentile of the time to the first token 8 to 11 % longer.
+// the answer's end. Its own prompt counts as cached if it was there long enough, by a speed that may be wrong. A reading that says how many calls wait shows, since
+// servers take calls in the order of arrival, which of the picker's own are not yet begun: it bounds the queue from both
+// sides, with the one call in between that may be anywhere in its prefill, and the fluid is held within. That is better
+// than either alone: in a simulated fleet the queue as the reading has it, without the fluid, made the 90th percentile
+// of the time to the first token 8 to 11 % longer.
 //
 // Speeds are learned in two ways. Two calls that began one after the other, with something to prefill all the while, give
 // an endpoint's speed under its real load. Where no queue is long enough for that, the server's own counters give it:

@@ -1,9 +1,6 @@
 package selection
 
-import (
-	"slices"
-	"time"
-)
+import "slices"
 
 // hot is what a pick reads of every candidate: one cache line each.
 type hot struct {
@@ -102,41 +99,29 @@ func (s *State) answered(n int32, now float64, t Ticket) {
 	s.remove(n, now, t, max(s.drained(n, now), t.end))
 }
 
-// withdraw takes away a call that the endpoint did not answer to its end, with those of its tokens that still wait. It
-// returns how many of its tokens had been prefilled by then, as far as the fluid tells.
-func (s *State) withdraw(n int32, now float64, t Ticket) (prefilled float64) {
+// withdraw takes away a call that the endpoint did not answer, with those of its tokens that still wait. It reports
+// whether the call's prompt had been prefilled by then, as far as the fluid tells.
+func (s *State) withdraw(n int32, now float64, t Ticket) (prefilled bool) {
 	drained := s.drained(n, now)
 	s.remove(n, now, t, drained+max(0, t.end-max(drained, t.start)))
-	return t.within(drained - t.start)
+	return drained >= t.end
 }
 
-// within is a number of the call's tokens, none at least and all at most.
-func (t Ticket) within(tokens float64) float64 { return min(max(0, tokens), t.Tokens()) }
+// How many times faster than it is taken to be an endpoint may be, where a call's end has to tell whether its prompt was
+// prefilled: one whose speed was observed for as long as it takes to be sure of it, and one whose speed is assumed. A
+// prompt that is wrongly taken not to be cached is prefilled anew elsewhere, which costs more than the other mistake.
+const doubtObserved, doubtAssumed = 4, 32
 
-// How many times faster than it is taken to be an endpoint may be, where a call's end has to tell how much of its prompt
-// was prefilled: one whose speed was observed for as long as it takes to be sure of it, and one whose speed is assumed.
-const doubtObserved, doubtAssumed = 1.5, 4
-
-// doubt is that of endpoint n's speed.
-func (s *State) doubt(n int32) float64 {
-	if s.loads[n].speed.seconds >= priorSeconds {
-		return doubtObserved
+// likelyPrefilled says whether a call whose answer began has been there for so long that its prompt is prefilled. Readings
+// tell when its turn has come; where there are none, the whole wait is as uncertain as the speed.
+func (s *State) likelyPrefilled(n int32, now float64, t Ticket) bool {
+	l, doubt := &s.loads[n], doubtAssumed
+	if l.speed.seconds >= priorSeconds {
+		doubt = doubtObserved
 	}
-	return doubtAssumed
-}
-
-// reached is how many of the tokens of a call whose answer began can be prefilled by now: those for which there was time
-// since its turn came, were the endpoint as much faster than it is taken to be as it may be. Readings tell when its turn
-// came; where there are none, the queue before it may have been worked off as much faster, too.
-func (s *State) reached(n int32, now float64, t Ticket) float64 {
-	since := s.drained(n, now) - t.start
-	if weight(now-s.loads[n].told.at) > 0 {
-		return t.within(since * s.doubt(n))
+	longest := (now - t.at) * float64(doubt)
+	if weight(now-l.told.at) > 0 {
+		return s.drained(n, now) >= t.start && longest >= t.Tokens()*s.hot[n].perToken
 	}
-	return t.within(since + (s.doubt(n)-1)*(now-t.at)/s.hot[n].perToken)
-}
-
-// Affords is how many tokens the claim's endpoint can have prefilled since the call came.
-func (s *State) Affords(c *Claim, now time.Duration) float64 {
-	return s.doubt(c.Endpoint) * (now.Seconds() - c.ticket.at) / s.hot[c.Endpoint].perToken
+	return longest >= t.due-t.at
 }

@@ -153,8 +153,7 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-// What an endpoint is taken to have prefilled of a prompt of 200 tokens, which takes it two seconds by what it is taken for.
-func TestReleaseTellsHowMuchWasPrefilled(t *testing.T) {
+func TestReleaseTellsWhetherThePromptWasPrefilled(t *testing.T) {
 	tests := map[string]struct {
 		outcome Outcome
 		after   time.Duration
@@ -162,14 +161,12 @@ func TestReleaseTellsHowMuchWasPrefilled(t *testing.T) {
 		usual   time.Duration // what the pool's whole answers take
 		stream  bool
 		hung    bool // a call waits there for an hour
-		read    bool // a reading tells that nothing waits there
-		ahead   int  // tokens of a call that came just before
-		want    float64
+		want    bool
 	}{
-		"answered":           {outcome: Answered, want: 200},
+		"answered":           {outcome: Answered, want: true},
 		"abandoned at once":  {outcome: Abandoned, usual: 10 * s},
-		"abandoned half way": {outcome: Abandoned, after: s, usual: 10 * s, want: 100},
-		"abandoned after its time, while others generate for longer":   {outcome: Abandoned, after: 3 * s, usual: 10 * s, want: 200},
+		"abandoned half way": {outcome: Abandoned, after: s, usual: 10 * s},
+		"abandoned after its time, while others generate for longer":   {outcome: Abandoned, after: 3 * s, usual: 10 * s, want: true},
 		"abandoned when others are answered":                           {outcome: Abandoned, after: 11 * s, usual: 10 * s},
 		"abandoned after its time, at an endpoint that never answered": {outcome: Abandoned, after: 3 * s},
 		"abandoned after its time, at one that is silent":              {outcome: Abandoned, after: 3 * s, usual: 10 * s, hung: true},
@@ -179,15 +176,11 @@ func TestReleaseTellsHowMuchWasPrefilled(t *testing.T) {
 		"refused, a full time later":                                   {outcome: Refused, after: 3 * s},
 		"shed, a full time later":                                      {outcome: Shed, after: 3 * s},
 		"ended at once":                                                {outcome: Ended},
-		"ended early, at a server that may be faster than assumed":     {outcome: Ended, after: s / 10, want: 40},
-		"ended after a third, at a server that may be faster":          {outcome: Ended, after: 2 * s / 3, want: 200},
-		"ended early, at a server whose speed is known":                {outcome: Ended, after: s / 10, known: true, want: 15},
-		"ended after a third, at a server whose speed is known":        {outcome: Ended, after: 2 * s / 3, known: true, want: 100},
-		"ended before its turn, at a server that may be faster":        {outcome: Ended, after: s / 2, ahead: 300},
-		"ended when its turn may have come, at one that may be faster": {outcome: Ended, after: s, ahead: 300, want: 100},
-		"ended when its turn may have come, by a reading":              {outcome: Ended, after: s, ahead: 300, read: true},
-		"ended early in its turn, by a reading":                        {outcome: Ended, after: 3*s + s/10, ahead: 300, read: true, want: 40},
-		"ended after its time":                                         {outcome: Ended, after: 3 * s, want: 200},
+		"ended after a fiftieth":                                       {outcome: Ended, after: s / 25},
+		"ended after a twentieth, as a server faster than assumed may": {outcome: Ended, after: s / 10, want: true},
+		"ended after a twentieth, of a server whose speed is known":    {outcome: Ended, after: s / 10, known: true},
+		"ended after a third, of a server whose speed is known":        {outcome: Ended, after: 2 * s / 3, known: true, want: true},
+		"ended after its time":                                         {outcome: Ended, after: 3 * s, want: true},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -205,18 +198,11 @@ func TestReleaseTellsHowMuchWasPrefilled(t *testing.T) {
 				defer state.Release(&c, Abandoned, 2*came)
 				state.Age(came, numbers(2))
 			}
-			if tt.ahead > 0 {
-				c := state.Reserve(0, came, callFor("", tt.ahead), tt.ahead)
-				defer state.Release(&c, Abandoned, 2*came)
-			}
 			call := callFor("", 200)
 			call.Facts.Stream = tt.stream
 			c := state.Reserve(0, came, call, 200)
-			if tt.read {
-				state.loads[0].told.at = (came + tt.after).Seconds()
-			}
-			if got := 200 - state.Release(&c, tt.outcome, came+tt.after); math.Abs(got-tt.want) > 0.01 {
-				t.Errorf("%v tokens prefilled, want %v", got, tt.want)
+			if got := state.Release(&c, tt.outcome, came+tt.after); got != tt.want {
+				t.Errorf("prefilled: %v, want %v", got, tt.want)
 			}
 		})
 	}

@@ -134,8 +134,7 @@ const (
 	// by then, unless the endpoint may hang.
 	Abandoned Outcome = iota
 	// Ended says that a good answer began and then the call ended, at the answer's end or before it: a streamed answer
-	// begins before its prompt is prefilled, and a caller who leaves then looks like an answer's end. What there was time
-	// for is taken to be prefilled.
+	// begins before its prompt is prefilled, and a caller who leaves then looks like an answer's end.
 	Ended
 	// Answered says that the endpoint answered to the end, and so has prefilled the prompt.
 	Answered
@@ -187,9 +186,8 @@ func (s *State) stopWaiting(c *Claim, now float64) {
 	}
 }
 
-// Release gives a claim back. It returns how many of the tokens that the call brought the endpoint is taken not to have
-// prefilled: the last ones of its prompt, as prompts are prefilled from their head.
-func (s *State) Release(c *Claim, outcome Outcome, now time.Duration) (lacks float64) {
+// Release gives a claim back. It reports whether the endpoint is taken to have prefilled the prompt.
+func (s *State) Release(c *Claim, outcome Outcome, now time.Duration) (prefilled bool) {
 	n, t := c.Endpoint, now.Seconds()
 	unheard := s.unheard(c, t)
 	s.Responded(c, outcome, now)
@@ -198,19 +196,18 @@ func (s *State) Release(c *Claim, outcome Outcome, now time.Duration) (lacks flo
 		s.unprobe(n, t)
 	}
 	s.adapters.release(n, c.adapter, t)
-	if outcome == Answered {
+	switch outcome {
+	case Answered:
 		s.answered(n, t, c.ticket)
-		return 0
+		return true
+	case Ended:
+		likely := s.likelyPrefilled(n, t, c.ticket)
+		return s.withdraw(n, t, c.ticket) || likely
+	case Abandoned:
+		return s.withdraw(n, t, c.ticket) && !unheard
 	}
-	reached := s.reached(n, t, c.ticket)
-	prefilled := s.withdraw(n, t, c.ticket)
-	switch {
-	case outcome == Ended:
-		prefilled = reached
-	case outcome != Abandoned, unheard:
-		prefilled = 0
-	}
-	return c.ticket.Tokens() - prefilled
+	s.withdraw(n, t, c.ticket)
+	return false
 }
 
 // work is what the pool was given over the last time.

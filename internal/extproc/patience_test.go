@@ -176,7 +176,7 @@ func TestCallersThatVanish(t *testing.T) {
 			if got := w.metric(t, "held_body_bytes"); got != 0 {
 				t.Errorf("%v bytes held at the end", got)
 			}
-			if silent, bodiless := w.server.silent.n, w.server.bodiless.n; silent+bodiless != 0 {
+			if silent, bodiless := w.server.silent.count(), w.server.bodiless.count(); silent+bodiless != 0 {
 				t.Errorf("%d and %d streams are waited for", silent, bodiless)
 			}
 			if got := w.metric(t, "panics_total"); got != 0 {
@@ -223,4 +223,11 @@ func (c *muteConn) Write(b []byte) (int, error) {
 	default:
 		return c.Conn.Write(b)
 	}
+}
+
+// count is how many are waited for.
+func (p *patience) count() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.n
 }

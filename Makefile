@@ -38,7 +38,8 @@ demo: ## Start a mesh, call a model through its waypoint, compare with round rob
 
 .PHONY: preview
 preview: ## Show picking with Envoy, the picker and model servers alone: no mesh, no root, three minutes at most.
-	@integration/preview/run.sh $(TOOLS_DIR)
+	@integration/preview/build.sh $(TOOLS_DIR)
+	@bin/preview -envoy $(TOOLS_DIR)/envoy
 
 .PHONY: test
 test: tools modules ## Run all tests, those in the real mesh among them, and some with the race detector.

@@ -22,10 +22,12 @@ if [ -n "$missing" ]; then
 	step="step 3 of 3: "
 	minutes=$($install --takes "${mesh[@]}")
 	echo "step 1 of 3: picking with Envoy, the picker and model servers alone (to build them takes about two minutes, once)"
-	# What the mesh runs is built meanwhile, with what the preview leaves of the machine.
-	setsid nice -n 19 $install "$tools" "${mesh[@]}" >"$log.tools" 2>&1 &
+	integration/preview/build.sh "$tools"
+	# What the mesh runs is built while the preview runs, and not while it is built: where the kernel shares the processors
+	# between sessions, which is the default, nice(1) does not keep one session from half of them.
+	setsid $install "$tools" "${mesh[@]}" >"$log.tools" 2>&1 &
 	building=$!
-	integration/preview/run.sh "$tools"
+	bin/preview -envoy "$tools/envoy"
 	echo
 	echo "step 2 of 3: building what a whole mesh runs, from source (about $minutes min in all on two cores, once)"
 	tail -n +1 -f --pid=$building "$log.tools" >&2

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds what the preview needs and runs it.
+# Builds what the preview runs: bin/preview -envoy TOOLS_DIR/envoy is the preview then.
 #
-#   run.sh TOOLS_DIR
+#   build.sh TOOLS_DIR
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 tools=$1
@@ -25,4 +25,3 @@ done
 wait $building || { cat "$log" >&2; exit 1; }
 wait $installing
 installing=
-bin/preview -envoy "$tools/envoy"

@@ -170,8 +170,6 @@ var grpcKinds = map[string]func(endlessCall) error{
 	},
 }
 
-var countedPicks = regexp.MustCompile(`(?m)^inference_waypoint_picks_total\{(.*)\} (\S+)$`)
-
 // picksOf is how many calls to a pool of namespace models our picker has picked, those whose series have all of the
 // labels.
 func picksOf(ctx context.Context, t *testing.T, pool string, labels ...string) int {
@@ -181,10 +179,16 @@ func picksOf(ctx context.Context, t *testing.T, pool string, labels ...string) i
 
 func picksIn(ctx context.Context, t *testing.T, namespace, pool string, labels ...string) int {
 	t.Helper()
+	return countedIn(ctx, t, "picks_total", namespace, pool, labels...)
+}
+
+// countedIn is what our picker has counted for a pool under a name without its prefix.
+func countedIn(ctx context.Context, t *testing.T, name, namespace, pool string, labels ...string) int {
+	t.Helper()
 	page, err := metricsOf(ctx, picker(ctx, t), "9090")
 	must(t, err)
 	sum := 0.0
-	for _, m := range countedPicks.FindAllStringSubmatch(page, -1) {
+	for _, m := range regexp.MustCompile(`(?m)^inference_waypoint_`+name+`\{(.*)\} (\S+)$`).FindAllStringSubmatch(page, -1) {
 		of := func(label string) bool { return strings.Contains(m[1], label) }
 		if of(`pool="`+namespace+"/"+pool+`"`) && !slices.ContainsFunc(labels, func(l string) bool { return !of(l) }) {
 			n, err := strconv.ParseFloat(m[2], 64)

@@ -42,11 +42,14 @@ const (
 	// slowerBy and longerBy together are what an attack may not add to the 99th percentile of the victim's calls. Those of
 	// a starved picker are 300 ms longer, which is how long waypoints wait for it. A busy machine alone adds up to 150 ms.
 	slowerBy, longerBy = 1.2, 250 * time.Millisecond
-	victimCallers      = 6
-	victimHost         = "llama.victim.inference.internal"
-	malloryHost        = "elder.mallory.inference.internal"
-	malloryWaypoint    = "gate"
-	victimWaypoint     = "inference"
+	// attackTries is how often an attack is made at most. The percentile of the calls of one try is its slowest call; one
+	// alone proves nothing. That of two tries leaves one out.
+	attackTries     = 3
+	victimCallers   = 6
+	victimHost      = "llama.victim.inference.internal"
+	malloryHost     = "elder.mallory.inference.internal"
+	malloryWaypoint = "gate"
+	victimWaypoint  = "inference"
 )
 
 // The picker's limits for this test: small enough for the attacks to reach them on a machine of two cores.
@@ -134,16 +137,20 @@ func TestTenants(t *testing.T) {
 	m.victim.quiet(ctx, t)
 	m.victim.rows = nil // from now on its conversations are cached
 	for _, a := range slices.Concat(attacksOnObjects, attacksOnThePicker, attacksByNumber) {
-		t.Run(a.name, func(t *testing.T) {
-			m.victim.quiet(ctx, t)
-			end := m.victim.watch(ctx, t, a.name)
-			t.Cleanup(func() { m.victim.check(t, end()) }) // after what the attack made has gone
-			least := time.Now().Add(attackTime)
-			a.make(begin(t, time.Minute), t, m)
-			time.Sleep(time.Until(least))
-		})
+		for try := 0; try == 0 || try < attackTries && m.victim.slowed(a.name); try++ {
+			t.Run(a.name, func(t *testing.T) {
+				m.victim.quiet(ctx, t)
+				end := m.victim.watch(ctx, t, a.name)
+				t.Cleanup(func() { m.victim.check(t, end()) }) // after what the attack made has gone
+				least := time.Now().Add(attackTime)
+				a.make(begin(t, time.Minute), t, m)
+				time.Sleep(time.Until(least))
+			})
+		}
+		if m.victim.slowed(a.name) {
+			t.Errorf("%s: the victim's 99th percentile is %s, and %s without an attack", a.name, m.victim.under(a.name).p99, m.victim.quietP99())
+		}
 	}
-	m.victim.checkTimes(t)
 }
 
 // setUpTenants puts up both. Of mallory's two pools one is older than the victim's.
@@ -253,19 +260,22 @@ type victim struct {
 
 // victimCall is a call and what became of it.
 type victimCall struct {
-	took   time.Duration
-	cached float64 // the share of its prompt that the model server had
-	err    error
+	at       time.Time // when it was answered
+	took     time.Duration
+	endpoint string
+	cached   float64 // the share of its prompt that the model server had
+	err      error
 }
 
 // attackCost is what came of the victim's calls in a time.
 type attackCost struct {
-	attack                string // empty for a quiet time
-	calls, lost, unpicked int
-	by                    map[string]int // the lost ones
-	p50, p99              time.Duration
-	cached                float64
-	cpu                   float64 // of the picker, in cores
+	attack                        string // empty for a quiet time
+	calls, lost, unpicked, unread int
+	by                            map[string]int // the lost ones
+	p50, p99                      time.Duration
+	cached                        float64
+	cpu                           float64 // of the picker, in cores
+	all                           []victimCall
 }
 
 func newVictim(c *mesh.Caller) *victim {
@@ -300,7 +310,8 @@ func (v *victim) watch(ctx context.Context, t *testing.T, attack string) (end fu
 	var wait sync.WaitGroup
 	ending := make(chan struct{})
 	v.calls = nil
-	picked, allowed, spent, began := picksIn(ctx, t, "victim", "llama"), v.allowed(ctx, t), pickerTime(ctx, t), time.Now()
+	picked, unread := picksIn(ctx, t, "victim", "llama"), v.unread(ctx, t)
+	allowed, spent, began := v.allowed(ctx, t), pickerTime(ctx, t), time.Now()
 	for i := range victimCallers {
 		wait.Go(func() {
 			for {
@@ -321,9 +332,27 @@ func (v *victim) watch(ctx context.Context, t *testing.T, attack string) (end fu
 		out := costOf(v.calls)
 		out.attack = attack
 		out.unpicked = max(out.calls-out.lost-(picksIn(ctx, t, "victim", "llama")-picked), v.allowed(ctx, t)-allowed)
+		out.unread = v.unread(ctx, t) - unread
 		out.cpu = (pickerTime(ctx, t) - spent).Seconds() / time.Since(began).Seconds()
 		v.rows = append(v.rows, out)
+		v.tellSlow(t)
 		return out
+	}
+}
+
+// unread is how many picks of the victim's calls were made without reading their prompts.
+func (v *victim) unread(ctx context.Context, t *testing.T) int {
+	t.Helper()
+	return countedIn(ctx, t, "picks_unread_total", "victim", "llama")
+}
+
+// tellSlow says of the calls that took long where they went and what was cached there.
+func (v *victim) tellSlow(t *testing.T) {
+	t.Helper()
+	for _, c := range v.calls {
+		if c.err == nil && c.took > v.quietP99()+longerBy {
+			t.Logf("a slow call: %s at %s, answered at %s, %.2f of its prompt cached", c.took, c.endpoint, c.at.Format(time.StampMilli), c.cached)
+		}
 	}
 }
 
@@ -331,8 +360,9 @@ func (v *victim) watch(ctx context.Context, t *testing.T, attack string) (end fu
 func (v *victim) once(ctx context.Context, conversation int) {
 	began := time.Now()
 	answer, err := v.say(ctx, conversation)
-	c := victimCall{took: time.Since(began), err: err}
+	c := victimCall{at: time.Now(), took: time.Since(began), err: err}
 	if err == nil {
+		c.endpoint = answer.Endpoint
 		c.cached = float64(answer.CachedTokens) / float64(answer.PromptTokens)
 	} else {
 		time.Sleep(afterLoss)
@@ -371,7 +401,7 @@ func pickerTime(ctx context.Context, t *testing.T) time.Duration {
 }
 
 func costOf(calls []victimCall) *attackCost {
-	out := &attackCost{calls: len(calls), by: map[string]int{}}
+	out := &attackCost{all: calls, calls: len(calls), by: map[string]int{}}
 	var took []time.Duration
 	for _, c := range calls {
 		if c.err != nil {
@@ -420,29 +450,35 @@ func (v *victim) quietP99() time.Duration {
 	return all[len(all)/2]
 }
 
-// checkTimes fails where an attack made the victim's calls slow.
-func (v *victim) checkTimes(t *testing.T) {
-	t.Helper()
-	quiet := v.quietP99()
+// under is what came of the victim's calls in all tries of an attack.
+func (v *victim) under(attack string) *attackCost {
+	var all []victimCall
 	for _, row := range v.rows {
-		if row.attack != "" && row.p99.Seconds() > slowerBy*quiet.Seconds() && row.p99 > quiet+longerBy {
-			t.Errorf("%s: the victim's 99th percentile is %s, and %s without an attack", row.attack, row.p99, quiet)
+		if row.attack == attack {
+			all = append(all, row.all...)
 		}
 	}
+	return costOf(all)
+}
+
+// slowed says whether an attack made the victim's calls slow.
+func (v *victim) slowed(attack string) bool {
+	quiet, p99 := v.quietP99(), v.under(attack).p99
+	return p99.Seconds() > slowerBy*quiet.Seconds() && p99 > quiet+longerBy
 }
 
 // table is of all attacks, and of the quiet times together.
 func (v *victim) table() string {
 	var out strings.Builder
 	columns := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(columns, "attack\tcalls\tlost\tunpicked\tp50\tp99\tratio\tcached\tpicker's cores\tlost by\t")
+	_, _ = fmt.Fprintln(columns, "attack\tcalls\tlost\tunpicked\tunread\tp50\tp99\tratio\tcached\tpicker's cores\tlost by\t")
 	quiet := v.quietP99()
 	for _, row := range v.rows {
 		var by []string
 		for _, reason := range slices.Sorted(maps.Keys(row.by)) {
 			by = append(by, fmt.Sprintf("%d %s", row.by[reason], reason))
 		}
-		_, _ = fmt.Fprintf(columns, "%s\t%d\t%d\t%d\t%d ms\t%d ms\t%.2f\t%.2f\t%.2f\t%s\t\n", cmp.Or(row.attack, "-"), row.calls, row.lost, row.unpicked,
+		_, _ = fmt.Fprintf(columns, "%s\t%d\t%d\t%d\t%d\t%d ms\t%d ms\t%.2f\t%.2f\t%.2f\t%s\t\n", cmp.Or(row.attack, "-"), row.calls, row.lost, row.unpicked, row.unread,
 			row.p50.Milliseconds(), row.p99.Milliseconds(), row.p99.Seconds()/max(quiet.Seconds(), 1e-9), row.cached, row.cpu, strings.Join(by, "; "))
 	}
 	_ = columns.Flush()

@@ -78,7 +78,7 @@ func (f *Filters) Plan(owner types.NamespacedName, wanted []Wanted, live []*netw
 	}
 	defer func() {
 		for _, k := range known {
-			k.live = nil
+			k.rest()
 		}
 	}()
 	var plan Plan
@@ -171,14 +171,19 @@ func found(live *networkingv1alpha3.EnvoyFilter) *filter {
 // see notes what is there.
 func (f *filter) see(live *networkingv1alpha3.EnvoyFilter, now time.Time) {
 	f.called, f.live = true, live
-	if f.final && f.last != nil && same(f.last, live) {
-		f.last = nil
-	}
 	for p := range partsOf(live) {
 		if _, before := f.seen[p]; !before {
 			f.seen[p] = now
 		}
 	}
+}
+
+// rest lets go of what need not be kept until the next plan.
+func (f *filter) rest() {
+	if f.final && f.last != nil && f.live != nil && same(f.last, f.live) {
+		f.last = nil
+	}
+	f.live = nil
 }
 
 // before is what was planned last, which may not be there yet, or else what is there; nil where nothing is.

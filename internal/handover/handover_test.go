@@ -211,3 +211,39 @@ func TestSettled(t *testing.T) {
 		}
 	}
 }
+
+// written is what is there once all that is wanted is.
+func written(all []Wanted) (out []*networkingv1alpha3.EnvoyFilter) {
+	for _, w := range all {
+		out = append(out, w.Filter.DeepCopy())
+	}
+	return out
+}
+
+// A filter that is there as it was planned is not kept beside the cache's: that of a thousand pools is a hundred megabytes.
+func TestNothingIsKeptOfWhatIsThere(t *testing.T) {
+	ticks := clocktesting.NewFakePassiveClock(time.Unix(1_000_000, 0))
+	f := New(times, ticks)
+	wanted := func(words ...string) []Wanted { return []Wanted{{Filter: filterOf("f", words...)}} }
+	kept := func() bool { return f.owners[owner][nameOf(filterOf("f"))].last != nil }
+	plain, edited := wanted("chain", "cluster a", "routes r=1"), wanted("chain", "cluster a", "routes r=2")
+	for _, step := range []struct {
+		what string
+		want []Wanted
+		live []*networkingv1alpha3.EnvoyFilter
+		kept bool
+	}{
+		{what: "planned", want: plain, kept: true},
+		{what: "there", want: plain, live: written(plain)},
+		{what: "there at the next look", want: plain, live: written(plain)},
+		{what: "edited, and not there yet", want: edited, live: written(plain), kept: true},
+		{what: "still not there", want: edited, live: written(plain), kept: true},
+		{what: "edited and there", want: edited, live: written(edited)},
+		{what: "others changed it", want: edited, live: written(plain), kept: true},
+	} {
+		f.Plan(owner, step.want, step.live)
+		if kept() != step.kept {
+			t.Errorf("%s: kept %t", step.what, kept())
+		}
+	}
+}

@@ -63,11 +63,8 @@ func matches(live client.Object, want map[string]any) (bool, error) {
 func ownedKeys(o client.Object, part string) []string {
 	var out []string
 	for _, entry := range o.GetManagedFields() {
-		if entry.Manager != string(FieldOwner) || entry.Operation != metav1.ManagedFieldsOperationApply || entry.FieldsV1 == nil {
-			continue
-		}
-		var owned map[string]any
-		if json.Unmarshal(entry.FieldsV1.GetRawBytes(), &owned) != nil {
+		owned, ours := ownedFields(entry)
+		if !ours {
 			continue
 		}
 		keys := section(owned, "f:metadata", "f:"+part)
@@ -79,6 +76,53 @@ func ownedKeys(o client.Object, part string) []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// Strip drops of an object for a cache what this package does not read of its managedFields: all but which labels and
+// annotations are ours. They are about as long as the object itself. It is a cache's transform.
+func Strip(object any) (any, error) {
+	o, is := object.(metav1.Object)
+	if !is {
+		return object, nil
+	}
+	var kept []metav1.ManagedFieldsEntry
+	for _, entry := range o.GetManagedFields() {
+		if owned, ours := ownedMetadata(entry); ours {
+			entry.FieldsV1 = owned
+			kept = append(kept, entry)
+		}
+	}
+	o.SetManagedFields(kept)
+	return object, nil
+}
+
+// ownedMetadata is what an entry says of labels and annotations that we set by server-side apply, and false where it is
+// another's.
+func ownedMetadata(entry metav1.ManagedFieldsEntry) (*metav1.FieldsV1, bool) {
+	owned, ours := ownedFields(entry)
+	if !ours {
+		return nil, false
+	}
+	parts := map[string]any{}
+	for _, part := range []string{"f:labels", "f:annotations"} {
+		if keys := section(owned, "f:metadata", part); keys != nil {
+			parts[part] = keys
+		}
+	}
+	raw, err := json.Marshal(map[string]any{"f:metadata": parts})
+	if err != nil {
+		return nil, false
+	}
+	return metav1.NewFieldsV1(string(raw)), true
+}
+
+// ownedFields are the fields that an entry says we set by server-side apply, and false where it is another's.
+func ownedFields(entry metav1.ManagedFieldsEntry) (owned map[string]any, ours bool) {
+	if entry.Manager != string(FieldOwner) || entry.Operation != metav1.ManagedFieldsOperationApply || entry.FieldsV1 == nil {
+		return nil, false
+	}
+	err := json.Unmarshal(entry.FieldsV1.GetRawBytes(), &owned)
+	return owned, err == nil
 }
 
 // section is the map at a path, and nil where there is none.

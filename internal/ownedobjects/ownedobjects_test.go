@@ -3,6 +3,7 @@ package ownedobjects
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -11,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
@@ -251,5 +253,37 @@ func edit(t *testing.T, c client.Client, change func(*corev1.Service)) {
 	change(&s)
 	if err := c.Update(context.Background(), &s, client.FieldOwner("another")); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestStrip has a cache keep little of managedFields: enough to tell a label of ours that is no longer wanted from another's.
+func TestStrip(t *testing.T) {
+	whole := labelled(service("a", 80), "ours", "x")
+	whole.Annotations = map[string]string{"note": "y"}
+	fields := func(raw string) *metav1.FieldsV1 { return metav1.NewFieldsV1(raw) }
+	const ofSpec = `"f:spec":{"f:ports":{"k:{\"port\":80}":{".":{},"f:port":{}}}}`
+	whole.ManagedFields = []metav1.ManagedFieldsEntry{
+		{Manager: string(FieldOwner), Operation: metav1.ManagedFieldsOperationApply, APIVersion: "v1", FieldsType: "FieldsV1",
+			FieldsV1: fields(`{"f:metadata":{"f:annotations":{"f:note":{}},"f:labels":{"f:ours":{}}},` + ofSpec + `}`)},
+		{Manager: string(FieldOwner), Operation: metav1.ManagedFieldsOperationUpdate, FieldsV1: fields(`{` + ofSpec + `}`)},
+		{Manager: "another", Operation: metav1.ManagedFieldsOperationApply, FieldsV1: fields(`{"f:metadata":{"f:labels":{"f:theirs":{}}}}`)},
+	}
+	want := whole.DeepCopy()
+	want.ManagedFields = want.ManagedFields[:1]
+	want.ManagedFields[0].FieldsV1 = fields(`{"f:metadata":{"f:annotations":{"f:note":{}},"f:labels":{"f:ours":{}}}}`)
+	for range 2 { // what is stripped already may come once more
+		got, err := Strip(whole)
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Errorf("%v (-want +got):\n%s", err, diff)
+		}
+	}
+	for part, key := range map[string]string{"labels": "ours", "annotations": "note"} {
+		if got := ownedKeys(whole, part); !slices.Equal(got, []string{key}) {
+			t.Errorf("of its %s %v are ours, want %s", part, got, key)
+		}
+	}
+	gone := cache.DeletedFinalStateUnknown{Key: "a/b"}
+	if got, err := Strip(gone); got != gone || err != nil {
+		t.Errorf("of what is no object there is left %v, %v", got, err)
 	}
 }

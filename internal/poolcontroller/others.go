@@ -41,7 +41,7 @@ func installed(mapper meta.RESTMapper, scheme *runtime.Scheme, kind client.Objec
 
 // CacheOptions keep of the kinds that are only looked at for what has no effect no more than that takes: a cluster may
 // have thousands of them. AuthorizationPolicies are read beside our picker alone, and of pods those of Gateways alone, by
-// their addresses.
+// their addresses. Of all other objects no managedFields are kept but what tells our labels and annotations from others'.
 func CacheOptions(settings meshconfig.Settings) cache.Options {
 	out := map[client.Object]cache.ByObject{
 		&networkingv1.VirtualService{}:  {Transform: strip},
@@ -51,7 +51,7 @@ func CacheOptions(settings meshconfig.Settings) cache.Options {
 	if picker := settings.DefaultPicker; picker != nil {
 		out[&securityv1.AuthorizationPolicy{}] = cache.ByObject{Namespaces: map[string]cache.Config{picker.Service.Namespace: {}}}
 	}
-	return cache.Options{ByObject: out}
+	return cache.Options{ByObject: out, DefaultTransform: ownedobjects.Strip}
 }
 
 // ofGateways selects the pods of waypoints, and of other Gateways.

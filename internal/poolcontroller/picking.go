@@ -1,26 +1,19 @@
 package poolcontroller
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"net/netip"
-	"slices"
 	"time"
 
-	"istio.io/api/label"
-	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
-	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 	"github.com/inference-waypoint/inference-waypoint/internal/waypointwatch"
@@ -140,80 +133,15 @@ func (r *Reconciler) tellPicking(p *inferencev1.InferencePool, parents []poolsta
 	}
 }
 
-// gatewayNameLabel is Istio's on the pods of a waypoint.
-var gatewayNameLabel = label.IoK8sNetworkingGatewayGatewayName.Name
-
-// listTimeout is how long the cache may take to tell of waypoints. It answers at once, but where it has not been filled: as
-// long as the controller may not read pods.
-const listTimeout = 5 * time.Second
-
-// watched are the waypoints that EnvoyFilters of pools are for, with the pods that run there.
-func watched(ctx context.Context, c client.Reader, settings meshconfig.Settings) ([]waypointwatch.Waypoint, error) {
-	ctx, cancel := context.WithTimeout(ctx, listTimeout)
-	defer cancel()
-	g := newGatherer(ctx, c, settings)
-	var filters networkingv1alpha3.EnvoyFilterList
-	g.err = c.List(ctx, &filters, client.HasLabels{ownedobjects.OwnedLabel}, client.UnsafeDisableDeepCopy)
-	found := map[types.NamespacedName]*waypointwatch.Waypoint{}
-	for _, f := range filters.Items {
-		name, ok := waypointOf(f)
-		owner, ours := ownedobjects.Owner(f)
-		if !ok || !ours || !isPool(owner) || name.Namespace != f.Namespace {
-			continue
-		}
-		if found[name] == nil {
-			found[name] = &waypointwatch.Waypoint{Name: name}
-		}
-		found[name].Pools = append(found[name].Pools, waypointwatch.Pool{Name: owner, Duplex: g.asksOthers(f)})
-	}
-	var pods corev1.PodList
-	if g.err == nil {
-		g.err = c.List(ctx, &pods, client.HasLabels{gatewayNameLabel}, client.UnsafeDisableDeepCopy)
-	}
-	if g.err != nil {
-		return nil, fmt.Errorf("listing the waypoints to watch: %w", g.err)
-	}
-	slices.SortFunc(pods.Items, func(a, b corev1.Pod) int { return cmp.Compare(a.Name, b.Name) })
-	for i := range pods.Items {
-		pod := &pods.Items[i]
-		at := found[types.NamespacedName{Namespace: pod.Namespace, Name: pod.Labels[gatewayNameLabel]}]
-		if address, runs := podAddress(pod); at != nil && runs {
-			at.Pods = append(at.Pods, waypointwatch.Pod{UID: pod.UID, Address: address})
-		}
-	}
-	var out []waypointwatch.Waypoint
-	for _, at := range found {
-		out = append(out, *at)
-	}
-	return out, nil
-}
-
-// asksOthers reports whether any picker that an EnvoyFilter asks is another's.
-func (g *gatherer) asksOthers(f *networkingv1alpha3.EnvoyFilter) bool {
-	for _, picker := range meshconfig.AskedBy(f) {
-		read(g, picker.Service, g.in.Services)
-		if !meshconfig.IsOwnPicker(picker, g.in.Services[picker.Service], g.settings) {
-			return true
-		}
-	}
-	return false
-}
-
-// podAddress is where a pod that runs is reached.
-func podAddress(pod *corev1.Pod) (netip.Addr, bool) {
-	address, err := netip.ParseAddr(pod.Status.PodIP)
-	return address, err == nil && pod.DeletionTimestamp == nil && pod.Status.Phase == corev1.PodRunning &&
-		address.IsGlobalUnicast() // who may write a pod's status has the controller ask no address of its own
-}
-
 // addWatch adds the watch over waypoints to a manager: where a verdict on a pool is new, the pool comes by the channel.
 func addWatch(m manager.Manager, settings meshconfig.Settings, interval time.Duration) (*waypointwatch.Watch, <-chan event.GenericEvent, error) {
 	changed := make(chan event.GenericEvent)
 	log := m.GetLogger().WithName("waypoint-watch")
 	failing := false
+	waypoints := newWatchedWaypoints(m.GetClient(), m.GetCache(), settings)
 	watch := waypointwatch.New(waypointwatch.StatsPort,
 		func(ctx context.Context) ([]waypointwatch.Waypoint, error) {
-			out, err := watched(ctx, m.GetClient(), settings)
+			out, err := waypoints.get(ctx)
 			failing = failing && err != nil
 			return out, err
 		},

@@ -1,16 +1,10 @@
 package poolcontroller
 
 import (
-	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
@@ -173,87 +167,4 @@ func TestCausesHaveWords(t *testing.T) {
 			t.Errorf("cause %d has none", cause)
 		}
 	}
-}
-
-// What is watched are the waypoints that our EnvoyFilters are for, and those of their pods that run.
-func TestWatched(t *testing.T) {
-	foreign := somePool() // asks another's picker
-	foreign.Name = "foreign"
-	port := inferencev1.Port{Number: 9002}
-	foreign.Spec.EndpointPickerRef = &inferencev1.EndpointPickerRef{Name: "epp", Port: &port}
-	epp := pickerService()
-	epp.Namespace, epp.Name = "models", "epp"
-	pod := func(namespace, name, gateway, address string, phase corev1.PodPhase) *corev1.Pod {
-		return &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(name), Labels: map[string]string{gatewayNameLabel: gateway}},
-			Status:     corev1.PodStatus{Phase: phase, PodIP: address},
-		}
-	}
-	leaving := pod("infra", "leaving", "shared", "10.0.0.9", corev1.PodRunning)
-	leaving.Finalizers = []string{"a.b/c"}
-	c, _ := newClient(t, somePool(), foreign, namespace(), waypoint(), pickerService(), epp, leaving,
-		pod("infra", "b", "shared", "10.0.0.2", corev1.PodRunning),
-		pod("infra", "a", "shared", "10.0.0.1", corev1.PodRunning),
-		pod("infra", "pending", "shared", "", corev1.PodPending),
-		pod("infra", "over", "shared", "10.0.0.3", corev1.PodSucceeded),
-		pod("infra", "sly", "shared", "127.0.0.1", corev1.PodRunning),
-		pod("infra", "other", "ingress", "10.0.0.4", corev1.PodRunning),
-		pod("models", "namesake", "shared", "10.0.0.5", corev1.PodRunning), // who makes pods elsewhere is no waypoint's
-	)
-	if err := c.Delete(t.Context(), leaving); err != nil {
-		t.Fatal(err)
-	}
-	r := newReconciler(c, events.NewFakeRecorder(64), settings(), handover.Times{}, clock.RealClock{})
-	for _, name := range []string{poolName.Name, "foreign"} {
-		if _, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: types.NamespacedName{Namespace: "models", Name: name}}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	pickers := newPickersReconciler(c, settings(), clock.RealClock{}) // its EnvoyFilter is no pool's
-	if _, err := pickers.Reconcile(t.Context(), reconcile.Request{NamespacedName: waypointName}); err != nil {
-		t.Fatal(err)
-	}
-	got, err := watched(t.Context(), c, settings())
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := []waypointwatch.Waypoint{{
-		Name: waypointName,
-		Pools: []waypointwatch.Pool{
-			{Name: types.NamespacedName{Namespace: "models", Name: "foreign"}, Duplex: true},
-			{Name: poolName},
-		},
-		Pods: []waypointwatch.Pod{{UID: "a", Address: netip.MustParseAddr("10.0.0.1")}, {UID: "b", Address: netip.MustParseAddr("10.0.0.2")}},
-	}}
-	slices.SortFunc(got[0].Pools, func(a, b waypointwatch.Pool) int { return strings.Compare(a.Name.String(), b.Name.String()) })
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
-		t.Errorf("watched (-want +got):\n%s", diff)
-	}
-}
-
-// The cache keeps of pods what the watch goes by, and those of Gateways alone.
-func TestPodsInTheCache(t *testing.T) {
-	for o, by := range CacheOptions(settings()).ByObject {
-		if _, pods := o.(*corev1.Pod); !pods {
-			continue
-		}
-		if by.Label == nil || by.Label.String() != gatewayNameLabel {
-			t.Errorf("pods are selected by %v", by.Label)
-		}
-		whole := &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "p", UID: "u", Labels: map[string]string{gatewayNameLabel: "w", "a": "b"}, Annotations: map[string]string{"c": "d"}},
-			Spec:       corev1.PodSpec{NodeName: "node"},
-			Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1", Message: "m"},
-		}
-		kept, err := by.Transform(whole)
-		want := &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "p", UID: "u", Labels: map[string]string{gatewayNameLabel: "w"}},
-			Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1"},
-		}
-		if diff := cmp.Diff(want, kept); diff != "" || err != nil {
-			t.Errorf("%v (-want +got):\n%s", err, diff)
-		}
-		return
-	}
-	t.Error("the cache holds all pods of the cluster")
 }

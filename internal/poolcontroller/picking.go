@@ -70,7 +70,11 @@ func (r *Reconciler) judgePicking(name types.NamespacedName, out *meshconfig.Out
 			continue
 		}
 		all[parent.Gateway] = r.seenAt(name, parent.Gateway, out.CalledBy[parent.Gateway], in)
-		parent.Picking = sayPicking(all[parent.Gateway].Verdict, p.FailureMode)
+		verdict := all[parent.Gateway].Verdict
+		if verdict.State == waypointwatch.None && !parent.Known(in.Pools[name].Status.Parents) {
+			verdict.State = waypointwatch.NotCalled // the waypoint only begins to serve the pool. Its counters will say the same, without a second write
+		}
+		parent.Picking = sayPicking(verdict, p.FailureMode)
 	}
 	return all
 }

@@ -1,6 +1,7 @@
 package poolcontroller
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -9,6 +10,7 @@ import (
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
@@ -104,6 +106,32 @@ func TestPickedCondition(t *testing.T) {
 		if *writes > 0 {
 			t.Errorf("%d writes where nothing had changed", *writes)
 		}
+	}
+}
+
+// A new pool takes one write of its status, and not a second one when its counters are read and tell of no call. Of one that was
+// served before the controller began to watch, nothing is known until they are.
+func TestPickedOfANewPool(t *testing.T) {
+	calls := fakePicking{}
+	c, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService())
+	statuses := 0
+	counted := interceptor.NewClient(c.(client.WithWatch), interceptor.Funcs{
+		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
+			statuses++
+			return c.SubResource(sub).Patch(ctx, o, p, opts...)
+		},
+	})
+	r := newReconciler(counted, events.NewFakeRecorder(64), settings(), handover.Times{}, clock.RealClock{})
+	r.picking = calls
+	for _, state := range []waypointwatch.State{waypointwatch.None, waypointwatch.None, waypointwatch.NotCalled} {
+		calls[poolName] = seen{Verdict: waypointwatch.Verdict{State: state}}
+		reconcileOnce(t, r, reconcile.Result{})
+		if got := pickedOf(t, c, poolName); !strings.HasPrefix(got, "Unknown NotCalled: ") || !strings.HasPrefix(accepted(t, c), "True Accepted") {
+			t.Errorf("the status says %q", got)
+		}
+	}
+	if statuses != 1 {
+		t.Errorf("%d writes of the status, want 1", statuses)
 	}
 }
 

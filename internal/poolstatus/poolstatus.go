@@ -158,13 +158,26 @@ func Merge(current []inferencev1.ParentStatus, ours []Parent, generation int64, 
 
 // SaidBy reports whether a status says all this of the parent already, of whatever generation of the pool, but for what it says of picking.
 func (p Parent) SaidBy(current []inferencev1.ParentStatus) bool {
+	told := p.entry(current)
+	want := p.status(nil, 0, time.Time{})
+	return told != nil && slices.EqualFunc(withoutPicked(told.Conditions), withoutPicked(want.Conditions), func(a, b metav1.Condition) bool {
+		return a.Type == b.Type && a.Reason == b.Reason && a.Message == b.Message
+	})
+}
+
+// Known reports whether a status has an entry of ours for the parent.
+func (p Parent) Known(current []inferencev1.ParentStatus) bool { return p.entry(current) != nil }
+
+// entry is our entry for the parent in a status; nil where there is none.
+func (p Parent) entry(current []inferencev1.ParentStatus) *inferencev1.ParentStatus {
 	want := p.status(nil, 0, time.Time{})
 	i := slices.IndexFunc(current, func(c inferencev1.ParentStatus) bool {
 		return c.ControllerName == ControllerName && compare(c, want) == 0
 	})
-	return i >= 0 && slices.EqualFunc(withoutPicked(current[i].Conditions), withoutPicked(want.Conditions), func(a, b metav1.Condition) bool {
-		return a.Type == b.Type && a.Reason == b.Reason && a.Message == b.Message
-	})
+	if i < 0 {
+		return nil
+	}
+	return &current[i]
 }
 
 func withoutPicked(conditions []metav1.Condition) []metav1.Condition {
@@ -173,11 +186,8 @@ func withoutPicked(conditions []metav1.Condition) []metav1.Condition {
 
 // SaidOfPicking is what our entry for the parent in a status says of picking; nil where it says nothing.
 func (p Parent) SaidOfPicking(current []inferencev1.ParentStatus) *metav1.Condition {
-	want := p.status(nil, 0, time.Time{})
-	for _, c := range current {
-		if c.ControllerName == ControllerName && compare(c, want) == 0 {
-			return meta.FindStatusCondition(c.Conditions, Picked)
-		}
+	if told := p.entry(current); told != nil {
+		return meta.FindStatusCondition(told.Conditions, Picked)
 	}
 	return nil
 }

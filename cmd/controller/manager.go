@@ -55,7 +55,8 @@ func (o *options) manager() (manager.Manager, error) {
 	return m, nil
 }
 
-// key is the secret of pools' tokens, made where there is none; nil where there is no picker of ours.
+// key is the secret of pools' tokens, made where there is none; nil where there is no picker of ours. The manager ends once
+// it is another.
 func (o *options) key(ctx context.Context, m manager.Manager) (*poolkey.Key, error) {
 	if o.picker == nil {
 		return nil, nil
@@ -64,13 +65,24 @@ func (o *options) key(ctx context.Context, m manager.Manager) (*poolkey.Key, err
 	if err != nil {
 		return nil, err
 	}
-	namespace := o.picker.Service.Namespace
-	key, err := poolkey.Ensure(ctx, c, namespace, time.Now())
+	key, err := poolkey.Ensure(ctx, c, o.pickerNamespace(), time.Now())
 	if err != nil {
 		return nil, err
 	}
-	return &key, m.Add(manager.RunnableFunc(func(ctx context.Context) error { return poolkey.Keep(ctx, c, namespace, key) }))
+	return &key, keepKey(m, c, o.pickerNamespace(), key)
 }
+
+func keepKey(m manager.Manager, c client.Client, namespace string, key poolkey.Key) error {
+	return m.Add(everyReplica(func(ctx context.Context) error { return poolkey.Keep(ctx, c, namespace, key) }))
+}
+
+// everyReplica is a runnable that does not wait for the lease. A replica that waits has read the key too, and would make
+// tokens of it as soon as it leads.
+type everyReplica func(context.Context) error
+
+func (f everyReplica) Start(ctx context.Context) error { return f(ctx) }
+
+func (everyReplica) NeedLeaderElection() bool { return false }
 
 // direct is a client that asks the API server for everything: the manager's own reads from a cache, which would hold every
 // object of a kind for one look.

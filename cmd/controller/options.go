@@ -134,6 +134,14 @@ func (o *options) settings() meshconfig.Settings {
 	return meshconfig.Settings{HostSuffix: o.hostSuffix, ClusterDomain: o.clusterDomain, RootNamespace: o.rootNamespace, DefaultPicker: o.picker, HostClaims: o.claims}
 }
 
+// pickerNamespace is where what the controller makes for the picker is, with a picker or from when there was one.
+func (o *options) pickerNamespace() string {
+	if o.picker == nil {
+		return o.leaseNamespace
+	}
+	return o.picker.Service.Namespace
+}
+
 // settle is how long a cluster that was written takes to be ready at a waypoint. istiod gathers changes for 100 ms after
 // the last one, makes the configuration in up to a second where there are thousands of Services, and is asked once more.
 const settle = 2 * time.Second

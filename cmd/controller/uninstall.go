@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/poolcontroller"
@@ -26,8 +27,8 @@ func (o *options) runUninstall(ctx context.Context) error {
 	defer done()
 	uninstalled := false
 	err = m.Add(manager.RunnableFunc(func(ctx context.Context) error {
-		if err := poolcontroller.Uninstall(ctx, c, o.leaseNamespace, o.drain); err != nil {
-			return fmt.Errorf("uninstalling: %w", err)
+		if err := o.takeBack(ctx, c); err != nil {
+			return err
 		}
 		uninstalled = true
 		done()
@@ -41,6 +42,14 @@ func (o *options) runUninstall(ctx context.Context) error {
 	}
 	if !uninstalled {
 		return fmt.Errorf("ended before it was uninstalled: %w", context.Cause(ctx))
+	}
+	return nil
+}
+
+// takeBack takes back what a controller with the same flags wrote.
+func (o *options) takeBack(ctx context.Context, c client.Client) error {
+	if err := poolcontroller.Uninstall(ctx, c, o.pickerNamespace(), o.drain); err != nil {
+		return fmt.Errorf("uninstalling: %w", err)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -100,6 +101,30 @@ func TestChartUninstallsAsKustomizeDoes(t *testing.T) {
 	}
 	if diff := cmp.Diff(rename(want), rename(got)); diff != "" {
 		t.Errorf("kustomize and the chart differ (-kustomize +chart):\n%s", diff)
+	}
+}
+
+// What takes back is told of the picker what the controller is told, as it takes back from the picker's namespace.
+func TestUninstallKnowsThePicker(t *testing.T) {
+	flag := regexp.MustCompile(`--default-picker=[^\s\]]+`)
+	named := func(objects []*unstructured.Unstructured, kind string) (out []string) {
+		for _, o := range objects {
+			if o.GetKind() == kind {
+				out = append(out, flag.FindAllString(fmt.Sprint(o.Object), -1)...)
+			}
+		}
+		return out
+	}
+	want, got := named(kustomize(t, "base"), "Deployment"), named(kustomize(t, "uninstall"), "Job")
+	if len(want) != 1 || !slices.Equal(got, want) {
+		t.Errorf("manifests/uninstall is told of %q, the controller of %q", got, want)
+	}
+	rendered, err := render(chart, "--set", "controller.extraArgs={--default-picker=models/mine:9002}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(rendered), "- --default-picker=models/mine:9002"); n != 2 {
+		t.Errorf("the chart tells %d programs of the picker in controller.extraArgs, want the controller and the hook", n)
 	}
 }
 

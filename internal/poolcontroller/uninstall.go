@@ -29,8 +29,9 @@ import (
 //
 // Callers of a Service that was a pool's front go on to its own endpoints without a call lost. A waypoint serves a
 // connection by the filters that it began with for as long as it drains them, so the routes that those fetch, and the
-// clusters, stay for that long after the filters have gone. The system is the namespace of our own programs.
-func Uninstall(ctx context.Context, c client.Client, system string, drain time.Duration) error {
+// clusters, stay for that long after the filters have gone. The policy that admits waypoints
+// to the picker, and the key, are deleted in the picker's namespace.
+func Uninstall(ctx context.Context, c client.Client, pickerNamespace string, drain time.Duration) error {
 	withdrawn, err := withdrawFilters(ctx, c)
 	errs := []error{err}
 	if withdrawn {
@@ -43,7 +44,7 @@ func Uninstall(ctx context.Context, c client.Client, system string, drain time.D
 	for _, kind := range []client.ObjectList{&networkingv1alpha3.EnvoyFilterList{}, &networkingv1.ServiceEntryList{}, &gatewayv1.GatewayList{}} {
 		errs = append(errs, deleteOwned(ctx, c, kind))
 	}
-	errs = append(errs, deleteOwned(ctx, c, &securityv1.AuthorizationPolicyList{}, client.InNamespace(system)), poolkey.Delete(ctx, c, system))
+	errs = append(errs, deleteOwned(ctx, c, &securityv1.AuthorizationPolicyList{}, client.InNamespace(pickerNamespace)), poolkey.Delete(ctx, c, pickerNamespace))
 	return errors.Join(append(errs, clearPools(ctx, c), clearRoutes(ctx, c), clearGRPCRoutes(ctx, c))...)
 }
 

@@ -47,10 +47,13 @@ func (d door) waypointManager() object {
 // waypointClusters are the pickers by the names that istiod gives to clusters.
 func (w *world) waypointClusters() []object {
 	var out []object
-	for name, address := range map[string]string{
+	addresses := map[string]string{
 		"main": w.pickers["main"].Addresses["extproc"], "counted": w.pickers["counted"].Addresses["extproc"], "patient": w.patient.address,
-		"hasty": w.hasty.address,
-	} {
+	}
+	for name, p := range w.own {
+		addresses[name] = p.address
+	}
+	for name, address := range addresses {
 		c := pickerCluster(name, address, false)
 		c["name"] = "outbound|9002||" + name + ".test"
 		out = append(out, c)

@@ -69,6 +69,11 @@ func doors() []door {
 	out = append(out,
 		door{name: "waypoint hasty open", pool: "general", picker: "hasty", requests: partial, failOpen: true, waypoint: true},
 		door{name: "waypoint hasty closed", pool: "general", picker: "hasty", requests: partial, waypoint: true})
+	for picker := range sheddingPickers {
+		out = append(out,
+			door{name: "waypoint " + picker + " open", pool: "general", picker: picker, requests: partial, failOpen: true, waypoint: true},
+			door{name: "waypoint " + picker + " closed", pool: "general", picker: picker, requests: partial, waypoint: true})
+	}
 	for _, m := range modes {
 		out = append(out, door{name: m, pool: "general", picker: "main", requests: m})
 	}
@@ -103,7 +108,9 @@ func (w *world) configuration() (listeners, clusters []object) {
 	for name, p := range w.pickers {
 		clusters = append(clusters, pickerCluster(name, p.Addresses["extproc"], false), pickerCluster(name, p.Addresses["extproc"], true))
 	}
-	clusters = append(clusters, pickerCluster("hasty", w.hasty.address, false))
+	for name, p := range w.own {
+		clusters = append(clusters, pickerCluster(name, p.address, false))
+	}
 	return listeners, append(clusters, w.waypointClusters()...)
 }
 

@@ -52,7 +52,7 @@ type world struct {
 	pools   map[string]*fleet
 	pickers map[string]*picker
 	patient *patientPicker
-	hasty   *hastyPicker
+	own     map[string]*ownPicker
 	envoy   *local.Envoy
 	started time.Time // by then the pickers know all pools
 
@@ -104,7 +104,7 @@ func run(m *testing.M) (code int) {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	the = &world{dir: dir, pools: map[string]*fleet{}, pickers: map[string]*picker{}}
+	the = &world{dir: dir, pools: map[string]*fleet{}, pickers: map[string]*picker{}, own: map[string]*ownPicker{}}
 	defer the.stop()
 	if err := the.start(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -143,7 +143,7 @@ func (w *world) start() error {
 	if w.patient, err = startPatientPicker(); err != nil {
 		return err
 	}
-	if w.hasty, err = startHastyPicker(w.pools["general"]); err != nil {
+	if err := w.startOwnPickers(); err != nil {
 		return err
 	}
 	listeners, clusters := w.configuration()
@@ -214,8 +214,8 @@ func (w *world) stop() {
 	if w.patient != nil {
 		w.patient.server.Stop()
 	}
-	if w.hasty != nil {
-		w.hasty.server.Stop()
+	for _, p := range w.own {
+		p.server.Stop()
 	}
 	for _, f := range w.pools {
 		for _, e := range f.endpoints {

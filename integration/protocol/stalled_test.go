@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -24,27 +25,41 @@ import (
 // haste is how long the hasty picker waits for a body.
 const haste = 300 * time.Millisecond
 
-// hastyPicker is ours but for the time for which it waits for a body.
-type hastyPicker struct {
+// ownPicker is ours but for its options, in the test's own process.
+type ownPicker struct {
 	address string
 	server  *grpc.Server
 }
 
-func startHastyPicker(general *fleet) (*hastyPicker, error) {
+// startOwnPickers starts those that the tests with options of their own need.
+func (w *world) startOwnPickers() error {
+	options := maps.Clone(sheddingPickers)
+	options["hasty"] = extproc.Options{BodyWithin: haste}
+	for name, o := range options {
+		p, err := startOwnPicker(w.pools["general"], o)
+		if err != nil {
+			return err
+		}
+		w.own[name] = p
+	}
+	return nil
+}
+
+func startOwnPicker(general *fleet, o extproc.Options) (*ownPicker, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("opening a picker: %w", err)
 	}
-	metrics := telemetry.NewMetrics(prometheus.NewRegistry())
-	pools := picking.New(picking.Options{Metrics: metrics})
+	o.Metrics, o.Log = telemetry.NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler)
+	pools := picking.New(picking.Options{Metrics: o.Metrics})
 	var endpoints []pool.Endpoint
 	for _, address := range general.addresses() {
 		endpoints = append(endpoints, pool.Endpoint{Address: netip.MustParseAddrPort(address)})
 	}
 	name, _ := picking.ParseName(poolName("general"))
 	pools.SetPool(pool.Pool{Name: name}, endpoints)
-	p := &hastyPicker{address: listener.Addr().String(), server: grpc.NewServer(extproc.ServerOptions(16 << 20)...)}
-	extproc.New(pools, extproc.Options{Metrics: metrics, Log: slog.New(slog.DiscardHandler), BodyWithin: haste}).Register(p.server)
+	p := &ownPicker{address: listener.Addr().String(), server: grpc.NewServer(extproc.ServerOptions(16 << 20)...)}
+	extproc.New(pools, o).Register(p.server)
 	go func() { _ = p.server.Serve(listener) }() // until it is stopped
 	return p, nil
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	procmodev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"google.golang.org/grpc/codes"
@@ -94,6 +95,21 @@ func TestFaults(t *testing.T) {
 		y.send(requestHeaders(true))
 		picked(t, y.recv())
 	})
+	t.Run("two in the pick for a streamed body: the call is told why", func(t *testing.T) {
+		w, clock, log := faulty(t)
+		clock.faults.Store(2)
+		x := w.open(t, llama, withModes(full, none))
+		x.send(requestHeaders(false))
+		x.send(requestBody(completion(1, factsLimit), false))
+		reply := x.recv().GetImmediateResponse()
+		if got := reply.GetStatus().GetCode(); got != typev3.StatusCode_InternalServerError || strings.Contains(string(reply.GetBody()), "clock") {
+			t.Errorf("refused with %s: %s", got, reply.GetBody())
+		}
+		if _, err := x.stream.Recv(); status.Code(err) != codes.Internal {
+			t.Errorf("the stream ends with %v", err)
+		}
+		check(t, w, log, 2)
+	})
 	t.Run("in the bookkeeping of the answer: the answer goes on", func(t *testing.T) {
 		w, clock, log := faulty(t)
 		x := w.open(t, llama, withModes(partial, full))
@@ -151,6 +167,16 @@ func TestStreamsOverTheLimitAreEnded(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a body that is streamed: Envoy does not fail open, so it is told why", func(t *testing.T) {
+		x := w.open(t, llama, withModes(full, none))
+		x.send(requestHeaders(false))
+		if reply := x.recv().GetImmediateResponse(); reply.GetStatus().GetCode() != typev3.StatusCode_TooManyRequests || !strings.Contains(string(reply.GetBody()), "overloaded") {
+			t.Errorf("the reply is %v, want 429", reply)
+		}
+		if _, err := x.stream.Recv(); status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("the stream ends with %v", err)
+		}
+	})
 	// One that ends makes room for the next.
 	open[0].close()
 	for end := time.Now().Add(10 * time.Second); w.metric(t, "streams_in_flight") > 1; {

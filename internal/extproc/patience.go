@@ -18,6 +18,9 @@ const (
 	headersWithin = 10 * time.Second
 	// bodyWithin is for Options.BodyWithin.
 	bodyWithin = 5 * time.Minute
+	// refusedWithin is how long a refusal may take of a call that was given up. A proxy that does not read holds it up,
+	// and what the session sends at the time.
+	refusedWithin = time.Second
 )
 
 // patience is with streams that owe us something: the first who came is the first whose time is over. One list and one
@@ -100,10 +103,12 @@ func (p *patience) giveUp(x *session) {
 		close(ending)
 		return
 	}
-	go func() { // a reply may have to wait for the proxy
+	go func() { // a reply may have to wait for the proxy, if not for long
 		defer close(ending)
+		stream := x.stream // the timer may outlast the session
+		defer time.AfterFunc(refusedWithin, stream.terminate).Stop()
 		x.attempt(func() { x.refuseStalled(p.within) })
-		x.stream.terminate()
+		stream.terminate()
 	}()
 }
 

@@ -70,6 +70,27 @@ func TestStreamsThatStandStill(t *testing.T) {
 	}
 }
 
+// A proxy that does not read keeps nobody from giving its stream up, though the picker waits to send it
+// the head of its body.
+func TestStreamsThatNobodyReadsAreGivenUp(t *testing.T) {
+	w := newWorld(t, fourEndpoints...)
+	w.server.bodiless.within = 2 * time.Second // until the body is there for sure
+	x := w.open(t, llama, withModes(full, none))
+	x.send(requestHeaders(false))
+	x.send(requestBody(completion(1, factsLimit), false)) // more than goes into the window of a stream that nobody reads
+	begin := time.Now()
+	w.quiet(t)
+	if took := time.Since(begin); took > refusedWithin+5*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if got := w.metric(t, "stream_timeouts_total", "awaited=body"); got != 1 {
+		t.Errorf("%v streams counted that were given up, want 1", got)
+	}
+	if n := w.server.streams.Taken() + w.server.pieces.Taken() + w.server.held.Taken(); n != 0 {
+		t.Errorf("%d are taken at the end", n)
+	}
+}
+
 // Neither waits for its answer with a time to it: model servers take theirs.
 func TestStreamsThatWaitForAnAnswerAreLeftAlone(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)

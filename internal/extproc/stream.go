@@ -13,7 +13,7 @@ import (
 )
 
 // errFault ends a stream that a fault of ours leaves without a pick. The proxy then does what the pool's failure mode
-// says; a reply without a pick would decide that for it, and is against the protocol.
+// says, where it still can (see sayWhy); a reply without a pick would decide that for it, and is against the protocol.
 var errFault = status.Error(codes.Internal, "the endpoint picker failed")
 
 // errOverloaded ends the stream of a call for which there is no room, so that the pool's failure mode decides: the call
@@ -121,8 +121,7 @@ func (x *session) begin(stream grpc.ServerStream) (over bool, err error) {
 	x.room = s.streams.Of(x.tenant)
 	// That there is no room for more calls is no reason to send none: a probe is never one too many.
 	if !x.room.Take(1) && x.pool != probePool {
-		s.countRefusal(x.pool, refusal.Overloaded)
-		return true, errOverloaded
+		return true, x.shed(errOverloaded)
 	}
 	asks := x.message.kind.ofRequest() && !x.message.observability // who only shows calls owes nothing
 	if over, err = x.take(); over || x.decided {
@@ -160,8 +159,7 @@ func (x *session) take() (over bool, err error) {
 		defer room.Give(int64(n))
 		if !room.Take(int64(n)) && (x.decided || n > chunkLimit) {
 			x.message.free()
-			x.server.countRefusal(x.pool, refusal.Overloaded)
-			return true, errOverloaded
+			return true, x.shed(errOverloaded)
 		}
 	}
 	over, err = x.answer()
@@ -179,6 +177,7 @@ func (x *session) answer() (over bool, err error) {
 	}
 	if !x.attempt(func() { over, err = x.step() }) {
 		x.faulty = true
+		x.sayWhy(refusal.Internal, errFault)
 		return true, errFault
 	}
 	x.follow()
@@ -188,6 +187,34 @@ func (x *session) answer() (over bool, err error) {
 	default:
 	}
 	return over, err
+}
+
+// shed gives a call up for which there is no room.
+func (x *session) shed(err error) error {
+	x.server.countRefusal(x.pool, refusal.Overloaded)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.sayWhy(refusal.Overloaded, err)
+	return err
+}
+
+// sayWhy refuses a call whose stream is about to end with an error, if that would not leave it to the pool's failure mode:
+// while the request's body is streamed to us. Envoy 1.40 fails open only until it has sent the first piece, which comes
+// right behind the headers, and then refuses the call without a reason.
+func (x *session) sayWhy(reason refusal.Reason, err error) {
+	m := &x.message
+	mode := x.requestMode
+	if m.modesTold {
+		mode = modeOf(m.requestMode)
+	}
+	opens := m.kind == onRequestHeaders && mode == duplex && !m.end
+	if x.parted || x.refused != nil || !opens && !x.passing {
+		return
+	}
+	// A proxy that does not read is not waited for.
+	defer time.AfterFunc(refusedWithin, x.stream.terminate).Stop()
+	e := refusal.New(reason, "%s", status.Convert(err).Message())
+	x.attempt(func() { _ = x.sendReply(reply{kind: m.kind, refused: e}) }) // a proxy that is gone needs none
 }
 
 // follow notes what of the request's and the answer's body is on its way through us.

@@ -90,12 +90,13 @@ func TestPiecesThatNobodyTakesBack(t *testing.T) {
 	const most, piece, streams = 8 << 20, 1 << 20, 40
 	w := newWorldWith(t, fleet.Options{Seed: 1}, Options{MaxHeldBytes: most}, fourEndpoints...)
 	w.set("hostile/qwen", fourEndpoints...)
+	body := completion(1, piece-1000)
 	for range streams {
 		x := w.open(t, "hostile/qwen", withModes(full, none))
 		x.send(requestHeaders(false))
 		go func() { // it blocks, or fails with the stream
 			for range 4 { // more than goes into the window of a stream that nobody reads
-				_ = x.stream.Send(requestBody(completion(1, piece-1000), false))
+				_ = x.stream.Send(requestBody(body, false))
 			}
 		}()
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/extproc"
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
 )
 
@@ -56,7 +57,7 @@ func parseOptions(args []string, stderr io.Writer) (Options, error) {
 	flags.DurationVar(&o.DrainDelay, "drain-delay", 3*time.Second, "at the end, go on taking calls for so `long` after health says NOT_SERVING")
 	flags.DurationVar(&o.DrainTimeout, "drain-timeout", 25*time.Second, "at the end, wait so `long` for calls in flight; those that still are then go on without the picker")
 	flags.IntVar(&o.MaxStreams, "max-streams", 50_000, "leave calls over this `number` in flight to their pool's failure mode; the pools of one namespace may have four times as many as are free. 0 sets no limit. A call whose answer is awaited takes some 10 KB, and as much again where its usage is counted")
-	flags.IntVar(&o.MaxMessageBytes, "max-message-bytes", 16<<20, "refuse ext_proc messages over this `size`, and with them longer bodies of proxies that buffer them whole")
+	flags.IntVar(&o.MaxMessageBytes, "max-message-bytes", extproc.LargestMessage, "refuse ext_proc messages over this `size`: more is needed for proxies that buffer longer bodies whole")
 	flags.IntVar(&o.MaxHeldBytes, "max-held-bytes", 256<<20, "hold so many `bytes` of streamed bodies at once, at most 1 MiB of each and for one namespace four times what is free; with more, pick on the part that is there. As many more may be on their way back to proxies. 0 sets no limit")
 	flags.IntVar(&o.MaxIndexBytes, "max-index-bytes", 512<<20, "know so many `bytes` of what is in model servers' caches, of all pools together; the pools of one namespace may have four times as many as are free, and forget what was used least recently. 0 sets no limit")
 	flags.StringVar(&o.TLSCertFile, "tls-cert-file", "", "serve ext_proc over TLS with the certificate in this PEM `file`, read again when it changes; without it, in the clear, for a mesh that does mTLS by itself")

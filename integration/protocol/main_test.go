@@ -87,7 +87,7 @@ var poolHosts = map[string][]string{
 
 // The pickers, with their flags. One that is to end has a process of its own.
 var pickerFlags = map[string][]string{
-	"main":    {},
+	"main":    {"--max-message-bytes=16777216"}, // BUFFERED is told to buffer 8 MiB
 	"narrow":  {"--max-streams=1"},
 	"killed":  {},
 	"counted": {},

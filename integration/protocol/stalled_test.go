@@ -58,7 +58,7 @@ func startOwnPicker(general *fleet, o extproc.Options) (*ownPicker, error) {
 	}
 	name, _ := picking.ParseName(poolName("general"))
 	pools.SetPool(pool.Pool{Name: name}, endpoints)
-	p := &ownPicker{address: listener.Addr().String(), server: grpc.NewServer(extproc.ServerOptions(16 << 20)...)}
+	p := &ownPicker{address: listener.Addr().String(), server: grpc.NewServer(extproc.ServerOptions(extproc.LargestMessage)...)}
 	extproc.New(pools, o).Register(p.server)
 	go func() { _ = p.server.Serve(listener) }() // until it is stopped
 	return p, nil

@@ -510,6 +510,21 @@ func TestHugeBody(t *testing.T) {
 	w.quiet(t)
 }
 
+// A message is taken that is as long as a proxy makes one by itself, and none that only fills the memory.
+func TestLargestMessage(t *testing.T) {
+	w := newWorld(t, fourEndpoints...)
+	for length, taken := range map[int]bool{2 << 20: true, 16<<20 - 1: false} {
+		x := w.open(t, llama, withModes(partial, none))
+		x.send(requestHeaders(false))
+		isContinue(t, x.recv(), "RequestHeaders")
+		_ = x.stream.Send(requestBody(bytes.Repeat([]byte(" "), length), false)) // the server ends the stream before it is through
+		if _, err := x.stream.Recv(); (err == nil) != taken || !taken && status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("%d bytes: %v, want taken %v", length, err, taken)
+		}
+		x.close()
+	}
+}
+
 // A proxy that buffers 100 MB in one message is refused in clear words, and the connection goes on.
 func TestHugeMessage(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)

@@ -54,7 +54,7 @@ func newWorldWith(t testing.TB, ofFleet fleet.Options, o Options, endpoints ...s
 	w.fleet = fleet.New(ofFleet)
 	w.set(llama, endpoints...)
 	w.server = New(w.fleet, o)
-	w.client = serve(t, w.server.Register, ServerOptions(16<<20)...)
+	w.client = serve(t, w.server.Register, ServerOptions(LargestMessage)...)
 	return w
 }
 

@@ -110,6 +110,11 @@ func (s *Server) tenantOf(name string) string {
 // Register adds the service to a gRPC server, which must be made with ServerOptions.
 func (s *Server) Register(r grpc.ServiceRegistrar) { extprocv3.RegisterExternalProcessorServer(r, s) }
 
+// LargestMessage is the length of the longest message, in bytes, of a proxy with Envoy's own limits: the 1 MiB that it
+// buffers, a read of as much on top of that, and the headers. gRPC gathers a message before we see whose it is, so it is in
+// nobody's share, and each stream may have one.
+const LargestMessage = 3 << 20
+
 // ServerOptions are the settings of gRPC that this service needs: its own way of reading and writing its messages; and
 // those that fit it: many short streams on few connections, messages of up to maxMessage bytes one way and of some
 // hundred bytes the other.

@@ -147,8 +147,15 @@ func TestHostsArePools(t *testing.T) {
 		e.Spec.Resolution = networkingapi.ServiceEntry_STATIC
 		return the.Client.Create(ctx, e, client.DryRunAll)
 	}
-	must(t, entry("other.example"))
-	for _, host := range []string{"llama.models.inference.internal", "later.models.inference.internal", "*.models.inference.internal", "llama.models.Inference.INTERNAL", "llama.models.inference.internal."} {
+	for _, host := range []string{"other.example", "*.example", "inference.internal.example", "other-inference.internal", "*.other.internal"} {
+		if err := entry(host); err != nil {
+			t.Errorf("a ServiceEntry for %s: %v", host, err)
+		}
+	}
+	for _, host := range []string{
+		"llama.models.inference.internal", "later.models.inference.internal", "*.models.inference.internal", "llama.models.Inference.INTERNAL", "llama.models.inference.internal.",
+		"inference.internal", "*.inference.internal", "*inference.internal", "*.internal", "*.Internal.", "*.models.inference.internal.",
+	} {
 		if err := entry(host); err == nil || !strings.Contains(err.Error(), "belong to InferencePools") {
 			t.Errorf("a ServiceEntry for %s: %v, want it refused", host, err)
 		}

@@ -118,6 +118,13 @@ func claimOthersHosts(ctx context.Context, t *testing.T, m *hostile) {
 	m.claim(ctx, t, "elder", "api.openai.com,reviews.default,caller,chat.example,llama.victim.svc.cluster.local,kubernetes.default.svc",
 		"not as api.openai.com"+unallowed, "not as reviews.default"+unallowed, "not as caller"+unallowed, "not as chat.example"+unallowed,
 		"not as llama.victim.svc.cluster.local: it is a Service's", "not as kubernetes.default.svc: it is a Service's")
+	for _, host := range []string{"*", "*.internal", "*.inference.internal", "*.victim.inference.internal"} {
+		e := &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": map[string]any{"name": "wide", "namespace": "mallory"},
+			"spec": map[string]any{"hosts": []any{host}, "location": "MESH_INTERNAL", "resolution": "NONE", "ports": []any{map[string]any{"number": int64(80), "name": "http", "protocol": "HTTP"}}},
+		}}
+		wantRefusal(t, "a ServiceEntry for "+host, m.write(ctx, e), map[bool]string{true: "", false: "belong to InferencePools"}[host == "*"])
+	}
 }
 
 func claimThousands(ctx context.Context, t *testing.T, m *hostile) {
@@ -146,6 +153,7 @@ spec:
 	for name, host := range map[string]string{
 		"same": victimHost, "wild": "*.victim.inference.internal", "all": "*.inference.internal",
 		"capital": "LLAMA.victim.Inference.Internal", "dot": victimHost + ".", "later": "later.victim.inference.internal",
+		"above": "*.internal", "cut": "*ference.internal",
 	} {
 		err := m.apply(ctx, t, strings.NewReplacer("NAME", name, "HOST", host).Replace(entry))
 		wantRefusal(t, "a ServiceEntry for "+host, err, "belong to InferencePools")

@@ -23,6 +23,7 @@ import (
 	"k8s.io/klog/v2"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/brokenoff"
 	"github.com/inference-waypoint/inference-waypoint/internal/endpointmetrics"
 	"github.com/inference-waypoint/inference-waypoint/internal/extproc"
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
@@ -98,11 +99,12 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	picker := extproc.New(pools, extproc.Options{
 		Metrics: metrics, Log: log, Tracer: tracer, MaxStreams: o.MaxStreams, MaxHeldBytes: o.MaxHeldBytes, Admits: admits,
 	})
+	broken := brokenoff.New(pools, brokenoff.Options{Metrics: metrics, Log: log, Admits: admits})
 	debug, err := debugHandler(o, pools)
 	if err != nil {
 		return err
 	}
-	s, err := listen(o, picker, telemetry.Handler(registry, o.Profiles), debug, log)
+	s, err := listen(o, picker, broken, telemetry.Handler(registry, o.Profiles), debug, log)
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/brokenoff"
 	"github.com/inference-waypoint/inference-waypoint/internal/extproc"
 )
 
@@ -42,6 +43,7 @@ type servers struct {
 	log     *slog.Logger
 
 	picker       *extproc.Server
+	broken       *brokenoff.Server
 	certificates *certificates // nil without TLS
 
 	extproc, probes                *grpc.Server
@@ -57,11 +59,12 @@ type servers struct {
 }
 
 // listen makes the servers and opens their addresses; where one cannot be opened, all are closed again.
-func listen(o Options, picker *extproc.Server, metrics, debug http.Handler, log *slog.Logger) (*servers, error) {
+func listen(o Options, picker *extproc.Server, broken *brokenoff.Server, metrics, debug http.Handler, log *slog.Logger) (*servers, error) {
 	s := &servers{
 		options: o,
 		log:     log,
 		picker:  picker,
+		broken:  broken,
 		probes:  grpc.NewServer(),
 		// In memory, as who calls the picker over TLS may need a certificate that the picker itself has not.
 		fromProbe: bufconn.Listen(probeBuffer),
@@ -95,6 +98,7 @@ func (s *servers) makeExtproc() error {
 	}
 	s.extproc = grpc.NewServer(options...)
 	s.picker.Register(s.extproc)
+	s.broken.Register(s.extproc)
 	reflection.Register(s.extproc)
 	healthv1.RegisterHealthServer(s.extproc, s.probedHealth())
 	return nil

@@ -129,10 +129,10 @@ func Listener(name string, manager Object) Object {
 
 // Manager is what the controller's patches make of a waypoint's HTTP connection manager: filters that ask a picker, and
 // routes that lead to clusters by it. Here the routes are in the manager, as there is nobody to fetch them from. What becomes of
-// picks is counted under the prefix.
+// picks is counted under the prefix, and the picker hears which calls were broken off.
 func Manager(host envoypatch.VirtualHost, statPrefix string) (Object, error) {
 	at := envoypatch.Front{Host: "pool.test", Port: 80}
-	patches, err := envoypatch.ChainPatches(at, host.Name, statPrefix)
+	patches, err := envoypatch.ChainPatches(at, host.Name, statPrefix, &host.Picker)
 	if err != nil {
 		return nil, err
 	}
@@ -141,9 +141,14 @@ func Manager(host envoypatch.VirtualHost, statPrefix string) (Object, error) {
 		return nil, err
 	}
 	var chain []any
+	var logs any
 	for _, p := range patches {
-		if p.ApplyTo == networkingv1alpha3.EnvoyFilter_HTTP_FILTER {
-			chain = append(chain, p.Patch.Value.AsMap())
+		switch value := p.Patch.Value.AsMap(); p.ApplyTo {
+		case networkingv1alpha3.EnvoyFilter_HTTP_FILTER:
+			chain = append(chain, value)
+		case networkingv1alpha3.EnvoyFilter_NETWORK_FILTER:
+			manager, _ := value["typed_config"].(map[string]any)
+			logs = manager["access_log"]
 		}
 	}
 	return Typed("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", Object{
@@ -152,6 +157,7 @@ func Manager(host envoypatch.VirtualHost, statPrefix string) (Object, error) {
 		"route_config": Object{
 			"name": at.RouteName(host.Name), "validate_clusters": false, "virtual_hosts": []any{routes.Patch.Value.AsMap()},
 		},
+		"access_log":   logs,
 		"http_filters": append(chain, Object{"name": "router", "typed_config": Typed("extensions.filters.http.router.v3.Router", nil)}),
 	}), nil
 }

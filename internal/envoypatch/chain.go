@@ -3,6 +3,7 @@ package envoypatch
 import (
 	"fmt"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -27,8 +28,8 @@ func (f Front) RouteName(virtualHost string) string {
 
 // ChainPatches make the front's chain ask a picker for each call, as the routes of a virtual host say. What a client says of endpoints is
 // removed, the picker is asked, and its answer is handed to the pool's cluster, in this order. The waypoint counts what becomes of
-// it under the prefix.
-func ChainPatches(at Front, virtualHost, statPrefix string) ([]*Patch, error) {
+// it under the prefix. The picker that is told, if any, hears which calls were broken off; it need not be one that is asked.
+func ChainPatches(at Front, virtualHost, statPrefix string, told *Picker) ([]*Patch, error) {
 	var out []*Patch
 	for _, f := range []struct {
 		name   string
@@ -51,11 +52,19 @@ func ChainPatches(at Front, virtualHost, statPrefix string) ([]*Patch, error) {
 		}
 		out = append(out, patch)
 	}
-	routes, err := FetchedRoutesPatch(at, virtualHost)
+	manager := fetchedRoutes(at, virtualHost)
+	if told != nil {
+		log, err := told.brokenOff()
+		if err != nil {
+			return nil, err
+		}
+		manager.AccessLog = []*accesslogv3.AccessLog{log}
+	}
+	merged, err := at.mergeManager(manager)
 	if err != nil {
 		return nil, err
 	}
-	return append(out, routes), nil
+	return append(out, merged), nil
 }
 
 // FetchedRoutesPatch makes the front's chain fetch its routes to a virtual host, in the place of all of istiod's for it. istiod makes of the
@@ -65,7 +74,11 @@ func ChainPatches(at Front, virtualHost, statPrefix string) ([]*Patch, error) {
 //
 // A chain goes into use when its routes have come, however late; the one before serves until then.
 func FetchedRoutesPatch(at Front, virtualHost string) (*Patch, error) {
-	return at.mergeManager(&hcmv3.HttpConnectionManager{
+	return at.mergeManager(fetchedRoutes(at, virtualHost))
+}
+
+func fetchedRoutes(at Front, virtualHost string) *hcmv3.HttpConnectionManager {
+	return &hcmv3.HttpConnectionManager{
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
 			RouteConfigName: at.RouteName(virtualHost),
 			ConfigSource: &corev3.ConfigSource{
@@ -74,7 +87,7 @@ func FetchedRoutesPatch(at Front, virtualHost string) (*Patch, error) {
 				ResourceApiVersion:    corev3.ApiVersion_V3,
 			},
 		}},
-	})
+	}
 }
 
 // mergeManager merges into the connection manager of the front's chain.

@@ -22,7 +22,7 @@ import (
 var front = Front{Host: "llama.models.inference.internal", Port: 80}
 
 func TestChain(t *testing.T) {
-	patches, err := ChainPatches(front, "pool", "counted")
+	patches, err := ChainPatches(front, "pool", "counted", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,7 +259,7 @@ func TestFetchedRoutesReplace(t *testing.T) {
 
 // What users edit is in no part of a chain.
 func TestChainHoldsNoSettings(t *testing.T) {
-	patches, err := ChainPatches(front, "pool", "counted")
+	patches, err := ChainPatches(front, "pool", "counted", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -100,6 +100,11 @@ func parsePatch(p *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) error {
 			return err
 		}
 		// The patch is merged into a whole manager: what it brings must be valid, not the rest.
+		for _, log := range manager.GetAccessLog() {
+			if err := log.ValidateAll(); err != nil {
+				return err
+			}
+		}
 		return manager.GetRds().ValidateAll()
 	default:
 		return fmt.Errorf("unexpected applyTo %s", p.ApplyTo)

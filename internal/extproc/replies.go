@@ -2,6 +2,7 @@ package extproc
 
 import (
 	"encoding/json"
+	"math"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
@@ -10,6 +11,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/refusal"
 )
 
@@ -17,7 +19,7 @@ import (
 const (
 	// destinationKey is the header, and in lbNamespace the metadata key, that carries a pick.
 	destinationKey = "x-gateway-destination-endpoint"
-	lbNamespace    = "envoy.lb"
+	lbNamespace    = pool.PickNamespace
 	// servedKey in lbNamespace is the endpoint that served, on the way back.
 	servedKey = "x-gateway-destination-endpoint-served"
 	// subsetKey in subsetNamespace restricts the call to a list of endpoints.
@@ -43,7 +45,8 @@ const (
 	tagChunk    = 1<<3 | bytesType // of StreamedBodyResponse
 	tagChunkEnd = 2<<3 | varintType
 
-	tagStruct = 5<<3 | bytesType // of Value
+	tagNumber = 2<<3 | fixed64Type // of Value
+	tagStruct = 5<<3 | bytesType
 )
 
 // replyTags are the fields of a ProcessingResponse by the kind of message that they reply to.
@@ -71,6 +74,8 @@ type reply struct {
 	// endpoints are the pick, "ip:port,ip:port". A reply to trailers carries it in metadata alone, as it cannot change
 	// headers.
 	endpoints []byte
+	// call names the call, where there is a pick; see pool.CallKey.
+	call uint64
 	// chunk is a piece of a body that is given back, and end says that it is the last. Nil where none is.
 	chunk mem.Buffer
 	end   bool
@@ -87,7 +92,7 @@ func (r *reply) encode() (mem.BufferSlice, error) {
 	case r.chunk != nil:
 		return encodeChunk(replyTags[r.kind], r.chunk, r.end), nil
 	case r.endpoints != nil:
-		return encodePick(replyTags[r.kind], r.endpoints), nil
+		return encodePick(replyTags[r.kind], r.endpoints, r.call), nil
 	default:
 		return plain[r.kind], nil
 	}
@@ -95,13 +100,18 @@ func (r *reply) encode() (mem.BufferSlice, error) {
 
 // encodePick encodes the reply that carries a pick. Whatever a client sent under the header's name is overwritten, as
 // it must not steer.
-func encodePick(field tag, endpoints []byte) mem.BufferSlice {
+func encodePick(field tag, endpoints []byte, call uint64) mem.BufferSlice {
 	w := newWriter(256 + 2*len(endpoints))
 	end := w.at
-	w.bytes(tagString, endpoints)
+	w.double(tagNumber, float64(call))
 	w.wrap(tagMapValue, end)
-	w.bytes(tagMapKey, destinationBytes)
+	w.bytes(tagMapKey, callBytes)
 	w.wrap(tagFields, end)
+	second := w.at
+	w.bytes(tagString, endpoints)
+	w.wrap(tagMapValue, second)
+	w.bytes(tagMapKey, destinationBytes)
+	w.wrap(tagFields, second)
 	w.wrap(tagStruct, end)
 	w.wrap(tagMapValue, end)
 	w.bytes(tagMapKey, lbBytes)
@@ -125,6 +135,7 @@ func encodePick(field tag, endpoints []byte) mem.BufferSlice {
 var (
 	destinationBytes = []byte(destinationKey)
 	lbBytes          = []byte(lbNamespace)
+	callBytes        = []byte(pool.CallKey)
 )
 
 // encodeChunk encodes the reply that gives a piece of a body back. The piece is the message's end, uncopied; what
@@ -168,6 +179,13 @@ func (w *writer) length(field tag, n int) { w.varint(field, uint64(n)) }
 // varint writes a field of a number.
 func (w *writer) varint(field tag, value uint64) {
 	w.number(value)
+	w.number(uint64(field))
+}
+
+// double writes a field of a floating point number.
+func (w *writer) double(field tag, value float64) {
+	w.at -= 8
+	protowire.AppendFixed64(w.buf[:w.at], math.Float64bits(value))
 	w.number(uint64(field))
 }
 

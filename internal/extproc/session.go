@@ -80,6 +80,7 @@ type session struct {
 	facts       inferencereq.Facts
 	reservation fleet.Reservation
 	endpoints   []byte // the pick, "ip:port,ip:port"
+	call        uint64 // its name for the proxy
 }
 
 // bodyMode is what a way of sending bodies means for us.
@@ -340,7 +341,7 @@ func (x *session) sendPlain() error { return x.sendReply(reply{kind: x.message.k
 
 // sendPick replies to a message of a kind with the pick, or ends the call with the refusal.
 func (x *session) sendPick(k kind) error {
-	return x.sendReply(reply{kind: k, endpoints: x.endpoints, refused: x.refused})
+	return x.sendReply(reply{kind: k, endpoints: x.endpoints, call: x.call, refused: x.refused})
 }
 
 // giveBack replies with a chunk of the request's or the answer's body. It frees chunk.
@@ -391,7 +392,7 @@ func (x *session) pick(body []byte, truncated bool) {
 		return
 	}
 	x.traceWhy(why)
-	x.endpoints = x.reservation.Endpoints(x.endpoints[:0])
+	x.endpoints, x.call = x.reservation.Endpoints(x.endpoints[:0]), x.reservation.ID()
 	took := time.Since(begin)
 	p.Metrics().Picked(x.reservation.PromptTokens, x.reservation.CachedTokens, took)
 	x.tellPick(took)

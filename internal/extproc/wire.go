@@ -20,8 +20,9 @@ import (
 type tag uint64
 
 const (
-	varintType = tag(protowire.VarintType)
-	bytesType  = tag(protowire.BytesType)
+	varintType  = tag(protowire.VarintType)
+	fixed64Type = tag(protowire.Fixed64Type)
+	bytesType   = tag(protowire.BytesType)
 
 	// Fields of envoy.service.ext_proc.v3.ProcessingRequest. The kinds of message are the numbers 2 to 7.
 	tagMetadata      = 8<<3 | bytesType

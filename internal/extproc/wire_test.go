@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/refusal"
 )
 
@@ -256,19 +257,20 @@ func TestReplies(t *testing.T) {
 			Header:       &corev3.HeaderValue{Key: destinationKey, RawValue: addresses(n)},
 			AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
 		}}}}
-		metadata, err := structpb.NewStruct(map[string]any{lbNamespace: map[string]any{destinationKey: string(addresses(n))}})
+		call := uint64(1)<<52 + uint64(n)
+		metadata, err := structpb.NewStruct(map[string]any{lbNamespace: map[string]any{destinationKey: string(addresses(n)), pool.CallKey: float64(call)}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		tests[fmt.Sprintf("pick of %d bytes on headers", n)] = row{reply{kind: onRequestHeaders, endpoints: addresses(n)}, &extprocv3.ProcessingResponse{
+		tests[fmt.Sprintf("pick of %d bytes on headers", n)] = row{reply{kind: onRequestHeaders, endpoints: addresses(n), call: call}, &extprocv3.ProcessingResponse{
 			DynamicMetadata: metadata,
 			Response:        &extprocv3.ProcessingResponse_RequestHeaders{RequestHeaders: &extprocv3.HeadersResponse{Response: common}},
 		}}
-		tests[fmt.Sprintf("pick of %d bytes on the body", n)] = row{reply{kind: onRequestBody, endpoints: addresses(n)}, &extprocv3.ProcessingResponse{
+		tests[fmt.Sprintf("pick of %d bytes on the body", n)] = row{reply{kind: onRequestBody, endpoints: addresses(n), call: call}, &extprocv3.ProcessingResponse{
 			DynamicMetadata: metadata,
 			Response:        &extprocv3.ProcessingResponse_RequestBody{RequestBody: &extprocv3.BodyResponse{Response: common}},
 		}}
-		tests[fmt.Sprintf("pick of %d bytes on trailers", n)] = row{reply{kind: onRequestTrailers, endpoints: addresses(n)}, &extprocv3.ProcessingResponse{
+		tests[fmt.Sprintf("pick of %d bytes on trailers", n)] = row{reply{kind: onRequestTrailers, endpoints: addresses(n), call: call}, &extprocv3.ProcessingResponse{
 			DynamicMetadata: metadata,
 			Response:        &extprocv3.ProcessingResponse_RequestTrailers{RequestTrailers: &extprocv3.TrailersResponse{}},
 		}}

@@ -36,6 +36,7 @@ type Options struct {
 type Fleet struct {
 	options Options
 	memory  *fairshare.Whole // of the pools' indexes, in bytes
+	doubted *fairshare.Whole // of the blocks of calls that may have been broken off, in bytes
 	pools   atomic.Pointer[map[types.NamespacedName]*Pool]
 	seed    atomic.Uint64
 
@@ -54,7 +55,7 @@ func New(o Options) *Fleet {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	f := &Fleet{options: o, memory: fairshare.New(o.MaxIndexBytes)}
+	f := &Fleet{options: o, memory: fairshare.New(o.MaxIndexBytes), doubted: fairshare.New(maxDoubted)}
 	f.pools.Store(&map[types.NamespacedName]*Pool{})
 	return f
 }
@@ -96,7 +97,7 @@ func (f *Fleet) ensure(name types.NamespacedName) *Pool {
 	known := f.Pool(name)
 	if known == nil {
 		f.made++
-		known = newPool(name, f.options, f.memory.Of(name.Namespace), rand.New(rand.NewPCG(f.options.Seed, f.made)))
+		known = newPool(name, f.options, f.memory.Of(name.Namespace), f.doubted.Of(name.Namespace), rand.New(rand.NewPCG(f.options.Seed, f.made)))
 		f.swap(func(pools map[types.NamespacedName]*Pool) { pools[name] = known })
 	}
 	return known

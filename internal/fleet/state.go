@@ -46,6 +46,8 @@ type Pool struct {
 	subset []int32        // room for the candidates of one pick
 	recent recent
 	pace   pace
+	doubts doubts
+	lastID uint64
 }
 
 // snapshot is the pool's endpoints at one moment; it never changes.
@@ -77,7 +79,7 @@ type slot struct {
 	observed *observed
 }
 
-func newPool(name types.NamespacedName, o Options, memory *fairshare.Share, rnd *rand.Rand) *Pool {
+func newPool(name types.NamespacedName, o Options, memory, doubted *fairshare.Share, rnd *rand.Rand) *Pool {
 	settings := DefaultSettings()
 	p := &Pool{
 		name:        name,
@@ -91,6 +93,8 @@ func newPool(name types.NamespacedName, o Options, memory *fairshare.Share, rnd 
 		rnd:    rnd,
 		byAddr: map[netip.AddrPort]int32{},
 		view:   selection.View{State: selection.NewState(settings.Rule)},
+		doubts: doubts{room: doubted},
+		lastID: rand.Uint64() >> idSpare,
 	}
 	p.settings.Store(&settings)
 	p.snapshot.Store(&snapshot{})
@@ -325,6 +329,7 @@ func (p *Pool) newSlot() int32 {
 // forget drops what an endpoint had in its memory.
 func (p *Pool) forget(n int32) {
 	p.index.Forget(int(n))
+	p.doubts.forget(n)
 	p.view.Restarted(n)
 	p.slots[n].blocks = 0
 }

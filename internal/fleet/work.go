@@ -19,6 +19,8 @@ type hold struct {
 	kept int
 	// withdrawn is the endpoint's count of withdrawals when the blocks were inserted.
 	withdrawn uint64
+	// id names the call to the proxy.
+	id uint64
 }
 
 // reserve charges the choice with the call. What it will have cached counts from now on, so that the next call with
@@ -28,6 +30,7 @@ func (p *Pool) reserve(call *selection.Call, choice *selection.Choice, now time.
 		claim:  p.view.Reserve(choice.Endpoint, now, call, choice.Uncached),
 		prompt: choice.Cached + choice.Uncached,
 		blocks: call.Facts.Blocks,
+		id:     p.nextID(),
 	}
 	p.insert(&h)
 	return h
@@ -47,13 +50,24 @@ func (p *Pool) move(h *hold, to int32, now time.Duration) {
 
 // release ends the call.
 func (p *Pool) release(h *hold, outcome Outcome, now time.Duration) {
-	n := h.claim.Endpoint
-	switch prefilled := p.view.Release(&h.claim, outcome, now); {
-	case !prefilled:
-		p.withdraw(n, h)
-	case h.withdrawn != p.slots[n].withdrawn:
+	n, kept := h.claim.Endpoint, h.kept
+	computed := p.view.Computed(&h.claim, now) / selection.BlockTokens
+	prefilled := p.view.Release(&h.claim, outcome, now)
+	if prefilled && h.withdrawn != p.slots[n].withdrawn {
 		p.index.Match(h.blocks, p.view.Cached)
 		p.insert(h)
+	}
+	sure := len(h.blocks)
+	if outcome == Ended {
+		sure = min(sure, p.doubts.found(n, h.blocks, min(kept, h.kept))+computed)
+	}
+	switch {
+	case !prefilled:
+		p.withdraw(n, h)
+	case sure < len(h.blocks):
+		p.doubt(n, h, sure, now)
+	default:
+		p.doubts.confirm(n, h.blocks)
 	}
 	p.reuse(n)
 }

@@ -97,7 +97,7 @@ func (b *filterBuilder) front(f front) error {
 
 func (b *filterBuilder) host(at envoypatch.Front, own envoypatch.Picker, list []envoypatch.Route) error {
 	name := virtualHostName(b.pool.Name)
-	chain, err := envoypatch.ChainPatches(at, name, pool.CounterName(b.pool.Name))
+	chain, err := envoypatch.ChainPatches(at, name, pool.CounterName(b.pool.Name), b.told(b.pool))
 	if err != nil {
 		return err
 	}

@@ -133,8 +133,30 @@ func (t translator) shownTo(r readPool) *envoypatch.Picker {
 // picker that a pool has of its own has no use for that, and is not to have it.
 func (t translator) opening(key string, r readPool) map[string]string {
 	out := map[string]string{key: r.Name.String()}
-	if t.settings.Key != nil && t.settings.DefaultPicker != nil && r.choose.at == *t.settings.DefaultPicker {
-		out[pool.TokenHeader] = t.settings.Key.Token(r.Name.String())
+	if t.settings.DefaultPicker != nil && r.choose.at == *t.settings.DefaultPicker {
+		t.addToken(out, r)
 	}
+	return out
+}
+
+func (t translator) addToken(to map[string]string, r readPool) {
+	if t.settings.Key != nil {
+		to[pool.TokenHeader] = t.settings.Key.Token(r.Name.String())
+	}
+}
+
+// told is who hears which calls to a pool were broken off: the default picker, whatever picker the pool asks. All that is said
+// of it follows from the pool's name and the controller's own settings, as it stands in the chain, which no edit is to change.
+// It is nil where there is no default.
+func (t translator) told(r readPool) *envoypatch.Picker {
+	if t.settings.DefaultPicker == nil {
+		return nil
+	}
+	out := &envoypatch.Picker{
+		Host:     t.serviceHost(t.settings.DefaultPicker.Service),
+		Port:     uint32(t.settings.DefaultPicker.Port),
+		Metadata: map[string]string{pool.NameHeader: r.Name.String()},
+	}
+	t.addToken(out.Metadata, r)
 	return out
 }

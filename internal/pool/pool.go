@@ -34,6 +34,13 @@ const (
 	// the tokens that it says were used.
 	UsageHeader = "inference-waypoint-usage"
 
+	// CallKey is the key in the metadata of PickNamespace under which the picker names a call, by a number, to the waypoint that asks about it.
+	// By that name the waypoint says of a call that it was broken off.
+	CallKey = "inference-waypoint-call"
+
+	// PickNamespace is the namespace of the metadata in which the Endpoint Picker Protocol 1.0.0 has a pick.
+	PickNamespace = "envoy.lb"
+
 	// FailureModeAnnotation on an InferencePool without an endpointPickerRef says what becomes of a call while
 	// our picker does not answer: FailOpen (the default) or FailClose. A pool with a reference says it there.
 	FailureModeAnnotation = Prefix + "failure-mode"

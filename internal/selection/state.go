@@ -186,6 +186,12 @@ func (s *State) stopWaiting(c *Claim, now float64) {
 	}
 }
 
+// Computed is how many of the tokens that a call brought its endpoint has had the time to prefill since the call's turn came,
+// at the speed that it is taken to have.
+func (s *State) Computed(c *Claim, now time.Duration) int {
+	return int(math.Round(min(max(0, s.drained(c.Endpoint, now.Seconds())-c.ticket.start), c.ticket.Tokens())))
+}
+
 // Release gives a claim back. It reports whether the endpoint is taken to have prefilled the prompt.
 func (s *State) Release(c *Claim, outcome Outcome, now time.Duration) (prefilled bool) {
 	n, t := c.Endpoint, now.Seconds()

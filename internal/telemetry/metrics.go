@@ -35,6 +35,7 @@ type Metrics struct {
 	used      *prometheus.CounterVec
 	shown     *prometheus.CounterVec
 	unread    *prometheus.CounterVec
+	broken    *prometheus.CounterVec
 }
 
 // NewMetrics makes the metrics and registers them. It panics where they are registered already, as a second set in
@@ -79,13 +80,15 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			"Answers in pools that count their tokens, by whether they said how many: read or missing.", "pool", "usage"),
 		unread: counterVec("picks_unread_total",
 			"Picks by load alone because prompts of the pool's namespace came faster than its share of the processors can read.", pool...),
+		broken: counterVec("broken_off_total",
+			"Streamed answers that were broken off before their first byte and before their prompt can have been prefilled. What of it is left is not taken to be cached.", pool...),
 	}
 	for _, awaited := range []string{"headers", "body"} { // from 0 on, so that the first one is seen as a rise
 		m.timeouts.WithLabelValues(awaited)
 	}
 	m.poolless = m.streams.WithLabelValues("")
 	reg.MustRegister(buildInfo(), m.streams, m.held, m.panics, m.timeouts, m.pools, m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched,
-		m.duration, m.hitRatio, m.hitLength, m.inFlight, m.endpoints, m.invalid, m.used, m.shown, m.unread)
+		m.duration, m.hitRatio, m.hitLength, m.inFlight, m.endpoints, m.invalid, m.used, m.shown, m.unread, m.broken)
 	return m
 }
 
@@ -125,6 +128,7 @@ type PoolMetrics struct {
 	invalid          prometheus.Gauge
 	streams          prometheus.Gauge
 	unread           prometheus.Counter
+	broken           prometheus.Counter
 	responses        [4]prometheus.Counter // in the order of responseClasses
 }
 
@@ -148,6 +152,7 @@ func (m *Metrics) ForPool(name string) *PoolMetrics {
 		invalid:   m.invalid.WithLabelValues(name),
 		streams:   m.streams.WithLabelValues(name),
 		unread:    m.unread.WithLabelValues(name),
+		broken:    m.broken.WithLabelValues(name),
 	}
 	for i, class := range responseClasses {
 		p.responses[i] = m.responses.WithLabelValues(name, class)
@@ -160,7 +165,7 @@ func (m *Metrics) DropPool(name string) {
 	labels := prometheus.Labels{"pool": name}
 	for _, v := range []interface{ DeletePartialMatch(prometheus.Labels) int }{
 		m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched, m.duration, m.hitRatio, m.hitLength,
-		m.inFlight, m.endpoints, m.invalid, m.streams, m.used, m.shown, m.unread,
+		m.inFlight, m.endpoints, m.invalid, m.streams, m.used, m.shown, m.unread, m.broken,
 	} {
 		v.DeletePartialMatch(labels)
 	}
@@ -204,6 +209,9 @@ func (p *PoolMetrics) Responded(status int) {
 
 // ServedElsewhere notes a call that the first choice did not serve.
 func (p *PoolMetrics) ServedElsewhere() { p.elsewhere.Inc() }
+
+// BrokenOff notes a call that was broken off while its prompt was prefilled.
+func (p *PoolMetrics) BrokenOff() { p.broken.Inc() }
 
 // StreamOpened notes that a stream of the pool began; StreamClosed must follow.
 func (p *PoolMetrics) StreamOpened() { p.streams.Inc() }

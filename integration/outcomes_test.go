@@ -345,6 +345,36 @@ func TestBrokenOffCallLeavesNothingCached(t *testing.T) {
 	})
 }
 
+// A caller who leaves in the middle of the prefill leaves what was prefilled by then: the waypoint says that the call was broken
+// off, whereas by its time the picker would take the whole prompt to be cached.
+func TestBrokenOffCallLeavesItsPart(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	c := choose(ctx, t, "broken-part", 2, 2, "", "--time-scale=1")
+	const (
+		tokens    = 40_000 // five seconds
+		leftAfter = 2 * time.Second
+	)
+	prompt := distinct(1, tokens)[0]
+	response, err := post(ctx, the.caller.HTTP, c.host, traffic.Body("sample-model", []traffic.Message{{Role: "user", Content: prompt}}, 8), "")
+	must(t, err)
+	time.Sleep(leftAfter)
+	must(t, response.Body.Close())
+	eventually(ctx, t, "a part of the prompt of the call that was broken off", func(ctx context.Context) error {
+		why, err := c.explain(ctx, "sample-model", prompt)
+		if err != nil {
+			return err
+		}
+		most := 0
+		for _, candidate := range why.Candidates {
+			most = max(most, candidate.CachedTokens)
+		}
+		if calls := inFlight(why); calls > 0 || most < tokens/20 || most > 3*tokens/4 {
+			return fmt.Errorf("%d tokens are taken to be cached, and %d calls are in flight", most, calls)
+		}
+		return nil
+	})
+}
+
 // inFlight are the picker's own calls at all candidates.
 func inFlight(why *fleet.Explanation) (calls int) {
 	for _, candidate := range why.Candidates {

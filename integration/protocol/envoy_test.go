@@ -54,6 +54,7 @@ func doors() []door {
 		{name: "narrow open", pool: "general", picker: "narrow", requests: partial, failOpen: true},
 		{name: "waypoint", pool: "general", picker: "main", requests: partial, waypoint: true},
 		{name: "waypoint limited", pool: "limited", picker: "main", requests: partial, waypoint: true},
+		{name: "waypoint broken", pool: "broken", picker: "main", requests: partial, waypoint: true},
 		{name: "waypoint http2", pool: "http2", picker: "main", requests: partial, waypoint: true},
 		{name: "waypoint " + duplex, pool: "general", picker: "main", requests: duplex, waypoint: true},
 		{name: "waypoint counted open", pool: "general", picker: "counted", requests: partial, failOpen: true, waypoint: true},

@@ -278,3 +278,35 @@ func chainOf(t *testing.T, manager *hcmv3.HttpConnectionManager, filters []any, 
 		"name": "envoy.filters.network.http_connection_manager", "typed_config": config,
 	}}}
 }
+
+// TestGoldenChainsAreAlike holds the connection manager of a pool's front against that in every other golden: whatever picker,
+// routes and settings the pool has, a chain that differed would be replaced with an edit, and its calls cut. Only a controller
+// without a default picker makes others.
+func TestGoldenChainsAreAlike(t *testing.T) {
+	chains, files, logs := map[string]string{}, map[string]string{}, 0
+	goldenFilters(t, func(file string, filter *networkingv1alpha3.EnvoyFilter) {
+		for _, p := range filter.Spec.ConfigPatches {
+			if p.ApplyTo != v1alpha3.EnvoyFilter_NETWORK_FILTER || strings.HasPrefix(file, "nopicker-") {
+				continue
+			}
+			manager := managerOf(t, p.Patch.Value)
+			raw, err := protojson.Marshal(manager)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var text any // protojson's own spaces are drawn by lot
+			if err := json.Unmarshal(raw, &text); err != nil {
+				t.Fatal(err)
+			}
+			name, got := manager.GetRds().GetRouteConfigName(), fmt.Sprint(text)
+			if want, ok := chains[name]; ok && got != want {
+				t.Errorf("%s has for %s\n%s\nand %s\n%s", file, name, got, files[name], want)
+			}
+			chains[name], files[name] = got, file
+			logs += len(manager.GetAccessLog())
+		}
+	})
+	if logs == 0 {
+		t.Error("no chain has an access log")
+	}
+}

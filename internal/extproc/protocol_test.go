@@ -2,6 +2,7 @@ package extproc
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // call is a request that a proxy brings, in the way that is tested; it returns the reply that decides.
@@ -182,4 +184,25 @@ func TestProtocolStreamsBothWays(t *testing.T) {
 		t.Error("the end did not come back")
 	}
 	x.close()
+}
+
+// Beside the pick, the metadata name the call, by a number of its own that a float64 holds exactly.
+func TestCallsAreNamed(t *testing.T) {
+	w := newWorld(t, fourEndpoints...)
+	seen := map[float64]string{}
+	for range 3 {
+		for _, c := range calls(asIs) {
+			x := w.open(t, llama, nil)
+			r := c.send(x)
+			x.cancel()
+			name := r.GetDynamicMetadata().GetFields()["envoy.lb"].GetStructValue().GetFields()[pool.CallKey].GetNumberValue()
+			if name != math.Trunc(name) || name < 1 || name+1 >= 1<<53 {
+				t.Errorf("a call %s is named %v", c.name, name)
+			}
+			if before, ok := seen[name]; ok {
+				t.Errorf("a call %s is named %v, as one %s", c.name, name, before)
+			}
+			seen[name] = c.name
+		}
+	}
 }

@@ -51,7 +51,7 @@ func (d *doubt) bytes() int64 { return int64(doubtBytes + 8*len(d.blocks)) }
 
 // nextID names a call. Names begin at random, so that those of several pickers and pools differ.
 func (p *Pool) nextID() uint64 {
-	p.lastID++
+	p.lastID++ // from at most 2^52 on, so that all names stay exact
 	return p.lastID
 }
 

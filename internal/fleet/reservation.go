@@ -39,8 +39,8 @@ func (r *Reservation) Held() bool { return r.pool != nil }
 // Metrics are those of the pool of a reservation that holds an endpoint.
 func (r *Reservation) Metrics() *telemetry.PoolMetrics { return r.pool.metrics }
 
-// ID names the call to the proxy, which may tell by it that the call was broken off. It is no whole number that a float64
-// could not hold, and never 0.
+// ID names the call to the proxy, which may tell by it that the call was broken off. A float64 holds it exactly, and it is never
+// 0 while the reservation is held.
 func (r *Reservation) ID() uint64 { return r.hold.id }
 
 // Endpoints is the ranking as "ip:port,ip:port", best first, appended to dst.

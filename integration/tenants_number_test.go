@@ -112,7 +112,8 @@ func serveBadPages(ctx context.Context, t *testing.T, m *hostile) {
 		_, err := io.WriteString(w, large)
 		return err
 	}
-	whole := func(w io.Writer) error { _, _ = io.WriteString(w, strings.Repeat(large, 32)); return io.EOF }
+	megabytes := strings.Repeat(large, 32)
+	whole := func(w io.Writer) error { _, _ = io.WriteString(w, megabytes); return io.EOF }
 	for kind, serve := range map[string]func(io.Writer) error{"drip": drip, "endless": endless, "whole": whole} {
 		serveOn(ctx, t, m.idlePods(ctx, t, 3, outside(kind)), page(kind, serve))
 		m.poolOver(ctx, t, kind)

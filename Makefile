@@ -14,7 +14,7 @@ TEST_TIMEOUT ?= 30m
 
 # Where goroutines share what calls are made of. With the race detector they take a minute on two cores, all packages
 # several.
-RACED := ./internal/extproc ./internal/fleet ./internal/selection
+RACED := ./internal/picker/extproc ./internal/picker/poolstate ./internal/picker/selection
 
 .PHONY: help
 help: ## Show this.
@@ -71,7 +71,7 @@ bench: tools modules ## Measure the picker beside nothing and the reference, and
 	@go build -o bin/ ./integration/bench ./integration/scale
 	@bin/bench $(if $(QUICK),-quick)
 	@echo "The prefix index, and the reading of a metrics page of 37 KB: µs of the process's own CPU are cpu-µs"
-	@go test -run '^$$' -bench 'Match|Fetch|Scraper' $(if $(QUICK),-benchtime 200ms) ./internal/prefixindex ./internal/modelmetrics
+	@go test -run '^$$' -bench 'Match|Fetch|Scraper' $(if $(QUICK),-benchtime 200ms) ./internal/picker/prefixindex ./internal/picker/modelmetrics
 	@bin/scale $(if $(QUICK),-quick)
 
 # Mooncake's conversation_trace.jsonl (github.com/kvcache-ai/Mooncake, FAST'25, Apache-2.0). Without it the made-up

@@ -29,7 +29,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
-	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 )
 
 // The tests here are of what the picker goes by, seen from outside: prefixes, load, bursts, sessions, failures, adapters
@@ -114,7 +114,7 @@ func (c choice) say(ctx context.Context, text string) (*traffic.Answer, error) {
 	return traffic.Chat(ctx, the.caller.HTTP, c.host, "sample-model", []traffic.Message{{Role: "user", Content: text}}, 1)
 }
 
-func (c choice) explain(ctx context.Context, model, text string) (*fleet.Explanation, error) {
+func (c choice) explain(ctx context.Context, model, text string) (*poolstate.Explanation, error) {
 	return the.Explain(ctx, "models/"+c.name, traffic.Body(model, []traffic.Message{{Role: "user", Content: text}}, 1))
 }
 
@@ -129,10 +129,10 @@ func (c choice) endpoints(ctx context.Context, t *testing.T) map[string]corev1.P
 }
 
 // candidateOf finds a pod in an explanation.
-func candidateOf(why *fleet.Explanation, p corev1.Pod) fleet.Candidate {
-	i := slices.IndexFunc(why.Candidates, func(c fleet.Candidate) bool { return c.Endpoint == net.JoinHostPort(p.Status.PodIP, "8000") })
+func candidateOf(why *poolstate.Explanation, p corev1.Pod) poolstate.Candidate {
+	i := slices.IndexFunc(why.Candidates, func(c poolstate.Candidate) bool { return c.Endpoint == net.JoinHostPort(p.Status.PodIP, "8000") })
 	if i < 0 {
-		return fleet.Candidate{}
+		return poolstate.Candidate{}
 	}
 	return why.Candidates[i]
 }
@@ -516,12 +516,12 @@ func TestAdaptersStayResident(t *testing.T) {
 		must(t, err)
 		return answer.Endpoint, servers[answer.Endpoint].use(adapter)
 	}
-	stateAt := func(ctx context.Context, adapter string) (*fleet.Explanation, map[string]fleet.Candidate) {
+	stateAt := func(ctx context.Context, adapter string) (*poolstate.Explanation, map[string]poolstate.Candidate) {
 		why, err := c.explain(ctx, adapter, "Hello")
 		must(t, err)
-		out := map[string]fleet.Candidate{}
+		out := map[string]poolstate.Candidate{}
 		for endpoint, p := range c.endpoints(ctx, t) {
-			i := slices.IndexFunc(why.Candidates, func(c fleet.Candidate) bool { return c.Endpoint == endpoint })
+			i := slices.IndexFunc(why.Candidates, func(c poolstate.Candidate) bool { return c.Endpoint == endpoint })
 			out[p.Name] = why.Candidates[i]
 		}
 		return why, out
@@ -589,7 +589,7 @@ func TestFullSlotsAreAvoided(t *testing.T) {
 	}
 	servers, _ := occupy(ctx, t, the.caller.HTTP, c.host, "held", distinct(1, 50)...)
 	full := servers[0]
-	var at, elsewhere fleet.Candidate // as the other adapter has them
+	var at, elsewhere poolstate.Candidate // as the other adapter has them
 	look := func(ctx context.Context) error {
 		why, err := c.explain(ctx, "other", "Hello")
 		if err != nil {

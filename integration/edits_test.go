@@ -111,7 +111,7 @@ func setUpEditing(ctx context.Context, t *testing.T) *editing {
 		e.drain, err = time.ParseDuration(os.Getenv(editsDrain))
 		must(t, err)
 	}
-	apply(ctx, t, strings.ReplaceAll(editsYAML, "DRAIN", e.drain.String()))
+	applyYAML(ctx, t, strings.ReplaceAll(editsYAML, "DRAIN", e.drain.String()))
 	const decode = "--decode-tokens-per-second=50" // a stream is a piece each 20 ms
 	runServers(ctx, t, "edited-too", 2, decode)
 	e.choice = choose(ctx, t, "edited", 4, 4, "", decode)
@@ -226,7 +226,7 @@ func (e *editing) awaitEdit(ctx context.Context, t *testing.T, n int) {
 // shift moves calls from the pool to one that is new, step by step.
 func (e *editing) shift(k *editKind, n int) error {
 	if n == 0 {
-		apply(k.ctx, k.t, editedTooYAML)
+		applyYAML(k.ctx, k.t, editedTooYAML)
 		// The route leaves the second pool before that goes.
 		k.t.Cleanup(func() {
 			ctx := context.WithoutCancel(k.ctx)

@@ -68,8 +68,8 @@ func wantMark(ctx context.Context, host string, marked bool) error {
 	return err
 }
 
-// apply applies objects and takes them away after the test.
-func apply(ctx context.Context, t *testing.T, stream string) {
+// applyYAML applies objects and takes them away after the test.
+func applyYAML(ctx context.Context, t *testing.T, stream string) {
 	t.Helper()
 	must(t, the.ApplyYAML(ctx, stream))
 	t.Cleanup(func() { withdraw(context.WithoutCancel(ctx), t, stream) })
@@ -137,7 +137,7 @@ spec:
   - fault: {abort: {httpStatus: 418, percentage: {value: 100}}}
     route: [{destination: {host: plain}}]
 `
-	apply(ctx, t, faults)
+	applyYAML(ctx, t, faults)
 	wantTold(ctx, t, "VirtualService lost/faults (write an HTTPRoute")
 	eventually(ctx, t, "the fault at the Service", func(ctx context.Context) error { return wantAnswer(ctx, ofService, http.StatusTeapot) })
 	must(t, wantAnswer(ctx, ofPool, http.StatusOK))
@@ -157,7 +157,7 @@ kind: DestinationRule
 metadata: {name: limits, namespace: lost}
 spec: {host: "*.lost.inference.internal", trafficPolicy: {connectionPool: {http: {http2MaxRequests: 1234}}}}
 `
-	apply(ctx, t, limits)
+	applyYAML(ctx, t, limits)
 	wantTold(ctx, t, "DestinationRule lost/limits (")
 	eventually(ctx, t, "the limit at istiod's own cluster", func(ctx context.Context) error {
 		return wantIn(`"max_requests": 1234`, cluster(ctx, t, chainOfPool))
@@ -188,7 +188,7 @@ func testLostRoutePatch(t *testing.T) {
     match: {context: SIDECAR_INBOUND}
     patch: {operation: MERGE, value: {response_headers_to_add: [{header: {key: x-mark, value: "1"}}]}}
 `)
-	apply(ctx, t, marks)
+	applyYAML(ctx, t, marks)
 	wantTold(ctx, t, "EnvoyFilter lost/marks (")
 	eventually(ctx, t, "the mark at the Service", func(ctx context.Context) error { return wantMark(ctx, ofService, true) })
 	must(t, wantMark(ctx, ofPool, false))
@@ -219,7 +219,7 @@ func testLostClusterPatch(t *testing.T) {
     match: {context: SIDECAR_INBOUND, cluster: {service: echo.lost.inference.internal}}
     patch: {operation: MERGE, value: {connect_timeout: 1.234s}}
 `+httpFilter("mark", "header_mutation.v3.HeaderMutation", mark))
-	apply(ctx, t, clusters)
+	applyYAML(ctx, t, clusters)
 	wantTold(ctx, t, "EnvoyFilter lost/clusters (")
 	eventually(ctx, t, "the mark", func(ctx context.Context) error { return wantMark(ctx, ofPool, true) })
 	for _, name := range []string{clusterOfPool, chainOfPool} {
@@ -233,7 +233,7 @@ func testLostClusterPatch(t *testing.T) {
 
 func testTelemetry(t *testing.T) {
 	ctx := begin(t, time.Minute)
-	apply(ctx, t, `
+	applyYAML(ctx, t, `
 apiVersion: telemetry.istio.io/v1
 kind: Telemetry
 metadata: {name: failures, namespace: lost}
@@ -289,7 +289,7 @@ func testWasmPlugin(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	path := filepath.Join(t.TempDir(), "teapot.wasm")
 	must(t, os.WriteFile(path, teapot(), 0o644))
-	apply(ctx, t, fmt.Sprintf(`
+	applyYAML(ctx, t, fmt.Sprintf(`
 apiVersion: extensions.istio.io/v1alpha1
 kind: WasmPlugin
 metadata: {name: teapot, namespace: lost}

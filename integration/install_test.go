@@ -287,7 +287,7 @@ spec:
 // that keep it out. Metrics are for all.
 func TestPickerAdmitsExactWaypoints(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
-	apply(ctx, t, `{apiVersion: v1, kind: Namespace, metadata: {name: hostile, labels: {istio.io/dataplane-mode: ambient}}}`)
+	applyYAML(ctx, t, `{apiVersion: v1, kind: Namespace, metadata: {name: hostile, labels: {istio.io/dataplane-mode: ambient}}}`)
 	hostile, err := the.NewCaller(ctx, "hostile", "caller", "waypoint")
 	must(t, err)
 	defer hostile.Close()

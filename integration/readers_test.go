@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/review"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/review"
 )
 
 // readerYAML lets an account of another namespace read what the picker knows of the pools of namespace models.
@@ -26,8 +26,8 @@ subjects: [{kind: ServiceAccount, name: reader, namespace: readers}]
 // are for all, stand alone on their port.
 func TestReadersOfWhatThePickerKnows(t *testing.T) {
 	ctx := begin(t, time.Minute)
-	apply(ctx, t, `{apiVersion: v1, kind: Namespace, metadata: {name: readers}}`)
-	apply(ctx, t, `{apiVersion: v1, kind: ServiceAccount, metadata: {name: reader, namespace: readers}}`)
+	applyYAML(ctx, t, `{apiVersion: v1, kind: Namespace, metadata: {name: readers}}`)
+	applyYAML(ctx, t, `{apiVersion: v1, kind: ServiceAccount, metadata: {name: reader, namespace: readers}}`)
 	token, err := the.Token(ctx, "readers", "reader")
 	must(t, err)
 	pod := picker(ctx, t).Status.PodIP
@@ -69,7 +69,7 @@ func TestReadersOfWhatThePickerKnows(t *testing.T) {
 	want("9090", http.MethodGet, "/metrics", "", http.StatusOK)
 	want("9091", http.MethodGet, "/healthz", "", http.StatusOK)
 
-	apply(ctx, t, readerYAML)
+	applyYAML(ctx, t, readerYAML)
 	eventually(ctx, t, "an explanation for who may have it", func(ctx context.Context) error { // a refusal is remembered for 10 s
 		status, text, err := ask(ctx, "9091", http.MethodPost, explain, token)
 		if err == nil && status != http.StatusOK {

@@ -14,7 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
 )
 
 // seenWithin is how long it may take until all who are to tell of calls without a pick do.
@@ -38,7 +38,7 @@ spec:
 // half a minute, and that it is over when it is.
 func TestPickingIsSeen(t *testing.T) {
 	ctx := begin(t, 4*time.Minute)
-	apply(ctx, t, `{apiVersion: v1, kind: Namespace, metadata: {name: seen, labels: {istio.io/dataplane-mode: ambient, inference-waypoint.io/waypoint: gpu}}}`)
+	applyYAML(ctx, t, `{apiVersion: v1, kind: Namespace, metadata: {name: seen, labels: {istio.io/dataplane-mode: ambient, inference-waypoint.io/waypoint: gpu}}}`)
 	for _, name := range []string{"open", "closed"} {
 		serve(ctx, t, "seen", name, echoServer, 1)
 	}

@@ -227,7 +227,7 @@ func editVictim(ctx context.Context, t *testing.T, n int) time.Duration {
 	t.Helper()
 	began := time.Now()
 	mark := fmt.Sprint(n)
-	apply(ctx, t, routeYAML("victim", "edited", "llama",
+	applyYAML(ctx, t, routeYAML("victim", "edited", "llama",
 		"  - filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: X-Edit, value: '"+mark+"'}]}}]\n    backendRefs: ["+to("llama")+"]\n"))
 	eventually(ctx, t, "the victim's edit", func(ctx context.Context) error {
 		got, err := send(ctx, http.MethodGet, "http://"+victimHost+"/v1/models", "")

@@ -36,7 +36,7 @@ var attacksOnObjects = []attack{
 	{"a Gateway whose service account is 200 KB long", swellAccess},
 }
 
-// apply writes objects as the tenant. What was taken goes with the test.
+// applyYAML writes objects as the tenant. What was taken goes with the test.
 func (m *hostile) apply(ctx context.Context, t *testing.T, stream string) error {
 	t.Helper()
 	objects, err := mesh.Decode([]byte(stream))

@@ -24,8 +24,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/review"
 	poolapi "github.com/inference-waypoint/inference-waypoint/internal/pool"
-	"github.com/inference-waypoint/inference-waypoint/internal/review"
 )
 
 // attacksOnThePicker are made with calls.

@@ -17,7 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
 )
 
 // chainYAML changes the filter chain of the plain Service.
@@ -38,7 +38,7 @@ func (e *editing) testUpgrade(t *testing.T) {
 		return &editKind{name: name, times: 3, every: 3 * time.Second, edit: edit, replaces: true, ctx: ctx, t: t}
 	}
 	plain := e.measure(kind("a Service's chain changed", func(k *editKind, _ int) error {
-		apply(k.ctx, k.t, chainYAML)
+		applyYAML(k.ctx, k.t, chainYAML)
 		return nil
 	}), plainHost)
 	t.Logf("%s", plain)
@@ -84,7 +84,7 @@ func (e *editing) deletePickers(ctx context.Context) error {
 		return err
 	}
 	for _, f := range all.Items {
-		if f.Annotations[ownedobjects.OwnerAnnotation] == "models/gateway/"+editsWaypoint {
+		if f.Annotations[apply.OwnerAnnotation] == "models/gateway/"+editsWaypoint {
 			return the.Client.Delete(ctx, f)
 		}
 	}

@@ -20,13 +20,13 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/poolcontroller"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/reconcile"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
 )
 
 func fakeClient(t *testing.T) client.WithWatch {
 	t.Helper()
-	scheme, err := poolcontroller.Scheme()
+	scheme, err := reconcile.Scheme()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,7 @@ import (
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/poolcontroller"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/reconcile"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
@@ -52,7 +52,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if settings.Key, err = o.key(ctx, manager); err != nil {
 		return err
 	}
-	if err := poolcontroller.Add(ctx, manager, settings, o.times(), o.watchWaypoints); err != nil {
+	if err := reconcile.Add(ctx, manager, settings, o.times(), o.watchWaypoints); err != nil {
 		return fmt.Errorf("adding the pool controller: %w", err)
 	}
 	return manager.Start(ctx)

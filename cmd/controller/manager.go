@@ -16,7 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/poolcontroller"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/reconcile"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
 )
 
@@ -29,13 +29,13 @@ func (o *options) manager() (manager.Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("finding the API server: %w", err)
 	}
-	scheme, err := poolcontroller.Scheme()
+	scheme, err := reconcile.Scheme()
 	if err != nil {
 		return nil, err
 	}
 	m, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme:                        scheme,
-		Cache:                         poolcontroller.CacheOptions(o.settings()),
+		Cache:                         reconcile.CacheOptions(o.settings()),
 		Metrics:                       metricsserver.Options{BindAddress: o.metricsAddress},
 		HealthProbeBindAddress:        o.healthAddress,
 		LeaderElection:                o.leaderElect,

@@ -12,8 +12,8 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/apimachinery/pkg/util/validation"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/handover"
-	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/handover"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
 // options are all that the controller can be told.
@@ -34,8 +34,8 @@ type options struct {
 	logLevel       string
 
 	// Set from the above when they are validated.
-	picker *meshconfig.ServicePort
-	claims []meshconfig.HostClaim
+	picker *translate.ServicePort
+	claims []translate.HostClaim
 	level  slog.Level
 }
 
@@ -81,14 +81,14 @@ func (o *options) validate() error {
 		errs = append(errs, fmt.Errorf("--%s: %s", flag, fmt.Sprintf(format, args...)))
 	}
 	if o.defaultPicker != "" {
-		picker, err := meshconfig.ParseServicePort(o.defaultPicker)
+		picker, err := translate.ParseServicePort(o.defaultPicker)
 		if err != nil {
 			invalid("default-picker", "%v", err)
 		}
 		o.picker = &picker
 	}
 	for _, text := range o.allowHosts {
-		claim, err := meshconfig.ParseHostClaim(text)
+		claim, err := translate.ParseHostClaim(text)
 		if err != nil {
 			invalid("allow-host", "%v", err)
 		}
@@ -130,8 +130,8 @@ const (
 	maxWatch = 10 * time.Second
 )
 
-func (o *options) settings() meshconfig.Settings {
-	return meshconfig.Settings{HostSuffix: o.hostSuffix, ClusterDomain: o.clusterDomain, RootNamespace: o.rootNamespace, DefaultPicker: o.picker, HostClaims: o.claims}
+func (o *options) settings() translate.Settings {
+	return translate.Settings{HostSuffix: o.hostSuffix, ClusterDomain: o.clusterDomain, RootNamespace: o.rootNamespace, DefaultPicker: o.picker, HostClaims: o.claims}
 }
 
 // pickerNamespace is where what the controller makes for the picker is, with a picker or from when there was one.

@@ -8,29 +8,29 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
 func TestParseOptions(t *testing.T) {
-	picker := &meshconfig.ServicePort{
+	picker := &translate.ServicePort{
 		Service: types.NamespacedName{Namespace: "inference-system", Name: "inference-picker"},
 		Port:    9002,
 	}
 	tests := map[string]struct {
 		args       []string
-		want       meshconfig.Settings
+		want       translate.Settings
 		wantErrors []string
 	}{
 		"defaults": {
-			want: meshconfig.Settings{RootNamespace: "istio-system", HostSuffix: "inference.internal", ClusterDomain: "cluster.local", DefaultPicker: picker},
+			want: translate.Settings{RootNamespace: "istio-system", HostSuffix: "inference.internal", ClusterDomain: "cluster.local", DefaultPicker: picker},
 		},
 		"no default picker": {
 			args: []string{"--default-picker=", "--host-suffix=ai.example"},
-			want: meshconfig.Settings{RootNamespace: "istio-system", HostSuffix: "ai.example", ClusterDomain: "cluster.local"},
+			want: translate.Settings{RootNamespace: "istio-system", HostSuffix: "ai.example", ClusterDomain: "cluster.local"},
 		},
 		"hosts that pools may claim": {
 			args: []string{"--default-picker=", "--allow-host=models=Chat.example.com", "--allow-host=*=*.example.com"},
-			want: meshconfig.Settings{RootNamespace: "istio-system", HostSuffix: "inference.internal", ClusterDomain: "cluster.local", HostClaims: []meshconfig.HostClaim{
+			want: translate.Settings{RootNamespace: "istio-system", HostSuffix: "inference.internal", ClusterDomain: "cluster.local", HostClaims: []translate.HostClaim{
 				{Namespace: "models", Host: "chat.example.com"}, {Namespace: "*", Host: "*.example.com"},
 			}},
 		},

@@ -7,7 +7,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/poolcontroller"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/reconcile"
 )
 
 // runUninstall takes back what the controller wrote. It holds the controllers' lease meanwhile, so that none of them
@@ -48,7 +48,7 @@ func (o *options) runUninstall(ctx context.Context) error {
 
 // takeBack takes back what a controller with the same flags wrote.
 func (o *options) takeBack(ctx context.Context, c client.Client) error {
-	if err := poolcontroller.Uninstall(ctx, c, o.pickerNamespace(), o.drain); err != nil {
+	if err := reconcile.Uninstall(ctx, c, o.pickerNamespace(), o.drain); err != nil {
 		return fmt.Errorf("uninstalling: %w", err)
 	}
 	return nil

@@ -12,15 +12,15 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/extproc"
-	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/extproc"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 )
 
 // Options are the program's settings.
 type Options struct {
 	Static          string
 	Kubeconfig      string
-	Serves          fleet.Serves
+	Serves          poolstate.Serves
 	ExtprocAddress  string
 	HealthAddress   string
 	DebugAddress    string
@@ -82,7 +82,7 @@ func ownNamespace() string {
 func (o *Options) readServices(services []string) error {
 	var wrong []error
 	for _, service := range services {
-		name, ok := fleet.ParseName(service)
+		name, ok := poolstate.ParseName(service)
 		if !ok {
 			wrong = append(wrong, fmt.Errorf("--service is %q: want namespace/name", service))
 		}

@@ -23,14 +23,14 @@ import (
 	"k8s.io/klog/v2"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/brokenoff"
-	"github.com/inference-waypoint/inference-waypoint/internal/endpointmetrics"
-	"github.com/inference-waypoint/inference-waypoint/internal/extproc"
-	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
-	"github.com/inference-waypoint/inference-waypoint/internal/modelmetrics"
-	"github.com/inference-waypoint/inference-waypoint/internal/page"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/brokenoff"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/endpointmetrics"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/extproc"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/modelmetrics"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/page"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/review"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
-	"github.com/inference-waypoint/inference-waypoint/internal/review"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
@@ -80,7 +80,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics := telemetry.NewMetrics(registry)
-	pools := fleet.New(fleet.Options{Metrics: metrics, Seed: rand.Uint64(), Log: log, MaxIndexBytes: int64(o.MaxIndexBytes)})
+	pools := poolstate.New(poolstate.Options{Metrics: metrics, Seed: rand.Uint64(), Log: log, MaxIndexBytes: int64(o.MaxIndexBytes)})
 	registry.MustRegister(endpointmetrics.New(pools.LiveState))
 	scraper, err := modelmetrics.New(modelmetrics.DefaultOptions(), pools)
 	if err != nil {
@@ -133,8 +133,8 @@ func limitMemory(container memlimit.Provider, log *slog.Logger) int64 {
 // debugHandler serves the pools as they are now, for people and for programs, and why a call would go where it would. It
 // tells of endpoints, and what is cached of a text, so the API server is asked who may know; without one everybody who
 // reaches it is told.
-func debugHandler(o Options, pools *fleet.Fleet) (http.Handler, error) {
-	explain, state, shown := fewAtATime(fleet.ExplainHandler(pools)), fleet.LiveStateHandler(pools), page.Handler(pools.LiveState)
+func debugHandler(o Options, pools *poolstate.Fleet) (http.Handler, error) {
+	explain, state, shown := fewAtATime(poolstate.ExplainHandler(pools)), poolstate.LiveStateHandler(pools), page.Handler(pools.LiveState)
 	if o.Static == "" {
 		config, err := clusterConfig(o.Kubeconfig)
 		if err != nil {
@@ -167,7 +167,7 @@ func right(verb, subresource string) authorizationv1.ResourceAttributes {
 func toNamed(verb, subresource string) func(*http.Request) authorizationv1.ResourceAttributes {
 	return func(r *http.Request) authorizationv1.ResourceAttributes {
 		out := right(verb, subresource)
-		name, _ := fleet.ParseName(r.URL.Query().Get("pool"))
+		name, _ := poolstate.ParseName(r.URL.Query().Get("pool"))
 		out.Namespace, out.Name = name.Namespace, name.Name
 		return out
 	}
@@ -191,9 +191,9 @@ func fewAtATime(next http.Handler) http.Handler {
 }
 
 // newSources makes what tells of pools, and of who may ask about them: nil where everybody may who reaches the picker.
-func newSources(o Options, pools *fleet.Fleet, log *slog.Logger) (source, func(pool, token string) bool, error) {
+func newSources(o Options, pools *poolstate.Fleet, log *slog.Logger) (source, func(pool, token string) bool, error) {
 	if o.Static != "" {
-		file, err := fleet.OpenFile(o.Static, fileInterval, pools, log)
+		file, err := poolstate.OpenFile(o.Static, fileInterval, pools, log)
 		return file, nil, err
 	}
 	config, err := clusterConfig(o.Kubeconfig)
@@ -201,11 +201,11 @@ func newSources(o Options, pools *fleet.Fleet, log *slog.Logger) (source, func(p
 		return nil, nil, fmt.Errorf("reaching Kubernetes (--static FILE works without it): %w", err)
 	}
 	config.UserAgent = "inference-waypoint-picker"
-	pods, inferencePools, err := fleet.Watches(config)
+	pods, inferencePools, err := poolstate.Watches(config)
 	if err != nil {
 		return nil, nil, err
 	}
-	cluster, err := fleet.NewCluster(pods, inferencePools, pools, o.Serves, log)
+	cluster, err := poolstate.NewCluster(pods, inferencePools, pools, o.Serves, log)
 	if err != nil {
 		return nil, nil, err
 	}

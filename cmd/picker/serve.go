@@ -17,8 +17,8 @@ import (
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/test/bufconn"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/brokenoff"
-	"github.com/inference-waypoint/inference-waypoint/internal/extproc"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/brokenoff"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/extproc"
 )
 
 // Names under which health is asked, by the Endpoint Picker Protocol; "" is gRPC's own name for the whole server.

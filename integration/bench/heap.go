@@ -12,8 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/bench/internal/prompt"
-	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
-	"github.com/inference-waypoint/inference-waypoint/internal/inferencereq"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
@@ -23,7 +23,7 @@ import (
 // and keep nothing.
 func (b *bench) heap(ctx context.Context) error {
 	const readings = 10
-	pools := fleet.New(fleet.Options{Metrics: telemetry.NewMetrics(prometheus.NewRegistry()), Seed: 1})
+	pools := poolstate.New(poolstate.Options{Metrics: telemetry.NewMetrics(prometheus.NewRegistry()), Seed: 1})
 	name := types.NamespacedName{Namespace: namespace, Name: "heap"}
 	endpoints := make([]pool.Endpoint, usualFleet)
 	for i := range endpoints {
@@ -35,9 +35,9 @@ func (b *bench) heap(ctx context.Context) error {
 	serial := body[prompt.SerialAt(body):][:prompt.SerialLength]
 	before := liveHeap()
 	var (
-		facts       inferencereq.Facts
-		subset      fleet.Subset
-		reservation fleet.Reservation
+		facts       request.Facts
+		subset      poolstate.Subset
+		reservation poolstate.Reservation
 		rows        [][]string
 		held        []float64
 	)
@@ -48,7 +48,7 @@ func (b *bench) heap(ctx context.Context) error {
 		if err := pools.Pool(name).Pick(&facts, &subset, &reservation); err != nil {
 			return fmt.Errorf("picking for the heap: %w", err)
 		}
-		reservation.Release(fleet.Answered)
+		reservation.Release(poolstate.Answered)
 		if (n+1)%(b.plan.prompts/readings) == 0 {
 			if err := ctx.Err(); err != nil {
 				return err

@@ -15,7 +15,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/integration/conversations"
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
-	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
 )
 
 // plugin shows what kubectl inference says of all this: who serves the pools, and where the next turn of conversation 1

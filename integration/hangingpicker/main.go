@@ -23,8 +23,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/extproc"
-	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/extproc"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
@@ -48,7 +48,7 @@ func run() error {
 		return err
 	}
 	metrics := telemetry.NewMetrics(prometheus.NewRegistry())
-	pools := fleet.New(fleet.Options{Metrics: metrics})
+	pools := poolstate.New(poolstate.Options{Metrics: metrics})
 	from, err := cluster(pools, *service, *unnamed)
 	if err != nil {
 		return err
@@ -113,16 +113,16 @@ func hang(ctx context.Context) grpc.StreamServerInterceptor {
 	}
 }
 
-func cluster(pools *fleet.Fleet, service string, unnamed bool) (*fleet.Cluster, error) {
+func cluster(pools *poolstate.Fleet, service string, unnamed bool) (*poolstate.Cluster, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG"))
 	if err != nil {
 		return nil, err
 	}
-	pods, inferencePools, err := fleet.Watches(config)
+	pods, inferencePools, err := poolstate.Watches(config)
 	if err != nil {
 		return nil, err
 	}
 	namespace, name, _ := strings.Cut(service, "/")
-	serves := fleet.Serves{Services: []types.NamespacedName{{Namespace: namespace, Name: name}}, Unnamed: unnamed}
-	return fleet.NewCluster(pods, inferencePools, pools, serves, slog.Default())
+	serves := poolstate.Serves{Services: []types.NamespacedName{{Namespace: namespace, Name: name}}, Unnamed: unnamed}
+	return poolstate.NewCluster(pods, inferencePools, pools, serves, slog.Default())
 }

@@ -13,7 +13,7 @@ import (
 
 	networkingv1alpha3 "istio.io/api/networking/v1alpha3"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/envoypatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
 )
 
 // Object is a message of Envoy's configuration, in JSON's form.

@@ -9,8 +9,8 @@ import (
 	"net/http"
 	"net/url"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
-	"github.com/inference-waypoint/inference-waypoint/internal/review"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/review"
 )
 
 // Token is a fresh token of a service account.
@@ -37,7 +37,7 @@ func (m *Mesh) forgetReader() {
 }
 
 // Explain asks the picker why it would choose which endpoint for a chat completion with this body.
-func (m *Mesh) Explain(ctx context.Context, pool string, body []byte) (*fleet.Explanation, error) {
+func (m *Mesh) Explain(ctx context.Context, pool string, body []byte) (*poolstate.Explanation, error) {
 	picker, err := m.readyPod(ctx, "inference-system", map[string]string{"app.kubernetes.io/name": "inference-picker"})
 	if err != nil {
 		return nil, err
@@ -60,7 +60,7 @@ func (m *Mesh) Explain(ctx context.Context, pool string, body []byte) (*fleet.Ex
 		m.forgetReader() // it goes with its account, as where the product is uninstalled
 		return nil, fmt.Errorf("asking for an explanation: %w", err)
 	}
-	out := &fleet.Explanation{}
+	out := &poolstate.Explanation{}
 	if err := json.Unmarshal(text, out); err != nil {
 		return nil, fmt.Errorf("reading an explanation: %w", err)
 	}

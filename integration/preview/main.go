@@ -21,7 +21,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/integration/conversations"
 	"github.com/inference-waypoint/inference-waypoint/integration/local"
-	"github.com/inference-waypoint/inference-waypoint/internal/envoypatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
 )
 
 // limit bounds all of it. It takes twenty seconds; a machine under heavy load takes longer.

@@ -8,7 +8,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/envoypatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
 )
 
 // waypointLimits are the limits that the controller gives to a pool's cluster.

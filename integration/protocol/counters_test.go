@@ -12,7 +12,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/waypointwatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/waypointwatch"
 )
 
 // TestCountersTellOfPicks watches Envoy as the controller watches a waypoint, each door a pool: it sees that calls are picked, takes the

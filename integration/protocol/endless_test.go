@@ -18,7 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/local"
-	"github.com/inference-waypoint/inference-waypoint/internal/envoypatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 

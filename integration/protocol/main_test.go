@@ -22,7 +22,7 @@
 //
 // TestRoutesThatNeverCome is of the controller's side: of what a chain serves whose routes come late or never.
 //
-// What Envoy cannot produce is tested by a client of gRPC in internal/extproc: messages out of order or cut anywhere,
+// What Envoy cannot produce is tested by a client of gRPC in internal/picker/extproc: messages out of order or cut anywhere,
 // unknown and repeated fields, headers without a path (Envoy answers 400 by itself), proxies that do not tell their body
 // modes, messages over the size limit, and the words of each sentence above, byte by byte (TestProtocol there).
 package protocol

@@ -19,7 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/local"
-	"github.com/inference-waypoint/inference-waypoint/internal/envoypatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
 )
 
 // routesAwaited is longer than Envoy waits by default for routes that do not come, before it serves a chain without them.

@@ -21,7 +21,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/extproc"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/extproc"
 )
 
 // sheddingPickers are ours, and each of them ends the streams of calls in a way of its own.

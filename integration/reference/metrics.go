@@ -9,11 +9,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/endpointmetrics"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/waypointwatch"
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
-	"github.com/inference-waypoint/inference-waypoint/internal/refusal"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/endpointmetrics"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/refusal"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
-	"github.com/inference-waypoint/inference-waypoint/internal/waypointwatch"
 )
 
 // metricsPage lists the metrics of the picker and of the controller. Those with labels exist only once something has happened, so a pool is made

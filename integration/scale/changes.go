@@ -17,7 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
@@ -194,7 +194,7 @@ func (w *world) changePool(ctx context.Context, name types.NamespacedName, filte
 				return 0, errors.New("the watch of EnvoyFilters ended")
 			}
 			if o, ok := event.Object.(client.Object); ok && event.Type == watch.Modified {
-				if owner, ours := ownedobjects.Owner(o); ours && owner == name {
+				if owner, ours := apply.Owner(o); ours && owner == name {
 					return time.Since(began), nil
 				}
 			}

@@ -12,8 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/waypointwatch"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
-	"github.com/inference-waypoint/inference-waypoint/internal/waypointwatch"
 )
 
 // counters are what a waypoint counts of a pool that is not called, by the names that Envoy has for them in Prometheus' format.

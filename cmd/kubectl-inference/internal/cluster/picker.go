@@ -21,10 +21,10 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
-	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/review"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
-	"github.com/inference-waypoint/inference-waypoint/internal/review"
 )
 
 // answerLimit bounds what is read of a picker's answer, in bytes. 1,000 endpoints take about 400 KB.
@@ -103,7 +103,7 @@ func debugPort(pod *corev1.Pod) int32 {
 // PickerPods are the pods of the picker of a pool, those that are ready first. Its reason is why there are none, or why
 // they cannot be asked.
 func (s *Snapshot) PickerPods(p *inferencev1.InferencePool) (_ []*corev1.Pod, reason string) {
-	at, named := meshconfig.PickerOf(p, s.Settings)
+	at, named := translate.PickerOf(p, s.Settings)
 	if !named {
 		return nil, "it names no picker"
 	}
@@ -113,7 +113,7 @@ func (s *Snapshot) PickerPods(p *inferencev1.InferencePool) (_ []*corev1.Pod, re
 		return nil, s.Services.Problem.Text
 	case service == nil:
 		return nil, fmt.Sprintf("its picker's Service %s does not exist", at.Service)
-	case !meshconfig.IsOwnPicker(at, service, s.Settings):
+	case !translate.IsOwnPicker(at, service, s.Settings):
 		return nil, fmt.Sprintf("its picker %s is another program, which explains nothing", at)
 	case s.Pods.Problem != nil:
 		return nil, s.Pods.Problem.Text
@@ -212,9 +212,9 @@ func NoSuchPool(namespace, name string) error {
 // OwnPickers are the ready pods of our pickers: the default one's, and those that pools name.
 func (s *Snapshot) OwnPickers() []*corev1.Pod {
 	var out []*corev1.Pod
-	add := func(at meshconfig.ServicePort) {
+	add := func(at translate.ServicePort) {
 		service := Find(s.Services, at.Service.Namespace, at.Service.Name)
-		if service == nil || !meshconfig.IsOwnPicker(at, service, s.Settings) {
+		if service == nil || !translate.IsOwnPicker(at, service, s.Settings) {
 			return
 		}
 		for _, p := range s.PodsOf(service) {
@@ -227,7 +227,7 @@ func (s *Snapshot) OwnPickers() []*corev1.Pod {
 		add(*s.Settings.DefaultPicker)
 	}
 	for _, p := range s.Pools.Items {
-		if at, named := meshconfig.PickerOf(p, s.Settings); named {
+		if at, named := translate.PickerOf(p, s.Settings); named {
 			add(at)
 		}
 	}

@@ -20,7 +20,7 @@ import (
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
 // List is what was read of one kind. With a Problem, some or all of it could not be read.
@@ -47,7 +47,7 @@ type Snapshot struct {
 	// SystemNamespace is where Inference Waypoint itself is installed.
 	SystemNamespace string
 	// Settings are the controller's own as its Deployment has them, or its defaults.
-	Settings meshconfig.Settings
+	Settings translate.Settings
 	// Unwatched says that the controller was told not to watch whether calls are picked.
 	Unwatched bool
 
@@ -140,7 +140,7 @@ func (s *Snapshot) places() []string {
 	out := map[string]bool{s.SystemNamespace: true}
 	for _, p := range s.Pools.Items {
 		out[p.Namespace] = true
-		if waypoint, bound := meshconfig.WaypointOf(p, Find(s.Namespaces, "", p.Namespace)); bound {
+		if waypoint, bound := translate.WaypointOf(p, Find(s.Namespaces, "", p.Namespace)); bound {
 			out[waypoint.Namespace] = true
 		}
 		for _, parent := range p.Status.Parents {
@@ -148,7 +148,7 @@ func (s *Snapshot) places() []string {
 				out[string(parent.ParentRef.Namespace)] = true
 			}
 		}
-		if picker, named := meshconfig.PickerOf(p, s.Settings); named {
+		if picker, named := translate.PickerOf(p, s.Settings); named {
 			out[picker.Service.Namespace] = true
 		}
 	}
@@ -259,14 +259,14 @@ func unwatched(l List[appsv1.Deployment]) bool {
 
 // settingsOf reads the controller's settings from the arguments of its Deployment. What these leave out, or where they
 // cannot be read, is as the controller has it by default.
-func settingsOf(l List[appsv1.Deployment], namespace string) meshconfig.Settings {
-	var claims []meshconfig.HostClaim
+func settingsOf(l List[appsv1.Deployment], namespace string) translate.Settings {
+	var claims []translate.HostClaim
 	given := map[string]string{"default-picker": namespace + "/inference-picker:9002", "host-suffix": "inference.internal", "cluster-domain": "cluster.local"}
 	if d := Named(l, Controller); d != nil {
 		for _, container := range d.Spec.Template.Spec.Containers {
 			for _, arg := range container.Args {
 				flag, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
-				if claim, err := meshconfig.ParseHostClaim(value); flag == "allow-host" && err == nil {
+				if claim, err := translate.ParseHostClaim(value); flag == "allow-host" && err == nil {
 					claims = append(claims, claim)
 				}
 				if _, known := given[flag]; known {
@@ -275,8 +275,8 @@ func settingsOf(l List[appsv1.Deployment], namespace string) meshconfig.Settings
 			}
 		}
 	}
-	out := meshconfig.Settings{HostSuffix: given["host-suffix"], ClusterDomain: given["cluster-domain"], HostClaims: claims}
-	if picker, err := meshconfig.ParseServicePort(given["default-picker"]); err == nil {
+	out := translate.Settings{HostSuffix: given["host-suffix"], ClusterDomain: given["cluster-domain"], HostClaims: claims}
+	if picker, err := translate.ParseServicePort(given["default-picker"]); err == nil {
 		out.DefaultPicker = &picker
 	}
 	return out

@@ -10,7 +10,7 @@ import (
 	"k8s.io/cli-runtime/pkg/printers"
 
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/render"
-	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
 // How objects are written.
@@ -96,14 +96,14 @@ func (o *renderOptions) settings() (render.Options, error) {
 	var out render.Options
 	out.Settings.HostSuffix, out.Settings.ClusterDomain = o.hostSuffix, o.clusterDomain
 	if o.defaultPicker != "" {
-		picker, err := meshconfig.ParseServicePort(o.defaultPicker)
+		picker, err := translate.ParseServicePort(o.defaultPicker)
 		if err != nil {
 			return out, fmt.Errorf("--default-picker: %w", err)
 		}
 		out.Settings.DefaultPicker = &picker
 	}
 	for _, text := range o.allowHosts {
-		claim, err := meshconfig.ParseHostClaim(text)
+		claim, err := translate.ParseHostClaim(text)
 		if err != nil {
 			return out, fmt.Errorf("--allow-host: %w", err)
 		}

@@ -16,8 +16,8 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/cluster"
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/snapshottest"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
-	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 )
 
 func istiod(image string, env ...corev1.EnvVar) *appsv1.Deployment {

@@ -14,7 +14,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/cluster"
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/status"
-	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
@@ -185,7 +185,7 @@ func (e *examination) host(p *status.Pool) {
 
 func (e *examination) entryOf(p *status.Pool) *networkingv1.ServiceEntry {
 	for _, o := range e.Snapshot.Entries.Items {
-		if owner, ours := ownedobjects.Owner(o); ours && owner == (types.NamespacedName{Namespace: p.Namespace, Name: p.Name}) {
+		if owner, ours := apply.Owner(o); ours && owner == (types.NamespacedName{Namespace: p.Namespace, Name: p.Name}) {
 			return o
 		}
 	}
@@ -197,7 +197,7 @@ func (e *examination) entryOf(p *status.Pool) *networkingv1.ServiceEntry {
 func (e *examination) filters(p *status.Pool) {
 	at := map[string]bool{}
 	for _, f := range e.Snapshot.Filters.Items {
-		if owner, ours := ownedobjects.Owner(f); ours && owner == (types.NamespacedName{Namespace: p.Namespace, Name: p.Name}) {
+		if owner, ours := apply.Owner(f); ours && owner == (types.NamespacedName{Namespace: p.Namespace, Name: p.Name}) {
 			for _, target := range f.Spec.GetTargetRefs() {
 				at[f.Namespace+"/"+target.GetName()] = true
 			}

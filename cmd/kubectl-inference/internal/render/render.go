@@ -21,12 +21,12 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
 // Options say what a cluster would.
 type Options struct {
-	Settings meshconfig.Settings
+	Settings translate.Settings
 	// Namespace takes the objects that name none.
 	Namespace string
 	// Waypoint serves the pools that the files bind to none. Without a namespace it is in the pool's own.
@@ -35,7 +35,7 @@ type Options struct {
 
 // Output is what the controller would write.
 type Output struct {
-	Objects []meshconfig.Object
+	Objects []translate.Object
 	// Notes say what was taken to be there.
 	Notes []string
 	// Refused says why a waypoint would not serve a pool.
@@ -44,7 +44,7 @@ type Output struct {
 
 // Inputs are the objects of files, with the pools in their order.
 type Inputs struct {
-	meshconfig.Inputs
+	translate.Inputs
 	order []types.NamespacedName
 	notes []string
 }
@@ -54,7 +54,7 @@ var ErrNoPool = errors.New("there is no InferencePool in the files")
 
 // NewInputs has no objects yet.
 func NewInputs() *Inputs {
-	return &Inputs{Inputs: meshconfig.NewInputs()}
+	return &Inputs{Inputs: translate.NewInputs()}
 }
 
 // Add reads the objects of a YAML stream. A field that its kind does not have is an error; kinds that do not matter are
@@ -149,7 +149,7 @@ func Render(in *Inputs, o Options) (Output, error) {
 	}
 	out := Output{Notes: in.notes}
 	for _, name := range in.order {
-		one := meshconfig.Translate(name, in.Inputs, o.Settings)
+		one := translate.Translate(name, in.Inputs, o.Settings)
 		out.Objects = append(out.Objects, one.Objects()...)
 		for _, parent := range one.Parents {
 			if !parent.Accepted.OK() {
@@ -185,7 +185,7 @@ func (c *completion) waypoint(p *inferencev1.InferencePool) {
 		ns = &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: p.Namespace}}
 		c.Namespaces[p.Namespace] = ns
 	}
-	name, bound := meshconfig.WaypointOf(p, ns)
+	name, bound := translate.WaypointOf(p, ns)
 	use := label.IoIstioUseWaypoint.Name
 	if said := p.Labels[use] != "" || ns.Labels[use] != ""; !bound && !said && c.Waypoint.Name != "" {
 		name = types.NamespacedName{Namespace: cmp.Or(c.Waypoint.Namespace, p.Namespace), Name: c.Waypoint.Name}
@@ -214,7 +214,7 @@ func (c *completion) waypoint(p *inferencev1.InferencePool) {
 
 // picker makes the Service of a pool's picker where no file holds it.
 func (c *completion) picker(p *inferencev1.InferencePool) {
-	at, named := meshconfig.PickerOf(p, c.Settings)
+	at, named := translate.PickerOf(p, c.Settings)
 	if !named {
 		return
 	}

@@ -21,14 +21,14 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/cluster"
-	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
 // Settings are the controller's defaults.
-func Settings() meshconfig.Settings {
-	return meshconfig.Settings{HostSuffix: "inference.internal", ClusterDomain: "cluster.local", DefaultPicker: &meshconfig.ServicePort{
+func Settings() translate.Settings {
+	return translate.Settings{HostSuffix: "inference.internal", ClusterDomain: "cluster.local", DefaultPicker: &translate.ServicePort{
 		Service: types.NamespacedName{Namespace: "inference-system", Name: "inference-picker"}, Port: 9002,
 	}}
 }

@@ -21,10 +21,10 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/cluster"
-	"github.com/inference-waypoint/inference-waypoint/internal/meshconfig"
-	"github.com/inference-waypoint/inference-waypoint/internal/ownedobjects"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
-	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 )
 
 // Report is what there is to say of some pools.
@@ -235,7 +235,7 @@ func (j *judgement) unwatched(parent inferencev1.ParentStatus) {
 
 // pickerNext is where to look for why a picker that is there is not asked.
 func (j *judgement) pickerNext() string {
-	at, named := meshconfig.PickerOf(j.api, j.Settings)
+	at, named := translate.PickerOf(j.api, j.Settings)
 	if !named {
 		return j.controllerNext()
 	}
@@ -289,7 +289,7 @@ func (j *judgement) waypoints() {
 			names[types.NamespacedName{Namespace: string(parent.ParentRef.Namespace), Name: string(parent.ParentRef.Name)}] = true
 		}
 	}
-	bound, is := meshconfig.WaypointOf(j.api, cluster.Find(j.Namespaces, "", j.api.Namespace))
+	bound, is := translate.WaypointOf(j.api, cluster.Find(j.Namespaces, "", j.api.Namespace))
 	if is {
 		names[bound] = true
 	}
@@ -299,7 +299,7 @@ func (j *judgement) waypoints() {
 	case len(names) == 0:
 		j.worst(NotServing)
 		j.say(fmt.Sprintf("No waypoint serves it: namespace %s is bound to none.", j.api.Namespace),
-			fmt.Sprintf("kubectl label namespace %s %s=inference", j.api.Namespace, meshconfig.WaypointLabel))
+			fmt.Sprintf("kubectl label namespace %s %s=inference", j.api.Namespace, translate.WaypointLabel))
 	case len(j.out.Conditions) == 0 && j.ownEntry() != nil: // whether calls are picked is not known either
 		j.say("The controller serves it, but what it says of that is gone from the status. istiod erases it where it runs with "+
 			"ENABLE_GATEWAY_API_INFERENCE_EXTENSION=true.", "kubectl get events -n "+j.api.Namespace)
@@ -364,7 +364,7 @@ func (j *judgement) entry() {
 
 func (j *judgement) ownEntry() *networkingv1.ServiceEntry {
 	for _, e := range j.Entries.Items {
-		if owner, ours := ownedobjects.Owner(e); ours && owner.Namespace == j.api.Namespace && owner.Name == j.api.Name {
+		if owner, ours := apply.Owner(e); ours && owner.Namespace == j.api.Namespace && owner.Name == j.api.Name {
 			return e
 		}
 	}
@@ -391,12 +391,12 @@ func (j *judgement) controllerNext() string {
 }
 
 func (j *judgement) picker() {
-	at, named := meshconfig.PickerOf(j.api, j.Settings)
+	at, named := translate.PickerOf(j.api, j.Settings)
 	if !named {
 		return // the conditions say so
 	}
 	service := cluster.Find(j.Services, at.Service.Namespace, at.Service.Name)
-	out := &Picker{Service: at.String(), Ours: meshconfig.IsOwnPicker(at, service, j.Settings)}
+	out := &Picker{Service: at.String(), Ours: translate.IsOwnPicker(at, service, j.Settings)}
 	j.out.Picker = out
 	if service == nil || j.Services.Problem != nil || j.Pods.Problem != nil {
 		return

@@ -13,8 +13,8 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/cluster"
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/snapshottest"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
-	"github.com/inference-waypoint/inference-waypoint/internal/poolstatus"
 )
 
 // TestText judges a cluster that is well but for one thing, and compares what is said with testdata/<name>.txt.

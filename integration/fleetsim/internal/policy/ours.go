@@ -11,9 +11,9 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/server"
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
-	"github.com/inference-waypoint/inference-waypoint/internal/fleet"
-	"github.com/inference-waypoint/inference-waypoint/internal/inferencereq"
-	"github.com/inference-waypoint/inference-waypoint/internal/modelmetrics"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/modelmetrics"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
@@ -24,10 +24,10 @@ var Ours = Policy{"waypoint", func(s Setting) (Picker, error) { return newOurs(s
 // ours is the seam between the simulator and the picker: nothing else here knows how a pool is spoken to.
 type ours struct {
 	now, interval time.Duration
-	fleet         *fleet.Fleet
-	pool          *fleet.Pool
-	facts         inferencereq.Facts
-	reservations  map[int]*fleet.Reservation
+	fleet         *poolstate.Fleet
+	pool          *poolstate.Pool
+	facts         request.Facts
+	reservations  map[int]*poolstate.Reservation
 	numbers       map[string]int // by address
 	text          []byte
 }
@@ -37,10 +37,10 @@ var poolName = types.NamespacedName{Namespace: "simulated", Name: "fleet"}
 func newOurs(s Setting) (*ours, error) {
 	p := &ours{
 		interval:     modelmetrics.DefaultOptions().Interval(len(s.Servers)),
-		reservations: map[int]*fleet.Reservation{},
+		reservations: map[int]*poolstate.Reservation{},
 		numbers:      map[string]int{},
 	}
-	p.fleet = fleet.New(fleet.Options{
+	p.fleet = poolstate.New(poolstate.Options{
 		Metrics: telemetry.NewMetrics(prometheus.NewRegistry()),
 		Seed:    s.Seed,
 		Clock:   func() time.Duration { return p.now },
@@ -67,8 +67,8 @@ func (p *ours) Members(now time.Duration, members []int) {
 func (p *ours) Pick(now time.Duration, id int, c *workload.Call) int {
 	p.now = now
 	p.facts = factsOf(c)
-	r := &fleet.Reservation{}
-	if err := p.pool.Pick(&p.facts, &fleet.Subset{}, r); err != nil {
+	r := &poolstate.Reservation{}
+	if err := p.pool.Pick(&p.facts, &poolstate.Subset{}, r); err != nil {
 		return -1 // no member, which ends the run: a pool with endpoints refuses nothing
 	}
 	p.reservations[id] = r
@@ -78,15 +78,15 @@ func (p *ours) Pick(now time.Duration, id int, c *workload.Call) int {
 
 func (p *ours) Ended(now time.Duration, id int) {
 	p.now = now
-	p.reservations[id].Release(fleet.Answered)
+	p.reservations[id].Release(poolstate.Answered)
 	delete(p.reservations, id)
 }
 
 // Failed is what a proxy shows of an answer with 500.
 func (p *ours) Failed(now time.Duration, id int) {
 	p.now = now
-	p.reservations[id].Responded(fleet.Failed)
-	p.reservations[id].Release(fleet.Failed)
+	p.reservations[id].Responded(poolstate.Failed)
+	p.reservations[id].Release(poolstate.Failed)
 	delete(p.reservations, id)
 }
 
@@ -114,12 +114,12 @@ func (p *ours) Scraped(now time.Duration, metrics []server.Metrics) {
 
 // factsOf are the facts that reading a request of this prompt gives: four bytes a token, a bounded number of blocks,
 // and the adapter in the place of the model.
-func factsOf(c *workload.Call) inferencereq.Facts {
-	return inferencereq.Facts{
-		API:         inferencereq.ChatCompletions,
+func factsOf(c *workload.Call) request.Facts {
+	return request.Facts{
+		API:         request.ChatCompletions,
 		Model:       cmp.Or(c.Adapter, "base"),
-		PromptBytes: c.Prompt * inferencereq.BlockBytes / workload.BlockTokens,
-		Blocks:      c.Blocks[:min(len(c.Blocks), inferencereq.MaxBlocks)],
+		PromptBytes: c.Prompt * request.BlockBytes / workload.BlockTokens,
+		Blocks:      c.Blocks[:min(len(c.Blocks), request.MaxBlocks)],
 	}
 }
 

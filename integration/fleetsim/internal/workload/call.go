@@ -7,11 +7,11 @@ import (
 	"slices"
 	"time"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/inferencereq"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
 )
 
 // BlockTokens is the length of one of a call's blocks in tokens: the picker's own, four bytes a token.
-const BlockTokens = inferencereq.BlockBytes / 4
+const BlockTokens = request.BlockBytes / 4
 
 // Call is one request to a model.
 type Call struct {

@@ -1,0 +1,295 @@
+// Package apply brings a cluster's objects to what they should be for one owner: it applies those that differ,
+// deletes those that should no longer be, and touches none that another made. Owners are not Kubernetes owners, since
+// an object may lie in another namespace than its owner; a label says whose an object is. What the objects hold is not
+// this package's business.
+package apply
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"reflect"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+)
+
+// FieldOwner is the name under which we own fields in server-side apply.
+const FieldOwner = client.FieldOwner("inference-waypoint")
+
+const (
+	// OwnedLabel is on every object that we made. Without it we neither change nor delete an object.
+	OwnedLabel = pool.Prefix + "owned"
+	ownedValue = "true"
+
+	// OwnerAnnotation names the owner as namespace/name, which is too long for a label.
+	OwnerAnnotation = pool.Prefix + "owner"
+)
+
+// OwnerIndex is the name of the cache's index by owner, which lists of kinds that we own are read by.
+const OwnerIndex = "inference-waypoint.owner"
+
+// NotOursError says that an object's name is taken by one that we did not make.
+type NotOursError struct {
+	Kind string
+	Name types.NamespacedName
+}
+
+func (e *NotOursError) Error() string {
+	return fmt.Sprintf("%s %s exists and is not ours: it lacks the label %s", e.Kind, e.Name, OwnedLabel)
+}
+
+// ContestedError says that another writer undoes what we write of an object, which is therefore left as it is for a while.
+type ContestedError struct {
+	Kind string
+	Name types.NamespacedName
+	Wait time.Duration
+}
+
+func (e *ContestedError) Error() string {
+	return fmt.Sprintf("another writer changes %s %s again and again; it is set right again in %s", e.Kind, e.Name, e.Wait)
+}
+
+// Owner is the owner of an object that we made, and false for any other object.
+func Owner(o client.Object) (types.NamespacedName, bool) {
+	if o.GetLabels()[OwnedLabel] != ownedValue {
+		return types.NamespacedName{}, false
+	}
+	namespace, name, ok := cut(o.GetAnnotations()[OwnerAnnotation])
+	return types.NamespacedName{Namespace: namespace, Name: name}, ok
+}
+
+// OwnerKeys are an object's keys in OwnerIndex.
+func OwnerKeys(o client.Object) []string {
+	owner, ok := Owner(o)
+	if !ok {
+		return nil
+	}
+	return []string{owner.String()}
+}
+
+// Set brings objects of some kinds to what they should be. Its client reads from a cache that has OwnerIndex for each of
+// the kinds.
+type Set struct {
+	Client client.Client
+	// Kinds are empty lists of every kind that an owner can have.
+	Kinds []client.ObjectList
+	// Exclusive creates an object only where none is, even since the cache was read. Server-side apply cannot say that,
+	// and would make an equal object of somebody else's partly ours. An object that is made so keeps the labels and
+	// annotations that it began with, also when they are no longer wanted.
+	Exclusive bool
+	// Contests slow down the repair of objects that another writer changes again and again. None slow down nothing.
+	Contests *Contests
+}
+
+// Change is a write that was made.
+type Change struct {
+	Verb string // "applied" or "deleted"
+	Kind string
+	Name types.NamespacedName
+}
+
+// Leaving are objects of an owner that are not wanted any more and stay for a while.
+type Leaving struct {
+	// Last are applied once all that is wanted is.
+	Last []client.Object
+	// Stay are the names of those that are left as they are.
+	Stay map[types.NamespacedName]bool
+}
+
+// Sync applies the objects, in their order, where the cluster differs from them, and deletes what else the owner has but
+// for what is leaving.
+// Where all is as it should be, it writes nothing. It goes on past an error, so that one object's fault does not keep
+// others of its kind from being right. Objects of the kinds that come after it may depend on it and are left as they
+// are, and nothing is deleted: what is there may still need what is no longer wanted.
+// The errors are joined, and a *NotOursError is among them for each name that is taken.
+func (s Set) Sync(ctx context.Context, owner types.NamespacedName, desired []client.Object, leaving Leaving) ([]Change, error) {
+	keep := map[objectKey]bool{}
+	changes, err := s.applyAll(ctx, owner, desired, keep)
+	if err != nil {
+		return changes, err
+	}
+	last, err := s.applyAll(ctx, owner, leaving.Last, keep)
+	changes = append(changes, last...)
+	if err != nil {
+		return changes, err
+	}
+	pruned, err := s.prune(ctx, owner, func(key objectKey) bool { return keep[key] || leaving.Stay[key.name] })
+	return append(changes, pruned...), err
+}
+
+// applyAll applies objects and notes their keys.
+func (s Set) applyAll(ctx context.Context, owner types.NamespacedName, objects []client.Object, keep map[objectKey]bool) ([]Change, error) {
+	var changes []Change
+	var errs []error
+	failed := "" // the kind of the first object that could not be applied
+	for _, o := range objects {
+		kind, err := s.Client.GroupVersionKindFor(o)
+		if err != nil {
+			return changes, fmt.Errorf("finding the kind of a %T: %w", o, err)
+		}
+		key := objectKey{kind.Kind, client.ObjectKeyFromObject(o)}
+		keep[key] = true
+		if failed != "" && failed != kind.Kind {
+			continue
+		}
+		changed, err := s.apply(ctx, owner, o, kind)
+		if err != nil {
+			errs = append(errs, err)
+			failed = kind.Kind
+		} else if changed {
+			changes = append(changes, Change{"applied", key.kind, key.name})
+		}
+	}
+	return changes, errors.Join(errs...)
+}
+
+type objectKey struct {
+	kind string
+	name types.NamespacedName
+}
+
+func (k objectKey) String() string { return k.kind + " " + k.name.String() }
+
+func (s Set) apply(ctx context.Context, owner types.NamespacedName, o client.Object, kind schema.GroupVersionKind) (changed bool, err error) {
+	key := objectKey{kind.Kind, client.ObjectKeyFromObject(o)}
+	want, err := desiredFields(o, kind, owner)
+	if err != nil {
+		return false, fmt.Errorf("encoding %s %s: %w", key.kind, key.name, err)
+	}
+	live := reflect.New(reflect.TypeOf(o).Elem()).Interface().(client.Object)
+	switch err := s.Client.Get(ctx, key.name, live); {
+	case apierrors.IsNotFound(err):
+		return true, s.create(ctx, key, want)
+	case err != nil:
+		return false, fmt.Errorf("reading %s %s: %w", key.kind, key.name, err)
+	}
+	if who, ours := Owner(live); !ours || who != owner {
+		return false, &NotOursError{key.kind, key.name}
+	}
+	return s.repair(ctx, key, want, live)
+}
+
+// create applies without force: had somebody made an object of that name since the cache was read, its fields conflict
+// with ours and it stays as it is.
+func (s Set) create(ctx context.Context, key objectKey, want *unstructured.Unstructured) error {
+	var err error
+	if s.Exclusive {
+		err = s.Client.Create(ctx, want, FieldOwner)
+	} else {
+		err = s.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(want), FieldOwner)
+	}
+	if err != nil {
+		return fmt.Errorf("creating %s %s: %w", key.kind, key.name, err)
+	}
+	return nil
+}
+
+// repair writes what differs between the live object and the wanted one. An apply leaves the fields that another added
+// to the spec, be it a port to a list; where any is left after it, the spec is replaced.
+func (s Set) repair(ctx context.Context, key objectKey, want *unstructured.Unstructured, live client.Object) (bool, error) {
+	same, err := matches(live, want.Object)
+	if err != nil {
+		return false, fmt.Errorf("encoding %s %s: %w", key.kind, key.name, err)
+	}
+	if same {
+		return false, nil
+	}
+	wrote, err := s.contested(key, want)
+	if err != nil {
+		return false, err
+	}
+	applied := want.DeepCopy()
+	applied.SetUID(live.GetUID()) // an object that was deleted and made anew meanwhile is another one
+	err = s.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(applied), FieldOwner, client.ForceOwnership)
+	if err != nil {
+		return false, fmt.Errorf("applying %s %s: %w", key.kind, key.name, err)
+	}
+	wrote()
+	if reflect.DeepEqual(applied.Object["spec"], want.Object["spec"]) {
+		return true, nil
+	}
+	if err := s.replaceSpec(ctx, applied, want.Object["spec"]); err != nil {
+		return true, fmt.Errorf("replacing the spec of %s %s: %w", key.kind, key.name, err)
+	}
+	return true, nil
+}
+
+// contested fails where a repair must not be made yet. One that was made is to be noted; one that the API server refused
+// is nobody's undoing.
+func (s Set) contested(key objectKey, want *unstructured.Unstructured) (wrote func(), err error) {
+	if s.Contests == nil {
+		return func() {}, nil
+	}
+	raw, err := want.MarshalJSON()
+	if err != nil {
+		return nil, fmt.Errorf("encoding %s %s: %w", key.kind, key.name, err)
+	}
+	what := fmt.Sprintf("%x", sha256.Sum256(raw))
+	if wait := s.Contests.Wait(key.String(), what); wait > 0 {
+		return nil, &ContestedError{key.kind, key.name, wait}
+	}
+	return func() { s.Contests.Wrote(key.String(), what) }, nil
+}
+
+func (s Set) forget(key objectKey) {
+	if s.Contests != nil {
+		s.Contests.Forget(key.String())
+	}
+}
+
+func (s Set) prune(ctx context.Context, owner types.NamespacedName, keep func(objectKey) bool) ([]Change, error) {
+	var changes []Change
+	var errs []error
+	for _, kind := range s.Kinds {
+		owned, err := s.list(ctx, owner, kind)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		for _, o := range owned {
+			gvk, err := s.Client.GroupVersionKindFor(o)
+			key := objectKey{gvk.Kind, client.ObjectKeyFromObject(o)}
+			if err == nil && (keep(key) || o.GetDeletionTimestamp() != nil) {
+				continue
+			}
+			if err == nil {
+				err = s.remove(ctx, o)
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("deleting %s %s: %w", key.kind, key.name, err))
+				continue
+			}
+			s.forget(key)
+			changes = append(changes, Change{"deleted", key.kind, key.name})
+		}
+	}
+	return changes, errors.Join(errs...)
+}
+
+// remove deletes this very object; one that is gone already is no error.
+func (s Set) remove(ctx context.Context, o client.Object) error {
+	uid := o.GetUID()
+	return client.IgnoreNotFound(s.Client.Delete(ctx, o, client.Preconditions{UID: &uid}))
+}
+
+// desiredFields is the object as it is to be applied, with our mark on it.
+func desiredFields(o client.Object, kind schema.GroupVersionKind, owner types.NamespacedName) (*unstructured.Unstructured, error) {
+	content, err := fields(o)
+	if err != nil {
+		return nil, err
+	}
+	delete(content, "status")
+	out := &unstructured.Unstructured{Object: content}
+	out.SetGroupVersionKind(kind)
+	unstructured.RemoveNestedField(content, "metadata", "creationTimestamp")
+	out.SetLabels(with(out.GetLabels(), OwnedLabel, ownedValue))
+	out.SetAnnotations(with(out.GetAnnotations(), OwnerAnnotation, owner.String()))
+	return out, nil
+}

@@ -1,0 +1,393 @@
+// Package handover changes EnvoyFilters so that no call misses what it goes by. Envoy takes clusters, chains and routes
+// each by a way of its own and in no certain order, and calls stay on a chain that was replaced until it is drained. So
+// what routes name comes before the routes that name it, and what calls may still go by goes later than they began to go
+// by something else. The package decides what to write now and when to look again; it writes nothing.
+package handover
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	networkingapi "istio.io/api/networking/v1alpha3"
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
+)
+
+// Times are how long things take at a waypoint.
+type Times struct {
+	// Settle is how long after it was written a cluster is taken to be ready at the waypoint: istiod gathers changes for
+	// 100 ms, and Envoy then asks for the cluster's endpoints.
+	Settle time.Duration
+	// Drain is how long calls may go by what was replaced: Istio drains a chain for 45 s and istiod may take seconds.
+	Drain time.Duration
+}
+
+// Filters remembers of each owner's EnvoyFilters what was written of them and when. What was there before it began to
+// remember has settled, and what of that is no longer wanted goes from now on.
+type Filters struct {
+	times Times
+	clock clock.PassiveClock
+
+	mu     sync.Mutex
+	owners map[types.NamespacedName]map[types.NamespacedName]*filter
+}
+
+// New remembers nothing yet.
+func New(times Times, c clock.PassiveClock) *Filters {
+	return &Filters{times: times, clock: c, owners: map[types.NamespacedName]map[types.NamespacedName]*filter{}}
+}
+
+// Wanted is an EnvoyFilter as it should become.
+type Wanted struct {
+	Filter *networkingv1alpha3.EnvoyFilter
+	// Called says that its hosts may be called already without it, as a Service's are.
+	Called bool
+}
+
+// Plan is what to write of an owner's EnvoyFilters now.
+type Plan struct {
+	// Now are those that are wanted, in their order, as far as they may be. Leaving are what stays for a while of those
+	// that are not, to be written once what takes their place is.
+	Now, Leaving []*networkingv1alpha3.EnvoyFilter
+	// Again is when to plan anew; zero where all is as it should be.
+	Again time.Duration
+}
+
+// Plan takes what an owner's EnvoyFilters should be and what they are, and says what to write.
+func (f *Filters) Plan(owner types.NamespacedName, wanted []Wanted, live []*networkingv1alpha3.EnvoyFilter) Plan {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known := f.owners[owner]
+	if known == nil {
+		known = map[types.NamespacedName]*filter{}
+		f.owners[owner] = known
+	}
+	now := f.clock.Now()
+	for _, l := range live {
+		if known[nameOf(l)] == nil {
+			known[nameOf(l)] = found(l)
+		}
+		known[nameOf(l)].see(l, now)
+	}
+	defer func() {
+		for _, k := range known {
+			k.rest()
+		}
+	}()
+	var plan Plan
+	unwanted := maps.Clone(known)
+	for _, w := range wanted {
+		name := nameOf(w.Filter)
+		delete(unwanted, name)
+		if known[name] == nil {
+			known[name] = newFilter(w.Called)
+		}
+		next, wait := known[name].next(w.Filter, f.times, now)
+		plan.Now = append(plan.Now, next)
+		plan.Again = Sooner(plan.Again, wait)
+	}
+	for _, name := range sorted(unwanted) {
+		rest, wait := known[name].leave(f.times, now)
+		if rest == nil {
+			delete(known, name)
+			continue
+		}
+		plan.Leaving = append(plan.Leaving, rest)
+		plan.Again = Sooner(plan.Again, wait)
+	}
+	if len(known) == 0 {
+		delete(f.owners, owner)
+	}
+	return plan
+}
+
+// Settled is how long it takes until all of an EnvoyFilter that was planned is ready at its waypoint, so that its hosts
+// may be called there; zero if it is.
+func (f *Filters) Settled(owner, name types.NamespacedName) (wait time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known := f.owners[owner][name]
+	if known == nil {
+		return f.times.Settle
+	}
+	parts := partsOf(known.last)
+	for p := range known.seen {
+		parts[p] = nil
+	}
+	for p := range parts {
+		if p.kind != routes {
+			wait = max(wait, known.settles(p, f.times, f.clock.Now()))
+		}
+	}
+	return wait
+}
+
+// Sooner is the shorter of two waits, of which zero is none.
+func Sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
+}
+
+// filter is what is remembered of one EnvoyFilter.
+type filter struct {
+	// last is what was planned last; nil where nothing was planned yet, and once it is what is there: a thousand of them
+	// are a hundred megabytes.
+	last *networkingv1alpha3.EnvoyFilter
+	// final says that last is as it was wanted, with nothing that stays for a while.
+	final bool
+	// live is what is there, while a plan is made.
+	live *networkingv1alpha3.EnvoyFilter
+	// called says that routes may not name what has not settled, as calls go by them at once.
+	called bool
+	// named are the parts that routes may name by now, and seen is when each part was first seen in the cluster.
+	named map[part]bool
+	seen  map[part]time.Time
+	// left is since when each part of last is no longer wanted.
+	left map[part]time.Time
+}
+
+func newFilter(called bool) *filter {
+	return &filter{called: called, named: map[part]bool{}, seen: map[part]time.Time{}, left: map[part]time.Time{}}
+}
+
+// found is a filter that was there before.
+func found(live *networkingv1alpha3.EnvoyFilter) *filter {
+	f := newFilter(true)
+	for p := range partsOf(live) {
+		f.named[p], f.seen[p] = true, time.Time{}
+	}
+	return f
+}
+
+// see notes what is there.
+func (f *filter) see(live *networkingv1alpha3.EnvoyFilter, now time.Time) {
+	f.called, f.live = true, live
+	for p := range partsOf(live) {
+		if _, before := f.seen[p]; !before {
+			f.seen[p] = now
+		}
+	}
+}
+
+// rest lets go of what need not be kept until the next plan.
+func (f *filter) rest() {
+	if f.final && f.last != nil && f.live != nil && same(f.last, f.live) {
+		f.last = nil
+	}
+	f.live = nil
+}
+
+// before is what was planned last, which may not be there yet, or else what is there; nil where nothing is.
+func (f *filter) before() *networkingv1alpha3.EnvoyFilter {
+	if f.last != nil {
+		return f.last
+	}
+	return f.live
+}
+
+// same reports whether two filters say the same to istiod.
+func same(a, b *networkingv1alpha3.EnvoyFilter) bool {
+	for _, annotation := range listed {
+		if a.Annotations[annotation] != b.Annotations[annotation] {
+			return false
+		}
+	}
+	return proto.Equal(&a.Spec, &b.Spec)
+}
+
+// next is what to write of a filter that is wanted.
+func (f *filter) next(want *networkingv1alpha3.EnvoyFilter, times Times, now time.Time) (_ *networkingv1alpha3.EnvoyFilter, again time.Duration) {
+	parts := partsOf(want)
+	if unsettled := f.unsettled(parts, times, now); f.called && unsettled > 0 {
+		out := join(want, f.before(), parts)
+		f.last, f.final, again = out, false, unsettled
+		return out, again
+	}
+	kept, again := f.keep(parts, times, now)
+	f.last, f.final = with(want, kept), len(kept) == 0
+	clear(f.named)
+	for p := range parts {
+		f.named[p] = true
+	}
+	return f.last, again
+}
+
+// unsettled is how long it takes until routes may name all that is wanted; zero if they may.
+func (f *filter) unsettled(wanted map[part]*patch, times Times, now time.Time) (wait time.Duration) {
+	for p := range wanted {
+		if p.kind != routes && !f.named[p] { // a chain waits for its routes by itself
+			wait = max(wait, f.settles(p, times, now))
+		}
+	}
+	return wait
+}
+
+// settles is how long it takes until a part is ready at the waypoint.
+func (f *filter) settles(p part, times Times, now time.Time) time.Duration {
+	seen, there := f.seen[p]
+	if !there {
+		return times.Settle
+	}
+	return max(0, times.Settle-now.Sub(seen))
+}
+
+// keep are the parts of last that are not wanted, but calls may still go by.
+func (f *filter) keep(wanted map[part]*patch, times Times, now time.Time) (kept map[part]*patch, again time.Duration) {
+	kept = map[part]*patch{}
+	maps.DeleteFunc(f.left, func(p part, _ time.Time) bool { _, is := wanted[p]; return is })
+	for p, as := range partsOf(f.before()) {
+		if _, is := wanted[p]; is {
+			continue
+		}
+		if f.left[p].IsZero() {
+			f.left[p] = now
+		}
+		rest := times.Drain - now.Sub(f.left[p])
+		if rest <= 0 {
+			delete(f.left, p)
+			delete(f.seen, p)
+			delete(f.named, p)
+			continue
+		}
+		kept[p] = as
+		again = Sooner(again, rest)
+	}
+	return kept, again
+}
+
+// leave is what to write of a filter that is not wanted any more; nil where it may go. Its chains are changed back at
+// once.
+func (f *filter) leave(times Times, now time.Time) (_ *networkingv1alpha3.EnvoyFilter, again time.Duration) {
+	kept, again := f.keep(nil, times, now)
+	before := f.before()
+	if before == nil || len(kept) == 0 {
+		return nil, 0
+	}
+	f.last, f.final = with(emptied(before), kept), false
+	return f.last, again
+}
+
+// join is the last filter with what the wanted one adds to it, as its routes do not name that yet.
+func join(want, last *networkingv1alpha3.EnvoyFilter, wanted map[part]*patch) *networkingv1alpha3.EnvoyFilter {
+	base := last
+	if base == nil {
+		base = emptied(want)
+	}
+	had, added := partsOf(base), map[part]*patch{}
+	for p, as := range wanted {
+		if _, is := had[p]; !is && p.kind != routes {
+			added[p] = as
+		}
+	}
+	return with(base, added)
+}
+
+// with is a filter with further parts, in the order of their names.
+func with(f *networkingv1alpha3.EnvoyFilter, further map[part]*patch) *networkingv1alpha3.EnvoyFilter {
+	out := bareCopy(f)
+	lists := map[string][]string{}
+	for _, p := range slices.SortedFunc(maps.Keys(further), compare) {
+		if listed[p.kind] != "" {
+			lists[p.kind] = append(lists[p.kind], p.name)
+		} else {
+			out.Spec.ConfigPatches = append(out.Spec.ConfigPatches, further[p])
+		}
+	}
+	for kind, names := range lists {
+		names = append(names, listOf(f, kind)...)
+		slices.Sort(names)
+		if out.Annotations == nil {
+			out.Annotations = map[string]string{}
+		}
+		out.Annotations[listed[kind]] = strings.Join(slices.Compact(names), ",")
+	}
+	return out
+}
+
+// emptied is a filter that patches nothing and refers to nothing.
+func emptied(f *networkingv1alpha3.EnvoyFilter) *networkingv1alpha3.EnvoyFilter {
+	out := f.DeepCopy()
+	out.Spec.ConfigPatches = nil
+	for _, annotation := range listed {
+		delete(out.Annotations, annotation)
+	}
+	return out
+}
+
+// bareCopy is a filter as it is to be applied, without what the API server says of it.
+func bareCopy(f *networkingv1alpha3.EnvoyFilter) *networkingv1alpha3.EnvoyFilter {
+	out := f.DeepCopy()
+	meta := out.ObjectMeta
+	out.ObjectMeta.Reset()
+	out.Namespace, out.Name, out.Labels, out.Annotations = meta.Namespace, meta.Name, meta.Labels, meta.Annotations
+	out.APIVersion, out.Kind = networkingv1alpha3.SchemeGroupVersion.String(), "EnvoyFilter"
+	return out
+}
+
+func nameOf(f *networkingv1alpha3.EnvoyFilter) types.NamespacedName {
+	return types.NamespacedName{Namespace: f.Namespace, Name: f.Name}
+}
+
+func sorted(m map[types.NamespacedName]*filter) []types.NamespacedName {
+	return slices.SortedFunc(maps.Keys(m), func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) })
+}
+
+type patch = networkingapi.EnvoyFilter_EnvoyConfigObjectPatch
+
+// part is what others name: a cluster, by the name that routes have for it, the routes that a chain fetches, a Service
+// whose cluster istiod sends, or a picker whose cluster is changed for those who ask it. Envoy ends what is under way in a
+// cluster that changes.
+type part struct{ kind, name string }
+
+// The kinds of a part.
+const (
+	cluster = "cluster"
+	routes  = "routes"
+	service = "service"
+	picker  = "picker"
+)
+
+// listed are the kinds that an annotation lists, with that annotation.
+var listed = map[string]string{service: envoypatch.ReferencedServices, picker: envoypatch.AskedPickers}
+
+func compare(a, b part) int { return strings.Compare(a.kind+" "+a.name, b.kind+" "+b.name) }
+
+// partsOf finds a filter's parts. What is left of it are the patches of chains.
+func partsOf(f *networkingv1alpha3.EnvoyFilter) map[part]*patch {
+	out := map[part]*patch{}
+	if f == nil {
+		return out
+	}
+	for _, p := range f.Spec.GetConfigPatches() {
+		switch p.GetApplyTo() {
+		case networkingapi.EnvoyFilter_CLUSTER:
+			out[part{cluster, p.GetPatch().GetValue().GetFields()["name"].GetStringValue()}] = p
+		case networkingapi.EnvoyFilter_VIRTUAL_HOST:
+			out[part{routes, p.GetMatch().GetRouteConfiguration().GetName()}] = p
+		}
+	}
+	for kind := range listed {
+		for _, name := range listOf(f, kind) {
+			out[part{kind, name}] = nil
+		}
+	}
+	return out
+}
+
+// listOf are the names that a filter's annotation lists of a kind.
+func listOf(f *networkingv1alpha3.EnvoyFilter, kind string) []string {
+	list := f.Annotations[listed[kind]]
+	if list == "" {
+		return nil
+	}
+	return strings.Split(list, ",")
+}

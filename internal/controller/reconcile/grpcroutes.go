@@ -1,0 +1,122 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/routes"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
+)
+
+// grpcRouteReconciler says in the status of a GRPCRoute at a pool's front that the route is not in force there. Nothing
+// else is done with GRPCRoutes.
+type grpcRouteReconciler struct {
+	client   client.Client
+	settings translate.Settings
+	now      func() time.Time
+}
+
+// addGRPCRoutes adds the controller of GRPCRoutes where the cluster has that kind. One that gets it later is served from
+// the controller's next start on.
+func addGRPCRoutes(ctx context.Context, m manager.Manager, settings translate.Settings) error {
+	kind := schema.GroupVersion(gatewayv1.GroupVersion).WithKind("GRPCRoute")
+	switch _, err := m.GetRESTMapper().RESTMapping(kind.GroupKind(), kind.Version); {
+	case meta.IsNoMatchError(err):
+		m.GetLogger().Info("the cluster does not know GRPCRoutes: nothing is told of them")
+		return nil
+	case err != nil:
+		return fmt.Errorf("looking for GRPCRoutes: %w", err)
+	}
+	if err := m.GetFieldIndexer().IndexField(ctx, &gatewayv1.GRPCRoute{}, parentIndex, grpcRouteParents); err != nil {
+		return fmt.Errorf("indexing GRPCRoutes by their parents: %w", err)
+	}
+	w := watcher{m.GetClient(), settings}
+	return ctrl.NewControllerManagedBy(m).
+		Named(name+"-grpcroutes").
+		For(&gatewayv1.GRPCRoute{}).
+		Watches(&inferencev1.InferencePool{}, w.toGRPCRoutes()).
+		Watches(&corev1.Service{}, w.toGRPCRoutes()).
+		WithOptions(fairly(1)).
+		Complete(&grpcRouteReconciler{client: m.GetClient(), settings: settings, now: time.Now})
+}
+
+func grpcRouteParents(o client.Object) []string {
+	route := o.(*gatewayv1.GRPCRoute)
+	var out []string
+	for _, ref := range route.Spec.ParentRefs {
+		out = append(out, keyOf(routes.ParentOf(route.Namespace, ref)))
+	}
+	return out
+}
+
+// toGRPCRoutes maps an event of a pool or of a Service to the routes that have its fronts, or itself, as a parent.
+func (w watcher) toGRPCRoutes() handler.EventHandler {
+	return handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
+		g := newGatherer(ctx, w.client, w.settings)
+		parents := []routes.Object{serviceObject(client.ObjectKeyFromObject(o))}
+		if _, isPool := o.(*inferencev1.InferencePool); isPool {
+			parents = g.frontsOf(client.ObjectKeyFromObject(o))
+		}
+		out := names{}
+		for _, p := range parents {
+			for _, route := range list[gatewayv1.GRPCRoute](g, &gatewayv1.GRPCRouteList{}, parentIndex, keyOf(p)) {
+				out[client.ObjectKeyFromObject(route)] = true
+			}
+		}
+		w.log(ctx, g.err)
+		return out.requests()
+	})
+}
+
+// Reconcile is called with a route's name whenever it or a front that it may be at has changed.
+func (r *grpcRouteReconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
+	g := newGatherer(ctx, r.client, r.settings)
+	route := get[gatewayv1.GRPCRoute](g, request.NamespacedName)
+	if g.err != nil || route == nil || route.DeletionTimestamp != nil {
+		return reconcile.Result{}, g.err
+	}
+	var ours []routes.Verdict
+	for _, ref := range route.Spec.ParentRefs {
+		parent := routes.ParentOf(route.Namespace, ref)
+		if translate.IsService(parent) {
+			read(g, parent.Name, g.in.Services)
+		}
+		if owner, is := translate.PoolOf(parent, g.in.Services); is && g.bare(owner) {
+			ours = append(ours, routes.NotServed(ref))
+		}
+	}
+	if g.err != nil {
+		return reconcile.Result{}, g.err
+	}
+	const controller = gatewayv1.GatewayController(poolstatus.ControllerName)
+	parents, changed, err := routes.MergeStatus(route.Status.Parents, ours, controller, route.Generation, r.now())
+	if err != nil || !changed {
+		return reconcile.Result{}, err
+	}
+	next := route.DeepCopy()
+	next.Status.Parents = parents
+	// The list is replaced as a whole, so the write must fail if another controller wrote its entry meanwhile.
+	patch := client.MergeFromWithOptions(route, client.MergeFromWithOptimisticLock{})
+	switch err := r.client.Status().Patch(ctx, next, patch, apply.FieldOwner); {
+	case apierrors.IsConflict(err):
+		return reconcile.Result{RequeueAfter: conflictRetry}, nil
+	case client.IgnoreNotFound(err) != nil: // it may have gone meanwhile
+		return reconcile.Result{}, fmt.Errorf("writing the status of GRPCRoute %s: %w", request, err)
+	}
+	return reconcile.Result{}, nil
+}

@@ -1,0 +1,142 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/ineffective"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
+)
+
+// pickersReconciler keeps the one EnvoyFilter of each waypoint that is about the pickers asked there. It goes by the
+// EnvoyFilters of pools, and not by pools: which pickers a waypoint asks is decided there.
+type pickersReconciler struct {
+	client   client.Client
+	objects  apply.Set
+	settings translate.Settings
+}
+
+// Reconcile is called with a waypoint's name whenever an EnvoyFilter of ours there may have changed.
+func (r *pickersReconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
+	g := newGatherer(ctx, r.client, r.settings)
+	pools := list[networkingv1alpha3.EnvoyFilter](g, &networkingv1alpha3.EnvoyFilterList{}, poolFilterIndex, request.String())
+	if g.err != nil {
+		return reconcile.Result{}, g.err
+	}
+	filter, err := translate.PickersFilter(request.NamespacedName, pools, r.settings)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	var desired []client.Object
+	if filter != nil {
+		desired = append(desired, filter)
+	}
+	return keep(ctx, r.objects, translate.WaypointOwner(request.NamespacedName), desired)
+}
+
+// keep brings the objects of an owner that has no status to what they should be. A name that is taken is told in the log.
+func keep(ctx context.Context, objects apply.Set, owner types.NamespacedName, desired []client.Object) (reconcile.Result, error) {
+	_, err := objects.Sync(ctx, owner, desired, apply.Leaving{})
+	if passing(err) {
+		return reconcile.Result{}, err
+	}
+	if taken(err) {
+		ctrl.LoggerFrom(ctx).Error(err, "keeping what belongs to "+owner.String())
+	}
+	return after(err, reconcile.Result{}, nil)
+}
+
+// setOf writes objects of one kind, and slowly where another writer undoes it.
+func setOf(c client.Client, ticks clock.Clock, kind client.ObjectList) apply.Set {
+	return apply.Set{Client: c, Kinds: []client.ObjectList{kind}, Contests: apply.NewContests(ticks)}
+}
+
+// taken reports whether an error is of those that come back in a while without a word in the log.
+func taken(err error) bool {
+	var notOurs *apply.NotOursError
+	return errors.As(err, &notOurs)
+}
+
+// poolFilterIndex is the cache's index of the EnvoyFilters that we made for pools, by the waypoint that they are for.
+const poolFilterIndex = "inference-waypoint.pool-filter"
+
+func poolFilterKeys(o client.Object) []string {
+	waypoint, ok := waypointOf(o)
+	if owner, ours := apply.Owner(o); !ok || !ours || !isPool(owner) {
+		return nil
+	}
+	return []string{waypoint.String()}
+}
+
+// isPool reports whether the owner of an object of ours is a pool, and not a waypoint or a picker.
+func isPool(owner types.NamespacedName) bool { return !strings.Contains(owner.Name, "/") }
+
+// waypointOf is the Gateway that an EnvoyFilter is attached to.
+func waypointOf(o client.Object) (types.NamespacedName, bool) {
+	f, ok := o.(*networkingv1alpha3.EnvoyFilter)
+	if !ok {
+		return types.NamespacedName{}, false
+	}
+	for _, target := range ineffective.Targets(f) {
+		if target == gatewayObject(target.Name) {
+			return target.Name, true
+		}
+	}
+	return types.NamespacedName{}, false
+}
+
+// waypointsOf are the waypoints that an EnvoyFilter of ours matters to. Where somebody attached it elsewhere, its owner
+// still says where it belongs.
+func waypointsOf(_ context.Context, o client.Object) []reconcile.Request {
+	owner, ours := apply.Owner(o)
+	if !ours {
+		return nil
+	}
+	found := names{}
+	if waypoint, ok := waypointOf(o); ok {
+		found[waypoint] = true
+	}
+	if waypoint, ok := translate.OwningWaypoint(owner); ok {
+		found[waypoint] = true
+	}
+	return found.requests()
+}
+
+func newPickersReconciler(c client.Client, settings translate.Settings, ticks clock.Clock) *pickersReconciler {
+	return &pickersReconciler{c, setOf(c, ticks, &networkingv1alpha3.EnvoyFilterList{}), settings}
+}
+
+func addPickers(m manager.Manager, settings translate.Settings) error {
+	return ctrl.NewControllerManagedBy(m).
+		Named(name+"-pickers").
+		Watches(envoyFilterKind, handler.EnqueueRequestsFromMapFunc(waypointsOf), builder.WithPredicates(asksOtherwise())).
+		WithOptions(fairly(1)).
+		Complete(newPickersReconciler(m.GetClient(), settings, clock.RealClock{}))
+}
+
+// asksOtherwise passes the events of EnvoyFilters that may change what a waypoint asks: most changes of a pool's do not.
+func asksOtherwise() predicate.Predicate {
+	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		before, _ := waypointOf(e.ObjectOld)
+		after, _ := waypointOf(e.ObjectNew)
+		owner, ours := apply.Owner(e.ObjectNew)
+		_, wereOurs := apply.Owner(e.ObjectOld)
+		return !ours || !wereOurs || !isPool(owner) || before != after ||
+			e.ObjectOld.GetAnnotations()[envoypatch.AskedPickers] != e.ObjectNew.GetAnnotations()[envoypatch.AskedPickers]
+	}}
+}

@@ -1,0 +1,176 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/waypointwatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+)
+
+// picking knows how calls to pools fare at waypoints.
+type picking interface {
+	Verdict(at waypointwatch.Place) (waypointwatch.Verdict, waypointwatch.Counts)
+}
+
+// seen is what is known of the calls to a pool at a waypoint.
+type seen struct {
+	waypointwatch.Verdict
+	waypointwatch.Counts
+}
+
+// seenAt is what is known of the calls to a pool at a waypoint, by whichever hosts they come. Routes at the hosts of other
+// pools may lead to it, and these calls are counted with the other pool. Calls to the pool's own hosts come first. Without
+// any, the pool is picked where another's calls are; where they are not, it is unpicked only if both ask the same
+// picker, as the calls that fail may be those of the other.
+func (r *Reconciler) seenAt(name, waypoint types.NamespacedName, calledBy []types.NamespacedName, in translate.Inputs) seen {
+	of := func(pool types.NamespacedName) seen {
+		verdict, counts := r.picking.Verdict(waypointwatch.Place{Pool: pool, Waypoint: waypoint})
+		return seen{verdict, counts}
+	}
+	best := of(name)
+	if best.State == waypointwatch.Picked || best.State == waypointwatch.Unpicked {
+		return best
+	}
+	picker, _ := translate.PickerOf(in.Pools[name], r.settings)
+	for _, owner := range calledBy {
+		other := of(owner)
+		if owner == name || in.Pools[owner] == nil {
+			continue
+		}
+		asks, _ := translate.PickerOf(in.Pools[owner], r.settings)
+		if other.State > best.State && (other.State != waypointwatch.Unpicked || asks == picker) {
+			best = other
+		}
+	}
+	return best
+}
+
+// judgePicking says in each parent that serves the pool whether calls are picked there.
+func (r *Reconciler) judgePicking(name types.NamespacedName, out *translate.Output, in translate.Inputs) map[types.NamespacedName]seen {
+	if r.picking == nil || in.Pools[name] == nil {
+		return nil
+	}
+	p, _ := pool.FromAPI(in.Pools[name]) // what is wrong with it is told already
+	all := map[types.NamespacedName]seen{}
+	for i := range out.Parents {
+		parent := &out.Parents[i]
+		if !parent.Accepted.OK() {
+			continue
+		}
+		all[parent.Gateway] = r.seenAt(name, parent.Gateway, out.CalledBy[parent.Gateway], in)
+		verdict := all[parent.Gateway].Verdict
+		if verdict.State == waypointwatch.None && !parent.Known(in.Pools[name].Status.Parents) {
+			verdict.State = waypointwatch.NotCalled // the waypoint only begins to serve the pool. Its counters will say the same, without a second write
+		}
+		parent.Picking = sayPicking(verdict, p.FailureMode)
+	}
+	return all
+}
+
+// sayPicking says of a verdict what a pool's status is to say. It has no numbers: a status is not written every few seconds.
+func sayPicking(v waypointwatch.Verdict, mode pool.FailureMode) poolstatus.Picking {
+	say := func(reason inferencev1.InferencePoolReason, format string, args ...any) poolstatus.Picking {
+		return poolstatus.Picking{Verdict: poolstatus.Verdict{Reason: reason, Message: fmt.Sprintf(format, args...)}}
+	}
+	switch v.State {
+	case waypointwatch.Picked:
+		return say(poolstatus.ReasonPicked, "calls are picked")
+	case waypointwatch.Idle:
+		return say(poolstatus.ReasonIdle, "calls were picked, the last one more than 10 minutes ago")
+	case waypointwatch.Before:
+		out := say(poolstatus.ReasonIdle, "no call has come since the controller began to watch; calls came before")
+		out.Keep = true
+		return out
+	case waypointwatch.NotCalled:
+		return say(poolstatus.ReasonNotCalled, "no call has come by the waypoint yet")
+	case waypointwatch.Unpicked:
+		become := "are spread over the endpoints without a pick"
+		if mode == pool.FailClose {
+			become = "are refused"
+		}
+		return say(poolstatus.ReasonUnpicked, "a tenth of the calls or more %s: %s", become, causes[v.Cause])
+	case waypointwatch.Unread:
+		return say(poolstatus.ReasonCountersUnread, "whether calls are picked is not known: %s", causes[v.Cause])
+	default:
+		return poolstatus.Picking{Keep: true}
+	}
+}
+
+// causes are said in a status, each with where to look.
+var causes = map[waypointwatch.Cause]string{
+	waypointwatch.TooSlow: "the picker does not answer in time",
+	waypointwatch.Refused: "the waypoint's connections to the picker are refused or break; look at AuthorizationPolicies and NetworkPolicies at the picker, " +
+		"and at its pods",
+	waypointwatch.Turned:     "the picker turns some away or breaks off",
+	waypointwatch.NotReached: "no pod of the waypoint shows its counters at port 15090; a NetworkPolicy may keep the controller away",
+	waypointwatch.NoPods:     "no pod of the waypoint runs",
+	waypointwatch.NotCounted: "the waypoint counts no picks; install Istio with the proxyStatsMatcher of manifests/istio/overlay.yaml, and restart the waypoint's pods",
+	waypointwatch.NotConfigured: "the waypoint counts the picks of other pools and not of this one; it may have refused its configuration, " +
+		"which istiod's log tells",
+}
+
+// tellPicking puts into events that calls to a pool are no longer picked, with how many, and that they are again.
+func (r *Reconciler) tellPicking(p *inferencev1.InferencePool, parents []poolstatus.Parent, all map[types.NamespacedName]seen) {
+	for _, parent := range parents {
+		told := parent.SaidOfPicking(p.Status.Parents)
+		was := told != nil && told.Reason == string(poolstatus.ReasonUnpicked)
+		switch reason := parent.Picking.Reason; {
+		case reason == poolstatus.ReasonUnpicked && !was:
+			n := all[parent.Gateway].Counts
+			r.events.Eventf(p, nil, corev1.EventTypeWarning, string(reason), "Watch", "%s",
+				note(fmt.Sprintf("waypoint %s: %d of %d calls of the last 30 s without a pick: %s", parent.Gateway, n.Unpicked, n.Asked, parent.Picking.Message)))
+		case reason == poolstatus.ReasonPicked && was:
+			r.events.Eventf(p, nil, corev1.EventTypeNormal, string(reason), "Watch", "%s", note(fmt.Sprintf("waypoint %s: calls are picked again", parent.Gateway)))
+		}
+	}
+}
+
+// addWatch adds the watch over waypoints to a manager: where a verdict on a pool is new, the pool comes by the channel.
+func addWatch(m manager.Manager, settings translate.Settings, interval time.Duration) (*waypointwatch.Watch, <-chan event.GenericEvent, error) {
+	changed := make(chan event.GenericEvent)
+	log := m.GetLogger().WithName("waypoint-watch")
+	failing := false
+	waypoints := newWatchedWaypoints(m.GetClient(), m.GetCache(), settings)
+	watch := waypointwatch.New(waypointwatch.StatsPort,
+		func(ctx context.Context) ([]waypointwatch.Waypoint, error) {
+			out, err := waypoints.get(ctx)
+			failing = failing && err != nil
+			return out, err
+		},
+		func(ctx context.Context, name types.NamespacedName) {
+			select {
+			case changed <- event.GenericEvent{Object: poolNamed(name)}:
+			case <-ctx.Done():
+			}
+		},
+		func(err error) {
+			if !failing {
+				log.Error(err, "whether calls are picked is not known until this succeeds")
+			}
+			failing = true
+		},
+	)
+	if err := metrics.Registry.Register(watch); err != nil {
+		return nil, nil, fmt.Errorf("registering the metrics of waypoints: %w", err)
+	}
+	return watch, changed, m.Add(manager.RunnableFunc(func(ctx context.Context) error {
+		watch.Run(ctx, interval)
+		return nil
+	}))
+}
+
+func poolNamed(name types.NamespacedName) *inferencev1.InferencePool {
+	return &inferencev1.InferencePool{ObjectMeta: metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name}}
+}

@@ -1,0 +1,92 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/routes"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
+)
+
+// routeReconciler writes our part of an HTTPRoute's status. What the route does is in the objects of the pools at whose
+// fronts it is.
+type routeReconciler struct {
+	client   client.Client
+	events   events.EventRecorder
+	settings translate.Settings
+	now      func() time.Time
+}
+
+// Reconcile is called with a route's name whenever something that its status depends on may have changed.
+func (r *routeReconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
+	g := newGatherer(ctx, r.client, r.settings)
+	route := get[gatewayv1.HTTPRoute](g, request.NamespacedName)
+	if g.err != nil || route == nil || route.DeletionTimestamp != nil {
+		return reconcile.Result{}, g.err
+	}
+	in, err := g.forRoute(route)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	verdicts := translate.RouteVerdicts(route, in, r.settings)
+	changed, err := r.writeStatus(ctx, route, verdicts)
+	switch {
+	case apierrors.IsConflict(err):
+		return reconcile.Result{RequeueAfter: conflictRetry}, nil
+	case apierrors.IsNotFound(err):
+		return reconcile.Result{}, nil // it went meanwhile
+	case err != nil:
+		return reconcile.Result{}, err
+	}
+	if changed {
+		r.tell(route, verdicts)
+	}
+	return reconcile.Result{}, nil
+}
+
+func (r *routeReconciler) writeStatus(ctx context.Context, route *gatewayv1.HTTPRoute, ours []routes.Verdict) (bool, error) {
+	const controller = gatewayv1.GatewayController(poolstatus.ControllerName)
+	parents, changed, err := routes.MergeStatus(route.Status.Parents, ours, controller, route.Generation, r.now())
+	if err != nil || !changed {
+		return false, err
+	}
+	next := route.DeepCopy()
+	next.Status.Parents = parents
+	// The list is replaced as a whole, so the write must fail if another controller wrote its entry meanwhile.
+	patch := client.MergeFromWithOptions(route, client.MergeFromWithOptimisticLock{})
+	if err := r.client.Status().Patch(ctx, next, patch, apply.FieldOwner); err != nil {
+		return false, fmt.Errorf("writing the status of HTTPRoute %s/%s: %w", route.Namespace, route.Name, err)
+	}
+	return true, nil
+}
+
+// tell puts what is newly wrong with the route into events.
+func (r *routeReconciler) tell(route *gatewayv1.HTTPRoute, verdicts []routes.Verdict) {
+	var said []metav1.Condition
+	for _, p := range route.Status.Parents {
+		if p.ControllerName == gatewayv1.GatewayController(poolstatus.ControllerName) {
+			said = append(said, p.Conditions...)
+		}
+	}
+	for _, v := range verdicts {
+		for _, c := range v.Conditions() {
+			wrong := (c.Status == metav1.ConditionTrue) == (c.Type == string(gatewayv1.RouteConditionPartiallyInvalid))
+			known := slices.ContainsFunc(said, func(s metav1.Condition) bool { return s.Type == c.Type && s.Message == c.Message })
+			if wrong && !known {
+				r.events.Eventf(route, nil, corev1.EventTypeWarning, c.Reason, "Translate", "%s", note(c.Message))
+			}
+		}
+	}
+}

@@ -1,0 +1,176 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/handover"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
+)
+
+// name is the controller's in logs, metrics and events.
+const name = "inference-waypoint"
+
+// parallel is how many pools, and how many routes, are reconciled at once.
+const parallel = 8
+
+// envoyFilterKind stands for its kind.
+var envoyFilterKind client.Object = &networkingv1alpha3.EnvoyFilter{}
+
+// Scheme knows the kinds that the controller reads and writes.
+func Scheme() (*runtime.Scheme, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{
+		corev1.AddToScheme,
+		inferencev1.Install,
+		gatewayv1.Install,
+		gatewayv1beta1.Install, // ReferenceGrants, which older clusters have in no other version
+		networkingv1.AddToScheme,
+		networkingv1alpha3.AddToScheme,
+		securityv1.AddToScheme,
+	} {
+		if err := add(scheme); err != nil {
+			return nil, fmt.Errorf("building the scheme: %w", err)
+		}
+	}
+	return scheme, nil
+}
+
+// Add adds the controllers of pools, routes and namespaces to a manager. At their start every one of those and every
+// object of ours is an event, so that what changed while no controller ran is set right. Waypoints are read every
+// so often for whether calls are picked, where watch is not 0.
+func Add(ctx context.Context, m manager.Manager, settings translate.Settings, times handover.Times, watch time.Duration) error {
+	for _, i := range indexes(settings) {
+		if !installed(m.GetRESTMapper(), m.GetScheme(), i.kind) {
+			continue
+		}
+		if err := m.GetFieldIndexer().IndexField(ctx, i.kind, i.name, i.keys); err != nil {
+			return fmt.Errorf("indexing %T by %s: %w", i.kind, i.name, err)
+		}
+	}
+	recorder := m.GetEventRecorder(name)
+	w := watcher{m.GetClient(), settings}
+	pools := ctrl.NewControllerManagedBy(m).
+		Named(name+"-pools").
+		// Not For: it would queue a pool beside this, which does too, and the second reconcile would come before the
+		// first one's writes have.
+		Watches(&inferencev1.InferencePool{}, w.toPools()).
+		Watches(&networkingv1.ServiceEntry{}, w.toPools()).
+		Watches(envoyFilterKind, w.toPools()).
+		Watches(&corev1.Namespace{}, w.toPools()).
+		Watches(&gatewayv1.Gateway{}, w.toPools()).
+		Watches(&corev1.Service{}, w.toPools()).
+		Watches(&gatewayv1.HTTPRoute{}, w.toPools()).
+		Watches(&gatewayv1beta1.ReferenceGrant{}, w.toPools()).
+		WithOptions(fairly(parallel))
+	for _, kind := range othersKinds {
+		if installed(m.GetRESTMapper(), m.GetScheme(), kind) {
+			pools = pools.Watches(kind, w.toPools())
+		}
+	}
+	reconciler := newReconciler(m.GetClient(), recorder, settings, times, clock.RealClock{})
+	if watch > 0 {
+		calls, changed, err := addWatch(m, settings, watch)
+		if err != nil {
+			return fmt.Errorf("adding the watch over waypoints: %w", err)
+		}
+		reconciler.picking = calls
+		pools = pools.WatchesRawSource(source.Channel(changed, w.toPools()))
+	}
+	err := pools.Complete(reconciler)
+	if err != nil {
+		return fmt.Errorf("adding the controller of pools: %w", err)
+	}
+	err = ctrl.NewControllerManagedBy(m).
+		Named(name+"-routes").
+		For(&gatewayv1.HTTPRoute{}).
+		Watches(&gatewayv1.HTTPRoute{}, w.toRoutes()).
+		Watches(&inferencev1.InferencePool{}, w.toRoutes()).
+		Watches(&corev1.Namespace{}, w.toRoutes()).
+		Watches(&gatewayv1.Gateway{}, w.toRoutes()).
+		Watches(&corev1.Service{}, w.toRoutes()).
+		Watches(&gatewayv1beta1.ReferenceGrant{}, w.toRoutes()).
+		WithOptions(fairly(parallel)).
+		Complete(&routeReconciler{client: m.GetClient(), events: recorder, settings: settings, now: time.Now})
+	if err != nil {
+		return fmt.Errorf("adding the controller of routes: %w", err)
+	}
+	if err := addGRPCRoutes(ctx, m, settings); err != nil {
+		return fmt.Errorf("adding the controller of GRPCRoutes: %w", err)
+	}
+	err = ctrl.NewControllerManagedBy(m).
+		Named(name+"-waypoints").
+		For(&corev1.Namespace{}).
+		Watches(&gatewayv1.Gateway{}, handler.EnqueueRequestsFromMapFunc(namespacesOf)).
+		Complete(newWaypointReconciler(m.GetClient(), recorder, times, clock.RealClock{}))
+	if err != nil {
+		return fmt.Errorf("adding the controller of waypoints: %w", err)
+	}
+	if err := addPickers(m, settings); err != nil {
+		return fmt.Errorf("adding the controller of waypoints' pickers: %w", err)
+	}
+	if settings.DefaultPicker != nil {
+		if err := addAccess(m, settings); err != nil {
+			return fmt.Errorf("adding the controller of access to the picker: %w", err)
+		}
+	}
+	return nil
+}
+
+func newReconciler(c client.Client, recorder events.EventRecorder, settings translate.Settings, times handover.Times, ticks clock.Clock) *Reconciler {
+	contests := apply.NewContests(ticks)
+	return &Reconciler{
+		client: c,
+		objects: apply.Set{
+			Client:   c,
+			Kinds:    []client.ObjectList{&networkingv1.ServiceEntryList{}, &networkingv1alpha3.EnvoyFilterList{}},
+			Contests: contests,
+		},
+		events:   recorder,
+		settings: settings,
+		clock:    ticks,
+		handover: handover.New(times, ticks),
+		contests: contests,
+	}
+}
+
+func newWaypointReconciler(c client.Client, recorder events.EventRecorder, times handover.Times, ticks clock.Clock) *waypointReconciler {
+	return &waypointReconciler{
+		times:   times,
+		clock:   ticks,
+		left:    map[types.NamespacedName]time.Time{},
+		client:  c,
+		objects: apply.Set{Client: c, Kinds: []client.ObjectList{&gatewayv1.GatewayList{}}, Exclusive: true, Contests: apply.NewContests(ticks)},
+		events:  recorder,
+	}
+}
+
+// eachItem calls a function with every object of a list.
+func eachItem(list client.ObjectList, do func(client.Object)) error {
+	return meta.EachListItem(list, func(o runtime.Object) error {
+		if c, ok := o.(client.Object); ok {
+			do(c)
+		}
+		return nil
+	})
+}

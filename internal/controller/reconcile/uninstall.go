@@ -1,0 +1,171 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	networkingapi "istio.io/api/networking/v1alpha3"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/client-go/util/retry"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/routes"
+	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
+)
+
+// Uninstall deletes every object that a controller made and takes its part out of every status, pools and routes
+// themselves staying as they are. No controller may act meanwhile: it would make them anew. It goes on past an error;
+// what is done already is done again without harm. The client reads from no cache.
+//
+// Callers of a Service that was a pool's front go on to its own endpoints without a call lost. A waypoint serves a
+// connection by the filters that it began with for as long as it drains them, so the routes that those fetch, and the
+// clusters, stay for that long after the filters have gone. The policy that admits waypoints
+// to the picker, and the key, are deleted in the picker's namespace.
+func Uninstall(ctx context.Context, c client.Client, pickerNamespace string, drain time.Duration) error {
+	withdrawn, err := withdrawFilters(ctx, c)
+	errs := []error{err}
+	if withdrawn {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(drain):
+		}
+	}
+	for _, kind := range []client.ObjectList{&networkingv1alpha3.EnvoyFilterList{}, &networkingv1.ServiceEntryList{}, &gatewayv1.GatewayList{}} {
+		errs = append(errs, deleteOwned(ctx, c, kind))
+	}
+	errs = append(errs, deleteOwned(ctx, c, &securityv1.AuthorizationPolicyList{}, client.InNamespace(pickerNamespace)), poolkey.Delete(ctx, c, pickerNamespace))
+	return errors.Join(append(errs, clearPools(ctx, c), clearRoutes(ctx, c), clearGRPCRoutes(ctx, c))...)
+}
+
+// chained are the kinds of patches that change a filter chain.
+var chained = []networkingapi.EnvoyFilter_ApplyTo{networkingapi.EnvoyFilter_HTTP_FILTER, networkingapi.EnvoyFilter_NETWORK_FILTER}
+
+// withdrawFilters leaves of our EnvoyFilters what adds clusters and routes, and reports whether any held more.
+func withdrawFilters(ctx context.Context, c client.Client) (bool, error) {
+	var list networkingv1alpha3.EnvoyFilterList
+	if err := c.List(ctx, &list, client.HasLabels{apply.OwnedLabel}); err != nil {
+		return false, fmt.Errorf("listing our EnvoyFilters: %w", err)
+	}
+	withdrawn := false
+	var errs []error
+	for _, f := range list.Items {
+		before, n := f.DeepCopy(), len(f.Spec.GetConfigPatches())
+		f.Spec.ConfigPatches = slices.DeleteFunc(f.Spec.GetConfigPatches(), func(p *networkingapi.EnvoyFilter_EnvoyConfigObjectPatch) bool {
+			return slices.Contains(chained, p.GetApplyTo())
+		})
+		if _, ours := apply.Owner(f); !ours || len(f.Spec.ConfigPatches) == n {
+			continue
+		}
+		withdrawn = true
+		if err := c.Patch(ctx, f, client.MergeFrom(before), apply.FieldOwner); client.IgnoreNotFound(err) != nil {
+			errs = append(errs, fmt.Errorf("withdrawing EnvoyFilter %s: %w", client.ObjectKeyFromObject(f), err))
+		}
+	}
+	return withdrawn, errors.Join(errs...)
+}
+
+func deleteOwned(ctx context.Context, c client.Client, kind client.ObjectList, where ...client.ListOption) error {
+	if err := c.List(ctx, kind, append(where, client.HasLabels{apply.OwnedLabel})...); err != nil {
+		return fmt.Errorf("listing what is ours as %T: %w", kind, err)
+	}
+	var errs []error
+	err := eachItem(kind, func(o client.Object) {
+		if _, ours := apply.Owner(o); !ours {
+			return
+		}
+		uid := o.GetUID()
+		if err := c.Delete(ctx, o, client.Preconditions{UID: &uid}); client.IgnoreNotFound(err) != nil {
+			errs = append(errs, fmt.Errorf("deleting %T %s: %w", o, client.ObjectKeyFromObject(o), err))
+		}
+	})
+	return errors.Join(append(errs, err)...)
+}
+
+func clearPools(ctx context.Context, c client.Client) error {
+	var pools inferencev1.InferencePoolList
+	if err := c.List(ctx, &pools); err != nil {
+		return fmt.Errorf("listing pools: %w", err)
+	}
+	var errs []error
+	for i := range pools.Items {
+		p := &pools.Items[i]
+		errs = append(errs, clearStatus(ctx, c, p, func() (client.Object, bool, error) {
+			parents, changed, err := poolstatus.Merge(p.Status.Parents, nil, p.Generation, time.Time{})
+			next := p.DeepCopy()
+			next.Status.Parents = parents
+			return next, changed, err
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+func clearRoutes(ctx context.Context, c client.Client) error {
+	var list gatewayv1.HTTPRouteList
+	if err := c.List(ctx, &list); err != nil {
+		return fmt.Errorf("listing HTTPRoutes: %w", err)
+	}
+	var errs []error
+	for i := range list.Items {
+		r := &list.Items[i]
+		errs = append(errs, clearStatus(ctx, c, r, func() (client.Object, bool, error) {
+			parents, changed, err := routes.MergeStatus(r.Status.Parents, nil, gatewayv1.GatewayController(poolstatus.ControllerName), r.Generation, time.Time{})
+			next := r.DeepCopy()
+			next.Status.Parents = parents
+			return next, changed, err
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+func clearGRPCRoutes(ctx context.Context, c client.Client) error {
+	var list gatewayv1.GRPCRouteList
+	switch err := c.List(ctx, &list); {
+	case meta.IsNoMatchError(err): // the cluster does not know them
+		return nil
+	case err != nil:
+		return fmt.Errorf("listing GRPCRoutes: %w", err)
+	}
+	var errs []error
+	for i := range list.Items {
+		r := &list.Items[i]
+		errs = append(errs, clearStatus(ctx, c, r, func() (client.Object, bool, error) {
+			parents, changed, err := routes.MergeStatus(r.Status.Parents, nil, gatewayv1.GatewayController(poolstatus.ControllerName), r.Generation, time.Time{})
+			next := r.DeepCopy()
+			next.Status.Parents = parents
+			return next, changed, err
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+// clearStatus writes the status that cleared makes of the live object, again on the object's newest state where another
+// controller wrote its part meanwhile.
+func clearStatus(ctx context.Context, c client.Client, live client.Object, cleared func() (client.Object, bool, error)) error {
+	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		next, changed, err := cleared()
+		if err != nil || !changed {
+			return err
+		}
+		base := live.DeepCopyObject().(client.Object)
+		err = c.Status().Patch(ctx, next, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}), apply.FieldOwner)
+		if err != nil {
+			return errors.Join(err, c.Get(ctx, client.ObjectKeyFromObject(live), live))
+		}
+		return nil
+	})
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("clearing the status of %T %s: %w", live, client.ObjectKeyFromObject(live), err)
+	}
+	return nil
+}

@@ -1,0 +1,162 @@
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"istio.io/api/label"
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/waypointwatch"
+)
+
+// watchedWaypoints is the list of the waypoints to watch. It is asked for every few seconds and goes by every EnvoyFilter of
+// a pool, so it is made anew only after an event of an object that it goes by.
+type watchedWaypoints struct {
+	client    client.Reader
+	informers cache.Informers
+	settings  translate.Settings
+	// unfollowed are the kinds whose events are not followed yet.
+	unfollowed []client.Object
+	// stale says that last is not to be gone by any more.
+	stale atomic.Bool
+	last  []waypointwatch.Waypoint
+}
+
+func newWatchedWaypoints(c client.Reader, informers cache.Informers, settings translate.Settings) *watchedWaypoints {
+	out := &watchedWaypoints{
+		client: c, informers: informers, settings: settings,
+		unfollowed: []client.Object{envoyFilterKind, &corev1.Service{}, &corev1.Pod{}},
+	}
+	out.stale.Store(true)
+	return out
+}
+
+// get is called from one goroutine at a time. Nobody may change what it returns.
+func (w *watchedWaypoints) get(ctx context.Context) ([]waypointwatch.Waypoint, error) {
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	if err := w.follow(ctx); err != nil {
+		return nil, err
+	}
+	if !w.stale.Swap(false) { // before the list: an event that comes meanwhile has the next one made anew
+		return w.last, nil
+	}
+	out, err := watched(ctx, w.client, w.settings)
+	if err != nil {
+		w.stale.Store(true)
+		return nil, err
+	}
+	w.last = out
+	return out, nil
+}
+
+// follow has events make the list stale. It does so no earlier than the list is asked for: the manager does not start before its
+// informers have their objects, and where the controller may not read pods, pools are to be served all the same.
+func (w *watchedWaypoints) follow(ctx context.Context) error {
+	for len(w.unfollowed) > 0 {
+		kind := w.unfollowed[0]
+		informer, err := w.informers.GetInformer(ctx, kind, cache.BlockUntilSynced(false))
+		if err == nil {
+			_, err = informer.AddEventHandler(w.handler())
+		}
+		if err != nil {
+			return fmt.Errorf("following the events of a %T: %w", kind, err)
+		}
+		w.unfollowed = w.unfollowed[1:]
+	}
+	return nil
+}
+
+// handler takes the events after which the list may be another. Of EnvoyFilters those of ours matter.
+func (w *watchedWaypoints) handler() toolscache.ResourceEventHandler {
+	see := func(o any) {
+		if f, is := o.(*networkingv1alpha3.EnvoyFilter); is {
+			if _, ours := apply.Owner(f); !ours {
+				return
+			}
+		}
+		w.stale.Store(true)
+	}
+	return toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    see,
+		UpdateFunc: func(before, after any) { see(before); see(after) },
+		DeleteFunc: see,
+	}
+}
+
+// gatewayNameLabel is Istio's on the pods of a waypoint.
+var gatewayNameLabel = label.IoK8sNetworkingGatewayGatewayName.Name
+
+// listTimeout is how long the cache may take to tell of waypoints. It answers at once, but where it has not been filled: as
+// long as the controller may not read pods.
+const listTimeout = 5 * time.Second
+
+// watched are the waypoints that EnvoyFilters of pools are for, with the pods that run there.
+func watched(ctx context.Context, c client.Reader, settings translate.Settings) ([]waypointwatch.Waypoint, error) {
+	g := newGatherer(ctx, c, settings)
+	var filters networkingv1alpha3.EnvoyFilterList
+	g.err = c.List(ctx, &filters, client.HasLabels{apply.OwnedLabel}, client.UnsafeDisableDeepCopy)
+	found := map[types.NamespacedName]*waypointwatch.Waypoint{}
+	for _, f := range filters.Items {
+		name, ok := waypointOf(f)
+		owner, ours := apply.Owner(f)
+		if !ok || !ours || !isPool(owner) || name.Namespace != f.Namespace {
+			continue
+		}
+		if found[name] == nil {
+			found[name] = &waypointwatch.Waypoint{Name: name}
+		}
+		found[name].Pools = append(found[name].Pools, waypointwatch.Pool{Name: owner, Duplex: g.asksOthers(f)})
+	}
+	var pods corev1.PodList
+	if g.err == nil {
+		g.err = c.List(ctx, &pods, client.HasLabels{gatewayNameLabel}, client.UnsafeDisableDeepCopy)
+	}
+	if g.err != nil {
+		return nil, fmt.Errorf("listing the waypoints to watch: %w", g.err)
+	}
+	slices.SortFunc(pods.Items, func(a, b corev1.Pod) int { return cmp.Compare(a.Name, b.Name) })
+	for i := range pods.Items {
+		pod := &pods.Items[i]
+		at := found[types.NamespacedName{Namespace: pod.Namespace, Name: pod.Labels[gatewayNameLabel]}]
+		if address, runs := podAddress(pod); at != nil && runs {
+			at.Pods = append(at.Pods, waypointwatch.Pod{UID: pod.UID, Address: address})
+		}
+	}
+	var out []waypointwatch.Waypoint
+	for _, at := range found {
+		out = append(out, *at)
+	}
+	return out, nil
+}
+
+// asksOthers reports whether any picker that an EnvoyFilter asks is another's.
+func (g *gatherer) asksOthers(f *networkingv1alpha3.EnvoyFilter) bool {
+	for _, picker := range translate.AskedBy(f) {
+		read(g, picker.Service, g.in.Services)
+		if !translate.IsOwnPicker(picker, g.in.Services[picker.Service], g.settings) {
+			return true
+		}
+	}
+	return false
+}
+
+// podAddress is where a pod that runs is reached.
+func podAddress(pod *corev1.Pod) (netip.Addr, bool) {
+	address, err := netip.ParseAddr(pod.Status.PodIP)
+	return address, err == nil && pod.DeletionTimestamp == nil && pod.Status.Phase == corev1.PodRunning &&
+		address.IsGlobalUnicast() // who may write a pod's status has the controller ask no address of its own
+}

@@ -1,0 +1,124 @@
+package routes
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
+)
+
+// maxParents is the longest list that the API takes.
+const maxParents = 32
+
+// Verdict is what became of a route at one of its parents.
+type Verdict struct {
+	Parent gatewayv1.ParentReference
+	// Refused says why the route is not in force there at all, and is zero where it is.
+	Refused Problem
+	// Unresolved and Dropped are what Compiled says of the route.
+	Unresolved []Problem
+	Dropped    []string
+	// Notes are for people.
+	Notes []string
+	// unread says that nobody looked where the route's references lead.
+	unread bool
+}
+
+// NotServed is what becomes of a GRPCRoute at a pool's front. Its matches can be said by an HTTPRoute: a call of gRPC is
+// a POST to the path /service/method.
+func NotServed(parent gatewayv1.ParentReference) Verdict {
+	return Verdict{Parent: parent, unread: true, Refused: Problem{
+		Reason: gatewayv1.RouteReasonUnsupportedValue,
+		Message: "a GRPCRoute is not in force at an InferencePool's host, where calls of gRPC follow HTTPRoutes as all others do: " +
+			"use an HTTPRoute that matches the path /<service>/<method>",
+	}}
+}
+
+// MergeStatus makes the parents that a route's status should have: other controllers' entries as they are, then those of
+// the controller, in the order of the route's references. A condition keeps its time while its status stays. The result
+// reports whether the controller's own differ from those in current; if not, there is nothing to write. It fails where
+// other controllers' entries leave no room.
+func MergeStatus(current []gatewayv1.RouteParentStatus, ours []Verdict, controller gatewayv1.GatewayController, generation int64, now time.Time) ([]gatewayv1.RouteParentStatus, bool, error) {
+	var others, before, after []gatewayv1.RouteParentStatus
+	for _, p := range current {
+		if p.ControllerName == controller {
+			before = append(before, p)
+		} else {
+			others = append(others, *p.DeepCopy())
+		}
+	}
+	for _, v := range ours {
+		after = append(after, v.status(before, controller, generation, now))
+	}
+	if equality.Semantic.DeepEqual(before, after) {
+		return current, false, nil
+	}
+	if n := len(others) + len(after); n > maxParents && len(after) > 0 {
+		return nil, false, fmt.Errorf("the status has room for %d parents, and other controllers hold %d", maxParents, len(others))
+	}
+	// An empty list, not none: the API requires the field.
+	return append(slices.Grow([]gatewayv1.RouteParentStatus{}, len(others)+len(after)), append(others, after...)...), true, nil
+}
+
+func (v Verdict) status(before []gatewayv1.RouteParentStatus, controller gatewayv1.GatewayController, generation int64, now time.Time) gatewayv1.RouteParentStatus {
+	out := gatewayv1.RouteParentStatus{ParentRef: v.Parent, ControllerName: controller}
+	var old []metav1.Condition
+	if i := slices.IndexFunc(before, func(b gatewayv1.RouteParentStatus) bool {
+		return equality.Semantic.DeepEqual(b.ParentRef, v.Parent)
+	}); i >= 0 {
+		old = before[i].Conditions
+	}
+	for _, c := range v.Conditions() {
+		c.ObservedGeneration = generation
+		c.LastTransitionTime = metav1.NewTime(now.Truncate(time.Second)) // as the API server keeps it
+		if was := meta.FindStatusCondition(old, c.Type); was != nil && was.Status == c.Status {
+			c.LastTransitionTime = was.LastTransitionTime
+		}
+		out.Conditions = append(out.Conditions, c)
+	}
+	return out
+}
+
+// Conditions are the verdict's, without times.
+func (v Verdict) Conditions() []metav1.Condition {
+	accepted := condition(gatewayv1.RouteConditionAccepted, true, gatewayv1.RouteReasonAccepted, "the waypoint serves the route")
+	switch {
+	case v.Refused != Problem{}:
+		accepted = condition(gatewayv1.RouteConditionAccepted, false, v.Refused.Reason, v.Refused.Message)
+	case len(v.Notes) > 0:
+		accepted.Message += "; " + strings.Join(v.Notes, "; ")
+	}
+	resolved := condition(gatewayv1.RouteConditionResolvedRefs, true, gatewayv1.RouteReasonResolvedRefs, "all references are resolved")
+	if len(v.Unresolved) > 0 {
+		var messages []string
+		for _, p := range v.Unresolved {
+			messages = append(messages, p.Message)
+		}
+		resolved = condition(gatewayv1.RouteConditionResolvedRefs, false, v.Unresolved[0].Reason, strings.Join(messages, "; "))
+	}
+	if v.unread {
+		return []metav1.Condition{accepted}
+	}
+	out := []metav1.Condition{accepted, resolved}
+	if len(v.Dropped) > 0 && accepted.Status == metav1.ConditionTrue {
+		out = append(out, condition(gatewayv1.RouteConditionPartiallyInvalid, true, gatewayv1.RouteReasonUnsupportedValue, strings.Join(v.Dropped, "; ")))
+	}
+	slices.SortFunc(out, func(a, b metav1.Condition) int { return cmp.Compare(a.Type, b.Type) })
+	return out
+}
+
+func condition(kind gatewayv1.RouteConditionType, status bool, reason gatewayv1.RouteConditionReason, message string) metav1.Condition {
+	out := metav1.Condition{Type: string(kind), Status: metav1.ConditionFalse, Reason: string(reason), Message: poolstatus.Clip(message, poolstatus.MaxMessage)}
+	if status {
+		out.Status = metav1.ConditionTrue
+	}
+	return out
+}

@@ -1,0 +1,206 @@
+package translate
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+
+	"istio.io/api/networking/v1alpha3"
+	"istio.io/api/type/v1beta1"
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/routes"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+)
+
+// chosenBy annotates an EnvoyFilter, for people, with the picker that is asked, and how.
+const chosenBy = pool.Prefix + "picker"
+
+// envoyFilter makes a waypoint ask the picker for each call to the pool's fronts there and take its choice. It lives
+// beside the waypoint: istiod reads only that namespace for the EnvoyFilters of a Gateway.
+func (t translator) envoyFilter(r readPool, waypoint types.NamespacedName, fronts []front) (*networkingv1alpha3.EnvoyFilter, error) {
+	b := &filterBuilder{translator: t, pool: r, backends: map[types.NamespacedName]readPool{}, services: map[string]bool{}, pickers: map[ServicePort]bool{}}
+	for _, f := range fronts {
+		if err := b.front(f); err != nil {
+			return nil, err
+		}
+	}
+	if err := b.clusters(); err != nil {
+		return nil, err
+	}
+	out := &networkingv1alpha3.EnvoyFilter{
+		TypeMeta: metav1.TypeMeta{APIVersion: networkingv1alpha3.SchemeGroupVersion.String(), Kind: "EnvoyFilter"},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace:   waypoint.Namespace,
+			Name:        envoyFilterName(r.Name, waypoint),
+			Annotations: map[string]string{chosenBy: r.choose.String()},
+		},
+		Spec: v1alpha3.EnvoyFilter{
+			TargetRefs: []*v1beta1.PolicyTargetReference{{
+				Group: gatewayv1.GroupName,
+				Kind:  "Gateway",
+				Name:  waypoint.Name,
+			}},
+			ConfigPatches: b.patches,
+		},
+	}
+	if len(b.services) > 0 {
+		out.Annotations[envoypatch.ReferencedServices] = strings.Join(slices.Sorted(maps.Keys(b.services)), ",")
+	}
+	if len(b.pickers) > 0 {
+		out.Annotations[envoypatch.AskedPickers] = asks(b.pickers)
+	}
+	return out, nil
+}
+
+// filterBuilder gathers the patches of one EnvoyFilter, and what they refer to.
+type filterBuilder struct {
+	translator
+	pool     readPool
+	patches  []*envoypatch.Patch
+	backends map[types.NamespacedName]readPool
+	services map[string]bool // namespace/host
+	pickers  map[ServicePort]bool
+}
+
+// front adds the patches of each host and port of a front.
+func (b *filterBuilder) front(f front) error {
+	own := b.asked(b.pool)
+	b.refer(b.pool)
+	for _, port := range f.ports {
+		list, _ := routes.Merge(b.attached(f, port, b.resolve))
+		if list == nil {
+			list = []envoypatch.Route{{
+				Name: clusterName(b.pool.Name, b.pool.Name),
+				To:   []envoypatch.Destination{{Cluster: clusterName(b.pool.Name, b.pool.Name), Weight: 1, Picker: &own}},
+			}}
+		}
+		for _, host := range f.hosts {
+			if err := b.host(envoypatch.Front{Host: host, Port: uint32(port.Number)}, own, list); err != nil {
+				return err
+			}
+		}
+	}
+	if f.object.Kind == entryKind {
+		return b.closed(f.hosts)
+	}
+	return nil
+}
+
+func (b *filterBuilder) host(at envoypatch.Front, own envoypatch.Picker, list []envoypatch.Route) error {
+	name := virtualHostName(b.pool.Name)
+	chain, err := envoypatch.ChainPatches(at, name, pool.CounterName(b.pool.Name), b.told(b.pool))
+	if err != nil {
+		return err
+	}
+	routed, err := envoypatch.VirtualHostPatch(at, envoypatch.VirtualHost{Name: name, Picker: own, Routes: list})
+	if err != nil {
+		return err
+	}
+	b.patches = append(append(b.patches, chain...), routed)
+	return nil
+}
+
+// closed answers for the ports that a host has only to bring the endpoints of further target ports: calls there would
+// reach an endpoint that nobody picked.
+func (b *filterBuilder) closed(hosts []string) error {
+	for i := 1; i < len(b.pool.TargetPorts); i++ {
+		for _, host := range hosts {
+			at := envoypatch.Front{Host: host, Port: frontPort + uint32(i)}
+			fetched, err := envoypatch.FetchedRoutesPatch(at, virtualHostName(b.pool.Name))
+			if err != nil {
+				return err
+			}
+			refused, err := envoypatch.VirtualHostPatch(at, envoypatch.VirtualHost{
+				Name:   virtualHostName(b.pool.Name),
+				Routes: []envoypatch.Route{{Name: "no-port", Status: http.StatusNotFound}},
+			})
+			if err != nil {
+				return err
+			}
+			b.patches = append(b.patches, fetched, refused)
+		}
+	}
+	return nil
+}
+
+// resolve finds a backend and notes what it needs.
+func (b *filterBuilder) resolve(namespace string, ref gatewayv1.BackendObjectReference) (envoypatch.Destination, *routes.Problem) {
+	to, problem := b.backend(b.pool.Name, namespace, ref)
+	if problem != nil {
+		return to.Destination, problem
+	}
+	if to.pool != nil {
+		b.refer(*to.pool)
+	}
+	if to.service != (types.NamespacedName{}) {
+		b.services[to.service.Namespace+"/"+b.serviceHost(to.service)] = true
+	}
+	return to.Destination, nil
+}
+
+// refer notes that a pool's cluster and picker are needed.
+func (b *filterBuilder) refer(r readPool) {
+	b.backends[r.Name] = r
+	if !r.choose.missing {
+		b.services[r.choose.at.Service.Namespace+"/"+b.serviceHost(r.choose.at.Service)] = true
+		b.pickers[r.choose.at] = true
+	}
+}
+
+// clusters adds the cluster of each pool that is referred to. Its endpoints are those of the pool's own host, which
+// istiod sends to any waypoint that asks for them.
+func (b *filterBuilder) clusters() error {
+	for _, name := range sortedNames(b.backends) {
+		r := b.backends[name]
+		patch, err := envoypatch.ClusterPatch(envoypatch.Cluster{
+			Name:      clusterName(b.pool.Name, name),
+			Endpoints: envoypatch.Front{Host: r.Host(b.settings.HostSuffix), Port: frontPort},
+			H2C:       r.H2C,
+			ShownTo:   b.shownTo(r),
+			Service:   name.Name,
+			Namespace: name.Namespace,
+		})
+		if err != nil {
+			return err
+		}
+		b.patches = append(b.patches, patch)
+	}
+	return nil
+}
+
+// virtualHostName is what all fronts of a pool route to. No two pools share it.
+func virtualHostName(pool types.NamespacedName) string { return "inference|" + pool.String() }
+
+// clusterName is a pool's cluster in Envoy, as the EnvoyFilter of an owner has it. Bars and slashes are in no name of
+// Kubernetes, so no two pools share it, and neither do two EnvoyFilters: what one of them says of a pool's endpoints
+// does not hang on another.
+func clusterName(owner, name types.NamespacedName) string {
+	if owner == name {
+		return "inference|" + name.String()
+	}
+	return "inference|" + owner.String() + "|" + name.String()
+}
+
+// maxReadable is how much of a pool's name an EnvoyFilter's name shows: with prefix and hash it stays within 63
+// characters, the length of a label's value.
+const maxReadable = 40
+
+// envoyFilterName is unique to the pool and the waypoint, and short whatever their names are. Readers find the pool at
+// its head; the hash tells apart pools of other namespaces and of the same beginning.
+func envoyFilterName(pool, waypoint types.NamespacedName) string {
+	sum := sha256.Sum256([]byte(pool.String() + "|" + waypoint.String()))
+	readable := pool.Name
+	if len(readable) > maxReadable {
+		readable = strings.TrimRight(readable[:maxReadable], "-.")
+	}
+	return fmt.Sprintf("inference-%s-%s", readable, hex.EncodeToString(sum[:5]))
+}

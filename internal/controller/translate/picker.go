@@ -1,0 +1,162 @@
+package translate
+
+import (
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+)
+
+// OwnPickerAnnotation says, where it is "true" on a Service, that what answers there is this project's picker, so that a
+// pool may name one of its own by its endpointPickerRef. It is how the controller tells its picker from others', beside its
+// address: the one that the controller has as its default is its own.
+const OwnPickerAnnotation = pool.Prefix + "picker"
+
+// picker is who chooses for a pool.
+type picker struct {
+	at ServicePort
+	// ours is asked the cheap way and serves many pools; any other picker is asked as the protocol says.
+	ours bool
+	// missing says that the Service cannot be used. The waypoint then asks nobody, and each call ends as the pool's
+	// failure mode says.
+	missing bool
+}
+
+// PickerOf names the Service of the picker that a pool asks for, which need not exist. It is false where the pool names
+// none and there is no default, or where what it names is no Service.
+func PickerOf(api *inferencev1.InferencePool, settings Settings) (ServicePort, bool) {
+	p, _ := pool.FromAPI(api) // a picker counts whatever else is wrong
+	return pickerOf(p, settings)
+}
+
+func pickerOf(p pool.Pool, settings Settings) (ServicePort, bool) {
+	switch {
+	case p.Picker == nil && settings.DefaultPicker == nil:
+		return ServicePort{}, false
+	case p.Picker == nil:
+		return *settings.DefaultPicker, true
+	}
+	return ServicePort{
+		Service: types.NamespacedName{Namespace: p.Name.Namespace, Name: p.Picker.Service},
+		Port:    p.Picker.Port,
+	}, p.Picker.Service != ""
+}
+
+// resolvePicker finds a pool's picker and says what is wrong with it. It is nil where the pool asks for none and there
+// is no default.
+func (t translator) resolvePicker(p pool.Pool) (*picker, poolstatus.Verdict) {
+	at, named := pickerOf(p, t.settings)
+	if !named {
+		if p.Picker == nil {
+			return nil, poolstatus.Verdict{}
+		}
+		return &picker{missing: true}, invalidRef("spec.endpointPickerRef names no port of a Service")
+	}
+	service := t.Services[at.Service]
+	if problem := servicePortProblem(service, at); problem != "" {
+		return &picker{at: at, missing: true}, invalidRef("the endpoint picker's " + problem)
+	}
+	out := &picker{at: at, ours: IsOwnPicker(at, service, t.settings)}
+	return out, poolstatus.ResolvedRefs(out.String())
+}
+
+// IsOwnPicker reports whether a picker is this project's. The Service may be nil.
+func IsOwnPicker(at ServicePort, service *corev1.Service, settings Settings) bool {
+	return settings.DefaultPicker != nil && at == *settings.DefaultPicker ||
+		service != nil && service.Annotations[OwnPickerAnnotation] == "true"
+}
+
+// String says who is asked, and how, for a pool's status and its EnvoyFilter.
+func (p picker) String() string {
+	switch {
+	case p.missing:
+		return "nobody"
+	case p.ours:
+		return p.at.String() + ", Inference Waypoint's own: asked once for each call, with the head of a body that may carry a prompt"
+	default:
+		return p.at.String() + ", by the Endpoint Picker Protocol: both bodies of a call that may carry a prompt pass through it, and it sees only the headers of any other"
+	}
+}
+
+func servicePortProblem(service *corev1.Service, at ServicePort) string {
+	if service == nil {
+		return fmt.Sprintf("Service %s does not exist", at.Service)
+	}
+	if service.Spec.Type == corev1.ServiceTypeExternalName {
+		return fmt.Sprintf("Service %s is of type ExternalName, which must not be used", at.Service)
+	}
+	if !slices.ContainsFunc(service.Spec.Ports, func(p corev1.ServicePort) bool { return p.Port == at.Port }) {
+		return fmt.Sprintf("Service %s has no port %d", at.Service, at.Port)
+	}
+	return ""
+}
+
+func invalidRef(message string) poolstatus.Verdict {
+	return poolstatus.Verdict{Reason: inferencev1.InferencePoolReasonInvalidExtensionRef, Message: message}
+}
+
+// asked is how a waypoint asks a pool's picker.
+func (t translator) asked(r readPool) envoypatch.Picker {
+	out := envoypatch.Picker{Protocol: envoypatch.Duplex, FailOpen: r.FailureMode == pool.FailOpen}
+	if !r.choose.missing {
+		out.Host, out.Port = t.serviceHost(r.choose.at.Service), uint32(r.choose.at.Port)
+	}
+	if r.choose.ours {
+		out.Protocol = envoypatch.Buffered
+		out.Metadata = t.opening(pool.NameHeader, r)
+	}
+	return out
+}
+
+// shownTo is who is shown the answers of a pool's endpoints: our picker where the pool wants their tokens counted, and
+// nobody else.
+func (t translator) shownTo(r readPool) *envoypatch.Picker {
+	settings, _ := picksettings.Parse(t.Pools[r.Name].Annotations) // what is wrong is told in events
+	if !settings.Usage || !r.choose.ours || r.choose.missing {
+		return nil
+	}
+	return &envoypatch.Picker{
+		Host:     t.serviceHost(r.choose.at.Service),
+		Port:     uint32(r.choose.at.Port),
+		Metadata: t.opening(pool.UsageHeader, r),
+	}
+}
+
+// opening is what a waypoint opens a stream to our picker with: the pool, under a key that says what for, and its token. A
+// picker that a pool has of its own has no use for that, and is not to have it.
+func (t translator) opening(key string, r readPool) map[string]string {
+	out := map[string]string{key: r.Name.String()}
+	if t.settings.DefaultPicker != nil && r.choose.at == *t.settings.DefaultPicker {
+		t.addToken(out, r)
+	}
+	return out
+}
+
+func (t translator) addToken(to map[string]string, r readPool) {
+	if t.settings.Key != nil {
+		to[pool.TokenHeader] = t.settings.Key.Token(r.Name.String())
+	}
+}
+
+// told is who hears which calls to a pool were broken off: the default picker, whatever picker the pool asks. All that is said
+// of it follows from the pool's name and the controller's own settings, as it stands in the chain, which no edit is to change.
+// It is nil where there is no default.
+func (t translator) told(r readPool) *envoypatch.Picker {
+	if t.settings.DefaultPicker == nil {
+		return nil
+	}
+	out := &envoypatch.Picker{
+		Host:     t.serviceHost(t.settings.DefaultPicker.Service),
+		Port:     uint32(t.settings.DefaultPicker.Port),
+		Metadata: map[string]string{pool.NameHeader: r.Name.String()},
+	}
+	t.addToken(out.Metadata, r)
+	return out
+}

@@ -1,0 +1,101 @@
+package translate
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"istio.io/api/networking/v1alpha3"
+	"istio.io/api/type/v1beta1"
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
+)
+
+// gatewayOwner begins the name of an owner that is a waypoint. No pool's name has a slash.
+const gatewayOwner = "gateway/"
+
+// WaypointOwner is the owner of what is made once for a waypoint, and not for one of its pools.
+func WaypointOwner(waypoint types.NamespacedName) types.NamespacedName {
+	return types.NamespacedName{Namespace: waypoint.Namespace, Name: gatewayOwner + waypoint.Name}
+}
+
+// OwningWaypoint is WaypointOwner's inverse, and false for an owner that is a pool.
+func OwningWaypoint(owner types.NamespacedName) (waypoint types.NamespacedName, ok bool) {
+	name, ok := strings.CutPrefix(owner.Name, gatewayOwner)
+	return types.NamespacedName{Namespace: owner.Namespace, Name: name}, ok
+}
+
+// PickersFilter makes a waypoint take out pickers that hang or are gone. It is one for all pools of the waypoint, whose
+// EnvoyFilters there are given: a thousand pools of one picker need its settings once. It is nil where no picker is asked.
+func PickersFilter(waypoint types.NamespacedName, pools []*networkingv1alpha3.EnvoyFilter, settings Settings) (*networkingv1alpha3.EnvoyFilter, error) {
+	var patches []*envoypatch.Patch
+	for _, picker := range distinctPickers(pools) {
+		patch, err := envoypatch.PickerPatch(ServiceHost(picker.Service, settings), uint32(picker.Port))
+		if err != nil {
+			return nil, err
+		}
+		patches = append(patches, patch)
+	}
+	if len(patches) == 0 {
+		return nil, nil
+	}
+	return &networkingv1alpha3.EnvoyFilter{
+		TypeMeta: metav1.TypeMeta{APIVersion: networkingv1alpha3.SchemeGroupVersion.String(), Kind: "EnvoyFilter"},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: waypoint.Namespace,
+			// A pool has a namespace, so no pool's EnvoyFilter has the same hash.
+			Name: envoyFilterName(types.NamespacedName{Name: "pickers"}, waypoint),
+		},
+		Spec: v1alpha3.EnvoyFilter{
+			TargetRefs: []*v1beta1.PolicyTargetReference{{
+				Group: gatewayv1.GroupName,
+				Kind:  "Gateway",
+				Name:  waypoint.Name,
+			}},
+			ConfigPatches: patches,
+		},
+	}, nil
+}
+
+// distinctPickers are those that any of the EnvoyFilters asks, each once.
+func distinctPickers(pools []*networkingv1alpha3.EnvoyFilter) []ServicePort {
+	seen := map[string]bool{}
+	var out []ServicePort
+	for _, f := range pools {
+		for _, text := range asked(f.Annotations) {
+			if seen[text] {
+				continue
+			}
+			seen[text] = true
+			if picker, err := ParseServicePort(text); err == nil { // ours, or spoilt by others and about to be set right
+				out = append(out, picker)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b ServicePort) int { return cmp.Compare(a.String(), b.String()) })
+	return out
+}
+
+// AskedBy are the pickers that a pool's EnvoyFilter asks, or is to ask soon.
+func AskedBy(filter *networkingv1alpha3.EnvoyFilter) []ServicePort {
+	return distinctPickers([]*networkingv1alpha3.EnvoyFilter{filter})
+}
+
+// asked are the pickers that an EnvoyFilter's annotation lists, as written.
+func asked(annotations map[string]string) []string {
+	return strings.Split(annotations[envoypatch.AskedPickers], ",")
+}
+
+// asks writes the annotation that distinctPickers reads.
+func asks(pickers map[ServicePort]bool) string {
+	var out []string
+	for picker := range pickers {
+		out = append(out, picker.String())
+	}
+	slices.Sort(out)
+	return strings.Join(out, ",")
+}

@@ -1,0 +1,297 @@
+// Package translate translates InferencePools, and the HTTPRoutes that lead to them, into the Istio objects by which
+// waypoints serve them. It is pure: all that it reads of a cluster comes in one Inputs value, and what it finds wrong
+// comes out as verdicts for the status of a pool or of a route. It reads no cluster, writes nothing, leaves Envoy's
+// configuration to package envoypatch and the meaning of an HTTPRoute to package routes.
+//
+// Each pool's objects are made from that pool and what routes at its own hosts lead to, and hold all that they need:
+// no pool's fault reaches another pool's objects.
+package translate
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/ineffective"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
+)
+
+// Settings are the controller's own, the same for all pools.
+type Settings struct {
+	// HostSuffix ends every pool's host: <pool>.<namespace>.<suffix>.
+	HostSuffix string
+	// RootNamespace is the mesh's: Istio's configuration there is for all of it.
+	RootNamespace string
+	// ClusterDomain ends the host of every Service: <service>.<namespace>.svc.<domain>.
+	ClusterDomain string
+	// DefaultPicker is our picker, which serves the pools that name none. It is nil where there is none.
+	DefaultPicker *ServicePort
+	// HostClaims say which hosts pools may claim beside their own; without any they may claim none.
+	HostClaims []HostClaim
+	// Key makes the tokens by which waypoints show the default picker that they serve a pool; nil makes none.
+	Key *poolkey.Key
+}
+
+// ServicePort is one port of a Service.
+type ServicePort struct {
+	Service types.NamespacedName
+	Port    int32
+}
+
+func (s ServicePort) String() string { return fmt.Sprintf("%s:%d", s.Service, s.Port) }
+
+// ParseServicePort reads namespace/service:port.
+func ParseServicePort(s string) (ServicePort, error) {
+	name, portText, ok1 := strings.Cut(s, ":")
+	namespace, service, ok2 := strings.Cut(name, "/")
+	port, err := strconv.ParseUint(portText, 10, 16)
+	if !ok1 || !ok2 || err != nil || port == 0 ||
+		len(validation.IsDNS1123Label(namespace)) > 0 || len(validation.IsDNS1035Label(service)) > 0 {
+		return ServicePort{}, fmt.Errorf("%q is not namespace/service:port", s)
+	}
+	return ServicePort{
+		Service: types.NamespacedName{Namespace: namespace, Name: service},
+		Port:    int32(port),
+	}, nil
+}
+
+// Inputs are all that a translation reads. An object that is not here does not exist.
+type Inputs struct {
+	Pools      map[types.NamespacedName]*inferencev1.InferencePool
+	Namespaces map[string]*corev1.Namespace
+	Gateways   map[types.NamespacedName]*gatewayv1.Gateway
+	Services   map[types.NamespacedName]*corev1.Service
+	Routes     map[types.NamespacedName]*gatewayv1.HTTPRoute
+	Grants     map[types.NamespacedName]*gatewayv1.ReferenceGrant
+	// Entries are other people's.
+	Entries map[types.NamespacedName]*networkingv1.ServiceEntry
+	// Holders are the pools whose hosts are served by now, by host.
+	Holders map[string]types.NamespacedName
+	// Others are other people's as well, which may be meant for calls to pools.
+	Others ineffective.Objects
+}
+
+// NewInputs has no objects yet.
+func NewInputs() Inputs {
+	return Inputs{
+		Pools:      map[types.NamespacedName]*inferencev1.InferencePool{},
+		Namespaces: map[string]*corev1.Namespace{},
+		Gateways:   map[types.NamespacedName]*gatewayv1.Gateway{},
+		Services:   map[types.NamespacedName]*corev1.Service{},
+		Routes:     map[types.NamespacedName]*gatewayv1.HTTPRoute{},
+		Grants:     map[types.NamespacedName]*gatewayv1.ReferenceGrant{},
+		Entries:    map[types.NamespacedName]*networkingv1.ServiceEntry{},
+		Holders:    map[string]types.NamespacedName{},
+		Others:     ineffective.NewObjects(),
+	}
+}
+
+// Output is what the cluster should hold for one pool.
+type Output struct {
+	EnvoyFilters   []Filter
+	ServiceEntries []*networkingv1.ServiceEntry
+	// Parents is what to say in the pool's status; none where no waypoint serves the pool.
+	Parents []poolstatus.Parent
+	// CalledBy are the pools at whose hosts calls to the pool come, by waypoint: itself, and those whose routes lead to it.
+	CalledBy map[types.NamespacedName][]types.NamespacedName
+	// Keep says that the pool cannot be read as it stands: what was made of it before stays, so that a slip in a
+	// live pool does not take its host away.
+	Keep bool
+}
+
+// Filter is the EnvoyFilter of one waypoint.
+type Filter struct {
+	*networkingv1alpha3.EnvoyFilter
+	Waypoint types.NamespacedName
+	// Called says that a host of it may be called there already without it, as a Service may.
+	Called bool
+}
+
+// Object is any of the objects that a translation makes.
+type Object interface {
+	metav1.Object
+	runtime.Object
+}
+
+// Objects lists the output's objects in the order in which they are to be applied: the EnvoyFilters first, so that a
+// host is never served without its picker.
+func (o Output) Objects() []Object {
+	var out []Object
+	for _, f := range o.EnvoyFilters {
+		out = append(out, f.EnvoyFilter)
+	}
+	for _, s := range o.ServiceEntries {
+		out = append(out, s)
+	}
+	return out
+}
+
+// Translate says what the cluster should hold for a pool. A pool that no waypoint serves gets nothing.
+func Translate(name types.NamespacedName, in Inputs, settings Settings) Output {
+	if in.Pools[name] == nil {
+		return Output{}
+	}
+	t := translator{in, settings}
+	read := t.read(name)
+	fronts, notes := t.fronts(name)
+	places := append(placesOf(name, fronts), t.referrals(name)...)
+	if read.problem != nil {
+		return Output{Parents: parents(places, read.problem, read.resolved, notes), Keep: read.unreadable}
+	}
+	var out Output
+	for _, waypoint := range served(fronts) {
+		here := atWaypoint(fronts, waypoint)
+		filter, err := t.envoyFilter(read, waypoint, here)
+		if err != nil {
+			problem := notSupported("%v", err)
+			return Output{Parents: parents(places, &problem, read.resolved, notes), Keep: true}
+		}
+		called := slices.ContainsFunc(here, func(f front) bool { return f.object.Kind == serviceKind })
+		out.EnvoyFilters = append(out.EnvoyFilters, Filter{filter, waypoint, called})
+	}
+	if entry := t.serviceEntry(read, fronts, places); entry != nil {
+		out.ServiceEntries = append(out.ServiceEntries, entry)
+	}
+	out.Parents = parents(places, nil, read.resolved, notes)
+	out.CalledBy = calledBy(places)
+	for i, parent := range out.Parents {
+		at := t.placeOf(name, parent.Gateway, atWaypoint(fronts, parent.Gateway))
+		out.Parents[i].Ineffective = ineffective.Message(ineffective.Find(at, in.Others, settings.ClusterDomain))
+	}
+	return out
+}
+
+type translator struct {
+	Inputs
+	settings Settings
+}
+
+// readPool is a pool with its picker, or with what is wrong with it.
+type readPool struct {
+	pool.Pool
+	choose   picker
+	resolved poolstatus.Verdict
+	// problem is why nobody can serve the pool, whatever the waypoint.
+	problem *poolstatus.Verdict
+	// unreadable says that the problem is in how the pool is written.
+	unreadable bool
+}
+
+func (t translator) read(name types.NamespacedName) readPool {
+	p, err := pool.FromAPI(t.Pools[name])
+	if err == nil {
+		err = checkHost(p.Host(t.settings.HostSuffix))
+	}
+	out := readPool{Pool: p, resolved: poolstatus.ResolvedRefs("none")}
+	choose, resolved := t.resolvePicker(p)
+	if choose != nil {
+		out.choose, out.resolved = *choose, resolved
+	}
+	var problem poolstatus.Verdict
+	switch {
+	case err != nil:
+		problem, out.unreadable = notSupported("%v", err), true
+	case choose == nil:
+		problem = poolstatus.Verdict{
+			Reason:  inferencev1.InferencePoolReasonEndpointPickerRefMissing,
+			Message: "the pool names no endpoint picker, and the controller has no default one",
+		}
+	default:
+		if rival := t.rival(p, p.Host(t.settings.HostSuffix)); rival != "" {
+			problem = notSupported("host %s is taken: %s", p.Host(t.settings.HostSuffix), rival)
+			break
+		}
+		return out
+	}
+	out.problem = &problem
+	return out
+}
+
+// place is a waypoint that has to do with a pool.
+type place struct {
+	waypoint types.NamespacedName
+	verdict  poolstatus.Verdict
+	// owner is the pool whose hosts calls come by.
+	owner types.NamespacedName
+	// hosts are the pool's own there; none where only routes of others lead to it.
+	hosts []string
+}
+
+func placesOf(name types.NamespacedName, fronts []front) []place {
+	var out []place
+	for _, f := range fronts {
+		out = append(out, place{f.waypoint, f.verdict, name, f.hosts})
+	}
+	return out
+}
+
+// calledBy are the owners of the places that serve the pool, each once, by waypoint.
+func calledBy(places []place) map[types.NamespacedName][]types.NamespacedName {
+	out := map[types.NamespacedName][]types.NamespacedName{}
+	for _, p := range places {
+		if p.verdict.OK() && !slices.Contains(out[p.waypoint], p.owner) {
+			out[p.waypoint] = append(out[p.waypoint], p.owner)
+		}
+	}
+	return out
+}
+
+// parents makes one parent for each waypoint of the places. At one of several ways of serving a pool there, the pool is
+// accepted. The notes are what was wished and is not served.
+func parents(places []place, problem *poolstatus.Verdict, resolved poolstatus.Verdict, notes []string) []poolstatus.Parent {
+	byWaypoint := map[types.NamespacedName]poolstatus.Parent{}
+	hosts := map[types.NamespacedName][]string{}
+	for _, p := range places {
+		if p.verdict.OK() {
+			hosts[p.waypoint] = append(hosts[p.waypoint], p.hosts...)
+		}
+		if before, ok := byWaypoint[p.waypoint]; !ok || !before.Accepted.OK() {
+			byWaypoint[p.waypoint] = poolstatus.Parent{Gateway: p.waypoint, Accepted: p.verdict, ResolvedRefs: resolved}
+		}
+	}
+	var out []poolstatus.Parent
+	for waypoint, parent := range byWaypoint {
+		switch {
+		case problem != nil:
+			parent.Accepted = *problem
+		case parent.Accepted.OK() && len(hosts[waypoint]) > 0:
+			parent.Accepted.Message += " as " + strings.Join(hosts[waypoint], ", ")
+		}
+		parent.Refused = strings.Join(notes, "; ")
+		out = append(out, parent)
+	}
+	slices.SortFunc(out, func(a, b poolstatus.Parent) int { return cmp.Compare(a.Gateway.String(), b.Gateway.String()) })
+	return out
+}
+
+func notSupported(format string, args ...any) poolstatus.Verdict {
+	return poolstatus.Verdict{
+		Reason:  inferencev1.InferencePoolReasonNotSupportedByParent,
+		Message: fmt.Sprintf(format, args...),
+	}
+}
+
+// sortedNames are a map's keys in the order of namespace and name.
+func sortedNames[T any](m map[types.NamespacedName]T) []types.NamespacedName {
+	var out []types.NamespacedName
+	for name := range m {
+		out = append(out, name)
+	}
+	slices.SortFunc(out, func(a, b types.NamespacedName) int { return cmp.Compare(a.String(), b.String()) })
+	return out
+}

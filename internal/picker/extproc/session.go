@@ -1,0 +1,426 @@
+package extproc
+
+import (
+	"bytes"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	procmodev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc/mem"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairshare"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/refusal"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
+)
+
+const (
+	// factsLimit is how much of a body is held before the pick where the proxy streams it to us: as much as Envoy
+	// sends in its buffered modes by default. What comes after it only makes the prompt longer.
+	factsLimit = 1 << 20
+
+	// chunkLimit is the longest piece in which a held body is given back: ext_proc recommends at most 64 KiB.
+	chunkLimit = 64 << 10
+
+	// cheapBody is the length of a body that is read without waiting for a turn at the processors: that takes a few
+	// microseconds, a tenth of what all else takes that is done for a call.
+	cheapBody = 4 << 10
+
+	// turnPatience is how long a call waits for its turn to be read. It is behind the calls of its own namespace alone:
+	// where they come faster than they can be read, those that are late are picked by load. Waypoints wait half as long
+	// again for a pick.
+	turnPatience = 200 * time.Millisecond
+
+	// blocksKept bounds what a finished session keeps for the next one: the blocks of a 2 MiB prompt, 64 KiB.
+	blocksKept = 8192
+)
+
+// sender is the way back to the proxy. It takes a *reply, which is only valid during the call.
+type sender interface {
+	SendMsg(reply any) error
+}
+
+// session is one call's exchange with the proxy. Its states follow from the messages: before the headers, waiting
+// for a body that decides, decided. A message that comes out of order is answered as its kind demands and never
+// faults: the call still gets the best pick that is possible then.
+type session struct {
+	server  *Server
+	send    sender
+	pool    string
+	stream  *terminable
+	waiting waiting
+	tenant  string
+	room    *fairshare.Share // among calls; nil before the first message
+
+	mu      sync.Mutex // held while a message is answered
+	parted  bool       // the stream is not ours any more
+	faulty  bool       // a fault left the session in an unknown state
+	passing bool       // the request's body passes through us, and has not ended
+	flowed  time.Time  // when the last piece of an answer came that passes through us; zero where none does
+
+	message received
+	reply   reply
+
+	requestMode, answerMode bodyMode
+	path                    string
+	session                 string // the value of the pool's session header
+	subset                  poolstate.Subset
+	held                    heldBody // of a streamed body, before the pick
+	headersHeld             bool     // the reply to the headers waits for the pick
+	decided                 bool
+	refused                 *refusal.Error
+	outcome                 poolstate.Outcome
+	span                    trace.Span // from the headers to the pick; nil where nobody traces
+	countsUsage             bool       // the pool's, known with the answer
+	tail                    *tail      // of the answer, if its usage is counted and its body comes through us
+
+	facts       request.Facts
+	reservation poolstate.Reservation
+	endpoints   []byte // the pick, "ip:port,ip:port"
+	call        uint64 // its name for the proxy
+}
+
+// bodyMode is what a way of sending bodies means for us.
+type bodyMode uint8
+
+const (
+	// duplex: the body comes in chunks, is ours to give back, and the headers' reply may wait for it. It is what
+	// endpoint pickers are sent by default, and is assumed of a proxy that does not tell its mode.
+	duplex bodyMode = iota
+	// buffered: once the headers are replied to, the body comes in one message whose reply can change headers.
+	buffered
+	// unseen: no body comes, or none before the headers are gone: they are the last chance for a pick.
+	unseen
+)
+
+func modeOf(m int32) bodyMode {
+	switch procmodev3.ProcessingMode_BodySendMode(m) {
+	case procmodev3.ProcessingMode_FULL_DUPLEX_STREAMED:
+		return duplex
+	case procmodev3.ProcessingMode_BUFFERED, procmodev3.ProcessingMode_BUFFERED_PARTIAL:
+		return buffered
+	default:
+		return unseen
+	}
+}
+
+// step takes the message that the proxy sent last, and sends what it calls for. done says that the exchange is over.
+func (x *session) step() (done bool, err error) {
+	m := &x.message
+	if m.observability {
+		return false, nil // the proxy only shows what it does, and ignores replies
+	}
+	if m.modesTold { // in the first message only
+		x.requestMode, x.answerMode = modeOf(m.requestMode), modeOf(m.answerMode)
+	}
+	if m.subset != nil && !x.decided && !x.subset.Given {
+		if err := readSubset(m.subset, &x.subset); err != nil {
+			return false, err
+		}
+	}
+	switch m.kind {
+	case onRequestHeaders:
+		err = x.requestHeaders()
+	case onRequestBody:
+		err = x.requestBody()
+	case onRequestTrailers:
+		err = x.requestTrailers()
+	case onAnswerHeaders:
+		x.attempt(x.noteAnswer)
+		err = x.sendPlain()
+	case onAnswerBody:
+		err = x.answerBody()
+	case onAnswerTrailers:
+		if !x.message.failedAsGRPC() {
+			x.noteEnd()
+		}
+		err = x.sendPlain()
+	default: // a message without a kind, or of one that is newer than we are, asks for nothing
+	}
+	return x.refused != nil, err
+}
+
+func (x *session) requestHeaders() error {
+	if x.decided {
+		return x.sendPick(onRequestHeaders)
+	}
+	x.path = string(x.message.path)
+	if p := x.server.find(x.pool); p != nil && p.SessionHeader() != "" {
+		x.session = string(x.message.header(p.SessionHeader()))
+	}
+	x.startSpan()
+	x.passing = x.requestMode == duplex && !x.message.end
+	switch {
+	case x.message.end || x.requestMode == unseen || !x.message.carriesPrompt():
+		x.decide(nil, !x.message.end)
+		return x.sendPick(onRequestHeaders)
+	case x.requestMode == duplex:
+		x.headersHeld = true
+		return nil
+	default:
+		return x.sendPlain()
+	}
+}
+
+func (x *session) requestBody() error {
+	switch {
+	case x.requestMode == duplex:
+		return x.requestChunk()
+	case x.decided:
+		return x.sendPlain()
+	default:
+		x.decide(x.message.body, !x.message.end)
+		return x.sendPick(onRequestBody)
+	}
+}
+
+// requestChunk holds chunks until there is enough to decide on, and gives back each one that comes after. Enough is
+// also what the server's room for held bodies allows: a call picked on a shorter head is better than one refused.
+func (x *session) requestChunk() error {
+	m := &x.message
+	switch {
+	case x.decided:
+		return x.giveBack(onRequestBody, m.bodyBuffer(), m.end)
+	case m.end && x.held.len() == 0: // most bodies are one chunk, and are not copied
+		return x.decideStreamed(m.bodyBuffer(), false, true)
+	}
+	room := x.hold(len(m.body))
+	x.held.add(m.body)
+	if room && !m.end && x.held.len() < factsLimit {
+		return nil
+	}
+	return x.decideHeld(!m.end, m.end)
+}
+
+// decideHeld decides on the chunks that were held. truncated says that the body goes on, end that nothing, not even
+// trailers, comes after it.
+func (x *session) decideHeld(truncated, end bool) error {
+	x.release()
+	return x.decideStreamed(x.held.take(), truncated, end)
+}
+
+// hold takes room for n more bytes of a body, and says whether there was some left. It is taken in any case: release must
+// follow.
+func (x *session) hold(n int) bool {
+	x.server.options.Metrics.Held(n)
+	return x.server.held.Of(x.tenant).Take(int64(n))
+}
+
+// release gives the room of the held body back.
+func (x *session) release() {
+	if n := x.held.len(); n > 0 {
+		x.server.options.Metrics.Held(-n)
+		x.server.held.Of(x.tenant).Give(int64(n))
+	}
+}
+
+// letGo ends the holding of a body.
+func (x *session) letGo() {
+	x.release()
+	x.held.take().Free()
+}
+
+// decideStreamed picks from a body's head, then replies to the headers and gives the head back. It frees body.
+func (x *session) decideStreamed(body mem.Buffer, truncated, end bool) error {
+	defer body.Free()
+	x.decide(body.ReadOnlyData(), truncated)
+	if x.headersHeld || x.refused != nil {
+		x.headersHeld = false
+		if err := x.sendPick(onRequestHeaders); err != nil || x.refused != nil {
+			return err
+		}
+	}
+	n := body.Len()
+	if n == 0 && !end {
+		return nil
+	}
+	for from := 0; ; from += chunkLimit {
+		to := min(from+chunkLimit, n)
+		if err := x.giveBack(onRequestBody, body.Slice(from, to), end && to == n); err != nil || to == n {
+			return err
+		}
+	}
+}
+
+// requestTrailers end a body that did not say that it ended.
+func (x *session) requestTrailers() error {
+	switch {
+	case x.decided:
+	case x.requestMode == duplex:
+		if err := x.decideHeld(false, false); err != nil || x.refused != nil {
+			return err
+		}
+	default:
+		x.decide(nil, false)
+		return x.sendPick(onRequestTrailers)
+	}
+	return x.sendPlain()
+}
+
+func (x *session) answerBody() error {
+	if x.message.end {
+		x.noteEnd()
+	}
+	if x.countsUsage {
+		x.attempt(x.keepAnswer)
+	}
+	if x.answerMode == duplex {
+		return x.giveBack(onAnswerBody, x.message.bodyBuffer(), x.message.end)
+	}
+	return x.sendPlain()
+}
+
+// noteAnswer learns from the answer's headers who serves the call and how it goes.
+func (x *session) noteAnswer() {
+	if !x.reservation.Held() {
+		return
+	}
+	status, _ := strconv.Atoi(string(x.message.status)) // none, or no number, counts as "other"
+	x.reservation.Metrics().Responded(status)
+	if p := x.server.find(x.pool); p != nil {
+		x.countsUsage = p.CountsUsage()
+	}
+	addr, told := poolstate.ParseEndpoint(string(x.message.served))
+	if told {
+		x.reservation.Served(addr)
+	}
+	x.outcome = x.message.outcome(status, told)
+	x.reservation.Responded(x.outcome)
+}
+
+// outcome is what an answer's head tells. Served says that the proxy names the endpoint that serves: an answer that it
+// made itself, for want of an endpoint or to hold a caller to a limit, blames none.
+func (r *received) outcome(status int, served bool) poolstate.Outcome {
+	whole := r.whole()
+	if status == http.StatusOK && r.ofGRPC() {
+		status, whole = r.statusOfGRPC()
+	}
+	switch {
+	case status >= 200 && status < 300 && whole:
+		return poolstate.Answered
+	case status >= 200 && status < 300, status == http.StatusSwitchingProtocols:
+		return poolstate.Ended
+	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
+		if served {
+			return poolstate.Shed
+		}
+	case status >= 500 && served:
+		return poolstate.Failed
+	case status >= 500:
+		return poolstate.Abandoned
+	}
+	return poolstate.Refused
+}
+
+// whole says that with its head an answer's end is there too, or is about to be. JSON is written when its generation has
+// ended. The head of a stream may come before its prompt is prefilled.
+func (r *received) whole() bool {
+	return r.end || bytes.HasPrefix(r.contentType, []byte("application/json"))
+}
+
+// noteEnd notes that the answer came to its end, where the proxy lets us see it.
+func (x *session) noteEnd() {
+	if x.outcome == poolstate.Ended {
+		x.outcome = poolstate.Answered
+	}
+}
+
+// keepAnswer keeps the end of an answer whose usage is counted.
+func (x *session) keepAnswer() {
+	if x.tail == nil {
+		x.tail = x.server.tails.Get().(*tail)
+	}
+	x.tail.add(x.message.body)
+}
+
+// sendPlain replies to the message that nothing is to be changed.
+func (x *session) sendPlain() error { return x.sendReply(reply{kind: x.message.kind}) }
+
+// sendPick replies to a message of a kind with the pick, or ends the call with the refusal.
+func (x *session) sendPick(k kind) error {
+	return x.sendReply(reply{kind: k, endpoints: x.endpoints, call: x.call, refused: x.refused})
+}
+
+// giveBack replies with a chunk of the request's or the answer's body. It frees chunk.
+func (x *session) giveBack(k kind, chunk mem.Buffer, end bool) error {
+	defer chunk.Free()
+	return x.sendReply(reply{kind: k, chunk: chunk, end: end})
+}
+
+func (x *session) sendReply(r reply) error {
+	x.reply = r
+	err := x.send.SendMsg(&x.reply)
+	x.reply = reply{}
+	return err
+}
+
+// decide picks, once for a call. Where a fault of ours stands in the way, the call is still picked, by load alone; a
+// second fault ends the stream, and what then becomes of the call is for the pool's failure mode to say.
+func (x *session) decide(body []byte, truncated bool) {
+	x.decided = true
+	if x.attempt(func() { x.pick(body, truncated) }) {
+		return
+	}
+	x.reservation.Release(poolstate.Abandoned)
+	x.pick(nil, true)
+}
+
+// pick reads the facts, picks and reserves. The refusal, if any, is already counted.
+func (x *session) pick(body []byte, truncated bool) {
+	begin := time.Now()
+	p := x.server.find(x.pool)
+	if p == nil {
+		x.refuse(refusal.New(refusal.UnknownPool, "there is no pool %q", x.pool))
+		return
+	}
+	if len(body) > cheapBody {
+		if x.server.reading.Enter(x.tenant, turnPatience) {
+			defer x.server.reading.Leave()
+		} else {
+			p.Metrics().PickedUnread()
+			body, truncated = nil, true
+		}
+	}
+	x.facts.Seed = x.server.fleet.Seed()
+	x.facts.Read(x.path, body, truncated)
+	why, err := p.PickExplained(&x.facts, &x.subset, x.session, &x.reservation, x.recording())
+	if err != nil {
+		x.refuse(refusal.Of(err))
+		return
+	}
+	x.traceWhy(why)
+	x.endpoints, x.call = x.reservation.Endpoints(x.endpoints[:0]), x.reservation.ID()
+	took := time.Since(begin)
+	p.Metrics().Picked(x.reservation.PromptTokens, x.reservation.CachedTokens, took)
+	x.tellPick(took)
+}
+
+func (x *session) refuse(e *refusal.Error) {
+	x.refused = e
+	x.server.countRefusal(x.pool, e.Reason)
+	x.tellRefusal()
+}
+
+// end gives back what the call holds and makes the session ready for the next call.
+func (x *session) end() {
+	x.reservation.Release(x.outcome)
+	x.letGo()
+	if x.tail != nil {
+		x.server.countUsage(x.pool, x.tail)
+	}
+	x.endSpan()
+	x.message.free()
+	blocks := x.facts.Blocks[:0]
+	if cap(blocks) > blocksKept {
+		blocks = nil
+	}
+	*x = session{
+		server:    x.server,
+		facts:     request.Facts{Model: x.facts.Model, Blocks: blocks}, // the next call's model is often the same
+		subset:    poolstate.Subset{Endpoints: x.subset.Endpoints[:0]},
+		endpoints: x.endpoints[:0],
+	}
+}

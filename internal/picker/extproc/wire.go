@@ -1,0 +1,456 @@
+package extproc
+
+import (
+	"fmt"
+	"math/bits"
+	"sync"
+
+	"google.golang.org/grpc/encoding"
+	_ "google.golang.org/grpc/encoding/proto" // what is not ours is left to it
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// The messages of ext_proc are read and written here by hand, as far as a pick needs them. Generated code copies each
+// body twice and makes objects of each header; this copies a body at most once, when it came in several frames, and
+// makes none: a whole call with 64 KiB costs 133 µs of CPU, and 202 µs with a server of generated code that does nothing
+// else. A differential fuzz test holds it to the generated code.
+
+// tag is a field's number and wire type, as it stands before each field.
+type tag uint64
+
+const (
+	varintType  = tag(protowire.VarintType)
+	fixed64Type = tag(protowire.Fixed64Type)
+	bytesType   = tag(protowire.BytesType)
+
+	// Fields of envoy.service.ext_proc.v3.ProcessingRequest. The kinds of message are the numbers 2 to 7.
+	tagMetadata      = 8<<3 | bytesType
+	tagAttributes    = 9<<3 | bytesType
+	tagObservability = 10<<3 | varintType
+	tagConfig        = 11<<3 | bytesType
+
+	tagRequestMode = 1<<3 | varintType // of ProtocolConfiguration
+	tagAnswerMode  = 2<<3 | varintType
+
+	tagHeaders     = 1<<3 | bytesType // of HttpHeaders and HttpTrailers, and again of the HeaderMap in it
+	tagHeadersEnd  = 3<<3 | varintType
+	tagHeaderKey   = 1<<3 | bytesType
+	tagHeaderValue = 2<<3 | bytesType
+	tagHeaderRaw   = 3<<3 | bytesType
+
+	tagBody    = 1<<3 | bytesType // of HttpBody
+	tagBodyEnd = 2<<3 | varintType
+
+	tagFilterMetadata = 1<<3 | bytesType // of Metadata
+	tagFields         = 1<<3 | bytesType // of Struct
+	tagMapKey         = 1<<3 | bytesType
+	tagMapValue       = 2<<3 | bytesType
+	tagString         = 3<<3 | bytesType // of Value
+	tagList           = 6<<3 | bytesType
+	tagElement        = 1<<3 | bytesType // of ListValue
+)
+
+// kind is the kind of a request's message: the number of its field.
+type kind uint8
+
+const (
+	noKind kind = iota
+	_
+	onRequestHeaders
+	onAnswerHeaders
+	onRequestBody
+	onAnswerBody
+	onRequestTrailers
+	onAnswerTrailers
+)
+
+// ofRequest says whether a message brings a part of the request, and not of its answer.
+func (k kind) ofRequest() bool {
+	return k == onRequestHeaders || k == onRequestBody || k == onRequestTrailers
+}
+
+// received is what a pick needs of a ProcessingRequest. All bytes lie in the message as it came, and live until free.
+type received struct {
+	kind          kind
+	observability bool
+	modesTold     bool
+	requestMode   int32 // of envoy.extensions.filters.http.ext_proc.v3.ProcessingMode.BodySendMode
+	answerMode    int32
+
+	method, path, contentType, status, trace []byte // the headers of these names, nil where there is none
+
+	headers []byte // all of them, an encoded HeaderMap
+	body    []byte
+	bodyAt  int // where in the message the body begins
+	end     bool
+
+	subset []byte // the restriction to endpoints, an encoded Value; nil where there is none
+	served []byte // the name of the endpoint that answered; nil where there is none
+
+	message mem.Buffer
+}
+
+// free gives the message's bytes back and makes the request empty. Without a message it does nothing.
+func (r *received) free() {
+	if r.message != nil {
+		r.message.Free()
+	}
+	*r = received{}
+}
+
+// bodyBuffer is the body with a claim of its own, which must be freed.
+func (r *received) bodyBuffer() mem.Buffer {
+	if len(r.body) == 0 {
+		return mem.SliceBuffer(nil)
+	}
+	return r.message.Slice(r.bodyAt, r.bodyAt+len(r.body))
+}
+
+// decode reads a message. Where a field that may be there once is there again, the last one counts, and repeated ones
+// add up, as in protobuf; of two headers of one name the first counts.
+func (r *received) decode(message []byte) error {
+	f := fields{rest: message}
+	for f.next() {
+		var err error
+		switch f.tag {
+		case tagMetadata:
+			err = r.decodeMetadata(f.bytes)
+		case tagAttributes:
+			err = r.decodeAttributes(f.bytes)
+		case tagObservability:
+			r.observability = f.varint != 0
+		case tagConfig:
+			err = r.decodeConfig(f.bytes)
+		default:
+			if k := kind(f.tag >> 3); f.tag&7 == bytesType && f.tag>>3 <= tag(onAnswerTrailers) && k >= onRequestHeaders {
+				err = r.decodeKind(k, f.bytes, f.at(message))
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return f.err
+}
+
+func (r *received) decodeConfig(b []byte) error {
+	r.modesTold = true
+	f := fields{rest: b}
+	for f.next() {
+		switch f.tag {
+		case tagRequestMode:
+			r.requestMode = int32(f.varint)
+		case tagAnswerMode:
+			r.answerMode = int32(f.varint)
+		}
+	}
+	return f.err
+}
+
+// decodeKind reads the message's kind from b, which begins at that place of the message.
+func (r *received) decodeKind(k kind, b []byte, at int) error {
+	if r.kind != k { // of two kinds in one message the last counts
+		*r = received{
+			kind: k, observability: r.observability, modesTold: r.modesTold, requestMode: r.requestMode, answerMode: r.answerMode,
+			subset: r.subset, served: r.served, message: r.message,
+		}
+	}
+	switch k {
+	case onRequestHeaders, onAnswerHeaders:
+		return r.decodeHeaders(b)
+	case onRequestBody, onAnswerBody:
+		return r.decodeBody(b, at)
+	case onAnswerTrailers:
+		return r.decodeTrailers(b)
+	}
+	return nil
+}
+
+// decodeTrailers finds the trailers, for those who look one up.
+func (r *received) decodeTrailers(b []byte) error {
+	f := fields{rest: b}
+	for f.next() {
+		if f.tag == tagHeaders {
+			r.headers = f.bytes
+		}
+	}
+	return f.err
+}
+
+func (r *received) decodeBody(b []byte, at int) error {
+	f := fields{rest: b}
+	for f.next() {
+		switch f.tag {
+		case tagBody:
+			r.body, r.bodyAt = f.bytes, at+f.at(b)
+		case tagBodyEnd:
+			r.end = f.varint != 0
+		}
+	}
+	return f.err
+}
+
+func (r *received) decodeHeaders(b []byte) error {
+	f := fields{rest: b}
+	for f.next() {
+		switch f.tag {
+		case tagHeaders:
+			if err := r.decodeHeaderMap(f.bytes); err != nil {
+				return err
+			}
+		case tagHeadersEnd:
+			r.end = f.varint != 0
+		}
+	}
+	return f.err
+}
+
+// decodeHeaderMap takes the headers that matter to all calls.
+func (r *received) decodeHeaderMap(b []byte) error {
+	r.headers = b
+	f := fields{rest: b}
+	for f.next() {
+		if f.tag != tagHeaders {
+			continue
+		}
+		key, value, err := header(f.bytes)
+		if err != nil {
+			return err
+		}
+		var into *[]byte
+		switch string(key) {
+		case ":method":
+			into = &r.method
+		case ":path":
+			into = &r.path
+		case "content-type":
+			into = &r.contentType
+		case ":status":
+			into = &r.status
+		case traceHeader:
+			into = &r.trace
+		}
+		if into != nil && *into == nil {
+			*into = value
+		}
+	}
+	return f.err
+}
+
+// header is the value of the first header of a name, nil where there is none. It is for the seldom ones.
+func (r *received) header(name string) []byte {
+	f := fields{rest: r.headers}
+	for f.next() {
+		if f.tag != tagHeaders {
+			continue
+		}
+		if key, value, err := header(f.bytes); err == nil && string(key) == name {
+			return value
+		}
+	}
+	return nil
+}
+
+// header reads a header. Proxies put its value into the bytes or, older ones, into the text; it is never nil.
+func header(b []byte) (key, value []byte, err error) {
+	value = []byte{}
+	var raw []byte
+	f := fields{rest: b}
+	for f.next() {
+		switch f.tag {
+		case tagHeaderKey:
+			key = f.bytes
+		case tagHeaderValue:
+			value = f.bytes
+		case tagHeaderRaw:
+			raw = f.bytes
+		}
+	}
+	if len(raw) > 0 {
+		value = raw
+	}
+	return key, value, f.err
+}
+
+func (r *received) decodeMetadata(b []byte) error {
+	subset, ok, err := lookUp(b, tagFilterMetadata, subsetNamespace, subsetKey)
+	if err != nil {
+		return err
+	}
+	if ok {
+		r.subset = subset
+	}
+	served, ok, err := lookUp(b, tagFilterMetadata, lbNamespace, servedKey)
+	if ok {
+		r.served, err = text(served)
+	}
+	return err
+}
+
+// decodeAttributes reads one group of attributes. A proxy that is set to do so sends the served endpoint there; the
+// metadata, which come before, win.
+func (r *received) decodeAttributes(b []byte) error {
+	_, group, err := entry(b)
+	if err != nil || r.served != nil {
+		return err
+	}
+	for _, key := range [...]string{servedKey, "upstream.address"} {
+		value, ok, err := find(group, tagFields, key)
+		if err != nil {
+			return err
+		}
+		if ok {
+			r.served, err = text(value)
+			return err
+		}
+	}
+	return nil
+}
+
+// lookUp finds the value of a key in one of the structs of a map.
+func lookUp(b []byte, mapField tag, name, key string) (value []byte, ok bool, err error) {
+	group, ok, err := find(b, mapField, name)
+	if !ok {
+		return nil, false, err
+	}
+	return find(group, tagFields, key)
+}
+
+// find looks a key up in a map of texts to messages; of one that is there twice the last counts.
+func find(b []byte, mapField tag, key string) (value []byte, ok bool, err error) {
+	f := fields{rest: b}
+	for f.next() {
+		if f.tag != mapField {
+			continue
+		}
+		k, v, err := entry(f.bytes)
+		if err != nil {
+			return nil, false, err
+		}
+		if string(k) == key {
+			value, ok = v, true
+		}
+	}
+	return value, ok, f.err
+}
+
+// entry reads an entry of a map. Its value is never nil.
+func entry(b []byte) (key, value []byte, err error) {
+	value = []byte{}
+	f := fields{rest: b}
+	for f.next() {
+		switch f.tag {
+		case tagMapKey:
+			key = f.bytes
+		case tagMapValue:
+			value = f.bytes
+		}
+	}
+	return key, value, f.err
+}
+
+// text is the text of an encoded Value, and empty where it is of another kind. It is never nil.
+func text(value []byte) ([]byte, error) {
+	out := []byte{}
+	f := fields{rest: value}
+	for f.next() {
+		switch {
+		case f.tag == tagString:
+			out = f.bytes
+		case f.tag < tagList|7: // another kind of value, which takes the text's place
+			out = []byte{}
+		}
+	}
+	return out, f.err
+}
+
+// fields walks over the fields of an encoded message.
+type fields struct {
+	rest   []byte
+	tag    tag
+	bytes  []byte // the value of a field of bytesType, never nil
+	varint uint64 // the value of a field of varintType
+	err    error
+}
+
+// next goes to the next field; false at the end, or where the message is malformed.
+func (f *fields) next() bool {
+	if len(f.rest) == 0 || f.err != nil {
+		return false
+	}
+	number, wireType, n := protowire.ConsumeTag(f.rest)
+	if n < 0 {
+		return f.fail(n)
+	}
+	f.rest = f.rest[n:]
+	switch wireType {
+	case protowire.BytesType:
+		f.bytes, n = protowire.ConsumeBytes(f.rest)
+	case protowire.VarintType:
+		f.varint, n = protowire.ConsumeVarint(f.rest)
+	default:
+		n = protowire.ConsumeFieldValue(number, wireType, f.rest)
+	}
+	if n < 0 {
+		return f.fail(n)
+	}
+	f.tag = tag(protowire.EncodeTag(number, wireType))
+	f.rest = f.rest[n:]
+	return true
+}
+
+// at is where in all, the bytes that are walked over, the value of a field of bytesType begins: it ends where the rest begins.
+func (f *fields) at(all []byte) int { return len(all) - len(f.rest) - len(f.bytes) }
+
+func (f *fields) fail(n int) bool {
+	f.err = fmt.Errorf("malformed ProcessingRequest: %w", protowire.ParseError(n))
+	return false
+}
+
+// codec is gRPC's way to the messages of this package; all others are protobuf's.
+type codec struct{ others encoding.CodecV2 }
+
+func newCodec() codec { return codec{others: encoding.GetCodecV2("proto")} }
+
+func (c codec) Name() string { return c.others.Name() }
+
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	r, ok := v.(*received)
+	if !ok {
+		return c.others.Unmarshal(data, v)
+	}
+	r.free()
+	r.message = data.MaterializeToBuffer(&joined)
+	return r.decode(r.message.ReadOnlyData())
+}
+
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if r, ok := v.(*reply); ok {
+		return r.encode()
+	}
+	return c.others.Marshal(v)
+}
+
+// joined keeps the rooms in which messages of several frames are put together.
+var joined bufferPool
+
+// bufferPool is gRPC's pool of buffers but for two things: a room is not cleared before it is used, as all of it is
+// written to, and it is at most twice as large as asked for.
+type bufferPool struct {
+	rooms [bits.UintSize]sync.Pool // by the binary logarithm of their size
+}
+
+func (p *bufferPool) Get(length int) *[]byte {
+	exponent := bits.Len(uint(max(length, 1) - 1))
+	if room, ok := p.rooms[exponent].Get().(*[]byte); ok {
+		*room = (*room)[:length]
+		return room
+	}
+	room := make([]byte, length, 1<<exponent)
+	return &room
+}
+
+func (p *bufferPool) Put(room *[]byte) {
+	p.rooms[bits.Len(uint(max(cap(*room), 1)-1))].Put(room)
+}

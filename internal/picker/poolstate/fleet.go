@@ -1,0 +1,136 @@
+// Package poolstate holds the pools that the picker serves: their endpoints as an immutable snapshot, what each endpoint
+// has to do and has cached, and the reservations of calls in flight; and the sources that tell of pools, a cluster or
+// a file. The rule by which an endpoint is chosen is selection's; messages of a proxy may not enter.
+package poolstate
+
+import (
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairshare"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
+)
+
+// Options are what a Fleet is made of.
+type Options struct {
+	Metrics *telemetry.Metrics
+	// Seed fixes the lots that are drawn between equal endpoints.
+	Seed uint64
+	// Clock is a monotonic clock with any origin; nil is the process's own.
+	Clock func() time.Duration
+	// Log is told, at the debug level, why each call went where it did; nil tells nobody.
+	Log *slog.Logger
+	// MaxIndexBytes bounds the memory of what is known of caches, of all pools together; those of a namespace have at most
+	// four times as much of it as is free. 0 sets no limit.
+	MaxIndexBytes int64
+}
+
+// Fleet is all pools by name. Its methods may be called from several goroutines.
+type Fleet struct {
+	options Options
+	memory  *fairshare.Whole // of the pools' indexes, in bytes
+	doubted *fairshare.Whole // of the blocks of calls that may have been broken off, in bytes
+	pools   atomic.Pointer[map[types.NamespacedName]*Pool]
+	seed    atomic.Uint64
+
+	mu      sync.Mutex // serialises writers of pools
+	made    uint64     // pools made so far
+	scraper Scraper    // nil where nobody reads endpoints
+	members members
+}
+
+// New makes a fleet without pools.
+func New(o Options) *Fleet {
+	if o.Clock == nil {
+		start := time.Now()
+		o.Clock = func() time.Duration { return time.Since(start) }
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	f := &Fleet{options: o, memory: fairshare.New(o.MaxIndexBytes), doubted: fairshare.New(maxDoubted)}
+	f.pools.Store(&map[types.NamespacedName]*Pool{})
+	return f
+}
+
+// Seed begins the hashes of prompts.
+func (f *Fleet) Seed() uint64 { return f.seed.Load() }
+
+// SetSeed has the hashes of prompts begin otherwise. Nothing is found any more of what is known of caches: it goes as what
+// was used least recently.
+func (f *Fleet) SetSeed(seed uint64) { f.seed.Store(seed) }
+
+// Pool finds a pool by its name, or returns nil.
+func (f *Fleet) Pool(name types.NamespacedName) *Pool { return (*f.pools.Load())[name] }
+
+// SetPool makes a pool known, or replaces its endpoints by these. What is known of an endpoint that stays is kept;
+// one that left takes no more calls from now on. A new pool has the default settings.
+func (f *Fleet) SetPool(p pool.Pool, endpoints []pool.Endpoint) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known := f.ensure(p.Name)
+	before := known.Endpoints()
+	if known.setEndpoints(endpoints) {
+		f.membersChanged(known, before, known.Endpoints())
+	}
+}
+
+// Configure sets how a pool picks. A pool that is not known yet is made, without endpoints.
+func (f *Fleet) Configure(name types.NamespacedName, settings Settings) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known := f.ensure(name)
+	if known.configure(settings) {
+		f.readAgain(addressesIn(known.Endpoints()))
+	}
+}
+
+// ensure finds a pool or makes it.
+func (f *Fleet) ensure(name types.NamespacedName) *Pool {
+	known := f.Pool(name)
+	if known == nil {
+		f.made++
+		known = newPool(name, f.options, f.memory.Of(name.Namespace), f.doubted.Of(name.Namespace), rand.New(rand.NewPCG(f.options.Seed, f.made)))
+		f.swap(func(pools map[types.NamespacedName]*Pool) { pools[name] = known })
+	}
+	return known
+}
+
+// RemovePool forgets a pool. Calls in flight end as they would have.
+func (f *Fleet) RemovePool(name types.NamespacedName) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known := f.Pool(name)
+	if known == nil {
+		return
+	}
+	f.swap(func(pools map[types.NamespacedName]*Pool) { delete(pools, name) })
+	known.index.Close()
+	f.options.Metrics.DropPool(name.String())
+	f.membersChanged(known, known.Endpoints(), nil)
+}
+
+// Names lists the pools, in no order.
+func (f *Fleet) Names() []types.NamespacedName {
+	pools := *f.pools.Load()
+	names := make([]types.NamespacedName, 0, len(pools))
+	for name := range pools {
+		names = append(names, name)
+	}
+	return names
+}
+
+// swap puts a changed copy of the pools in place of the one that readers hold.
+func (f *Fleet) swap(change func(map[types.NamespacedName]*Pool)) {
+	next := maps.Clone(*f.pools.Load())
+	change(next)
+	f.pools.Store(&next)
+	f.options.Metrics.SetPools(len(next))
+}

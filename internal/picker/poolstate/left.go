@@ -1,0 +1,62 @@
+package poolstate
+
+import (
+	"slices"
+	"time"
+)
+
+// Endpoints that leave a pool often come back: a model server misses its readiness probes when it is busiest, and has its
+// cache all the while. So what is known of an endpoint that left is kept for a time. The pool's mutex is held, but in tidy.
+
+const (
+	// rememberFor is how long an endpoint that left is remembered. Most that do not come back within it were deleted.
+	rememberFor = 5 * time.Minute
+	// mostRemembered bounds how many are remembered at a time: a rollout replaces all pods of a pool.
+	mostRemembered = 32
+)
+
+// leave takes an endpoint out, and remembers it.
+func (p *Pool) leave(n int32) {
+	s := &p.slots[n]
+	if !s.member {
+		return // another server has its address
+	}
+	s.member, s.remembered, s.leftAt = false, true, p.clock()
+	s.restarts = -1 // they are counted anew when the endpoint is read again
+	p.left = append(p.left, n)
+	if len(p.left) > mostRemembered {
+		p.expire(p.left[0])
+	}
+	if p.tidier == nil {
+		p.tidier = time.AfterFunc(rememberFor, p.tidy)
+	}
+}
+
+// replaced takes out an endpoint whose address another server has now.
+func (p *Pool) replaced(n int32) {
+	p.slots[n].member = false
+	delete(p.byAddr, p.slots[n].addr)
+	p.expire(n)
+}
+
+// expire forgets an endpoint that left.
+func (p *Pool) expire(n int32) {
+	p.left = slices.DeleteFunc(p.left, func(of int32) bool { return of == n })
+	p.slots[n].remembered = false
+	p.forget(n)
+	p.reuse(n)
+}
+
+// tidy forgets the endpoints that left long ago, in a pool without calls too.
+func (p *Pool) tidy() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.clock()
+	for len(p.left) > 0 && p.slots[p.left[0]].leftAt+rememberFor <= now {
+		p.expire(p.left[0])
+	}
+	p.tidier = nil
+	if len(p.left) > 0 {
+		p.tidier = time.AfterFunc(max(p.slots[p.left[0]].leftAt+rememberFor-now, time.Second), p.tidy)
+	}
+}

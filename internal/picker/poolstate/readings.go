@@ -1,0 +1,184 @@
+package poolstate
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/modelmetrics"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/selection"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+)
+
+// Scraper reads endpoints and gives the readings to a fleet; modelmetrics.Scraper is one.
+type Scraper interface {
+	// Update says where endpoints are read from now on, and which are not read any more; others stay as they are. The
+	// error tells of those that cannot be read.
+	Update(targets map[netip.AddrPort]modelmetrics.Target, gone []netip.AddrPort) error
+}
+
+// quietFailures is how many scrapes of an endpoint fail in a row before the log is told, once.
+const quietFailures = 5
+
+// members finds the pools of an endpoint, in the order of their names. Changes come one after the other, from those who
+// hold the fleet's mutex; readers from many goroutines.
+type members struct {
+	mu    sync.RWMutex
+	pools map[netip.AddrPort][]*Pool
+}
+
+// of is the pools of an endpoint. The slice never changes.
+func (m *members) of(endpoint netip.AddrPort) []*Pool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.pools[canonical(endpoint)]
+}
+
+func (m *members) join(endpoint netip.AddrPort, p *Pool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.pools == nil {
+		m.pools = map[netip.AddrPort][]*Pool{}
+	}
+	pools := m.pools[endpoint]
+	i := slices.IndexFunc(pools, func(o *Pool) bool { return o.name.String() > p.name.String() })
+	if i < 0 {
+		i = len(pools)
+	}
+	m.pools[endpoint] = slices.Insert(slices.Clone(pools), i, p)
+}
+
+func (m *members) leave(endpoint netip.AddrPort, p *Pool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	left := slices.DeleteFunc(slices.Clone(m.pools[endpoint]), func(o *Pool) bool { return o == p })
+	if len(left) == 0 {
+		delete(m.pools, endpoint)
+		return
+	}
+	m.pools[endpoint] = left
+}
+
+// ReadBy has a scraper told of all endpoints, now and whenever they change.
+func (f *Fleet) ReadBy(s Scraper) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.scraper = s
+	f.readAgain(slices.Collect(maps.Keys(f.members.pools)))
+}
+
+// membersChanged notes which endpoints came to a pool and which left it, and tells the scraper of them. What it costs
+// depends on this pool alone.
+func (f *Fleet) membersChanged(p *Pool, before, after []pool.Endpoint) {
+	left := make(map[netip.AddrPort]bool, len(before))
+	for _, e := range before {
+		left[e.Address] = true
+	}
+	var changed []netip.AddrPort
+	for _, e := range after {
+		if left[e.Address] {
+			delete(left, e.Address)
+			continue
+		}
+		f.members.join(e.Address, p)
+		changed = append(changed, e.Address)
+	}
+	for address := range left {
+		f.members.leave(address, p)
+		changed = append(changed, address)
+	}
+	f.readAgain(changed)
+}
+
+// readAgain tells the scraper how endpoints are to be read. Where two pools with an endpoint in common are set to read it
+// differently, the one whose name comes first decides, and the endpoint counts for its namespace.
+func (f *Fleet) readAgain(endpoints []netip.AddrPort) {
+	if f.scraper == nil || len(endpoints) == 0 {
+		return
+	}
+	targets := make(map[netip.AddrPort]modelmetrics.Target, len(endpoints))
+	var gone []netip.AddrPort
+	for _, endpoint := range endpoints {
+		if pools := f.members.of(endpoint); len(pools) > 0 {
+			targets[endpoint] = pools[0].settings.Load().target(endpoint, pools[0].name.Namespace)
+		} else {
+			gone = append(gone, endpoint)
+		}
+	}
+	if err := f.scraper.Update(targets, gone); err != nil {
+		f.options.Log.Warn("some endpoints cannot be read; they are picked by what the picker itself knows", "error", err)
+	}
+}
+
+func addressesIn(endpoints []pool.Endpoint) []netip.AddrPort {
+	out := make([]netip.AddrPort, len(endpoints))
+	for i, e := range endpoints {
+		out[i] = e.Address
+	}
+	return out
+}
+
+// Scraped takes what an endpoint told of itself, for all pools that it is in.
+func (f *Fleet) Scraped(endpoint netip.AddrPort, r modelmetrics.Reading) {
+	age := r.Age(time.Now())
+	for _, p := range f.members.of(endpoint) {
+		p.Observe(endpoint, r, age)
+	}
+}
+
+// ScrapeFailed tells of an endpoint that cannot be read. Its last reading goes on losing weight.
+func (f *Fleet) ScrapeFailed(endpoint netip.AddrPort, n int, err error) {
+	if n == quietFailures {
+		f.options.Log.Warn("an endpoint's metrics cannot be read; it is picked by what the picker itself knows",
+			"endpoint", endpoint.String(), "error", err)
+	}
+}
+
+// Observe takes a reading of an endpoint that is so old. One of an endpoint that the pool does not have is dropped.
+func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n, known := p.byAddr[canonical(endpoint)]
+	if !known || !p.slots[n].member {
+		return
+	}
+	s := &p.slots[n]
+	if s.restarts >= 0 && s.restarts != r.Restarts {
+		p.forget(n)
+	}
+	s.restarts = r.Restarts
+	p.learnCapacity(n, r.CapacityTokens)
+	now := p.clock()
+	if s.observed == nil {
+		s.observed = &observed{}
+	}
+	s.observed.take(r, now-age)
+	p.view.Observe(n, now, &selection.Reading{
+		At:              now - age,
+		Running:         r.Running,
+		Waiting:         r.Waiting,
+		KVUsage:         r.KVUsage,
+		KVTokens:        int(min(r.CapacityTokens, picksettings.MostTokens)),
+		MaxAdapters:     r.MaxLoRA,
+		RunningAdapters: r.RunningAdapters,
+		WaitingAdapters: r.WaitingAdapters,
+		Counters: selection.Counters{
+			Prefilled:         r.PromptTokens - r.CacheHits,
+			FirstTokens:       r.FirstTokens,
+			FirstTokenSeconds: r.FirstTokenSeconds,
+		},
+	})
+}
+
+// learnCapacity tells the index how many of its blocks an endpoint's cache holds.
+func (p *Pool) learnCapacity(n int32, tokens int64) {
+	blocks := int(min(tokens, picksettings.MostTokens) / selection.BlockTokens)
+	if blocks <= 0 || blocks == p.slots[n].blocks {
+		return
+	}
+	p.slots[n].blocks = blocks
+	p.index.SetCapacity(int(n), blocks)
+}

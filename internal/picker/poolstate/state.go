@@ -1,0 +1,348 @@
+package poolstate
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairshare"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/prefixindex"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/refusal"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/selection"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
+)
+
+// Pool is one pool's state. Its methods may be called from several goroutines.
+type Pool struct {
+	name     types.NamespacedName
+	metrics  *telemetry.PoolMetrics
+	clock    func() time.Duration
+	log      *slog.Logger
+	index    *prefixindex.Index
+	snapshot atomic.Pointer[snapshot]
+	settings atomic.Pointer[Settings]
+
+	noEndpoints, notInSubset *refusal.Error
+
+	// mu makes a pick and its reservation one step, so that of a burst each call sees all that came before it. It
+	// is held for microseconds, never over I/O.
+	mu     sync.Mutex
+	rnd    *rand.Rand
+	byAddr map[netip.AddrPort]int32 // members, those that left and are remembered, and those that left and have calls
+	slots  []slot
+	free   []int32
+	left   []int32        // numbers of endpoints that left and are remembered, in the order in which they did
+	tidier *time.Timer    // forgets them in time; nil where there is nothing to forget
+	view   selection.View // its State and Cached run parallel to slots
+	subset []int32        // room for the candidates of one pick
+	recent recent
+	pace   pace
+	doubts doubts
+	lastID uint64
+}
+
+// snapshot is the pool's endpoints at one moment; it never changes.
+type snapshot struct {
+	endpoints []pool.Endpoint
+	numbers   []int32 // parallel to endpoints
+}
+
+// slot is what an endpoint's number stands for. A number is given out anew once its endpoint has left, is forgotten, and
+// the last call to it has ended.
+type slot struct {
+	addr netip.AddrPort
+	// text is the address as replies name it.
+	text string
+	// process tells the server from others at the address.
+	process string
+	// member says that the endpoint is in the snapshot.
+	member bool
+	// remembered says that the endpoint left, at a moment on the pool's clock, and may come back with its cache.
+	remembered bool
+	leftAt     time.Duration
+	// withdrawn counts what was taken back from the index: what others inserted may have gone with it.
+	withdrawn uint64
+	// blocks is the capacity of the endpoint's cache as it told it, in blocks of the index; 0 where it did not.
+	blocks int
+	// restarts is how often it had started anew by its last reading; -1 where there was none.
+	restarts int
+	// observed is nil until the endpoint is read.
+	observed *observed
+}
+
+func newPool(name types.NamespacedName, o Options, memory, doubted *fairshare.Share, rnd *rand.Rand) *Pool {
+	settings := DefaultSettings()
+	p := &Pool{
+		name:        name,
+		metrics:     o.Metrics.ForPool(name.String()),
+		clock:       o.Clock,
+		log:         o.Log.With("pool", name.String()),
+		index:       prefixindex.New(settings.assumedBlocks(), memory),
+		noEndpoints: refusal.New(refusal.NoEndpoints, "pool %s has no ready endpoint", name),
+		notInSubset: refusal.New(refusal.NotInSubset,
+			"none of the endpoints that the proxy allows is a ready endpoint of pool %s", name),
+		rnd:    rnd,
+		byAddr: map[netip.AddrPort]int32{},
+		view:   selection.View{State: selection.NewState(settings.Rule)},
+		doubts: doubts{room: doubted},
+		lastID: rand.Uint64() >> idSpare,
+	}
+	p.settings.Store(&settings)
+	p.snapshot.Store(&snapshot{})
+	return p
+}
+
+// Metrics are the pool's own.
+func (p *Pool) Metrics() *telemetry.PoolMetrics { return p.metrics }
+
+// Endpoints are those that can be picked now. The slice must not be changed.
+func (p *Pool) Endpoints() []pool.Endpoint { return p.snapshot.Load().endpoints }
+
+// SessionHeader is the name of the request header, in lower case, whose value keeps calls of one session together; ""
+// where there is none.
+func (p *Pool) SessionHeader() string { return p.settings.Load().SessionHeader }
+
+// CountsUsage says whether the tokens are to be counted that the endpoints' answers say were used.
+func (p *Pool) CountsUsage() bool { return p.settings.Load().Usage }
+
+// Pick chooses the endpoints for a call and reserves the first of them, in one step. The reservation is written to
+// r, which must be empty or released; it refers to the facts' blocks, which must live until it is released. The
+// error is a *refusal.Error: the pool has no endpoint, or none that the subset admits.
+func (p *Pool) Pick(facts *request.Facts, subset *Subset, r *Reservation) error {
+	return p.PickSession(facts, subset, "", r)
+}
+
+// PickSession is Pick for a call of a session, by the value of the pool's SessionHeader; "" is no session.
+func (p *Pool) PickSession(facts *request.Facts, subset *Subset, session string, r *Reservation) error {
+	_, err := p.PickExplained(facts, subset, session, r, false)
+	return err
+}
+
+// PickExplained is PickSession that also says why, if that is wanted: the ranking at the moment of the pick. The draw
+// between equals is all that it does not foresee. Where it is neither wanted nor logged, nothing of it is computed.
+func (p *Pool) PickExplained(facts *request.Facts, subset *Subset, session string, r *Reservation, wanted bool) (*Explanation, error) {
+	logged := p.log.Enabled(context.Background(), slog.LevelDebug)
+	why, err := p.pick(facts, subset, session, r, wanted || logged)
+	if logged && why != nil {
+		p.log.Debug("ranked the endpoints", "why", why)
+	}
+	return why, err
+}
+
+// pick is the one step, and then, without the pool's mutex, the words for its reasons where somebody wants them.
+func (p *Pool) pick(facts *request.Facts, subset *Subset, session string, r *Reservation, wanted bool) (*Explanation, error) {
+	call := selection.Call{Facts: facts, Session: sessionKey(session)}
+	rows, keep, at, err := p.choose(&call, subset, r, wanted)
+	if err != nil || rows == nil {
+		return nil, err
+	}
+	why := p.explain(facts, rows)
+	if keep {
+		p.keepRecent(at, r.texts[0], why)
+	}
+	if !wanted {
+		return nil, nil
+	}
+	return why, nil
+}
+
+// choose is the one step: the choice, the numbers behind it where they are wanted or the pick is one to keep, and the
+// reservation.
+func (p *Pool) choose(call *selection.Call, subset *Subset, r *Reservation, wanted bool) (rows []ranked, keep bool, now time.Duration, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now = p.clock()
+	p.pace.asked(now)
+	if err := p.look(call, subset, now); err != nil {
+		return nil, false, now, err
+	}
+	keep = p.recent.due(now)
+	if wanted || keep {
+		rows = p.rank(call, now)
+	}
+	var choices [selection.Choices]selection.Choice
+	n := selection.Pick(call, &p.view, now, p.rnd, &choices)
+	*r = Reservation{
+		pool:         p,
+		hold:         p.reserve(call, &choices[0], now),
+		picked:       n,
+		PromptTokens: choices[0].Cached + choices[0].Uncached,
+		CachedTokens: choices[0].Cached,
+	}
+	for i, c := range choices[:n] {
+		r.texts[i] = p.slots[c.Endpoint].text
+	}
+	p.metrics.RequestStarted()
+	return rows, keep, now, nil
+}
+
+func (p *Pool) keepRecent(at time.Duration, endpoint string, why *Explanation) {
+	pick := describe(endpoint, why)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.recent.keep(at, pick)
+}
+
+func sessionKey(session string) uint64 {
+	if session == "" {
+		return 0
+	}
+	return max(1, selection.Hash(session))
+}
+
+// look makes the view that of a call at a moment.
+func (p *Pool) look(call *selection.Call, subset *Subset, now time.Duration) error {
+	snap := p.snapshot.Load()
+	if len(snap.numbers) == 0 {
+		return p.noEndpoints
+	}
+	p.view.Candidates = snap.numbers
+	if subset.Given {
+		if p.view.Candidates = p.admitted(subset); len(p.view.Candidates) == 0 {
+			return p.notInSubset
+		}
+	}
+	p.index.Match(call.Facts.Blocks, p.view.Cached)
+	p.view.Age(now, snap.numbers)
+	return nil
+}
+
+// admitted lists the endpoints that a subset admits, each once.
+func (p *Pool) admitted(s *Subset) []int32 {
+	p.subset = p.subset[:0]
+	for _, want := range s.Endpoints {
+		if want.Port() != 0 {
+			if n, ok := p.byAddr[want]; ok && p.slots[n].member {
+				p.subset = append(p.subset, n)
+			}
+			continue
+		}
+		for n, slot := range p.slots {
+			if slot.member && slot.addr.Addr() == want.Addr() {
+				p.subset = append(p.subset, int32(n))
+			}
+		}
+	}
+	slices.Sort(p.subset)
+	p.subset = slices.Compact(p.subset)
+	return p.subset
+}
+
+// setEndpoints replaces the snapshot. It reports whether that changed anything.
+func (p *Pool) setEndpoints(endpoints []pool.Endpoint) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before := p.snapshot.Load()
+	if slices.Equal(before.endpoints, endpoints) {
+		return false
+	}
+	stays := make(map[int32]bool, len(endpoints))
+	next := &snapshot{}
+	for _, e := range endpoints {
+		e.Address = canonical(e.Address)
+		n := p.join(e)
+		if stays[n] {
+			continue // named twice
+		}
+		stays[n] = true
+		next.endpoints = append(next.endpoints, e)
+		next.numbers = append(next.numbers, n)
+	}
+	for _, n := range before.numbers {
+		if !stays[n] {
+			p.leave(n)
+		}
+	}
+	p.snapshot.Store(next)
+	p.metrics.SetEndpoints(len(next.endpoints))
+	return true
+}
+
+// configure replaces the settings. It reports whether that changed anything.
+func (p *Pool) configure(settings Settings) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if *p.settings.Load() == settings {
+		return false
+	}
+	p.settings.Store(&settings)
+	p.view.Configure(settings.Rule)
+	for n := range p.slots {
+		if p.slots[n].member && p.slots[n].blocks == 0 {
+			p.index.SetCapacity(n, settings.assumedBlocks())
+		}
+	}
+	return true
+}
+
+// join makes an endpoint a member, and returns its number. One that comes back has all that was known of it. Another
+// server at the address of one that was known is new: it has nothing in its cache.
+func (p *Pool) join(e pool.Endpoint) int32 {
+	n, known := p.byAddr[e.Address]
+	if known && p.slots[n].process != e.Process {
+		p.replaced(n)
+		known = false
+	}
+	if !known {
+		n = p.newSlot()
+		text := e.Address.String()
+		p.slots[n] = slot{addr: e.Address, text: text, process: e.Process, restarts: -1}
+		p.view.Reset(n, selection.Hash(text))
+		p.byAddr[e.Address] = n
+	}
+	s := &p.slots[n]
+	if s.member {
+		return n
+	}
+	s.member = true
+	if s.remembered {
+		s.remembered = false
+		p.left = slices.DeleteFunc(p.left, func(of int32) bool { return of == n })
+	}
+	if s.blocks == 0 {
+		p.index.SetCapacity(int(n), p.settings.Load().assumedBlocks())
+	}
+	p.view.Joined(n, p.clock())
+	return n
+}
+
+func (p *Pool) newSlot() int32 {
+	if last := len(p.free) - 1; last >= 0 {
+		n := p.free[last]
+		p.free = p.free[:last]
+		return n
+	}
+	p.slots = append(p.slots, slot{})
+	p.view.Cached = append(p.view.Cached, 0)
+	return int32(len(p.slots) - 1)
+}
+
+// forget drops what an endpoint had in its memory.
+func (p *Pool) forget(n int32) {
+	p.index.Forget(int(n))
+	p.doubts.forget(n)
+	p.view.Restarted(n)
+	p.slots[n].blocks = 0
+}
+
+// reuse frees the number of an endpoint that has left, is forgotten, and has no call any more.
+func (p *Pool) reuse(n int32) {
+	s := &p.slots[n]
+	if s.member || s.remembered || p.view.InFlight(n) > 0 {
+		return
+	}
+	if p.byAddr[s.addr] == n {
+		delete(p.byAddr, s.addr)
+	}
+	*s = slot{}
+	p.free = append(p.free, n)
+}

@@ -1,0 +1,188 @@
+package poolstate
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var silent = slog.New(slog.DiscardHandler)
+
+// addressesOf lists a pool's endpoints; nil where there is no such pool.
+func addressesOf(f *Fleet, name string) []string {
+	key, _ := ParseName(name)
+	p := f.Pool(key)
+	if p == nil {
+		return nil
+	}
+	out := []string{}
+	for _, e := range p.Endpoints() {
+		out = append(out, e.Address.String())
+	}
+	return out
+}
+
+func TestOpenFile(t *testing.T) {
+	tests := map[string]struct {
+		content string
+		want    map[string][]string
+		wantErr []string // all of these are told
+	}{
+		"two pools": {
+			content: "pools:\n- name: a/b\n  endpoints: ['10.0.0.1:80', '[fd00::1]:80']\n- name: a/c\n",
+			want:    map[string][]string{"a/b": {"10.0.0.1:80", "[fd00::1]:80"}, "a/c": {}},
+		},
+		"annotations": {
+			content: "pools:\n- name: a/b\n  annotations: {inference-waypoint.io/pick-session-header: x-chat}\n",
+			want:    map[string][]string{"a/b": {}},
+		},
+		"wrong annotations": {
+			content: "pools:\n- name: a/b\n  annotations: {inference-waypoint.io/pick-spread: much}\n", wantErr: []string{"pool a/b", "pick-spread"},
+		},
+		"no pools":      {content: "pools: []\n"},
+		"empty":         {wantErr: []string{"pools"}},
+		"not YAML":      {content: "pools: [\n", wantErr: []string{"yaml"}},
+		"unknown field": {content: "pools:\n- name: a/b\n  weight: 1\n", wantErr: []string{"weight"}},
+		"all that is wrong at once": {
+			content: "pools:\n- name: ab\n- name: a/b\n  endpoints: ['host:80', '10.0.0.1', '10.0.0.1:0']\n- name: a/b\n",
+			wantErr: []string{`"ab"`, `"host:80"`, `"10.0.0.1"`, `"10.0.0.1:0"`, "a/b is there twice"},
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "pools.yaml")
+			if err := os.WriteFile(path, []byte(tt.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			f, _ := newFleet(t)
+			_, err := OpenFile(path, time.Second, f, silent)
+			if (err != nil) != (tt.wantErr != nil) {
+				t.Fatalf("error is %v, want one: %v", err, tt.wantErr != nil)
+			}
+			for _, want := range tt.wantErr {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("error does not tell of %s: %v", want, err)
+				}
+			}
+			if len(f.Names()) != len(tt.want) {
+				t.Errorf("pools are %v", f.Names())
+			}
+			for name, want := range tt.want {
+				if diff := cmp.Diff(want, addressesOf(f, name)); diff != "" {
+					t.Errorf("endpoints of %s (-want +got):\n%s", name, diff)
+				}
+			}
+		})
+	}
+	t.Run("missing", func(t *testing.T) {
+		f, _ := newFleet(t)
+		if _, err := OpenFile(filepath.Join(t.TempDir(), "none"), time.Second, f, silent); err == nil {
+			t.Error("no error for a file that is not there")
+		}
+	})
+}
+
+func TestFileIsReadAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pools.yaml")
+	write := func(content string) {
+		t.Helper()
+		if err := os.WriteFile(path+".new", []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path+".new", path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("pools:\n- name: a/b\n  endpoints: ['10.0.0.1:80']\n- name: a/c\n")
+	f, _ := newFleet(t)
+	var log lockedBuffer
+	s, err := OpenFile(path, time.Millisecond, f, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	synced := make(chan struct{})
+	var running sync.WaitGroup
+	running.Go(func() { s.Run(ctx, func() { close(synced) }) })
+	defer running.Wait()
+	defer stop()
+	<-synced
+
+	is := func(name string, want ...string) func() bool {
+		return func() bool { return cmp.Equal(want, addressesOf(f, name)) }
+	}
+	// 1. A change takes effect; a pool that is no longer there is gone.
+	write("pools:\n- name: a/b\n  endpoints: ['10.0.0.2:80']\n")
+	eventually(t, "the new endpoint", is("a/b", "10.0.0.2:80"))
+	eventually(t, "the removal of a/c", func() bool { return addressesOf(f, "a/c") == nil })
+	// 2. A wrong file is told once and changes nothing.
+	write("pools: [")
+	eventually(t, "a word on the wrong file", func() bool { return strings.Contains(log.String(), "last good one stays") })
+	time.Sleep(20 * time.Millisecond)
+	if n := strings.Count(log.String(), "last good one stays"); n != 1 {
+		t.Errorf("a wrong file is told %d times, want once", n)
+	}
+	if !is("a/b", "10.0.0.2:80")() {
+		t.Errorf("a wrong file changed the endpoints to %v", addressesOf(f, "a/b"))
+	}
+	// 3. So is one that is away.
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a word on the missing file", func() bool { return strings.Count(log.String(), "last good one stays") == 2 })
+	if !is("a/b", "10.0.0.2:80")() {
+		t.Errorf("a missing file changed the endpoints to %v", addressesOf(f, "a/b"))
+	}
+	// 4. And a good one mends it.
+	write("pools:\n- name: a/b\n  endpoints: ['10.0.0.3:80']\n")
+	eventually(t, "the mended file", is("a/b", "10.0.0.3:80"))
+}
+
+func TestSampleFile(t *testing.T) {
+	f, _ := newFleet(t)
+	if _, err := OpenFile("../../../samples/static/pools.yaml", time.Second, f, silent); err != nil {
+		t.Fatal(err)
+	}
+	if len(f.Names()) != 2 {
+		t.Errorf("the sample has pools %v, want two", f.Names())
+	}
+}
+
+// eventually waits for what another goroutine brings about.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// lockedBuffer is a buffer for a writer and a reader at the same time.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+var _ io.Writer = (*lockedBuffer)(nil)
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}

@@ -1,0 +1,47 @@
+package poolstate
+
+import (
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+)
+
+// Watches read a cluster's pods and InferencePools. Clients of these two kinds alone are made here: the generated ones of
+// Kubernetes know all its kinds, and are half of what the picker would be built of.
+func Watches(config *rest.Config) (pods, pools cache.ListerWatcher, err error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, inferencev1.Install} {
+		if err := add(scheme); err != nil {
+			return nil, nil, fmt.Errorf("building the scheme: %w", err)
+		}
+	}
+	binary := rest.CopyConfig(config)
+	binary.APIPath = "/api"
+	binary.ContentType = runtime.ContentTypeProtobuf // a fraction of the cost of JSON for 10,000 pods
+	pods, err = watchOf(binary, scheme, corev1.SchemeGroupVersion, "pods")
+	if err != nil {
+		return nil, nil, err
+	}
+	json := rest.CopyConfig(config)
+	json.APIPath = "/apis"
+	pools, err = watchOf(json, scheme, schema.GroupVersion(inferencev1.GroupVersion), "inferencepools")
+	return pods, pools, err
+}
+
+func watchOf(config *rest.Config, scheme *runtime.Scheme, version schema.GroupVersion, resource string) (cache.ListerWatcher, error) {
+	config.GroupVersion = &version
+	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	client, err := rest.RESTClientFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("making the client for %s: %w", resource, err)
+	}
+	return cache.NewListWatchFromClient(client, resource, metav1.NamespaceAll, fields.Everything()), nil
+}

@@ -1,0 +1,112 @@
+package request
+
+// key is a member's name, as far as it means something in one of the APIs.
+type key uint8
+
+// Keys of a prompt's items come first, in the order in which their values enter the text.
+const (
+	keyOther key = iota
+
+	keyRole
+	keyContent
+	keyOutput
+	keyText
+	keyThinking
+	keyFunction
+	keyName
+	keyDescription
+	keyParameters
+	keyArguments
+	keyInput // of a call; also the prompt of responses and embeddings
+	keyToolCalls
+	keyMedium
+	keyRefusal
+	itemKeys // those above
+
+	keyLocator // where a medium is, or its bytes
+	keyModel
+	keyStream
+	keyMaxTokens
+	keyMaxCompletionTokens
+	keyCacheSalt
+	keyTools
+	keySystem
+	keyInstructions
+	keyMessages
+	keyPrompt
+	keyTextInput
+)
+
+// longestKey bounds the keys that are unescaped before they are looked up.
+const longestKey = len("max_completion_tokens")
+
+// keyOf looks up a key as it is written in the body.
+func keyOf(raw []byte) key {
+	if len(raw) > 6*longestKey { // each byte written as \u00XX
+		return keyOther
+	}
+	if nextQuote(raw) < len(raw) {
+		var t text
+		t.unescape(raw)
+		return lookUp(t.buf[:t.n])
+	}
+	return lookUp(raw)
+}
+
+func lookUp(name []byte) key {
+	switch string(name) {
+	case "role":
+		return keyRole
+	case "text":
+		return keyText
+	case "thinking", "reasoning_content", "reasoning":
+		return keyThinking
+	case "content":
+		return keyContent
+	case "output":
+		return keyOutput
+	case "function", "function_call":
+		return keyFunction
+	case "name":
+		return keyName
+	case "description":
+		return keyDescription
+	case "parameters", "input_schema":
+		return keyParameters
+	case "arguments":
+		return keyArguments
+	case "input":
+		return keyInput
+	case "tool_calls":
+		return keyToolCalls
+	case "image_url", "source", "input_audio", "audio_url", "video_url", "file", "file_data", "file_id", "file_url":
+		return keyMedium
+	case "refusal":
+		return keyRefusal
+	case "url", "data":
+		return keyLocator
+	case "model":
+		return keyModel
+	case "stream":
+		return keyStream
+	case "max_tokens", "max_output_tokens":
+		return keyMaxTokens
+	case "max_completion_tokens":
+		return keyMaxCompletionTokens
+	case "cache_salt":
+		return keyCacheSalt
+	case "tools", "functions":
+		return keyTools
+	case "system":
+		return keySystem
+	case "instructions":
+		return keyInstructions
+	case "messages":
+		return keyMessages
+	case "prompt":
+		return keyPrompt
+	case "text_input":
+		return keyTextInput
+	}
+	return keyOther
+}

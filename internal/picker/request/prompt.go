@@ -1,0 +1,478 @@
+package request
+
+import (
+	"encoding/binary"
+	"math"
+	"slices"
+	"unicode/utf8"
+)
+
+// A section is a part of the prompt whose place in the body is free and whose place in the prompt is not. Each is
+// cut into blocks by itself while it is read, so that its blocks need not wait for a section that the model sees
+// before it; in the end the sections' hashes are chained in the model's order.
+type section struct {
+	seen     bool
+	from, to int // in text.hashes
+	rest     uint64
+	restLen  int
+}
+
+const (
+	toolsSection = iota
+	systemSection
+	messagesSection
+	sectionCount
+)
+
+// markByte never occurs in UTF-8. It ends the strings inside of a structure, and before an item's key it says whose
+// value follows, so that no text passes for another role's or another part's.
+const markByte = 0xFF
+
+func (r *reader) mark(k key) {
+	r.prompt.writeByte(markByte)
+	r.prompt.writeByte(byte(k))
+}
+
+// shape is the way in which a section is written.
+type shape uint8
+
+const (
+	noSection   shape = iota
+	partsShape        // a string or a list of parts, tools
+	itemsShape        // a list of messages or of other items, or the user's one message as a string
+	promptShape       // a string, token ids, or a batch of them
+)
+
+// request reads the members of the whole body.
+func (r *reader) request() {
+	if !r.enter('{') {
+		return
+	}
+	for k, ok := r.member(); ok; k, ok = r.member() {
+		switch k {
+		case keyModel:
+			r.keep(&r.model)
+		case keyCacheSalt:
+			r.keep(&r.salt)
+		case keyStream:
+			s := r.skip()
+			r.stream = string(r.body[s.from:s.to]) == "true"
+		case keyMaxTokens:
+			r.limit = r.integer()
+		case keyMaxCompletionTokens:
+			r.limitOfReply = r.integer()
+		default:
+			r.section(r.sectionOf(k))
+		}
+	}
+}
+
+// sectionOf says which section of the prompt a member of the request is, and how it is written.
+func (r *reader) sectionOf(k key) (int, shape) {
+	unknown := r.api == Unknown
+	switch k {
+	case keyTools:
+		if unknown || r.api == ChatCompletions || r.api == Responses || r.api == Messages {
+			return toolsSection, partsShape
+		}
+	case keySystem:
+		if unknown || r.api == Messages {
+			return systemSection, partsShape
+		}
+	case keyInstructions:
+		if unknown || r.api == Responses {
+			return systemSection, partsShape
+		}
+	case keyMessages:
+		if unknown || r.api == ChatCompletions || r.api == Messages {
+			return messagesSection, itemsShape
+		}
+	case keyInput:
+		switch {
+		case r.api == Responses, unknown && r.listsObjects():
+			return messagesSection, itemsShape
+		case r.api == Embeddings, unknown:
+			return messagesSection, promptShape
+		}
+	case keyPrompt:
+		if unknown || r.api == Completions {
+			return messagesSection, promptShape
+		}
+	case keyTextInput:
+		if unknown {
+			return messagesSection, promptShape
+		}
+	}
+	return 0, noSection
+}
+
+// listsObjects says whether the value that comes next is a list whose first element is an object.
+func (r *reader) listsObjects() bool {
+	if r.peek() != '[' {
+		return false
+	}
+	at := r.at
+	r.at++
+	object := r.peek() == '{'
+	r.at, r.broken = at, false
+	return object
+}
+
+func (r *reader) section(i int, how shape) {
+	s := &r.sections[i]
+	if how == noSection || s.seen {
+		r.skip()
+		return
+	}
+	s.from = len(r.prompt.hashes)
+	r.prompt.limit = s.from + MaxBlocks
+	r.prompt.blocks = 0
+	switch how {
+	case partsShape:
+		r.items(partDepth)
+	case itemsShape:
+		r.messages()
+	case promptShape:
+		r.prompts()
+	}
+	length := r.prompt.len()
+	r.promptBytes += length
+	s.seen = length > 0
+	s.rest, s.restLen = r.prompt.rest()
+	s.to = len(r.prompt.hashes)
+}
+
+// chain puts the sections' hashes into the model's order and makes each stand for all before it. What fills no block
+// at a section's end goes into the hash of the next section's first block.
+func (r *reader) chain() []uint64 {
+	hashes := r.prompt.hashes
+	seed := r.prompt.seed
+	h := joinNames.with(seed, r.modelDigest(), r.digestOf(r.salt))
+	done := 0
+	for i := range r.sections {
+		s := &r.sections[i]
+		if !s.seen {
+			continue
+		}
+		r.moveUp(hashes, done, s)
+		h = joinSection.with(seed, h, uint64(i))
+		end := done + s.to - s.from
+		for j := done; j < end; j++ {
+			h = joinBlock.with(seed, h, hashes[j])
+			hashes[j] = h
+		}
+		done = end
+		if s.restLen > 0 {
+			h = joinRest.with(seed, h, s.rest)
+		}
+	}
+	return hashes[:min(done, MaxBlocks)]
+}
+
+// moveUp brings a section's hashes to place to, before those of sections that come later in the prompt.
+func (r *reader) moveUp(hashes []uint64, to int, s *section) {
+	if s.from == s.to || s.from == to {
+		return
+	}
+	slices.Reverse(hashes[to:s.from])
+	slices.Reverse(hashes[s.from:s.to])
+	slices.Reverse(hashes[to:s.to])
+	for i := range r.sections {
+		if o := &r.sections[i]; o != s && o.from >= to && o.from < s.from {
+			o.from += s.to - s.from
+			o.to += s.to - s.from
+		}
+	}
+	s.from, s.to = to, to+s.to-s.from
+}
+
+// Items nest: messages hold parts, tool results hold parts again. Below maxDepth they are hashed as they are printed.
+const (
+	messageDepth = 0
+	partDepth    = 1
+	maxDepth     = 5
+)
+
+// messages reads the messages of a chat, or the input of a response. A string is one message of the user.
+func (r *reader) messages() {
+	if r.peek() == '"' {
+		r.mark(keyRole)
+		r.prompt.write([]byte("user"))
+		r.mark(keyContent)
+		r.str(&r.prompt)
+		return
+	}
+	r.items(messageDepth)
+}
+
+// items reads a content, or a list of messages, tools or calls. A string is the same as one part of text.
+func (r *reader) items(depth int) {
+	switch c := r.peek(); {
+	case c == '"':
+		r.str(&r.prompt)
+	case c == '{' && depth < maxDepth:
+		r.item(depth, true)
+	case c == '[' && depth < maxDepth:
+		r.at++
+		for first := true; r.element(); first = false {
+			if r.peek() == '{' {
+				r.item(depth, first)
+			} else {
+				r.mark(keyOther)
+				r.tokens(&r.prompt)
+			}
+		}
+	case c == 'n': // null is the same as nothing
+		r.skip()
+	default:
+		r.tokens(&r.prompt)
+	}
+}
+
+// after says which keys' values must be in the text before a key's value may go straight there, so that the text has
+// the same order whatever the order of the body: those that the model sees before it and that can stand beside it.
+// The values of other keys wait for the end of their item, and are then read a second time.
+var after = [2][itemKeys]uint32{
+	messageDepth: {
+		keyContent: 1 << keyRole,
+	},
+	partDepth: {
+		keyDescription: 1 << keyName,
+		keyParameters:  1<<keyName | 1<<keyDescription,
+		keyArguments:   1 << keyName,
+		keyInput:       1 << keyName,
+	},
+}
+
+// atOnce are the keys whose values always go straight into the text. Those of one depth do not stand beside each
+// other in any API; should they, their order counts.
+var atOnce = [2]uint32{
+	messageDepth: 1<<keyRole | 1<<keyOutput,
+	partDepth:    1<<keyText | 1<<keyThinking | 1<<keyContent | 1<<keyFunction | 1<<keyName,
+}
+
+// item reads a message, a content part, a tool or a call: those of its members that a model sees. Where the body is
+// cut before the item's end, what waits is left out.
+func (r *reader) item(depth int, first bool) {
+	r.at++
+	level := min(depth, partDepth)
+	var seen, done uint32
+	var waiting [itemKeys]span
+	for k, ok := r.member(); ok; k, ok = r.member() {
+		bit := uint32(1) << k
+		if k == keyOther || k >= itemKeys || seen&bit != 0 {
+			r.skip()
+			continue
+		}
+		seen |= bit
+		need := after[level][k]
+		if atOnce[level]&bit != 0 || need != 0 && done&need == need {
+			r.value(k, depth, first)
+			done |= bit
+		} else {
+			waiting[k] = r.skip()
+		}
+	}
+	if r.broken {
+		return
+	}
+	for k, s := range waiting {
+		if s.to > 0 {
+			r.again(s, key(k), depth, first)
+		}
+	}
+}
+
+// again reads a value that was passed over. It sees no byte beyond it, so that values which wait inside of values
+// that waited are read maxDepth times at most, and malformed ones end where they were seen to end.
+func (r *reader) again(s span, k key, depth int, first bool) {
+	at, body := r.at, r.body
+	r.at, r.body = s.from, body[:s.to]
+	r.value(k, depth, first)
+	r.at, r.body, r.broken = at, body, false
+}
+
+// value hashes one member of an item.
+func (r *reader) value(k key, depth int, first bool) {
+	if r.peek() == 'n' { // null is the same as nothing
+		r.skip()
+		return
+	}
+	if k == keyMedium {
+		r.medium()
+		return
+	}
+	if k != keyText || !first {
+		r.mark(k)
+	}
+	switch k {
+	case keyContent, keyOutput, keyFunction, keyToolCalls:
+		r.items(depth + 1)
+	default:
+		if r.peek() == '"' {
+			r.str(&r.prompt)
+		} else {
+			r.tokens(&r.prompt)
+		}
+	}
+}
+
+// medium reads an image, a recording, a video or a file, given by its URL, its id or its bytes in base64, and writes
+// MediaBytes made of its digest. A medium that the body's end cuts is left out.
+func (r *reader) medium() {
+	switch r.peek() {
+	case '{':
+		r.at++
+		found := false
+		for k, ok := r.member(); ok; k, ok = r.member() {
+			if (k == keyLocator || k == keyMedium) && !found && r.peek() == '"' {
+				r.str(&r.digest)
+				found = true
+			} else {
+				r.skip()
+			}
+		}
+	case '"':
+		r.str(&r.digest)
+	default:
+		r.tokens(&r.digest)
+	}
+	sum := r.digest.sum()
+	if r.broken {
+		return
+	}
+	r.mark(keyMedium)
+	var block [BlockBytes]byte
+	for i := 0; i < len(block); i += 8 {
+		binary.LittleEndian.PutUint64(block[i:], sum)
+	}
+	for range MediaBytes / BlockBytes {
+		r.prompt.write(block[:])
+	}
+}
+
+// prompts reads the prompt of completions and the input of embeddings: a string, token ids, or a list of strings or
+// of lists of ids. A list is a batch of prompts; blocks are those of the first.
+func (r *reader) prompts() {
+	if r.peek() == '"' {
+		r.str(&r.prompt)
+		return
+	}
+	if !r.enter('[') {
+		r.skip()
+		return
+	}
+	for r.element() {
+		switch r.peek() {
+		case '"':
+			r.str(&r.prompt)
+		case '[':
+			r.at++
+			for r.element() {
+				r.tokenID()
+			}
+		default:
+			r.tokenID()
+			continue
+		}
+		r.prompt.spill()
+		r.prompt.limit = 0
+	}
+}
+
+// tokenID hashes one id as four bytes, so that a block is 64 tokens here too. What is no number is skipped.
+func (r *reader) tokenID() {
+	if c := r.peek(); c < '0' || c > '9' {
+		r.skip()
+		return
+	}
+	var id uint32
+	for _, c := range r.scalar() {
+		id = id*10 + uint32(c-'0')
+	}
+	if r.broken {
+		return
+	}
+	var b [bytesPerToken]byte
+	binary.LittleEndian.PutUint32(b[:], id)
+	r.prompt.write(b[:])
+}
+
+// keep remembers where a string lies; another kind of value is none.
+func (r *reader) keep(s *span) {
+	isString := r.peek() == '"'
+	at := r.skip()
+	if r.broken {
+		return
+	}
+	*s = span{}
+	if isString {
+		*s = at
+	}
+}
+
+// integer reads a count of tokens. One that is no positive integer, or is beyond 2³¹-1, is 0 or that limit.
+func (r *reader) integer() int {
+	s := r.skip()
+	n := 0
+	for _, c := range r.body[s.from:s.to] {
+		if c < '0' || c > '9' {
+			return 0
+		}
+		n = min(n*10+int(c-'0'), math.MaxInt32)
+	}
+	return n
+}
+
+func (r *reader) maxTokens() int {
+	if r.limitOfReply > 0 {
+		return r.limitOfReply
+	}
+	return r.limit
+}
+
+// digestOf is the digest of a string of the body.
+func (r *reader) digestOf(s span) uint64 {
+	if s.to > 0 {
+		r.at = s.from
+		r.str(&r.digest)
+	}
+	return r.digest.sum()
+}
+
+// modelDigest is the digest of the model's name, the whole of it.
+func (r *reader) modelDigest() uint64 {
+	if r.model.to == 0 {
+		r.digest.write([]byte(r.modelInPath))
+		return r.digest.sum()
+	}
+	return r.digestOf(r.model)
+}
+
+// modelName is the model's name, the given string if it is the same.
+func (r *reader) modelName(last string) string {
+	name := []byte(r.modelInPath)
+	if r.model.to > 0 {
+		name = r.body[r.model.from+1 : r.model.to-1]
+		name = name[:min(len(name), MaxModelBytes*len(`\u0000`))] // escapes may take six bytes for one
+		if nextQuote(name) < len(name) {
+			name = unescaped(name)
+		}
+	}
+	name = clipped(name, MaxModelBytes)
+	if string(name) == last {
+		return last
+	}
+	return string(name)
+}
+
+// clipped is the longest head of p of at most limit bytes that ends with a whole character.
+func clipped(p []byte, limit int) []byte {
+	if len(p) <= limit {
+		return p
+	}
+	for limit > 0 && !utf8.RuneStart(p[limit]) {
+		limit--
+	}
+	return p[:limit]
+}

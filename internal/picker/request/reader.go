@@ -1,0 +1,243 @@
+package request
+
+import "bytes"
+
+// reader walks over a body. It is not encoding/json/jsontext because that takes 12 times as long for a chat in prose,
+// and 3 times for one in code, before anything is hashed, and gives up where a body is cut. Each of its methods that reads something leaves it behind that; where the body ends too
+// early or is no JSON it stands at the end, broken, and nothing more is found.
+type reader struct {
+	body   []byte
+	at     int
+	broken bool
+
+	api         API
+	modelInPath string
+
+	prompt text // of the section that is being read
+	digest text // of a name, a salt, or a medium
+
+	sections    [sectionCount]section
+	promptBytes int
+
+	model        span
+	salt         span
+	stream       bool
+	limit        int // max_tokens or max_output_tokens
+	limitOfReply int // max_completion_tokens, which wins where both are given
+}
+
+// span is where a value lies in the body. The empty one is none.
+type span struct{ from, to int }
+
+func (r *reader) fail() {
+	r.at = len(r.body)
+	r.broken = true
+}
+
+// peek skips whitespace and returns the byte after it, 0 at the end.
+func (r *reader) peek() byte {
+	for ; r.at < len(r.body); r.at++ {
+		switch c := r.body[r.at]; c {
+		case ' ', '\n', '\r', '\t':
+		default:
+			return c
+		}
+	}
+	r.broken = true
+	return 0
+}
+
+// enter goes into the object or array that comes next, if it is one of that kind.
+func (r *reader) enter(open byte) bool {
+	if r.peek() != open {
+		return false
+	}
+	r.at++
+	return true
+}
+
+// element goes to the next element of the array that the reader is in; false at the array's end.
+func (r *reader) element() bool {
+	for {
+		switch r.peek() {
+		case ',':
+			r.at++
+		case ']':
+			r.at++
+			return false
+		case '}', ':':
+			r.fail()
+			return false
+		default:
+			return !r.broken
+		}
+	}
+}
+
+// member goes to the value of the next member of the object that the reader is in; false at the object's end. The
+// key is valid until the next call.
+func (r *reader) member() (k key, ok bool) {
+	for r.peek() == ',' {
+		r.at++
+	}
+	switch r.peek() {
+	case '"':
+		start := r.at + 1
+		r.skipString()
+		if r.broken {
+			return 0, false
+		}
+		k = keyOf(r.body[start : r.at-1])
+		if r.enter(':') && r.peek() != 0 {
+			return k, true
+		}
+		r.fail()
+	case '}':
+		r.at++
+	default:
+		r.fail()
+	}
+	return 0, false
+}
+
+// skipString passes over the string that starts here.
+func (r *reader) skipString() {
+	p := r.body[r.at+1:]
+	end := bytes.IndexByte(p, '"')
+	if end < 0 {
+		r.fail()
+		return
+	}
+	esc := bytes.IndexByte(p[:end], '\\')
+	for esc >= 0 { // the bytes before esc hold no quote
+		next := esc + 2
+		if next >= len(p) {
+			r.fail()
+			return
+		}
+		end, esc = next+nextQuote(p[next:]), -1
+		if end == len(p) {
+			r.fail()
+			return
+		}
+		if p[end] == '\\' {
+			esc = end
+		}
+	}
+	r.at += end + 2
+}
+
+// skip passes over the value that comes next and says where it was. It counts brackets and never recurses, so that
+// deep nesting costs no stack.
+func (r *reader) skip() span {
+	r.peek()
+	from, depth := r.at, 0
+	for r.at < len(r.body) {
+		switch c := r.body[r.at]; c {
+		case '"':
+			r.skipString()
+		case '{', '[':
+			depth++
+			r.at++
+			continue
+		case '}', ']', ',', ':':
+			if depth == 0 { // a value is missing
+				r.fail()
+				return span{}
+			}
+			if c == '}' || c == ']' {
+				depth--
+			}
+			r.at++
+		case ' ', '\n', '\r', '\t':
+			r.at++
+		default:
+			r.scalar()
+		}
+		if depth == 0 {
+			break
+		}
+	}
+	if depth > 0 {
+		r.fail()
+	}
+	if r.broken {
+		return span{}
+	}
+	return span{from, r.at}
+}
+
+// scalar passes over a number or a literal. One that reaches the body's end may be cut: it counts as broken.
+func (r *reader) scalar() []byte {
+	from := r.at
+	for ; r.at < len(r.body); r.at++ {
+		switch r.body[r.at] {
+		case ',', ']', '}', ':', '"', ' ', '\n', '\r', '\t', '{', '[':
+			return r.body[from:r.at]
+		}
+	}
+	r.broken = true
+	return nil
+}
+
+// str hashes the string that starts here, unescaped. Most strings have no escape and are hashed where they lie.
+func (r *reader) str(t *text) {
+	p := r.body[r.at+1:]
+	end := bytes.IndexByte(p, '"')
+	run := p
+	if end >= 0 {
+		run = p[:end]
+	}
+	if esc := bytes.IndexByte(run, '\\'); esc >= 0 {
+		t.write(run[:esc])
+		read, closed := t.unescape(p[esc:])
+		r.at += 1 + esc + read
+		if !closed {
+			r.fail()
+		}
+		return
+	}
+	t.write(run)
+	if end < 0 {
+		r.fail()
+		return
+	}
+	r.at += end + 2
+}
+
+// tokens hashes a value of any shape: its JSON without whitespace and without escapes. Like skip it never recurses.
+func (r *reader) tokens(t *text) {
+	depth := 0
+	for {
+		c := r.peek()
+		switch c {
+		case 0:
+			r.fail()
+			return
+		case '"':
+			if r.str(t); r.broken {
+				return
+			}
+			t.writeByte(markByte)
+		case '{', '[':
+			depth++
+			t.writeByte(c)
+			r.at++
+		case '}', ']', ',', ':':
+			if depth == 0 {
+				r.fail()
+				return
+			}
+			if c == '}' || c == ']' {
+				depth--
+			}
+			t.writeByte(c)
+			r.at++
+		default:
+			t.write(r.scalar())
+		}
+		if depth == 0 || r.broken {
+			return
+		}
+	}
+}

@@ -29,7 +29,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
-	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 )
 
 // The tests here are of what the picker goes by, seen from outside: prefixes, load, bursts, sessions, failures, adapters
@@ -114,7 +114,7 @@ func (c choice) say(ctx context.Context, text string) (*traffic.Answer, error) {
 	return traffic.Chat(ctx, the.caller.HTTP, c.host, "sample-model", []traffic.Message{{Role: "user", Content: text}}, 1)
 }
 
-func (c choice) explain(ctx context.Context, model, text string) (*poolstate.Explanation, error) {
+func (c choice) explain(ctx context.Context, model, text string) (*livestate.Explanation, error) {
 	return the.Explain(ctx, "models/"+c.name, traffic.Body(model, []traffic.Message{{Role: "user", Content: text}}, 1))
 }
 
@@ -129,10 +129,10 @@ func (c choice) endpoints(ctx context.Context, t *testing.T) map[string]corev1.P
 }
 
 // candidateOf finds a pod in an explanation.
-func candidateOf(why *poolstate.Explanation, p corev1.Pod) poolstate.Candidate {
-	i := slices.IndexFunc(why.Candidates, func(c poolstate.Candidate) bool { return c.Endpoint == net.JoinHostPort(p.Status.PodIP, "8000") })
+func candidateOf(why *livestate.Explanation, p corev1.Pod) livestate.Candidate {
+	i := slices.IndexFunc(why.Candidates, func(c livestate.Candidate) bool { return c.Endpoint == net.JoinHostPort(p.Status.PodIP, "8000") })
 	if i < 0 {
-		return poolstate.Candidate{}
+		return livestate.Candidate{}
 	}
 	return why.Candidates[i]
 }
@@ -516,12 +516,12 @@ func TestAdaptersStayResident(t *testing.T) {
 		must(t, err)
 		return answer.Endpoint, servers[answer.Endpoint].use(adapter)
 	}
-	stateAt := func(ctx context.Context, adapter string) (*poolstate.Explanation, map[string]poolstate.Candidate) {
+	stateAt := func(ctx context.Context, adapter string) (*livestate.Explanation, map[string]livestate.Candidate) {
 		why, err := c.explain(ctx, adapter, "Hello")
 		must(t, err)
-		out := map[string]poolstate.Candidate{}
+		out := map[string]livestate.Candidate{}
 		for endpoint, p := range c.endpoints(ctx, t) {
-			i := slices.IndexFunc(why.Candidates, func(c poolstate.Candidate) bool { return c.Endpoint == endpoint })
+			i := slices.IndexFunc(why.Candidates, func(c livestate.Candidate) bool { return c.Endpoint == endpoint })
 			out[p.Name] = why.Candidates[i]
 		}
 		return why, out
@@ -589,7 +589,7 @@ func TestFullSlotsAreAvoided(t *testing.T) {
 	}
 	servers, _ := occupy(ctx, t, the.caller.HTTP, c.host, "held", distinct(1, 50)...)
 	full := servers[0]
-	var at, elsewhere poolstate.Candidate // as the other adapter has them
+	var at, elsewhere livestate.Candidate // as the other adapter has them
 	look := func(ctx context.Context) error {
 		why, err := c.explain(ctx, "other", "Hello")
 		if err != nil {

@@ -17,7 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
-	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 )
 
 // The tests here are of what becomes of an endpoint that sheds, fails, hangs or is not ready for a moment, and of calls
@@ -376,7 +376,7 @@ func TestBrokenOffCallLeavesItsPart(t *testing.T) {
 }
 
 // inFlight are the picker's own calls at all candidates.
-func inFlight(why *poolstate.Explanation) (calls int) {
+func inFlight(why *livestate.Explanation) (calls int) {
 	for _, candidate := range why.Candidates {
 		calls += candidate.InFlight
 	}

@@ -13,14 +13,15 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/extproc"
-	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/sources"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // Options are the program's settings.
 type Options struct {
 	Static          string
 	Kubeconfig      string
-	Serves          poolstate.Serves
+	Serves          sources.Serves
 	ExtprocAddress  string
 	HealthAddress   string
 	DebugAddress    string
@@ -82,7 +83,7 @@ func ownNamespace() string {
 func (o *Options) readServices(services []string) error {
 	var wrong []error
 	for _, service := range services {
-		name, ok := poolstate.ParseName(service)
+		name, ok := pool.ParseName(service)
 		if !ok {
 			wrong = append(wrong, fmt.Errorf("--service is %q: want namespace/name", service))
 		}

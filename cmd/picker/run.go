@@ -23,13 +23,17 @@ import (
 	"k8s.io/klog/v2"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/brokenoff"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/debug"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/endpointmetrics"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/extproc"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/modelmetrics"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/page"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/review"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/sources"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
@@ -47,10 +51,10 @@ type source interface {
 	Run(ctx context.Context, synced func())
 }
 
-// sources are several that run side by side.
-type sources []source
+// several are sources that run side by side.
+type several []source
 
-func (s sources) Run(ctx context.Context, synced func()) {
+func (s several) Run(ctx context.Context, synced func()) {
 	var running sync.WaitGroup
 	var missing atomic.Int32
 	missing.Store(int32(len(s)))
@@ -81,7 +85,8 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics := telemetry.NewMetrics(registry)
 	pools := poolstate.New(poolstate.Options{Metrics: metrics, Seed: rand.Uint64(), Log: log, MaxIndexBytes: int64(o.MaxIndexBytes)})
-	registry.MustRegister(endpointmetrics.New(pools.LiveState))
+	live := func() livestate.State { return debug.LiveState(pools) }
+	registry.MustRegister(endpointmetrics.New(live))
 	scraper, err := modelmetrics.New(modelmetrics.DefaultOptions(), pools)
 	if err != nil {
 		return err
@@ -100,11 +105,11 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 		Metrics: metrics, Log: log, Tracer: tracer, MaxStreams: o.MaxStreams, MaxHeldBytes: o.MaxHeldBytes, Admits: admits,
 	})
 	broken := brokenoff.New(pools, brokenoff.Options{Metrics: metrics, Log: log, Admits: admits})
-	debug, err := debugHandler(o, pools)
+	forOperators, err := debugHandler(o, pools, live)
 	if err != nil {
 		return err
 	}
-	s, err := listen(o, picker, broken, telemetry.Handler(registry, o.Profiles), debug, log)
+	s, err := listen(o, picker, broken, telemetry.Handler(registry, o.Profiles), forOperators, log)
 	if err != nil {
 		return err
 	}
@@ -133,8 +138,9 @@ func limitMemory(container memlimit.Provider, log *slog.Logger) int64 {
 // debugHandler serves the pools as they are now, for people and for programs, and why a call would go where it would. It
 // tells of endpoints, and what is cached of a text, so the API server is asked who may know; without one everybody who
 // reaches it is told.
-func debugHandler(o Options, pools *poolstate.Fleet) (http.Handler, error) {
-	explain, state, shown := fewAtATime(poolstate.ExplainHandler(pools)), poolstate.LiveStateHandler(pools), page.Handler(pools.LiveState)
+func debugHandler(o Options, pools *poolstate.Fleet, live func() livestate.State) (http.Handler, error) {
+	explain, state := fewAtATime(debug.ExplainHandler(pools)), debug.LiveStateHandler(pools)
+	shown := page.Handler(live)
 	if o.Static == "" {
 		config, err := clusterConfig(o.Kubeconfig)
 		if err != nil {
@@ -167,7 +173,7 @@ func right(verb, subresource string) authorizationv1.ResourceAttributes {
 func toNamed(verb, subresource string) func(*http.Request) authorizationv1.ResourceAttributes {
 	return func(r *http.Request) authorizationv1.ResourceAttributes {
 		out := right(verb, subresource)
-		name, _ := poolstate.ParseName(r.URL.Query().Get("pool"))
+		name, _ := pool.ParseName(r.URL.Query().Get("pool"))
 		out.Namespace, out.Name = name.Namespace, name.Name
 		return out
 	}
@@ -193,7 +199,7 @@ func fewAtATime(next http.Handler) http.Handler {
 // newSources makes what tells of pools, and of who may ask about them: nil where everybody may who reaches the picker.
 func newSources(o Options, pools *poolstate.Fleet, log *slog.Logger) (source, func(pool, token string) bool, error) {
 	if o.Static != "" {
-		file, err := poolstate.OpenFile(o.Static, fileInterval, pools, log)
+		file, err := sources.OpenFile(o.Static, fileInterval, pools, log)
 		return file, nil, err
 	}
 	config, err := clusterConfig(o.Kubeconfig)
@@ -201,11 +207,11 @@ func newSources(o Options, pools *poolstate.Fleet, log *slog.Logger) (source, fu
 		return nil, nil, fmt.Errorf("reaching Kubernetes (--static FILE works without it): %w", err)
 	}
 	config.UserAgent = "inference-waypoint-picker"
-	pods, inferencePools, err := poolstate.Watches(config)
+	pods, inferencePools, err := sources.Watches(config)
 	if err != nil {
 		return nil, nil, err
 	}
-	cluster, err := poolstate.NewCluster(pods, inferencePools, pools, o.Serves, log)
+	cluster, err := sources.NewCluster(pods, inferencePools, pools, o.Serves, log)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -213,7 +219,7 @@ func newSources(o Options, pools *poolstate.Fleet, log *slog.Logger) (source, fu
 	if err != nil {
 		return nil, nil, err
 	}
-	return sources{cluster, ring}, ring.Admits, nil
+	return several{cluster, ring}, ring.Admits, nil
 }
 
 func clusterConfig(kubeconfig string) (*rest.Config, error) {

@@ -25,6 +25,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/extproc"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/sources"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
@@ -113,16 +114,16 @@ func hang(ctx context.Context) grpc.StreamServerInterceptor {
 	}
 }
 
-func cluster(pools *poolstate.Fleet, service string, unnamed bool) (*poolstate.Cluster, error) {
+func cluster(pools *poolstate.Fleet, service string, unnamed bool) (*sources.Cluster, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG"))
 	if err != nil {
 		return nil, err
 	}
-	pods, inferencePools, err := poolstate.Watches(config)
+	pods, inferencePools, err := sources.Watches(config)
 	if err != nil {
 		return nil, err
 	}
 	namespace, name, _ := strings.Cut(service, "/")
-	serves := poolstate.Serves{Services: []types.NamespacedName{{Namespace: namespace, Name: name}}, Unnamed: unnamed}
-	return poolstate.NewCluster(pods, inferencePools, pools, serves, slog.Default())
+	serves := sources.Serves{Services: []types.NamespacedName{{Namespace: namespace, Name: name}}, Unnamed: unnamed}
+	return sources.NewCluster(pods, inferencePools, pools, serves, slog.Default())
 }

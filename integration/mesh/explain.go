@@ -9,7 +9,7 @@ import (
 	"net/http"
 	"net/url"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/review"
 )
 
@@ -37,7 +37,7 @@ func (m *Mesh) forgetReader() {
 }
 
 // Explain asks the picker why it would choose which endpoint for a chat completion with this body.
-func (m *Mesh) Explain(ctx context.Context, pool string, body []byte) (*poolstate.Explanation, error) {
+func (m *Mesh) Explain(ctx context.Context, pool string, body []byte) (*livestate.Explanation, error) {
 	picker, err := m.readyPod(ctx, "inference-system", map[string]string{"app.kubernetes.io/name": "inference-picker"})
 	if err != nil {
 		return nil, err
@@ -60,7 +60,7 @@ func (m *Mesh) Explain(ctx context.Context, pool string, body []byte) (*poolstat
 		m.forgetReader() // it goes with its account, as where the product is uninstalled
 		return nil, fmt.Errorf("asking for an explanation: %w", err)
 	}
-	out := &poolstate.Explanation{}
+	out := &livestate.Explanation{}
 	if err := json.Unmarshal(text, out); err != nil {
 		return nil, fmt.Errorf("reading an explanation: %w", err)
 	}

@@ -17,7 +17,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/extproc"
-	picking "github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
@@ -51,12 +51,12 @@ func startOwnPicker(general *fleet, o extproc.Options) (*ownPicker, error) {
 		return nil, fmt.Errorf("opening a picker: %w", err)
 	}
 	o.Metrics, o.Log = telemetry.NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler)
-	pools := picking.New(picking.Options{Metrics: o.Metrics})
+	pools := poolstate.New(poolstate.Options{Metrics: o.Metrics})
 	var endpoints []pool.Endpoint
 	for _, address := range general.addresses() {
 		endpoints = append(endpoints, pool.Endpoint{Address: netip.MustParseAddrPort(address)})
 	}
-	name, _ := picking.ParseName(poolName("general"))
+	name, _ := pool.ParseName(poolName("general"))
 	pools.SetPool(pool.Pool{Name: name}, endpoints)
 	p := &ownPicker{address: listener.Addr().String(), server: grpc.NewServer(extproc.ServerOptions(extproc.LargestMessage)...)}
 	extproc.New(pools, o).Register(p.server)

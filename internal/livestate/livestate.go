@@ -1,6 +1,6 @@
-// Package livestate holds what the picker tells of its pools as they are now: the JSON of GET /debug/pools, read by the
-// picker's own page and by kubectl inference. Values only: nothing that computes them may enter, no sibling is imported,
-// and no text of a client's request but the model's name has a place in them.
+// Package livestate holds what the picker tells of its pools as they are now, the JSON of GET /debug/pools, and of a call,
+// that of POST /debug/explain. The picker's own page and kubectl inference read them. Values only: nothing that computes
+// them may enter, no sibling is imported, and no text of a client's request but the model's name has a place in them.
 package livestate
 
 import "time"

@@ -63,7 +63,7 @@ func (s *Server) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAcce
 	if s.options.Admits != nil && !s.options.Admits(name, opened(stream.Context(), pool.TokenHeader)) {
 		return status.Error(codes.PermissionDenied, "the proxy has not shown the pool's token")
 	}
-	parsed, ok := poolstate.ParseName(name)
+	parsed, ok := pool.ParseName(name)
 	if !ok || s.fleet.Pool(parsed) == nil {
 		return status.Error(codes.NotFound, "there is no such pool")
 	}

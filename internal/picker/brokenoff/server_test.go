@@ -135,7 +135,7 @@ func TestBrokenOff(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			id := w.endEarly(t, tt.call)
-			parsed, _ := poolstate.ParseName(tt.of)
+			parsed, _ := pool.ParseName(tt.of)
 			stream, err := w.client.StreamAccessLogs(opening(t.Context(), parsed, tt.token))
 			if err != nil {
 				t.Fatal(err)

@@ -167,7 +167,7 @@ func (s *Server) find(name string) *poolstate.Pool {
 	if name == probePool {
 		return s.probes
 	}
-	parsed, ok := poolstate.ParseName(name)
+	parsed, ok := pool.ParseName(name)
 	if !ok {
 		return nil
 	}

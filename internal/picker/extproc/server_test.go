@@ -812,12 +812,12 @@ func TestAnswerLeavesThePrompt(t *testing.T) {
 
 			var facts request.Facts
 			facts.Read("/v1/completions", completion(1, 10_000), false)
-			why, err := w.fleet.Pool(types.NamespacedName{Namespace: "models", Name: "llama"}).Explain(&facts, &poolstate.Subset{}, "")
+			why, err := w.fleet.Pool(types.NamespacedName{Namespace: "models", Name: "llama"}).Rank(&facts, &poolstate.Subset{}, "")
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := why.Candidates[0].CachedTokens > 1000; got != tt.prefilled {
-				t.Errorf("%d tokens are taken to be cached, want any: %v", why.Candidates[0].CachedTokens, tt.prefilled)
+			if got := why.Ranking[0].CachedTokens > 1000; got != tt.prefilled {
+				t.Errorf("%d tokens are taken to be cached, want any: %v", why.Ranking[0].CachedTokens, tt.prefilled)
 			}
 		})
 	}

@@ -1,6 +1,6 @@
 // Package poolstate holds the pools that the picker serves: their endpoints as an immutable snapshot, what each endpoint
-// has to do and has cached, and the reservations of calls in flight; and the sources that tell of pools, a cluster or
-// a file. The rule by which an endpoint is chosen is selection's; messages of a proxy may not enter.
+// has to do and has cached, and the reservations of calls in flight. The rule by which an endpoint is chosen is
+// selection's; where pools are read from is of the sources, and messages of a proxy may not enter.
 package poolstate
 
 import (

@@ -40,17 +40,16 @@ func (o *observed) take(r modelmetrics.Reading, at time.Duration) {
 	o.reading, o.at = r, at
 }
 
-// cachedShare is the share of prompt tokens found in the cache; nil where none were looked up of late.
-func (o *observed) cachedShare() *float64 { return ratio(o.hits, o.queries) }
+// cachedShare is the share of prompt tokens found in the cache; NaN where none were looked up of late.
+func (o *observed) cachedShare() float64 { return ratio(o.hits, o.queries) }
 
-// firstToken is the mean time to first token in seconds; nil where there was none of late.
-func (o *observed) firstToken() *float64 { return ratio(o.firstTokenSeconds, o.firstTokens) }
+// firstToken is the mean time to first token in seconds; NaN where there was none of late.
+func (o *observed) firstToken() float64 { return ratio(o.firstTokenSeconds, o.firstTokens) }
 
-// ratio is nil where less than one is left of what is divided by: an average of long ago is none of now.
-func ratio(a, b float64) *float64 {
+// ratio is NaN where less than one is left of what is divided by: an average of long ago is none of now.
+func ratio(a, b float64) float64 {
 	if b < 1 {
-		return nil
+		return math.NaN()
 	}
-	v := rounded(a / b)
-	return &v
+	return a / b
 }

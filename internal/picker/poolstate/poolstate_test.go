@@ -24,7 +24,7 @@ import (
 var llama = named("models/llama")
 
 func named(text string) types.NamespacedName {
-	name, _ := ParseName(text)
+	name, _ := pool.ParseName(text)
 	return name
 }
 
@@ -335,11 +335,11 @@ func heldAt(t *testing.T, p *Pool, facts *request.Facts, addr string) int {
 	t.Helper()
 	only := Subset{Given: true}
 	only.Add(addr)
-	why, err := p.Explain(facts, &only, "")
+	why, err := p.Rank(facts, &only, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return why.Candidates[0].CachedTokens
+	return why.Ranking[0].CachedTokens
 }
 
 // What an endpoint is taken to hold is the prompts that it has prefilled or is about to.
@@ -862,6 +862,16 @@ func BenchmarkPoolPick(b *testing.B) {
 					r.Release(Answered)
 				}
 			})
+		}
+	}
+}
+
+// eventually waits for what another goroutine brings about.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for %s", what)
 		}
 	}
 }

@@ -1,15 +1,18 @@
 package poolstate
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -90,8 +93,8 @@ func TestSpeedIsReadFromCounters(t *testing.T) {
 		}
 	}
 	_, _ = pick(t, p, prompt(1, 1)) // takes the pool's mean
-	for _, e := range p.LiveState(time.Now()).Endpoints {
-		if got := e.PrefillRate; got < 18_000 || got > 22_000 {
+	for _, e := range p.Snapshot().Endpoints {
+		if got := e.Rate; got < 18_000 || got > 22_000 {
 			t.Errorf("endpoint %s is taken to prefill %v tokens a second, want about 20,000", e.Address, got)
 		}
 	}
@@ -133,8 +136,8 @@ func TestFleetIsReadByTheScraper(t *testing.T) {
 		name := types.NamespacedName{Namespace: "models", Name: name}
 		f.SetPool(pool.Pool{Name: name}, []pool.Endpoint{{Address: endpoint}})
 		eventually(t, "the reading in "+name.Name, func() bool {
-			why, err := f.Pool(name).Explain(&request.Facts{}, &Subset{}, "")
-			return err == nil && why.Candidates[0].Calls == 7 && why.Candidates[0].ReadingAge != nil
+			why, err := f.Pool(name).Rank(&request.Facts{}, &Subset{}, "")
+			return err == nil && why.Ranking[0].Calls == 7 && !math.IsInf(why.Ranking[0].ReadingAge, 0)
 		})
 	}
 }
@@ -269,4 +272,22 @@ func TestScraperIsToldOfEndpoints(t *testing.T) {
 	if n := strings.Count(log.String(), "cannot be read; it"); n != 1 {
 		t.Errorf("an endpoint that cannot be read is told %d times, want once", n)
 	}
+}
+
+// lockedBuffer is a buffer for a writer and a reader at the same time.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }

@@ -101,6 +101,9 @@ func newPool(name types.NamespacedName, o Options, memory, doubted *fairshare.Sh
 	return p
 }
 
+// Name is the pool's.
+func (p *Pool) Name() types.NamespacedName { return p.name }
+
 // Metrics are the pool's own.
 func (p *Pool) Metrics() *telemetry.PoolMetrics { return p.metrics }
 
@@ -127,37 +130,37 @@ func (p *Pool) PickSession(facts *request.Facts, subset *Subset, session string,
 	return err
 }
 
-// PickExplained is PickSession that also says why, if that is wanted: the ranking at the moment of the pick. The draw
-// between equals is all that it does not foresee. Where it is neither wanted nor logged, nothing of it is computed.
-func (p *Pool) PickExplained(facts *request.Facts, subset *Subset, session string, r *Reservation, wanted bool) (*Explanation, error) {
+// PickExplained is PickSession that also gives the numbers behind the pick, if they are wanted. Where they are neither wanted
+// nor logged, nothing of them is computed.
+func (p *Pool) PickExplained(facts *request.Facts, subset *Subset, session string, r *Reservation, wanted bool) (*Decision, error) {
 	logged := p.log.Enabled(context.Background(), slog.LevelDebug)
-	why, err := p.pick(facts, subset, session, r, wanted || logged)
-	if logged && why != nil {
-		p.log.Debug("ranked the endpoints", "why", why)
+	decision, err := p.pick(facts, subset, session, r, wanted || logged)
+	if logged && decision != nil {
+		p.log.Debug("ranked the endpoints", "why", decision)
 	}
-	return why, err
+	return decision, err
 }
 
-// pick is the one step, and then, without the pool's mutex, the words for its reasons where somebody wants them.
-func (p *Pool) pick(facts *request.Facts, subset *Subset, session string, r *Reservation, wanted bool) (*Explanation, error) {
+// pick is the one step, and then, without the pool's mutex, the order of the candidates where somebody wants it.
+func (p *Pool) pick(facts *request.Facts, subset *Subset, session string, r *Reservation, wanted bool) (*Decision, error) {
 	call := selection.Call{Facts: facts, Session: sessionKey(session)}
 	rows, keep, at, err := p.choose(&call, subset, r, wanted)
 	if err != nil || rows == nil {
 		return nil, err
 	}
-	why := p.explain(facts, rows)
+	decision := p.decision(facts, rows, at, r.texts[0])
 	if keep {
-		p.keepRecent(at, r.texts[0], why)
+		p.keepRecent(decision.abridged())
 	}
 	if !wanted {
 		return nil, nil
 	}
-	return why, nil
+	return decision, nil
 }
 
 // choose is the one step: the choice, the numbers behind it where they are wanted or the pick is one to keep, and the
 // reservation.
-func (p *Pool) choose(call *selection.Call, subset *Subset, r *Reservation, wanted bool) (rows []ranked, keep bool, now time.Duration, err error) {
+func (p *Pool) choose(call *selection.Call, subset *Subset, r *Reservation, wanted bool) (rows []Ranked, keep bool, now time.Duration, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now = p.clock()
@@ -185,11 +188,10 @@ func (p *Pool) choose(call *selection.Call, subset *Subset, r *Reservation, want
 	return rows, keep, now, nil
 }
 
-func (p *Pool) keepRecent(at time.Duration, endpoint string, why *Explanation) {
-	pick := describe(endpoint, why)
+func (p *Pool) keepRecent(d Decision) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.recent.keep(at, pick)
+	p.recent.keep(d)
 }
 
 func sessionKey(session string) uint64 {

@@ -8,12 +8,12 @@ import (
 	"time"
 
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/output"
-	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 )
 
 // Report is a picker's explanation.
 type Report struct {
-	poolstate.Explanation
+	livestate.Explanation
 	// Names are the pods' by their endpoints, ip:port, as far as they are known.
 	Names map[string]string `json:"pods,omitempty"`
 	// Picker is who was asked. Each replica knows its own calls.
@@ -61,7 +61,7 @@ func (r Report) name(endpoint string) string {
 	return endpoint
 }
 
-func because(best poolstate.Candidate, prompt int) string {
+func because(best livestate.Candidate, prompt int) string {
 	said := fmt.Sprintf("it holds %d of the prompt's %d tokens", best.CachedTokens, prompt)
 	switch {
 	case best.CachedTokens == 0:
@@ -73,7 +73,7 @@ func because(best poolstate.Candidate, prompt int) string {
 }
 
 // behind names the bound that puts a candidate behind, or else the term by which it costs most more than the best.
-func behind(best, c poolstate.Candidate, isBest bool) string {
+func behind(best, c livestate.Candidate, isBest bool) string {
 	if c.Class != "" {
 		return c.Class
 	}
@@ -104,7 +104,7 @@ func behind(best, c poolstate.Candidate, isBest bool) string {
 	return fmt.Sprintf("%s (+%s)", most.name, span(most.extra))
 }
 
-func adapter(c poolstate.Candidate) string {
+func adapter(c livestate.Candidate) string {
 	if c.AdapterState == "" {
 		return "-"
 	}

@@ -1,32 +1,59 @@
-package poolstate
+package debug
 
 import (
-	"bytes"
 	"encoding/json"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
+var llama = types.NamespacedName{Namespace: "models", Name: "llama"}
+
+// newFleet makes a fleet whose clock stands still unless it is moved.
+func newFleet(t *testing.T) (f *poolstate.Fleet, clock *time.Duration) {
+	t.Helper()
+	clock = new(time.Duration)
+	return poolstate.New(poolstate.Options{
+		Metrics: telemetry.NewMetrics(prometheus.NewRegistry()), Seed: 1, Clock: func() time.Duration { return *clock },
+	}), clock
+}
+
+// numbered makes n endpoints 10.0.0.1:8000, 10.0.0.2:8000 and so on.
+func numbered(n int) []pool.Endpoint {
+	var out []pool.Endpoint
+	for i := range n {
+		out = append(out, pool.Endpoint{Address: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i / 250), byte(i%250 + 1)}), 8000)})
+	}
+	return out
+}
+
 func TestExplainHandler(t *testing.T) {
 	f, _ := newFleet(t)
 	f.SetPool(pool.Pool{Name: llama}, numbered(4))
-	f.SetPool(pool.Pool{Name: named("models/empty")}, nil)
+	f.SetPool(pool.Pool{Name: types.NamespacedName{Namespace: "models", Name: "empty"}}, nil)
 	body := `{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("word ", 2000) + `"}]}`
 	var facts request.Facts
 	facts.Read("/v1/chat/completions", []byte(body), false)
-	r, home := pick(t, f.Pool(llama), &facts)
-	r.Release(Answered)
+	var r poolstate.Reservation
+	if err := f.Pool(llama).Pick(&facts, &poolstate.Subset{}, &r); err != nil {
+		t.Fatal(err)
+	}
+	home, _, _ := strings.Cut(string(r.Endpoints(nil)), ",")
+	r.Release(poolstate.Answered)
 	server := httptest.NewServer(ExplainHandler(f))
 	defer server.Close()
 	tests := map[string]struct {
@@ -62,7 +89,7 @@ func TestExplainHandler(t *testing.T) {
 			}
 			defer response.Body.Close()
 			var got struct {
-				Explanation
+				livestate.Explanation
 				Error string
 			}
 			if err := json.NewDecoder(response.Body).Decode(&got); err != nil {
@@ -83,9 +110,9 @@ func TestExplainHandler(t *testing.T) {
 			}
 		})
 	}
-	for _, e := range numbered(4) {
-		if got := f.Pool(llama).requests(e.Address.String()); got != 0 {
-			t.Errorf("%d calls are reserved at %s by explanations", got, e.Address)
+	for _, e := range f.Pool(llama).Snapshot().Endpoints {
+		if e.InFlight != 0 {
+			t.Errorf("%d calls are reserved at %s by explanations", e.InFlight, e.Address)
 		}
 	}
 }
@@ -94,35 +121,3 @@ func TestExplainHandler(t *testing.T) {
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }
-
-// At the debug level each pick tells its reasons, with names cut to what a log bears; otherwise nothing is computed.
-func TestPickTellsItsReasons(t *testing.T) {
-	for _, level := range []slog.Level{slog.LevelInfo, slog.LevelDebug} {
-		var out bytes.Buffer
-		f := New(Options{
-			Metrics: telemetry.NewMetrics(prometheus.NewRegistry()),
-			Log:     slog.New(slog.NewJSONHandler(&out, &slog.HandlerOptions{Level: level})),
-		})
-		f.SetPool(pool.Pool{Name: llama}, numbered(5))
-		facts := prompt(1, 10)
-		facts.Model = strings.Repeat("m", 10<<10)
-		_, first := pick(t, f.Pool(llama), facts)
-		if level == slog.LevelInfo {
-			why, err := f.Pool(llama).PickExplained(facts, &Subset{}, "", new(Reservation), false)
-			if out.Len() > 0 || why != nil || err != nil {
-				t.Errorf("at the info level a pick logs %s and tells %v, %v", out.String(), why, err)
-			}
-			continue
-		}
-		var line struct {
-			Pool string
-			Why  map[string]any
-		}
-		if err := json.Unmarshal(out.Bytes(), &line); err != nil {
-			t.Fatal(err)
-		}
-		if line.Pool != "models/llama" || line.Why["promptTokens"] != 640.0 || line.Why["candidates"] != 5.0 || out.Len() > 4000 {
-			t.Errorf("a pick of %s logs %s", first, out.String())
-		}
-	}
-}

@@ -1,4 +1,4 @@
-package poolstate
+package sources
 
 import (
 	"context"
@@ -21,8 +21,11 @@ import (
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	inferencefake "sigs.k8s.io/gateway-api-inference-extension/client-go/clientset/versioned/fake"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
+
+var llama = types.NamespacedName{Namespace: "models", Name: "llama"}
 
 func podOf(name, ip string, ready corev1.ConditionStatus, change ...func(*corev1.Pod)) *corev1.Pod {
 	p := &corev1.Pod{
@@ -78,7 +81,7 @@ func watched(core *fake.Clientset, inference *inferencefake.Clientset) (pods, po
 }
 
 // newCluster is a source of the stand-ins' pools.
-func newCluster(t *testing.T, core *fake.Clientset, inference *inferencefake.Clientset, f *Fleet, serves Serves, log *slog.Logger) *Cluster {
+func newCluster(t *testing.T, core *fake.Clientset, inference *inferencefake.Clientset, f *poolstate.Fleet, serves Serves, log *slog.Logger) *Cluster {
 	t.Helper()
 	pods, pools := watched(core, inference)
 	source, err := NewCluster(pods, pools, f, serves, log)
@@ -97,7 +100,7 @@ func TestClusterFollowsPoolsAndPods(t *testing.T) {
 	)
 	llamaPool := inferencePool("llama", map[string]string{"app": "llama"}, 8000, 8001)
 	inference := newInferenceClient(llamaPool)
-	f, _ := newFleet(t)
+	f := newFleet()
 	source := newCluster(t, core, inference, f, Serves{Unnamed: true}, silent)
 	ctx, stop := context.WithCancel(t.Context())
 	synced := make(chan struct{})
@@ -157,7 +160,7 @@ func TestClusterServesPoolsThatAreNotInOrder(t *testing.T) {
 		"inference-waypoint.io/pick-session-header": "X-Chat",
 	}
 	registry := prometheus.NewRegistry()
-	f := New(Options{Metrics: telemetry.NewMetrics(registry)})
+	f := poolstate.New(poolstate.Options{Metrics: telemetry.NewMetrics(registry)})
 	var log lockedBuffer
 	source := newCluster(t, fake.NewClientset(podOf("a", "10.244.0.1", corev1.ConditionTrue)), newInferenceClient(p), f, Serves{Unnamed: true}, slog.New(slog.NewTextHandler(&log, nil)))
 	ctx, stop := context.WithCancel(t.Context())
@@ -224,7 +227,7 @@ func TestClusterServesItsOwnPools(t *testing.T) {
 				pools = append(pools, p)
 			}
 			registry := prometheus.NewRegistry()
-			f := New(Options{Metrics: telemetry.NewMetrics(registry)})
+			f := poolstate.New(poolstate.Options{Metrics: telemetry.NewMetrics(registry)})
 			source := newCluster(t, fake.NewClientset(), newInferenceClient(pools...), f, tt.serves, silent)
 			ctx, stop := context.WithCancel(t.Context())
 			source.Run(ctx, stop) // ends as soon as it is synced
@@ -242,7 +245,7 @@ func TestClusterServesItsOwnPools(t *testing.T) {
 func TestClusterFollowsAPoolsPicker(t *testing.T) {
 	p := inferencePool("llama", map[string]string{"app": "llama"}, 8000)
 	inference := newInferenceClient(p)
-	f, _ := newFleet(t)
+	f := newFleet()
 	source := newCluster(t, fake.NewClientset(podOf("a", "10.244.0.1", corev1.ConditionTrue)), inference, f, Serves{Unnamed: true}, silent)
 	source.linger = 200 * time.Millisecond
 	ctx, stop := context.WithCancel(t.Context())
@@ -271,7 +274,7 @@ func TestClusterFollowsAPoolsPicker(t *testing.T) {
 	}
 }
 
-func namesOf(f *Fleet) []string {
+func namesOf(f *poolstate.Fleet) []string {
 	var out []string
 	for _, name := range f.Names() {
 		out = append(out, name.Name)

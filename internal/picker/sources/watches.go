@@ -1,4 +1,4 @@
-package poolstate
+package sources
 
 import (
 	"fmt"

@@ -1,4 +1,5 @@
-package poolstate
+// Package sources tells a fleet of its pools: from a cluster, as its InferencePools and pods come and go, or from a file.
+package sources
 
 import (
 	"context"
@@ -20,6 +21,7 @@ import (
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	inferencelisters "sigs.k8s.io/gateway-api-inference-extension/client-go/listers/api/v1"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
@@ -41,7 +43,7 @@ func (s Serves) includes(p pool.Pool) bool {
 
 // Cluster is the source of pools in Kubernetes: its InferencePools and the pods that they select.
 type Cluster struct {
-	fleet  *Fleet
+	fleet  *poolstate.Fleet
 	serves Serves
 	log    *slog.Logger
 
@@ -60,7 +62,7 @@ type Cluster struct {
 }
 
 // NewCluster prepares the source, which reads what the watches of pods and of InferencePools bring; Run starts it.
-func NewCluster(pods, pools cache.ListerWatcher, f *Fleet, serves Serves, log *slog.Logger) (*Cluster, error) {
+func NewCluster(pods, pools cache.ListerWatcher, f *poolstate.Fleet, serves Serves, log *slog.Logger) (*Cluster, error) {
 	c := &Cluster{
 		fleet:  f,
 		serves: serves,
@@ -143,7 +145,7 @@ func (c *Cluster) sync(name types.NamespacedName) {
 		c.forget(name)
 		return
 	}
-	settings, wrong := ParseSettings(object.Annotations)
+	settings, wrong := poolstate.ParseSettings(object.Annotations)
 	c.tell(name, errors.Join(append(wrong, faults)...))
 	c.fleet.Configure(name, settings)
 	c.fleet.Pool(name).Metrics().SetInvalidSettings(len(wrong))

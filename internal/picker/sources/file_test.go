@@ -1,4 +1,4 @@
-package poolstate
+package sources
 
 import (
 	"bytes"
@@ -13,13 +13,23 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
+
+// newFleet makes a fleet without pools.
+func newFleet() *poolstate.Fleet {
+	return poolstate.New(poolstate.Options{Metrics: telemetry.NewMetrics(prometheus.NewRegistry())})
+}
 
 var silent = slog.New(slog.DiscardHandler)
 
 // addressesOf lists a pool's endpoints; nil where there is no such pool.
-func addressesOf(f *Fleet, name string) []string {
-	key, _ := ParseName(name)
+func addressesOf(f *poolstate.Fleet, name string) []string {
+	key, _ := pool.ParseName(name)
 	p := f.Pool(key)
 	if p == nil {
 		return nil
@@ -63,7 +73,7 @@ func TestOpenFile(t *testing.T) {
 			if err := os.WriteFile(path, []byte(tt.content), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			f, _ := newFleet(t)
+			f := newFleet()
 			_, err := OpenFile(path, time.Second, f, silent)
 			if (err != nil) != (tt.wantErr != nil) {
 				t.Fatalf("error is %v, want one: %v", err, tt.wantErr != nil)
@@ -84,7 +94,7 @@ func TestOpenFile(t *testing.T) {
 		})
 	}
 	t.Run("missing", func(t *testing.T) {
-		f, _ := newFleet(t)
+		f := newFleet()
 		if _, err := OpenFile(filepath.Join(t.TempDir(), "none"), time.Second, f, silent); err == nil {
 			t.Error("no error for a file that is not there")
 		}
@@ -103,7 +113,7 @@ func TestFileIsReadAgain(t *testing.T) {
 		}
 	}
 	write("pools:\n- name: a/b\n  endpoints: ['10.0.0.1:80']\n- name: a/c\n")
-	f, _ := newFleet(t)
+	f := newFleet()
 	var log lockedBuffer
 	s, err := OpenFile(path, time.Millisecond, f, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
@@ -148,7 +158,7 @@ func TestFileIsReadAgain(t *testing.T) {
 }
 
 func TestSampleFile(t *testing.T) {
-	f, _ := newFleet(t)
+	f := newFleet()
 	if _, err := OpenFile("../../../samples/static/pools.yaml", time.Second, f, silent); err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package poolstate
+package sources
 
 import (
 	"bytes"
@@ -8,12 +8,12 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
@@ -21,14 +21,14 @@ import (
 type File struct {
 	path     string
 	interval time.Duration
-	fleet    *Fleet
+	fleet    *poolstate.Fleet
 	log      *slog.Logger
 	content  []byte // as last read, right or wrong
 }
 
 // OpenFile reads the pools of a file into the fleet; Run then looks at the file every interval. A file that cannot be
 // read or is wrong is an error here, at the start, and only here.
-func OpenFile(path string, interval time.Duration, f *Fleet, log *slog.Logger) (*File, error) {
+func OpenFile(path string, interval time.Duration, f *poolstate.Fleet, log *slog.Logger) (*File, error) {
 	s := &File{path: path, interval: interval, fleet: f, log: log}
 	if _, err := s.load(); err != nil {
 		return nil, err
@@ -95,7 +95,7 @@ func (s *File) apply(pools []filePool) {
 type filePool struct {
 	name      types.NamespacedName
 	endpoints []pool.Endpoint
-	settings  Settings
+	settings  poolstate.Settings
 }
 
 // parseFile reads the file's format: a list "pools", each with a name "namespace/name", its endpoints "ip:port", and the
@@ -118,7 +118,7 @@ func parseFile(content []byte) ([]filePool, error) {
 	var wrong []error
 	seen := map[types.NamespacedName]bool{}
 	for i, p := range doc.Pools {
-		name, ok := ParseName(p.Name)
+		name, ok := pool.ParseName(p.Name)
 		if !ok {
 			wrong = append(wrong, fmt.Errorf("pools[%d].name is %q: want namespace/name", i, p.Name))
 			continue
@@ -131,7 +131,7 @@ func parseFile(content []byte) ([]filePool, error) {
 		if err != nil {
 			wrong = append(wrong, fmt.Errorf("pool %s: %w", name, err))
 		}
-		settings, invalid := ParseSettings(p.Annotations)
+		settings, invalid := poolstate.ParseSettings(p.Annotations)
 		for _, err := range invalid {
 			wrong = append(wrong, fmt.Errorf("pool %s: %w", name, err))
 		}
@@ -152,13 +152,4 @@ func parseEndpoints(texts []string) ([]pool.Endpoint, error) {
 		out = append(out, pool.Endpoint{Address: addr})
 	}
 	return out, errors.Join(wrong...)
-}
-
-// ParseName reads a pool's name as "namespace/name", the form in which streams and files give it.
-func ParseName(text string) (types.NamespacedName, bool) {
-	namespace, name, ok := strings.Cut(text, "/")
-	if !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
-		return types.NamespacedName{}, false
-	}
-	return types.NamespacedName{Namespace: namespace, Name: name}, true
 }

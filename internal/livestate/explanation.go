@@ -1,0 +1,39 @@
+package livestate
+
+// Explanation is why a call goes where it goes: the JSON of POST /debug/explain.
+type Explanation struct {
+	Pool         string      `json:"pool"`
+	Model        string      `json:"model,omitempty"`
+	PromptTokens int         `json:"promptTokens"`
+	PromptBlocks int         `json:"promptBlocks"`
+	Candidates   []Candidate `json:"candidates"` // best first
+}
+
+// Candidate is one endpoint's place in an explanation. Times are in seconds; those under Cost add up to it, and Class
+// names the bound that puts the endpoint behind all that have none.
+type Candidate struct {
+	Endpoint       string   `json:"endpoint"`
+	Class          string   `json:"class,omitempty"`
+	CachedTokens   int      `json:"cachedTokens"`
+	UncachedTokens int      `json:"uncachedTokens"`
+	QueueTokens    float64  `json:"queueTokens"`
+	TokensPerSec   float64  `json:"prefillTokensPerSecond"`
+	InFlight       int      `json:"inFlight"`
+	Calls          float64  `json:"callsWithThoseOfOthers"`
+	ReadingAge     *float64 `json:"readingAgeSeconds"` // null where there is no reading
+	FirstToken     float64  `json:"expectedFirstTokenSeconds"`
+	AdapterState   string   `json:"adapter,omitempty"`
+	Cost           Cost     `json:"costSeconds"`
+}
+
+// Cost is an endpoint's cost and its terms, as the package comment of selection has them.
+type Cost struct {
+	Total   float64 `json:"total"`
+	Wait    float64 `json:"wait"`
+	Prefill float64 `json:"prefill"`
+	Others  float64 `json:"others"`
+	Batch   float64 `json:"batch"`
+	Memory  float64 `json:"memory"`
+	Adapter float64 `json:"adapter"`
+	Session float64 `json:"session"`
+}

@@ -1,0 +1,73 @@
+// Package debug answers operators over HTTP: how the pools are now, and where a call would go. Who may ask is not its
+// business.
+package debug
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/explain"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/refusal"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+)
+
+// explainLimit bounds the body of a request for an explanation, in bytes.
+const explainLimit = 16 << 20
+
+// ExplainHandler answers POST /debug/explain?pool=namespace/name, whose body is that of a request to a model, with the
+// ranking as JSON; nothing is reserved. Optional are path (the request's own, /v1/chat/completions by default), session
+// (the value of the pool's session header) and subset (an endpoint that the call may go to; several times for several).
+func ExplainHandler(f *poolstate.Fleet) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		explanation, status, err := explainRequest(f, w, r)
+		answer(w, status, explanation, err)
+	})
+}
+
+// answer writes a value as JSON, or the error in its place. That a client is gone is no fault to report.
+func answer(w http.ResponseWriter, status int, value any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	out := json.NewEncoder(w)
+	out.SetIndent("", "  ")
+	if err != nil {
+		value = map[string]string{"error": err.Error()}
+	}
+	_ = out.Encode(value)
+}
+
+func explainRequest(f *poolstate.Fleet, w http.ResponseWriter, r *http.Request) (*livestate.Explanation, int, error) {
+	query := r.URL.Query()
+	name, ok := pool.ParseName(query.Get("pool"))
+	if !ok {
+		return nil, http.StatusBadRequest, errors.New("the query has to name a pool: pool=namespace/name")
+	}
+	p := f.Pool(name)
+	if p == nil {
+		return nil, http.StatusNotFound, errors.New("there is no such pool")
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, explainLimit))
+	if err != nil {
+		return nil, http.StatusRequestEntityTooLarge, errors.New("the body cannot be read, or is longer than 16 MiB")
+	}
+	path := query.Get("path")
+	if path == "" {
+		path = "/v1/chat/completions"
+	}
+	facts := request.Facts{Seed: f.Seed()}
+	facts.Read(path, body, false)
+	subset := poolstate.Subset{Given: query.Has("subset")}
+	for _, text := range query["subset"] {
+		subset.Add(text)
+	}
+	decision, err := p.Rank(&facts, &subset, query.Get("session"))
+	if err != nil {
+		return nil, refusal.Of(err).Status(), err
+	}
+	return explain.Decision(decision), http.StatusOK, nil
+}

@@ -1,0 +1,115 @@
+package debug
+
+import (
+	"errors"
+	"math"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/explain"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+)
+
+// LiveState is all pools as they are now, in the order of their names.
+func LiveState(f *poolstate.Fleet) livestate.State {
+	names := f.Names()
+	slices.SortFunc(names, func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) })
+	out := livestate.State{Time: time.Now(), Pools: make([]livestate.Pool, 0, len(names))}
+	for _, name := range names {
+		if p := f.Pool(name); p != nil { // it may be gone by now
+			out.Pools = append(out.Pools, poolAt(p, out.Time))
+		}
+	}
+	return out
+}
+
+// poolAt is a pool as it is now, which is wall by the wall's clock.
+func poolAt(p *poolstate.Pool, wall time.Time) livestate.Pool {
+	now := p.Snapshot()
+	out := livestate.Pool{
+		Name:      p.Name().String(),
+		Endpoints: make([]livestate.Endpoint, 0, len(now.Endpoints)),
+		Picks:     make([]livestate.Pick, 0, len(now.Picks)),
+	}
+	for i := range now.Endpoints {
+		out.Endpoints = append(out.Endpoints, endpoint(&now.Endpoints[i]))
+	}
+	for i := range now.Picks {
+		d := &now.Picks[i]
+		out.Picks = append(out.Picks, explain.Pick(d, wall.Add(d.At-now.At)))
+	}
+	return out
+}
+
+func endpoint(e *poolstate.EndpointState) livestate.Endpoint {
+	out := livestate.Endpoint{
+		Name: e.Pod, Address: e.Address, Ready: e.Member,
+		ReservedRequests: e.InFlight, ReservedTokens: rounded(e.QueueTokens),
+		FirstToken: rounded(e.FirstToken), PrefillRate: rounded(e.Rate),
+		Health:      livestate.Health{Failures: e.Failures, AvoidedFor: rounded(e.AvoidedFor)},
+		CachedShare: known(e.CachedShare), ObservedFirstToken: known(e.ObservedFirstToken),
+	}
+	r := e.Reading
+	if r == nil {
+		return out
+	}
+	out.Reading = &livestate.Reading{Age: rounded(e.ReadingAge.Seconds()), Running: r.Running, Waiting: r.Waiting, KVUse: rounded(r.KVUsage)}
+	if r.MaxLoRA > 0 {
+		out.Reading.Adapters = &livestate.Adapters{
+			Slots: r.MaxLoRA, Running: sorted(r.RunningAdapters), Waiting: sorted(r.WaitingAdapters), Known: sorted(e.Adapters),
+		}
+	}
+	return out
+}
+
+// known is nil for what is not.
+func known(v float64) *float64 {
+	if math.IsNaN(v) {
+		return nil
+	}
+	v = rounded(v)
+	return &v
+}
+
+// rounded leaves microseconds of seconds.
+func rounded(v float64) float64 { return math.Round(v*1e6) / 1e6 }
+
+// sorted is a copy in order; it is never nil, so that JSON has a list.
+func sorted(names []string) []string {
+	out := append(make([]string, 0, len(names)), names...)
+	slices.Sort(out)
+	return out
+}
+
+// LiveStateHandler answers GET /debug/pools with all pools as they are now as JSON, a livestate.State, and
+// GET /debug/pools?pool=namespace/name with one; 400 and 404 have a JSON object with the field error.
+func LiveStateHandler(f *poolstate.Fleet) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		state, status, err := liveStateRequest(f, r)
+		w.Header().Set("Cache-Control", "no-store")
+		answer(w, status, state, err)
+	})
+}
+
+func liveStateRequest(f *poolstate.Fleet, r *http.Request) (livestate.State, int, error) {
+	query := r.URL.Query()
+	if !query.Has("pool") {
+		return LiveState(f), http.StatusOK, nil
+	}
+	name, ok := pool.ParseName(query.Get("pool"))
+	if !ok {
+		return livestate.State{}, http.StatusBadRequest, errors.New("want a pool as pool=namespace/name")
+	}
+	p := f.Pool(name)
+	if p == nil {
+		return livestate.State{}, http.StatusNotFound, errors.New("there is no such pool")
+	}
+	now := time.Now()
+	return livestate.State{Time: now, Pools: []livestate.Pool{poolAt(p, now)}}, http.StatusOK, nil
+}

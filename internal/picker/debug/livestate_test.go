@@ -1,0 +1,110 @@
+package debug
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/modelmetrics"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+)
+
+func ptr(v float64) *float64 { return &v }
+
+func TestLiveState(t *testing.T) {
+	f, clock := newFleet(t)
+	f.SetPool(pool.Pool{Name: llama}, []pool.Endpoint{
+		{Address: netip.MustParseAddrPort("10.0.0.1:8000"), Pod: "one"}, {Address: netip.MustParseAddrPort("10.0.0.2:8000"), Pod: "two"},
+	})
+	p := f.Pool(llama)
+	one := netip.MustParseAddrPort("10.0.0.1:8000")
+	reading := modelmetrics.Reading{
+		At: time.Unix(100, 0), Running: 3, Waiting: 1, KVUsage: 0.25, MaxLoRA: 4, RunningAdapters: []string{"sql", "chat"},
+		CacheQueries: 1000, CacheHits: 900, FirstTokens: 10, FirstTokenSeconds: 100,
+	}
+	p.Observe(one, reading, 0)
+	reading.At, reading.CacheQueries, reading.CacheHits = reading.At.Add(time.Second), 1400, 1000
+	reading.FirstTokens, reading.FirstTokenSeconds = 12, 101
+	*clock = time.Second
+	p.Observe(one, reading, 0)
+	// A call that goes to the other endpoint, which then leaves the pool.
+	var r poolstate.Reservation
+	if err := p.Pick(&request.Facts{PromptBytes: 50 * request.BlockBytes}, &poolstate.Subset{Given: true, Endpoints: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.2:8000")}}, &r); err != nil {
+		t.Fatal(err)
+	}
+	f.SetPool(pool.Pool{Name: llama}, []pool.Endpoint{{Address: one, Pod: "one"}})
+	*clock = 1500 * time.Millisecond
+
+	wall := time.Unix(1000, 0)
+	want := livestate.Pool{
+		Name: "models/llama",
+		Endpoints: []livestate.Endpoint{{
+			Name: "one", Address: "10.0.0.1:8000", Ready: true,
+			Reading: &livestate.Reading{Age: 0.5, Running: 3, Waiting: 1, KVUse: 0.25, Adapters: &livestate.Adapters{
+				Slots: 4, Running: []string{"chat", "sql"}, Waiting: []string{}, Known: []string{"chat", "sql"},
+			}},
+			CachedShare: ptr(0.25), ObservedFirstToken: ptr(0.5), FirstToken: 0.4, PrefillRate: 8000,
+		}, {
+			Address: "10.0.0.2:8000", ReservedRequests: 1, ReservedTokens: 0, FirstToken: 0.4, PrefillRate: 8000,
+		}},
+		Picks: []livestate.Pick{{
+			Time: wall.Add(-500 * time.Millisecond), Endpoint: "10.0.0.2:8000", Reason: "no other endpoint may serve the call",
+			PromptTokens: 3200, Candidates: 1, Cost: 0.832,
+		}},
+	}
+	if diff := cmp.Diff(want, poolAt(p, wall)); diff != "" {
+		t.Errorf("state (-want +got):\n%s", diff)
+	}
+	r.Release(poolstate.Abandoned)
+	if got := len(poolAt(p, wall).Endpoints); got != 1 {
+		t.Errorf("after its last call %d endpoints are shown, want 1", got)
+	}
+}
+
+func TestLiveStateHandler(t *testing.T) {
+	f, _ := newFleet(t)
+	f.SetPool(pool.Pool{Name: llama}, numbered(200))
+	f.SetPool(pool.Pool{Name: types.NamespacedName{Namespace: "models", Name: "empty"}}, nil)
+	tests := map[string]struct {
+		query      string
+		wantStatus int
+		wantPools  string // names and how many endpoints they have
+		wantError  string
+	}{
+		"all":          {wantStatus: http.StatusOK, wantPools: "models/empty 0 models/llama 200 "},
+		"one":          {query: "?pool=models/llama", wantStatus: http.StatusOK, wantPools: "models/llama 200 "},
+		"no such pool": {query: "?pool=models/none", wantStatus: http.StatusNotFound, wantError: "no such pool"},
+		"no name":      {query: "?pool=llama", wantStatus: http.StatusBadRequest, wantError: "namespace/name"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := httptest.NewRecorder()
+			LiveStateHandler(f).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/debug/pools"+tt.query, nil))
+			var got struct {
+				livestate.State
+				Error string
+			}
+			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil {
+				t.Fatal(err)
+			}
+			pools := ""
+			for _, p := range got.Pools {
+				pools += fmt.Sprintf("%s %d ", p.Name, len(p.Endpoints))
+			}
+			if w.Code != tt.wantStatus || pools != tt.wantPools || !strings.Contains(got.Error, tt.wantError) {
+				t.Errorf("status %d, pools %q, error %q; want %d, %q, %q", w.Code, pools, got.Error, tt.wantStatus, tt.wantPools, tt.wantError)
+			}
+		})
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"time"
 )
@@ -91,7 +92,11 @@ type loraSets struct {
 // If the engine is to be detected and the page has the metrics of several, the first of the constants' order that is
 // complete is taken.
 func (p *Parser) Parse(page []byte, at time.Time) (Reading, error) {
-	for len(page) > 0 {
+	for pause := len(page) - piece; len(page) > 0; {
+		if len(page) < pause {
+			runtime.Gosched()
+			pause = len(page) - piece
+		}
 		line, rest := page, []byte(nil)
 		if end := bytes.IndexByte(page, '\n'); end >= 0 {
 			line, rest = page[:end], page[end+1:]

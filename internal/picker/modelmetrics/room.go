@@ -27,6 +27,10 @@ func sizeFor(n int) int {
 // maxHeld is how many bytes the pages of all tenants hold together, from the question to the reading.
 const maxHeld = 64 << 20
 
+// mostLongest is how many pages of a tenant may come at the same time into buffers of the longest size. What they take of the
+// processors and of the garbage collector holds up picks.
+const mostLongest = 3
+
 // errNoRoom is of a page that turned out longer than the one before while its tenant held all that it may. The next
 // scrape waits for the room that this one needed.
 var errNoRoom = errors.New("the page is longer than the one before, and other pages of its tenant take the memory")
@@ -51,9 +55,14 @@ func newMemory(size int) *memory {
 func (m *memory) take(t *tenant, n int) (ok bool, freed <-chan struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if n <= m.free && t.held+n <= fairshare.Greed*m.free {
+	longest := 0
+	if n == MaxPage {
+		longest = 1
+	}
+	if n <= m.free && t.held+n <= fairshare.Greed*m.free && t.longest+longest <= mostLongest {
 		m.free -= n
 		t.held += n
+		t.longest += longest
 		return true, nil
 	}
 	if m.freed == nil {
@@ -67,6 +76,9 @@ func (m *memory) give(t *tenant, n int) {
 	defer m.mu.Unlock()
 	m.free += n
 	t.held -= n
+	if n == MaxPage {
+		t.longest--
+	}
 	if m.freed != nil {
 		close(m.freed)
 		m.freed = nil

@@ -12,9 +12,9 @@ const (
 	// parseShare is the part of one core that the parsing of a tenant's pages takes at most. 640 ordinary pages a second
 	// take a fifteenth; pages of 4 MiB that are made to cost as much as they can would take 60 cores.
 	parseShare = 1. / 4
-	// parseAhead is for how long a tenant's pages are parsed without a pause after a rest. It is enough for 2,500 ordinary
+	// parseAhead is for how long a tenant's pages are parsed without a pause after a rest. It is enough for 1,000 ordinary
 	// pages, so a large pool is read at once when it comes.
-	parseAhead = 250 * time.Millisecond
+	parseAhead = 100 * time.Millisecond
 )
 
 // shared is what the pages of all tenants need.
@@ -33,6 +33,7 @@ type tenant struct {
 	endpoints int           // guarded by the scraper's mutex
 	interval  atomic.Int64  // time.Duration
 	held      int           // bytes of pages, guarded by the memory's mutex
+	longest   int           // pages of the longest size among them, guarded likewise
 	first     chan struct{} // holds the page that is the next to be given room
 
 	// turn holds the page that is parsed or is the next to be. It is one, so the pages that wait to be parsed are of

@@ -124,6 +124,7 @@ func serveBadPages(ctx context.Context, t *testing.T, m *hostile) {
 		serveOn(ctx, t, m.idlePods(ctx, t, 3, outside(kind)), page(kind, serve))
 		m.poolOver(ctx, t, kind)
 	}
+	time.Sleep(time.Second) // until istiod and the waypoint have taken the pools up
 	begun.Store(true)
 	eventually(ctx, t, "readings of all kinds", func(context.Context) error {
 		mu.Lock()

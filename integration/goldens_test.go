@@ -19,7 +19,7 @@ import (
 // take is refused in the same way, so the check can fail.
 func TestGoldensAreAdmitted(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
-	goldens, err := filepath.Glob(filepath.Join(the.Root, "internal", "meshconfig", "testdata", "*.out.yaml"))
+	goldens, err := filepath.Glob(filepath.Join(the.Root, "internal", "controller", "translate", "testdata", "*.out.yaml"))
 	must(t, err)
 	admitted, controller := 0, as(t, controllerAccount)
 	for _, golden := range goldens {

@@ -12,7 +12,7 @@ import (
 // it may carry a prompt is. So calls that may are told from all others by a route of their own, and of the others a
 // picker sees the headers alone.
 
-// promptTypes are the content types of a body that may carry a prompt: JSON, a form, or none. Package inferencereq has
+// promptTypes are the content types of a body that may carry a prompt: JSON, a form, or none. Package request has
 // the same rule for the picker (CarriesPrompt).
 const promptTypes = `(?i)\s*([^;]*[/+]json|multipart/form-data|application/x-www-form-urlencoded)?\s*(;.*)?`
 

@@ -24,11 +24,11 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// goldenFilters calls a function with every EnvoyFilter of package meshconfig's golden files: all that the controller
+// goldenFilters calls a function with every EnvoyFilter of package translate's golden files: all that the controller
 // makes of this package's patches.
 func goldenFilters(t *testing.T, do func(file string, filter *networkingv1alpha3.EnvoyFilter)) {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join("..", "meshconfig", "testdata", "*.out.yaml"))
+	files, err := filepath.Glob(filepath.Join("..", "translate", "testdata", "*.out.yaml"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no golden files: %v", err)
 	}

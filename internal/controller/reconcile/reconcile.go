@@ -1,6 +1,6 @@
 // Package reconcile keeps the cluster as its InferencePools, the HTTPRoutes to them and its labelled Namespaces say:
 // it watches them and what they depend on, has them translated, applies the result and reports it in their status. What
-// they become is decided in package meshconfig, how objects are written in ownedobjects, and what a status says in
+// they become is decided in package translate, how objects are written in apply, and what a status says in
 // poolstatus and routes.
 //
 // Pools get no finalizer, though their EnvoyFilters may lie in another namespace, where Kubernetes does not collect

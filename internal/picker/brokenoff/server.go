@@ -1,6 +1,6 @@
 // Package brokenoff takes from waypoints which calls were broken off before their end, as entries of Envoy's access log
 // service, and tells the calls' pools. It is the only package that knows that service's messages; what is to be done about such a
-// call is the fleet's.
+// call is poolstate's.
 package brokenoff
 
 import (

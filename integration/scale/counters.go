@@ -53,7 +53,7 @@ func (c *counted) ServeHTTP(out http.ResponseWriter, request *http.Request) {
 		http.Error(out, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	for i := range c.plan.pools {
+	for i := range c.pools {
 		name := pool.CounterName(types.NamespacedName{Namespace: namespace, Name: poolName(i)})
 		for _, counter := range counters {
 			_, _ = fmt.Fprintf(out, "envoy_http_ext_proc_%s_%s{} 0\n", name, counter)

@@ -260,7 +260,7 @@ func edit(t *testing.T, c client.Client, change func(*corev1.Service)) {
 func TestStrip(t *testing.T) {
 	whole := labelled(service("a", 80), "ours", "x")
 	whole.Annotations = map[string]string{"note": "y"}
-	fields := func(raw string) *metav1.FieldsV1 { return metav1.NewFieldsV1(raw) }
+	fields := metav1.NewFieldsV1
 	const ofSpec = `"f:spec":{"f:ports":{"k:{\"port\":80}":{".":{},"f:port":{}}}}`
 	whole.ManagedFields = []metav1.ManagedFieldsEntry{
 		{Manager: string(FieldOwner), Operation: metav1.ManagedFieldsOperationApply, APIVersion: "v1", FieldsType: "FieldsV1",

@@ -22,8 +22,8 @@ var (
 
 // filterOf makes an EnvoyFilter of words: "chain", "cluster a", "routes r", with what they are made of behind an equals
 // sign, "service s" and "picker p".
-func filterOf(name string, words ...string) *networkingv1alpha3.EnvoyFilter {
-	out := &networkingv1alpha3.EnvoyFilter{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: name}}
+func filterOf(words ...string) *networkingv1alpha3.EnvoyFilter {
+	out := &networkingv1alpha3.EnvoyFilter{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "f"}}
 	lists := map[string][]string{}
 	for _, w := range words {
 		kind, rest, _ := strings.Cut(w, " ")
@@ -171,7 +171,7 @@ func TestPlan(t *testing.T) {
 				}
 				var wanted []Wanted
 				if s.want != nil {
-					wanted = []Wanted{{Filter: filterOf("f", s.want...), Called: s.calledWithout}}
+					wanted = []Wanted{{Filter: filterOf(s.want...), Called: s.calledWithout}}
 				}
 				plan := f.Plan(owner, wanted, live)
 				live = slices.Concat(plan.Now, plan.Leaving)
@@ -199,7 +199,7 @@ func TestPlan(t *testing.T) {
 func TestSettled(t *testing.T) {
 	ticks := clocktesting.NewFakePassiveClock(time.Unix(1_000_000, 0))
 	f := New(times, ticks)
-	want := filterOf("f", "chain", "cluster a", "routes r")
+	want := filterOf("chain", "cluster a", "routes r")
 	var live []*networkingv1alpha3.EnvoyFilter
 	for i, left := range []time.Duration{2 * time.Second, 2 * time.Second, time.Second, 0} {
 		live = f.Plan(owner, []Wanted{{Filter: want}}, live).Now
@@ -224,8 +224,8 @@ func written(all []Wanted) (out []*networkingv1alpha3.EnvoyFilter) {
 func TestNothingIsKeptOfWhatIsThere(t *testing.T) {
 	ticks := clocktesting.NewFakePassiveClock(time.Unix(1_000_000, 0))
 	f := New(times, ticks)
-	wanted := func(words ...string) []Wanted { return []Wanted{{Filter: filterOf("f", words...)}} }
-	kept := func() bool { return f.owners[owner][nameOf(filterOf("f"))].last != nil }
+	wanted := func(words ...string) []Wanted { return []Wanted{{Filter: filterOf(words...)}} }
+	kept := func() bool { return f.owners[owner][nameOf(filterOf())].last != nil }
 	plain, edited := wanted("chain", "cluster a", "routes r=1"), wanted("chain", "cluster a", "routes r=2")
 	for _, step := range []struct {
 		what string

@@ -585,7 +585,7 @@ func TestTenantLeavesRoom(t *testing.T) {
 			w.set("hostile/qwen", fourEndpoints...)
 			for range 60 {
 				x := w.open(t, hostile, withModes(full, none))
-				defer x.close()
+				defer x.cancel()
 				x.send(requestHeaders(false)) // and no body
 			}
 			for end := time.Now().Add(10 * time.Second); w.metric(t, "refusals_total", "reason=overloaded", label) != 20; time.Sleep(time.Millisecond) {

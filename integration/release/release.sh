@@ -85,17 +85,18 @@ materials() {
 	rm -rf "$dir"
 }
 
-# A change is a file in docs/changes/unreleased whose first line begins with its kind.
+# A change is a line of a file in docs/changes/unreleased that begins with its kind, and the lines up to the next such.
 changelog() {
-	local kind title files
+	local kind title changes
 	echo "# $version"
 	for kind in breaking security feature fix; do
-		files=$(grep -l "^$kind: " docs/changes/unreleased/*.md || true)
-		[ -n "$files" ] || continue
+		changes=$(awk -v kind="$kind: " '
+			FNR == 1 { on = 0 }
+			/^(breaking|security|feature|fix): / { on = index($0, kind) == 1; if (on) print "- " substr($0, length(kind) + 1); next }
+			on { print ($0 == "" ? "" : "  " $0) }' docs/changes/unreleased/*.md)
+		[ -n "$changes" ] || continue
 		case $kind in breaking) title="Breaking changes" ;; security) title=Security ;; feature) title="New" ;; fix) title="Mended" ;; esac
-		printf '\n## %s\n\n' "$title"
-		# shellcheck disable=SC2086 # names of our own, without spaces
-		for file in $files; do sed -e "1s/^$kind: /- /" -e '2,$s/^\(.\)/  \1/' "$file"; done
+		printf '\n## %s\n\n%s\n' "$title" "$changes"
 	done
 }
 

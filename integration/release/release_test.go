@@ -182,13 +182,19 @@ func changelog(t *testing.T, file string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		first, _, _ := strings.Cut(string(content), "\n")
-		kind, title, ok := strings.Cut(first, ": ")
-		if !ok || !slices.Contains([]string{"breaking", "security", "feature", "fix"}, kind) {
-			t.Errorf("%s does not begin with its kind: %q", change, first)
-		}
-		if !strings.Contains(string(text), "\n- "+title) {
-			t.Errorf("the changelog does not have %q", title)
+		for i, line := range strings.Split(strings.TrimSpace(string(content)), "\n") {
+			kind, title, ok := strings.Cut(line, ": ")
+			ok = ok && slices.Contains([]string{"breaking", "security", "feature", "fix"}, kind)
+			if i == 0 && !ok {
+				t.Errorf("%s does not begin with its kind: %q", change, line)
+			}
+			want := "\n  " + line
+			if ok {
+				want = "\n- " + title
+			}
+			if !strings.Contains(string(text), want) {
+				t.Errorf("the changelog does not have %q", want)
+			}
 		}
 	}
 }

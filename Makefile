@@ -38,8 +38,8 @@ demo: ## Start a mesh, call a model through its waypoint, compare with round rob
 
 .PHONY: preview
 preview: ## Show picking with Envoy, the picker and model servers alone: no mesh, no root, three minutes at most.
-	@integration/preview/build.sh $(TOOLS_DIR)
-	@bin/preview -envoy $(TOOLS_DIR)/envoy
+	@integration/preview/build.sh $(TOOLS_DIR) bin/standalone
+	@bin/standalone/preview -bin bin/standalone -envoy $(TOOLS_DIR)/envoy
 
 .PHONY: test
 test: tools modules ## Run all tests, those in the real mesh among them, and some with the race detector.
@@ -103,6 +103,7 @@ check: modules ## Check format, vet, lint and that generated files and modules a
 	@integration/tools/install.sh $(TOOLS_DIR) golangci-lint helm
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	go vet ./...
+	go vet -tags standalone ./cmd/picker
 	go mod tidy -diff
 	go run ./integration/reference -check
 	cd integration/conformance && go vet ./... && go mod tidy -diff && ../../$(TOOLS_DIR)/golangci-lint run -c ../../.golangci.yml ./...

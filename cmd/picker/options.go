@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/extproc"
-	"github.com/inference-waypoint/inference-waypoint/internal/picker/sources"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
@@ -21,7 +20,7 @@ import (
 type Options struct {
 	Static          string
 	Kubeconfig      string
-	Serves          sources.Serves
+	Serves          pool.Serves
 	ExtprocAddress  string
 	HealthAddress   string
 	DebugAddress    string

@@ -22,12 +22,12 @@ if [ -n "$missing" ]; then
 	step="step 3 of 3: "
 	minutes=$($install --takes "${mesh[@]}")
 	echo "step 1 of 3: picking with Envoy, the picker and model servers alone (to build them takes about two minutes, once)"
-	integration/preview/build.sh "$tools"
+	integration/preview/build.sh "$tools" bin/standalone
 	# What the mesh runs is built while the preview runs, and not while it is built: where the kernel shares the processors
 	# between sessions, which is the default, nice(1) does not keep one session from half of them.
 	setsid $install "$tools" "${mesh[@]}" >"$log.tools" 2>&1 &
 	building=$!
-	bin/preview -envoy "$tools/envoy"
+	bin/standalone/preview -bin bin/standalone -envoy "$tools/envoy"
 	echo
 	echo "step 2 of 3: building what a whole mesh runs, from source (about $minutes min in all on two cores, once)"
 	tail -n +1 -f --pid=$building "$log.tools" >&2

@@ -25,7 +25,8 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/extproc"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
-	"github.com/inference-waypoint/inference-waypoint/internal/picker/sources"
+	clustersource "github.com/inference-waypoint/inference-waypoint/internal/picker/sources/cluster"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
@@ -114,16 +115,16 @@ func hang(ctx context.Context) grpc.StreamServerInterceptor {
 	}
 }
 
-func cluster(pools *poolstate.Fleet, service string, unnamed bool) (*sources.Cluster, error) {
+func cluster(pools *poolstate.Fleet, service string, unnamed bool) (*clustersource.Cluster, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG"))
 	if err != nil {
 		return nil, err
 	}
-	pods, inferencePools, err := sources.Watches(config)
+	pods, inferencePools, err := clustersource.Watches(config)
 	if err != nil {
 		return nil, err
 	}
 	namespace, name, _ := strings.Cut(service, "/")
-	serves := sources.Serves{Services: []types.NamespacedName{{Namespace: namespace, Name: name}}, Unnamed: unnamed}
-	return sources.NewCluster(pods, inferencePools, pools, serves, slog.Default())
+	serves := pool.Serves{Services: []types.NamespacedName{{Namespace: namespace, Name: name}}, Unnamed: unnamed}
+	return clustersource.New(pods, inferencePools, pools, serves, slog.Default())
 }

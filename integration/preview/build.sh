@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Builds what the preview runs: bin/preview -envoy TOOLS_DIR/envoy is the preview then.
+# Builds what the preview runs into DIR: DIR/preview -bin DIR -envoy TOOLS_DIR/envoy is the preview then. The picker is
+# built without what it has for Kubernetes, which is half of it.
 #
-#   build.sh TOOLS_DIR
+#   build.sh TOOLS_DIR DIR
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-tools=$1
+tools=$1 dir=$2
 log=$(mktemp)
 installing=
 trap 'rm -f "$log"; [ -z "$installing" ] || kill -- -$installing 2>/dev/null || true' EXIT
@@ -15,7 +16,7 @@ installing=$!
 go build net/http html/template log/slog 2>/dev/null &
 # Go says of each module that it downloads it, which is of interest only where that fails. Without debug information the
 # programs are linked in half the time.
-go build -ldflags='-s -w' -o bin/ ./integration/preview ./cmd/picker ./samples/modelserver 2>"$log" &
+go build -tags standalone -ldflags='-s -w' -o "$dir/" ./integration/preview ./cmd/picker ./samples/modelserver 2>"$log" &
 building=$!
 start=$SECONDS
 while kill -0 $building 2>/dev/null; do

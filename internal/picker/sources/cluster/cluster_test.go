@@ -1,4 +1,4 @@
-package sources
+package cluster
 
 import (
 	"context"
@@ -22,8 +22,12 @@ import (
 	inferencefake "sigs.k8s.io/gateway-api-inference-extension/client-go/clientset/versioned/fake"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/sources/sourcestest"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
+
+var silent = slog.New(slog.DiscardHandler)
 
 var llama = types.NamespacedName{Namespace: "models", Name: "llama"}
 
@@ -81,10 +85,10 @@ func watched(core *fake.Clientset, inference *inferencefake.Clientset) (pods, po
 }
 
 // newCluster is a source of the stand-ins' pools.
-func newCluster(t *testing.T, core *fake.Clientset, inference *inferencefake.Clientset, f *poolstate.Fleet, serves Serves, log *slog.Logger) *Cluster {
+func newCluster(t *testing.T, core *fake.Clientset, inference *inferencefake.Clientset, f *poolstate.Fleet, serves pool.Serves, log *slog.Logger) *Cluster {
 	t.Helper()
 	pods, pools := watched(core, inference)
-	source, err := NewCluster(pods, pools, f, serves, log)
+	source, err := New(pods, pools, f, serves, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,8 +104,8 @@ func TestClusterFollowsPoolsAndPods(t *testing.T) {
 	)
 	llamaPool := inferencePool("llama", map[string]string{"app": "llama"}, 8000, 8001)
 	inference := newInferenceClient(llamaPool)
-	f := newFleet()
-	source := newCluster(t, core, inference, f, Serves{Unnamed: true}, silent)
+	f := sourcestest.NewFleet()
+	source := newCluster(t, core, inference, f, pool.Serves{Unnamed: true}, silent)
 	ctx, stop := context.WithCancel(t.Context())
 	synced := make(chan struct{})
 	var running sync.WaitGroup
@@ -115,11 +119,11 @@ func TestClusterFollowsPoolsAndPods(t *testing.T) {
 	}
 
 	// 1. At synced, all that there was is known: no later event is needed.
-	if diff := cmp.Diff([]string{"10.244.0.1:8000", "10.244.0.1:8001"}, addressesOf(f, "models/llama")); diff != "" {
+	if diff := cmp.Diff([]string{"10.244.0.1:8000", "10.244.0.1:8001"}, sourcestest.AddressesOf(f, "models/llama")); diff != "" {
 		t.Fatalf("endpoints at the start (-want +got):\n%s", diff)
 	}
 	is := func(name string, want ...string) func() bool {
-		return func() bool { return cmp.Equal(want, addressesOf(f, name)) }
+		return func() bool { return cmp.Equal(want, sourcestest.AddressesOf(f, name)) }
 	}
 	pods, pools := core.CoreV1().Pods("models"), inference.InferenceV1().InferencePools("models")
 	must := func(_ any, err error) {
@@ -130,26 +134,26 @@ func TestClusterFollowsPoolsAndPods(t *testing.T) {
 	}
 	// 2. A pod becomes ready.
 	must(pods.Update(ctx, podOf("b", "10.244.0.2", corev1.ConditionTrue), metav1.UpdateOptions{}))
-	eventually(t, "the pod that is ready now", is("models/llama", "10.244.0.1:8000", "10.244.0.1:8001", "10.244.0.2:8000", "10.244.0.2:8001"))
+	sourcestest.Eventually(t, "the pod that is ready now", is("models/llama", "10.244.0.1:8000", "10.244.0.1:8001", "10.244.0.2:8000", "10.244.0.2:8001"))
 	// 3. A pod begins to end.
 	must(pods.Update(ctx, podOf("a", "10.244.0.1", corev1.ConditionTrue, func(p *corev1.Pod) {
 		p.DeletionTimestamp = &metav1.Time{Time: time.Now()}
 	}), metav1.UpdateOptions{}))
-	eventually(t, "the end of the pod that is being deleted", is("models/llama", "10.244.0.2:8000", "10.244.0.2:8001"))
+	sourcestest.Eventually(t, "the end of the pod that is being deleted", is("models/llama", "10.244.0.2:8000", "10.244.0.2:8001"))
 	// 4. A pool is changed and another made.
 	must(pools.Update(ctx, inferencePool("llama", map[string]string{"app": "llama"}, 9000), metav1.UpdateOptions{}))
 	must(pools.Create(ctx, inferencePool("other", map[string]string{"app": "other"}, 8000), metav1.CreateOptions{}))
-	eventually(t, "the pool's new port", is("models/llama", "10.244.0.2:9000"))
-	eventually(t, "the new pool", is("models/other", "10.244.0.9:8000"))
+	sourcestest.Eventually(t, "the pool's new port", is("models/llama", "10.244.0.2:9000"))
+	sourcestest.Eventually(t, "the new pool", is("models/other", "10.244.0.9:8000"))
 	// 5. A pod's labels move it from one pool to another.
 	must(pods.Update(ctx, podOf("other", "10.244.0.9", corev1.ConditionTrue), metav1.UpdateOptions{}))
-	eventually(t, "the pod's move away", is("models/other", []string{}...))
-	eventually(t, "the pod's move", is("models/llama", "10.244.0.2:9000", "10.244.0.9:9000"))
+	sourcestest.Eventually(t, "the pod's move away", is("models/other", []string{}...))
+	sourcestest.Eventually(t, "the pod's move", is("models/llama", "10.244.0.2:9000", "10.244.0.9:9000"))
 	// 6. A pod is deleted, and a pool.
 	must(nil, pods.Delete(ctx, "b", metav1.DeleteOptions{}))
-	eventually(t, "the deleted pod's end", is("models/llama", "10.244.0.9:9000"))
+	sourcestest.Eventually(t, "the deleted pod's end", is("models/llama", "10.244.0.9:9000"))
 	must(nil, pools.Delete(ctx, "llama", metav1.DeleteOptions{}))
-	eventually(t, "the deleted pool's end", func() bool { return addressesOf(f, "models/llama") == nil })
+	sourcestest.Eventually(t, "the deleted pool's end", func() bool { return sourcestest.AddressesOf(f, "models/llama") == nil })
 }
 
 // A fault of a pool that is not the picker's business is told, and the pool serves.
@@ -161,11 +165,11 @@ func TestClusterServesPoolsThatAreNotInOrder(t *testing.T) {
 	}
 	registry := prometheus.NewRegistry()
 	f := poolstate.New(poolstate.Options{Metrics: telemetry.NewMetrics(registry)})
-	var log lockedBuffer
-	source := newCluster(t, fake.NewClientset(podOf("a", "10.244.0.1", corev1.ConditionTrue)), newInferenceClient(p), f, Serves{Unnamed: true}, slog.New(slog.NewTextHandler(&log, nil)))
+	var log sourcestest.Buffer
+	source := newCluster(t, fake.NewClientset(podOf("a", "10.244.0.1", corev1.ConditionTrue)), newInferenceClient(p), f, pool.Serves{Unnamed: true}, slog.New(slog.NewTextHandler(&log, nil)))
 	ctx, stop := context.WithCancel(t.Context())
 	source.Run(ctx, stop) // ends as soon as it is synced
-	if diff := cmp.Diff([]string{"10.244.0.1:8000"}, addressesOf(f, "models/llama")); diff != "" {
+	if diff := cmp.Diff([]string{"10.244.0.1:8000"}, sourcestest.AddressesOf(f, "models/llama")); diff != "" {
 		t.Errorf("endpoints (-want +got):\n%s", diff)
 	}
 	for _, want := range []string{"sometimes", "pick-spread"} {
@@ -211,13 +215,13 @@ func TestClusterServesItsOwnPools(t *testing.T) {
 		elsewhere: {Kind: "Picker", Name: "picker"},
 	}
 	for name, tt := range map[string]struct {
-		serves Serves
+		serves pool.Serves
 		want   []string
 	}{
-		"the default picker":           {Serves{Services: []types.NamespacedName{{Namespace: "models", Name: "picker"}}, Unnamed: true}, []string{own, unnamed}},
-		"a picker that pools name":     {Serves{Services: []types.NamespacedName{{Namespace: "models", Name: "picker"}}}, []string{own}},
-		"of one name elsewhere":        {Serves{Services: []types.NamespacedName{{Namespace: "inference-system", Name: "picker"}}, Unnamed: true}, []string{unnamed}},
-		"several Services of a picker": {Serves{Services: []types.NamespacedName{{Namespace: "models", Name: "llama-epp"}, {Namespace: "models", Name: "picker"}}}, []string{foreign, own}},
+		"the default picker":           {pool.Serves{Services: []types.NamespacedName{{Namespace: "models", Name: "picker"}}, Unnamed: true}, []string{own, unnamed}},
+		"a picker that pools name":     {pool.Serves{Services: []types.NamespacedName{{Namespace: "models", Name: "picker"}}}, []string{own}},
+		"of one name elsewhere":        {pool.Serves{Services: []types.NamespacedName{{Namespace: "inference-system", Name: "picker"}}, Unnamed: true}, []string{unnamed}},
+		"several Services of a picker": {pool.Serves{Services: []types.NamespacedName{{Namespace: "models", Name: "llama-epp"}, {Namespace: "models", Name: "picker"}}}, []string{foreign, own}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var pools []runtime.Object
@@ -245,15 +249,15 @@ func TestClusterServesItsOwnPools(t *testing.T) {
 func TestClusterFollowsAPoolsPicker(t *testing.T) {
 	p := inferencePool("llama", map[string]string{"app": "llama"}, 8000)
 	inference := newInferenceClient(p)
-	f := newFleet()
-	source := newCluster(t, fake.NewClientset(podOf("a", "10.244.0.1", corev1.ConditionTrue)), inference, f, Serves{Unnamed: true}, silent)
+	f := sourcestest.NewFleet()
+	source := newCluster(t, fake.NewClientset(podOf("a", "10.244.0.1", corev1.ConditionTrue)), inference, f, pool.Serves{Unnamed: true}, silent)
 	source.linger = 200 * time.Millisecond
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { source.Run(ctx, func() {}) })
 	defer running.Wait()
 	defer stop()
-	eventually(t, "the pool", func() bool { return f.Pool(llama) != nil })
+	sourcestest.Eventually(t, "the pool", func() bool { return f.Pool(llama) != nil })
 	for _, change := range []struct {
 		to    *inferencev1.EndpointPickerRef
 		known bool
@@ -270,7 +274,7 @@ func TestClusterFollowsAPoolsPicker(t *testing.T) {
 			}
 			time.Sleep(5 * time.Millisecond)
 		}
-		eventually(t, "the change of the pool's picker", func() bool { return (f.Pool(llama) != nil) == change.known })
+		sourcestest.Eventually(t, "the change of the pool's picker", func() bool { return (f.Pool(llama) != nil) == change.known })
 	}
 }
 

@@ -1,4 +1,5 @@
-package sources
+// Package file tells the picker of the pools of a YAML file, read again when it changes: a source without a cluster.
+package file
 
 import (
 	"bytes"
@@ -26,9 +27,9 @@ type File struct {
 	content  []byte // as last read, right or wrong
 }
 
-// OpenFile reads the pools of a file into the fleet; Run then looks at the file every interval. A file that cannot be
+// Open reads the pools of a file into the fleet; Run then looks at the file every interval. A file that cannot be
 // read or is wrong is an error here, at the start, and only here.
-func OpenFile(path string, interval time.Duration, f *poolstate.Fleet, log *slog.Logger) (*File, error) {
+func Open(path string, interval time.Duration, f *poolstate.Fleet, log *slog.Logger) (*File, error) {
 	s := &File{path: path, interval: interval, fleet: f, log: log}
 	if _, err := s.load(); err != nil {
 		return nil, err

@@ -1,9 +1,7 @@
-package sources
+package file
 
 import (
-	"bytes"
 	"context"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -13,33 +11,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
-	"github.com/inference-waypoint/inference-waypoint/internal/pool"
-	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/sources/sourcestest"
 )
 
-// newFleet makes a fleet without pools.
-func newFleet() *poolstate.Fleet {
-	return poolstate.New(poolstate.Options{Metrics: telemetry.NewMetrics(prometheus.NewRegistry())})
-}
-
 var silent = slog.New(slog.DiscardHandler)
-
-// addressesOf lists a pool's endpoints; nil where there is no such pool.
-func addressesOf(f *poolstate.Fleet, name string) []string {
-	key, _ := pool.ParseName(name)
-	p := f.Pool(key)
-	if p == nil {
-		return nil
-	}
-	out := []string{}
-	for _, e := range p.Endpoints() {
-		out = append(out, e.Address.String())
-	}
-	return out
-}
 
 func TestOpenFile(t *testing.T) {
 	tests := map[string]struct {
@@ -73,8 +49,8 @@ func TestOpenFile(t *testing.T) {
 			if err := os.WriteFile(path, []byte(tt.content), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			f := newFleet()
-			_, err := OpenFile(path, time.Second, f, silent)
+			f := sourcestest.NewFleet()
+			_, err := Open(path, time.Second, f, silent)
 			if (err != nil) != (tt.wantErr != nil) {
 				t.Fatalf("error is %v, want one: %v", err, tt.wantErr != nil)
 			}
@@ -87,15 +63,15 @@ func TestOpenFile(t *testing.T) {
 				t.Errorf("pools are %v", f.Names())
 			}
 			for name, want := range tt.want {
-				if diff := cmp.Diff(want, addressesOf(f, name)); diff != "" {
+				if diff := cmp.Diff(want, sourcestest.AddressesOf(f, name)); diff != "" {
 					t.Errorf("endpoints of %s (-want +got):\n%s", name, diff)
 				}
 			}
 		})
 	}
 	t.Run("missing", func(t *testing.T) {
-		f := newFleet()
-		if _, err := OpenFile(filepath.Join(t.TempDir(), "none"), time.Second, f, silent); err == nil {
+		f := sourcestest.NewFleet()
+		if _, err := Open(filepath.Join(t.TempDir(), "none"), time.Second, f, silent); err == nil {
 			t.Error("no error for a file that is not there")
 		}
 	})
@@ -113,9 +89,9 @@ func TestFileIsReadAgain(t *testing.T) {
 		}
 	}
 	write("pools:\n- name: a/b\n  endpoints: ['10.0.0.1:80']\n- name: a/c\n")
-	f := newFleet()
-	var log lockedBuffer
-	s, err := OpenFile(path, time.Millisecond, f, slog.New(slog.NewTextHandler(&log, nil)))
+	f := sourcestest.NewFleet()
+	var log sourcestest.Buffer
+	s, err := Open(path, time.Millisecond, f, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,71 +104,41 @@ func TestFileIsReadAgain(t *testing.T) {
 	<-synced
 
 	is := func(name string, want ...string) func() bool {
-		return func() bool { return cmp.Equal(want, addressesOf(f, name)) }
+		return func() bool { return cmp.Equal(want, sourcestest.AddressesOf(f, name)) }
 	}
 	// 1. A change takes effect; a pool that is no longer there is gone.
 	write("pools:\n- name: a/b\n  endpoints: ['10.0.0.2:80']\n")
-	eventually(t, "the new endpoint", is("a/b", "10.0.0.2:80"))
-	eventually(t, "the removal of a/c", func() bool { return addressesOf(f, "a/c") == nil })
+	sourcestest.Eventually(t, "the new endpoint", is("a/b", "10.0.0.2:80"))
+	sourcestest.Eventually(t, "the removal of a/c", func() bool { return sourcestest.AddressesOf(f, "a/c") == nil })
 	// 2. A wrong file is told once and changes nothing.
 	write("pools: [")
-	eventually(t, "a word on the wrong file", func() bool { return strings.Contains(log.String(), "last good one stays") })
+	sourcestest.Eventually(t, "a word on the wrong file", func() bool { return strings.Contains(log.String(), "last good one stays") })
 	time.Sleep(20 * time.Millisecond)
 	if n := strings.Count(log.String(), "last good one stays"); n != 1 {
 		t.Errorf("a wrong file is told %d times, want once", n)
 	}
 	if !is("a/b", "10.0.0.2:80")() {
-		t.Errorf("a wrong file changed the endpoints to %v", addressesOf(f, "a/b"))
+		t.Errorf("a wrong file changed the endpoints to %v", sourcestest.AddressesOf(f, "a/b"))
 	}
 	// 3. So is one that is away.
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a word on the missing file", func() bool { return strings.Count(log.String(), "last good one stays") == 2 })
+	sourcestest.Eventually(t, "a word on the missing file", func() bool { return strings.Count(log.String(), "last good one stays") == 2 })
 	if !is("a/b", "10.0.0.2:80")() {
-		t.Errorf("a missing file changed the endpoints to %v", addressesOf(f, "a/b"))
+		t.Errorf("a missing file changed the endpoints to %v", sourcestest.AddressesOf(f, "a/b"))
 	}
 	// 4. And a good one mends it.
 	write("pools:\n- name: a/b\n  endpoints: ['10.0.0.3:80']\n")
-	eventually(t, "the mended file", is("a/b", "10.0.0.3:80"))
+	sourcestest.Eventually(t, "the mended file", is("a/b", "10.0.0.3:80"))
 }
 
 func TestSampleFile(t *testing.T) {
-	f := newFleet()
-	if _, err := OpenFile("../../../samples/static/pools.yaml", time.Second, f, silent); err != nil {
+	f := sourcestest.NewFleet()
+	if _, err := Open("../../../../samples/static/pools.yaml", time.Second, f, silent); err != nil {
 		t.Fatal(err)
 	}
 	if len(f.Names()) != 2 {
 		t.Errorf("the sample has pools %v, want two", f.Names())
 	}
-}
-
-// eventually waits for what another goroutine brings about.
-func eventually(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !holds(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waited in vain for %s", what)
-		}
-	}
-}
-
-// lockedBuffer is a buffer for a writer and a reader at the same time.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-var _ io.Writer = (*lockedBuffer)(nil)
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

@@ -1,12 +1,11 @@
-// Package sources tells a fleet of its pools: from a cluster, as its InferencePools and pods come and go, or from a file.
-package sources
+// Package cluster tells the picker of the pools of a Kubernetes cluster, as its InferencePools and pods come and go.
+package cluster
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -25,26 +24,10 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// Serves says which InferencePools of a cluster a picker serves. Those of other pickers get no state and no metrics, and
-// their pods are not read.
-type Serves struct {
-	// Services are the picker's own. A pool names one by its endpointPickerRef.
-	Services []types.NamespacedName
-	// Unnamed adds the pools that name no picker.
-	Unnamed bool
-}
-
-func (s Serves) includes(p pool.Pool) bool {
-	if p.Picker == nil {
-		return s.Unnamed
-	}
-	return slices.Contains(s.Services, types.NamespacedName{Namespace: p.Name.Namespace, Name: p.Picker.Service})
-}
-
 // Cluster is the source of pools in Kubernetes: its InferencePools and the pods that they select.
 type Cluster struct {
 	fleet  *poolstate.Fleet
-	serves Serves
+	serves pool.Serves
 	log    *slog.Logger
 
 	informers []cache.SharedIndexInformer
@@ -61,8 +44,8 @@ type Cluster struct {
 	wrong map[types.NamespacedName]string
 }
 
-// NewCluster prepares the source, which reads what the watches of pods and of InferencePools bring; Run starts it.
-func NewCluster(pods, pools cache.ListerWatcher, f *poolstate.Fleet, serves Serves, log *slog.Logger) (*Cluster, error) {
+// New prepares the source, which reads what the watches of pods and of InferencePools bring; Run starts it.
+func New(pods, pools cache.ListerWatcher, f *poolstate.Fleet, serves pool.Serves, log *slog.Logger) (*Cluster, error) {
 	c := &Cluster{
 		fleet:  f,
 		serves: serves,
@@ -139,7 +122,7 @@ func (c *Cluster) sync(name types.NamespacedName) {
 		return
 	}
 	p, faults := pool.FromAPI(object)
-	if c.serves.includes(p) {
+	if c.serves.Includes(p) {
 		delete(c.left, name)
 	} else if !c.lingers(name) {
 		c.forget(name)

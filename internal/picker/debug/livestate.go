@@ -50,16 +50,16 @@ func poolAt(p *poolstate.Pool, wall time.Time) livestate.Pool {
 func endpoint(e *poolstate.EndpointState) livestate.Endpoint {
 	out := livestate.Endpoint{
 		Name: e.Pod, Address: e.Address, Ready: e.Member,
-		ReservedRequests: e.InFlight, ReservedTokens: rounded(e.QueueTokens),
-		FirstToken: rounded(e.FirstToken), PrefillRate: rounded(e.Rate),
-		Health:      livestate.Health{Failures: e.Failures, AvoidedFor: rounded(e.AvoidedFor)},
+		ReservedRequests: e.InFlight, ReservedTokens: poolstate.Rounded(e.QueueTokens),
+		FirstToken: poolstate.Rounded(e.FirstToken), PrefillRate: poolstate.Rounded(e.Rate),
+		Health:      livestate.Health{Failures: e.Failures, AvoidedFor: poolstate.Rounded(e.AvoidedFor)},
 		CachedShare: known(e.CachedShare), ObservedFirstToken: known(e.ObservedFirstToken),
 	}
 	r := e.Reading
 	if r == nil {
 		return out
 	}
-	out.Reading = &livestate.Reading{Age: rounded(e.ReadingAge.Seconds()), Running: r.Running, Waiting: r.Waiting, KVUse: rounded(r.KVUsage)}
+	out.Reading = &livestate.Reading{Age: poolstate.Rounded(e.ReadingAge.Seconds()), Running: r.Running, Waiting: r.Waiting, KVUse: poolstate.Rounded(r.KVUsage)}
 	if r.MaxLoRA > 0 {
 		out.Reading.Adapters = &livestate.Adapters{
 			Slots: r.MaxLoRA, Running: sorted(r.RunningAdapters), Waiting: sorted(r.WaitingAdapters), Known: sorted(e.Adapters),
@@ -73,12 +73,9 @@ func known(v float64) *float64 {
 	if math.IsNaN(v) {
 		return nil
 	}
-	v = rounded(v)
+	v = poolstate.Rounded(v)
 	return &v
 }
-
-// rounded leaves microseconds of seconds.
-func rounded(v float64) float64 { return math.Round(v*1e6) / 1e6 }
 
 // sorted is a copy in order; it is never nil, so that JSON has a list.
 func sorted(names []string) []string {

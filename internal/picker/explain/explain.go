@@ -26,18 +26,15 @@ func candidate(r *poolstate.Ranked) livestate.Candidate {
 		Endpoint: r.Address, Class: r.Class, AdapterState: r.AdapterState,
 		CachedTokens: r.CachedTokens, UncachedTokens: r.UncachedTokens,
 		QueueTokens: math.Round(r.QueueTokens), TokensPerSec: math.Round(r.Rate),
-		InFlight: r.InFlight, Calls: rounded(r.Calls), FirstToken: rounded(r.Wait + r.Prefill),
+		InFlight: r.InFlight, Calls: poolstate.Rounded(r.Calls), FirstToken: poolstate.Rounded(r.Wait + r.Prefill),
 		Cost: livestate.Cost{
-			Total: rounded(r.Cost), Wait: rounded(r.Wait), Prefill: rounded(r.Prefill), Others: rounded(r.Others),
-			Batch: rounded(r.Batch), Memory: rounded(r.Memory), Adapter: rounded(r.Adapter), Session: rounded(r.Session),
+			Total: poolstate.Rounded(r.Cost), Wait: poolstate.Rounded(r.Wait), Prefill: poolstate.Rounded(r.Prefill), Others: poolstate.Rounded(r.Others),
+			Batch: poolstate.Rounded(r.Batch), Memory: poolstate.Rounded(r.Memory), Adapter: poolstate.Rounded(r.Adapter), Session: poolstate.Rounded(r.Session),
 		},
 	}
 	if !math.IsInf(r.ReadingAge, 0) {
-		age := rounded(r.ReadingAge)
+		age := poolstate.Rounded(r.ReadingAge)
 		c.ReadingAge = &age
 	}
 	return c
 }
-
-// rounded leaves microseconds of seconds.
-func rounded(v float64) float64 { return math.Round(v*1e6) / 1e6 }

@@ -78,15 +78,15 @@ func (d *Decision) LogValue() slog.Value {
 	}
 	for _, r := range d.Ranking[:min(len(d.Ranking), selection.Choices)] {
 		attrs = append(attrs, slog.Group(r.Address,
-			"cost", micro(r.Cost), "wait", micro(r.Wait), "prefill", micro(r.Prefill), "others", micro(r.Others),
+			"cost", Rounded(r.Cost), "wait", Rounded(r.Wait), "prefill", Rounded(r.Prefill), "others", Rounded(r.Others),
 			"cachedTokens", r.CachedTokens, "queueTokens", math.Round(r.QueueTokens), "inFlight", r.InFlight,
 			"adapter", r.AdapterState, "class", r.Class))
 	}
 	return slog.GroupValue(attrs...)
 }
 
-// micro leaves microseconds of seconds.
-func micro(v float64) float64 { return math.Round(v*1e6) / 1e6 }
+// Rounded is a number of seconds as people are shown it: to a microsecond.
+func Rounded(v float64) float64 { return math.Round(v*1e6) / 1e6 }
 
 // clipped bounds what a client's own text takes where it is kept.
 func clipped(text string) string { return text[:min(len(text), 100)] }

@@ -94,16 +94,31 @@ func setFault(ctx context.Context, t *testing.T, p corev1.Pod, name string) {
 	}
 }
 
-// tally counts calls by who answered them, "" for those that nobody did within patience.
+// tally counts calls by who answered them, "" for those that nobody did within patience. Those are counted apart too,
+// from the beginning.
 type tally struct {
-	mu sync.Mutex
-	by map[string]int
+	mu   sync.Mutex
+	by   map[string]int
+	lost int
 }
 
 func (y *tally) add(server string) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	y.by[server]++
+	if server == "" {
+		y.lost++
+	}
+}
+
+// noneLost fails the test where a call was not answered within patience.
+func (y *tally) noneLost(t *testing.T) {
+	t.Helper()
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if y.lost > 0 {
+		t.Errorf("%d calls were not answered within %s", y.lost, patience)
+	}
 }
 
 // take returns what was counted since it was last called.
@@ -300,6 +315,54 @@ func TestReadinessFlapKeepsTheCache(t *testing.T) {
 		return
 	}
 	t.Fatalf("%s is no endpoint", answer.Endpoint)
+}
+
+// An endpoint whose readiness flaps gets no calls while it is not ready, its part again each time that it is, and loses none.
+func TestReadinessFlapUnderLoad(t *testing.T) {
+	ctx := begin(t, 3*time.Minute)
+	c := chooseFaulty(ctx, t, "flapping-busy")
+	y := c.load(ctx, t)
+	for _, p := range c.endpoints(ctx, t) {
+		watch(ctx, t, y, p.Name, "its part before it flaps", func(s float64) bool { return s > 0.12 })
+		for range 3 {
+			setFault(ctx, t, p, "unready")
+			watch(ctx, t, y, p.Name, "nothing while it is not ready", func(s float64) bool { return s == 0 })
+			setFault(ctx, t, p, "none")
+			watch(ctx, t, y, p.Name, "its part when it is ready again", func(s float64) bool { return s > 0.12 })
+		}
+		break
+	}
+	y.noneLost(t)
+}
+
+// Endpoints that come under load get their part of the calls, although the picker and the waypoint learn of them at different
+// times, and calls are not lost when they come or when they go.
+func TestScalingUnderLoad(t *testing.T) {
+	ctx := begin(t, 3*time.Minute)
+	c := chooseFaulty(ctx, t, "scaling")
+	y := c.load(ctx, t)
+	deployment := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: c.name}}
+	for range 2 {
+		before := c.endpoints(ctx, t)
+		must(t, patch(ctx, deployment, `{"spec":{"replicas":6}}`))
+		c.awaitEndpoints(ctx, t, 6)
+		most := c.endpoints(ctx, t)
+		for endpoint, p := range most {
+			if _, old := before[endpoint]; !old {
+				watch(ctx, t, y, p.Name, "the part of an endpoint that came", func(s float64) bool { return s > 0.08 })
+			}
+		}
+		must(t, patch(ctx, deployment, `{"spec":{"replicas":4}}`))
+		c.awaitEndpoints(ctx, t, 4)
+		why, err := c.explain(ctx, "sample-model", "Who is left?")
+		must(t, err)
+		for _, p := range most {
+			if candidateOf(why, p).Endpoint == "" {
+				watch(ctx, t, y, p.Name, "nothing for an endpoint that went", func(s float64) bool { return s == 0 })
+			}
+		}
+	}
+	y.noneLost(t)
 }
 
 // A streamed answer begins before its prompt is prefilled. A caller who leaves then leaves nothing that is taken to be

@@ -45,7 +45,7 @@ func (b *bench) heap(ctx context.Context) error {
 	for n := range b.plan.prompts {
 		prompt.SetSerial(serial, uint64(n))
 		facts.Read("/v1/chat/completions", body, false)
-		if err := pools.Pool(name).Pick(&facts, &subset, &reservation); err != nil {
+		if _, err := pools.Pool(name).Pick(&poolstate.Call{Facts: &facts, Subset: subset}, &reservation); err != nil {
 			return fmt.Errorf("picking for the heap: %w", err)
 		}
 		reservation.Release(poolstate.Answered)

@@ -4,7 +4,6 @@
 package brokenoff
 
 import (
-	"context"
 	"log/slog"
 	"runtime/debug"
 	"time"
@@ -13,9 +12,9 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/admission"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairshare"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
@@ -37,7 +36,7 @@ type Options struct {
 	Metrics *telemetry.Metrics
 	Log     *slog.Logger
 	// Admits says whether a proxy that shows this token may speak of the pool of this name; nil admits all.
-	Admits func(pool, token string) bool
+	Admits admission.Check
 }
 
 // Server is told by waypoints.
@@ -59,8 +58,8 @@ func (s *Server) Register(r grpc.ServiceRegistrar) { accesslogv3.RegisterAccessL
 
 // StreamAccessLogs takes what a waypoint has to say of the calls to one pool.
 func (s *Server) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
-	name := opened(stream.Context(), pool.NameHeader)
-	if s.options.Admits != nil && !s.options.Admits(name, opened(stream.Context(), pool.TokenHeader)) {
+	name := admission.Opened(stream.Context(), pool.NameHeader)
+	if !s.options.Admits.Admits(stream.Context(), name) {
 		return status.Error(codes.PermissionDenied, "the proxy has not shown the pool's token")
 	}
 	parsed, ok := pool.ParseName(name)
@@ -108,12 +107,4 @@ func (s *Server) tell(p *poolstate.Pool, entries []*logv3.HTTPAccessLogEntry) {
 			p.BrokenOff(id)
 		}
 	}
-}
-
-// opened is the value of a key of the metadata with which a stream was opened, or nothing.
-func opened(ctx context.Context, key string) string {
-	if values := metadata.ValueFromIncomingContext(ctx, key); len(values) > 0 {
-		return values[0]
-	}
-	return ""
 }

@@ -70,7 +70,7 @@ func (w *world) endEarly(t *testing.T, name types.NamespacedName) uint64 {
 		facts.Blocks[i] = uint64(i + 1)
 	}
 	var r poolstate.Reservation
-	if err := w.fleet.Pool(name).Pick(facts, &poolstate.Subset{}, &r); err != nil {
+	if _, err := w.fleet.Pool(name).Pick(&poolstate.Call{Facts: facts}, &r); err != nil {
 		t.Fatal(err)
 	}
 	id := r.ID()

@@ -59,13 +59,16 @@ func explainRequest(f *poolstate.Fleet, w http.ResponseWriter, r *http.Request) 
 	if path == "" {
 		path = "/v1/chat/completions"
 	}
-	facts := request.Facts{Seed: f.Seed()}
-	facts.Read(path, body, false)
-	subset := poolstate.Subset{Given: query.Has("subset")}
-	for _, text := range query["subset"] {
-		subset.Add(text)
+	call := poolstate.Call{
+		Facts:   &request.Facts{Seed: f.Seed()},
+		Subset:  poolstate.Subset{Given: query.Has("subset")},
+		Session: query.Get("session"),
 	}
-	decision, err := p.Rank(&facts, &subset, query.Get("session"))
+	call.Facts.Read(path, body, false)
+	for _, text := range query["subset"] {
+		call.Subset.Add(text)
+	}
+	decision, err := p.Rank(&call)
 	if err != nil {
 		return nil, refusal.Of(err).Status(), err
 	}

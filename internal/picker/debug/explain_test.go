@@ -49,7 +49,7 @@ func TestExplainHandler(t *testing.T) {
 	var facts request.Facts
 	facts.Read("/v1/chat/completions", []byte(body), false)
 	var r poolstate.Reservation
-	if err := f.Pool(llama).Pick(&facts, &poolstate.Subset{}, &r); err != nil {
+	if _, err := f.Pool(llama).Pick(&poolstate.Call{Facts: &facts}, &r); err != nil {
 		t.Fatal(err)
 	}
 	home, _, _ := strings.Cut(string(r.Endpoints(nil)), ",")

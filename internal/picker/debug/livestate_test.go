@@ -40,7 +40,8 @@ func TestLiveState(t *testing.T) {
 	p.Observe(one, reading, 0)
 	// A call that goes to the other endpoint, which then leaves the pool.
 	var r poolstate.Reservation
-	if err := p.Pick(&request.Facts{PromptBytes: 50 * request.BlockBytes}, &poolstate.Subset{Given: true, Endpoints: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.2:8000")}}, &r); err != nil {
+	only := poolstate.Subset{Given: true, Endpoints: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.2:8000")}}
+	if _, err := p.Pick(&poolstate.Call{Facts: &request.Facts{PromptBytes: 50 * request.BlockBytes}, Subset: only}, &r); err != nil {
 		t.Fatal(err)
 	}
 	f.SetPool(pool.Pool{Name: llama}, []pool.Endpoint{{Address: one, Pod: "one"}})

@@ -134,7 +134,7 @@ func (p *patience) remove(x *session) {
 func (x *session) refuseStalled(within time.Duration) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.decided {
+	if x.phase.decided() {
 		return
 	}
 	x.refuse(refusal.New(refusal.Stalled, "the rest of the request's body did not come within %s", within))

@@ -36,10 +36,6 @@ func TestStreamsThatStandStill(t *testing.T) {
 			x.send(requestHeaders(false))
 			x.send(requestBody(completion(1, 10_000), false))
 		}, "body"},
-		"a body without headers": {func(x *exchange) {
-			x.first = withModes(full, none)
-			x.send(requestBody([]byte("{"), false))
-		}, "body"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			log := &safeLog{}

@@ -14,12 +14,13 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // countUsage has the tokens of a pool counted, or not.
 func (w *world) countUsage(counts bool) {
-	settings := poolstate.DefaultSettings()
+	settings := picksettings.Defaults()
 	settings.Usage = counts
 	w.fleet.Configure(types.NamespacedName{Namespace: "models", Name: "llama"}, settings)
 }

@@ -2,9 +2,6 @@ package extproc
 
 import (
 	"bytes"
-	"context"
-
-	"google.golang.org/grpc/metadata"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
@@ -12,14 +9,6 @@ import (
 
 // traceHeader is the header by which a caller's trace goes on, by the W3C's Trace Context.
 const traceHeader = "traceparent"
-
-// openedFor is what the stream's opener says under one of the keys that package pool has for it, or "".
-func openedFor(ctx context.Context, key string) string {
-	if values := metadata.ValueFromIncomingContext(ctx, key); len(values) > 0 {
-		return values[0]
-	}
-	return ""
-}
 
 // carriesPrompt reports whether the request whose headers these are may carry a prompt. For any other body nothing
 // waits: it may never end.

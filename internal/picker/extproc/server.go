@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/admission"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairqueue"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairshare"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
@@ -50,7 +51,7 @@ type Options struct {
 	// the body that is there. As many may be on their way back to proxies; streams above that are ended. 0 sets no limit.
 	MaxHeldBytes int
 	// Admits says whether a proxy that shows this token may ask about the pool of this name; nil admits all.
-	Admits func(pool, token string) bool
+	Admits admission.Check
 	// BodyWithin is how long a call may take from its headers to what decides it, which is at most 1 MiB of its body. 0 is
 	// the time after which proxies give up a call that stands still: five minutes.
 	BodyWithin time.Duration
@@ -159,7 +160,7 @@ func (s *Server) Part() { s.parting.Do(func() { close(s.parted) }) }
 
 // admits says whether the proxy may ask about the pool that it names. A probe comes from ourselves.
 func (s *Server) admits(stream context.Context, name string) bool {
-	return s.options.Admits == nil || name == probePool || s.options.Admits(name, openedFor(stream, pool.TokenHeader))
+	return name == probePool || s.options.Admits.Admits(stream, name)
 }
 
 // find is the pool of a name, or nil.

@@ -20,6 +20,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
 
 const (
@@ -248,7 +249,7 @@ func TestSessionHeader(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, fourEndpoints...)
-			settings := poolstate.DefaultSettings()
+			settings := picksettings.Defaults()
 			settings.SessionHeader = "x-conversation"
 			w.fleet.Configure(types.NamespacedName{Namespace: "models", Name: "llama"}, settings)
 			used := map[string]int{}
@@ -660,6 +661,18 @@ func TestBodyWithoutHeaders(t *testing.T) {
 	picked(t, x.recv())
 }
 
+// Nor is it held where it comes in pieces: there is no reply to headers that could carry its pick.
+func TestPieceWithoutHeaders(t *testing.T) {
+	w := newWorld(t, fourEndpoints...)
+	x := w.open(t, llama, withModes(full, none))
+	for _, piece := range []string{`{"prompt":`, `"Hello"}`} {
+		x.send(requestBody([]byte(piece), piece[0] != '{'))
+		if got := x.recv().GetRequestBody().GetResponse().GetBodyMutation().GetStreamedResponse(); string(got.GetBody()) != piece || got.GetEndOfStream() != (piece[0] != '{') {
+			t.Errorf("given back is %v, want %q", got, piece)
+		}
+	}
+}
+
 // Trailers of a request whose body was never sent carry the pick where they can: in metadata.
 func TestTrailersWithoutBody(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
@@ -812,7 +825,7 @@ func TestAnswerLeavesThePrompt(t *testing.T) {
 
 			var facts request.Facts
 			facts.Read("/v1/completions", completion(1, 10_000), false)
-			why, err := w.fleet.Pool(types.NamespacedName{Namespace: "models", Name: "llama"}).Rank(&facts, &poolstate.Subset{}, "")
+			why, err := w.fleet.Pool(types.NamespacedName{Namespace: "models", Name: "llama"}).Rank(&poolstate.Call{Facts: &facts})
 			if err != nil {
 				t.Fatal(err)
 			}

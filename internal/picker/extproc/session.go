@@ -43,9 +43,35 @@ type sender interface {
 	SendMsg(reply any) error
 }
 
-// session is one call's exchange with the proxy. Its states follow from the messages: before the headers, waiting
-// for a body that decides, decided. A message that comes out of order is answered as its kind demands and never
-// faults: the call still gets the best pick that is possible then.
+// phase is where a call's exchange with the proxy stands.
+type phase uint8
+
+const (
+	opened     phase = iota // nothing of the request has come
+	awaitsBody              // the headers are replied to, and the body comes in one message that decides
+	holds                   // the reply to the headers waits for the pick, and the body's pieces are held for it
+	passes                  // picked, and the rest of the request's body passes through us
+	settled                 // picked, and nothing of the request is on its way through us
+	parted                  // picked, and the stream is not ours any more
+	faulty                  // a fault of ours left the exchange in an unknown state
+)
+
+// decided says that there was a pick, or a refusal in its place.
+func (p phase) decided() bool { return p >= passes }
+
+// streaming says that pieces of the request's body are on their way through us.
+func (p phase) streaming() bool { return p == holds || p == passes }
+
+// decidedWhere is the phase of a call that is decided on, where the rest of its body passes through us or not.
+func decidedWhere(bodyPasses bool) phase {
+	if bodyPasses {
+		return passes
+	}
+	return settled
+}
+
+// session is one call's exchange with the proxy. A message that comes out of order is answered as its kind demands and
+// never faults: the call still gets the best pick that is possible then.
 type session struct {
 	server  *Server
 	send    sender
@@ -55,11 +81,9 @@ type session struct {
 	tenant  string
 	room    *fairshare.Share // among calls; nil before the first message
 
-	mu      sync.Mutex // held while a message is answered
-	parted  bool       // the stream is not ours any more
-	faulty  bool       // a fault left the session in an unknown state
-	passing bool       // the request's body passes through us, and has not ended
-	flowed  time.Time  // when the last piece of an answer came that passes through us; zero where none does
+	mu     sync.Mutex // held while a message is answered
+	phase  phase
+	flowed time.Time // when the last piece of an answer came that passes through us; zero where none does
 
 	message received
 	reply   reply
@@ -69,13 +93,10 @@ type session struct {
 	session                 string // the value of the pool's session header
 	subset                  poolstate.Subset
 	held                    heldBody // of a streamed body, before the pick
-	headersHeld             bool     // the reply to the headers waits for the pick
-	decided                 bool
 	refused                 *refusal.Error
 	outcome                 poolstate.Outcome
 	span                    trace.Span // from the headers to the pick; nil where nobody traces
-	countsUsage             bool       // the pool's, known with the answer
-	tail                    *tail      // of the answer, if its usage is counted and its body comes through us
+	tail                    *tail      // of the answer, if its usage is counted
 
 	facts       request.Facts
 	reservation poolstate.Reservation
@@ -116,7 +137,7 @@ func (x *session) step() (done bool, err error) {
 	if m.modesTold { // in the first message only
 		x.requestMode, x.answerMode = modeOf(m.requestMode), modeOf(m.answerMode)
 	}
-	if m.subset != nil && !x.decided && !x.subset.Given {
+	if m.subset != nil && !x.phase.decided() && !x.subset.Given {
 		if err := readSubset(m.subset, &x.subset); err != nil {
 			return false, err
 		}
@@ -144,7 +165,7 @@ func (x *session) step() (done bool, err error) {
 }
 
 func (x *session) requestHeaders() error {
-	if x.decided {
+	if x.phase.decided() {
 		return x.sendPick(onRequestHeaders)
 	}
 	x.path = string(x.message.path)
@@ -152,15 +173,16 @@ func (x *session) requestHeaders() error {
 		x.session = string(x.message.header(p.SessionHeader()))
 	}
 	x.startSpan()
-	x.passing = x.requestMode == duplex && !x.message.end
+	streams := x.requestMode == duplex && !x.message.end
 	switch {
 	case x.message.end || x.requestMode == unseen || !x.message.carriesPrompt():
-		x.decide(nil, !x.message.end)
+		x.decide(nil, !x.message.end, decidedWhere(streams))
 		return x.sendPick(onRequestHeaders)
-	case x.requestMode == duplex:
-		x.headersHeld = true
+	case streams:
+		x.phase = holds
 		return nil
 	default:
+		x.phase = awaitsBody
 		return x.sendPlain()
 	}
 }
@@ -169,10 +191,10 @@ func (x *session) requestBody() error {
 	switch {
 	case x.requestMode == duplex:
 		return x.requestChunk()
-	case x.decided:
+	case x.phase.decided():
 		return x.sendPlain()
 	default:
-		x.decide(x.message.body, !x.message.end)
+		x.decide(x.message.body, !x.message.end, settled)
 		return x.sendPick(onRequestBody)
 	}
 }
@@ -182,10 +204,13 @@ func (x *session) requestBody() error {
 func (x *session) requestChunk() error {
 	m := &x.message
 	switch {
-	case x.decided:
+	case x.phase.decided():
+		x.phase = decidedWhere(!m.end)
 		return x.giveBack(onRequestBody, m.bodyBuffer(), m.end)
 	case m.end && x.held.len() == 0: // most bodies are one chunk, and are not copied
 		return x.decideStreamed(m.bodyBuffer(), false, true)
+	case x.phase != holds: // no headers came that could wait
+		return x.decideStreamed(m.bodyBuffer(), true, false)
 	}
 	room := x.hold(len(m.body))
 	x.held.add(m.body)
@@ -226,9 +251,9 @@ func (x *session) letGo() {
 // decideStreamed picks from a body's head, then replies to the headers and gives the head back. It frees body.
 func (x *session) decideStreamed(body mem.Buffer, truncated, end bool) error {
 	defer body.Free()
-	x.decide(body.ReadOnlyData(), truncated)
-	if x.headersHeld || x.refused != nil {
-		x.headersHeld = false
+	headersWait := x.phase == holds
+	x.decide(body.ReadOnlyData(), truncated, decidedWhere(!end))
+	if headersWait || x.refused != nil {
 		if err := x.sendPick(onRequestHeaders); err != nil || x.refused != nil {
 			return err
 		}
@@ -248,15 +273,16 @@ func (x *session) decideStreamed(body mem.Buffer, truncated, end bool) error {
 // requestTrailers end a body that did not say that it ended.
 func (x *session) requestTrailers() error {
 	switch {
-	case x.decided:
+	case x.phase.decided():
 	case x.requestMode == duplex:
 		if err := x.decideHeld(false, false); err != nil || x.refused != nil {
 			return err
 		}
 	default:
-		x.decide(nil, false)
+		x.decide(nil, false, settled)
 		return x.sendPick(onRequestTrailers)
 	}
+	x.phase = settled
 	return x.sendPlain()
 }
 
@@ -264,8 +290,8 @@ func (x *session) answerBody() error {
 	if x.message.end {
 		x.noteEnd()
 	}
-	if x.countsUsage {
-		x.attempt(x.keepAnswer)
+	if x.tail != nil {
+		x.attempt(func() { x.tail.add(x.message.body) })
 	}
 	if x.answerMode == duplex {
 		return x.giveBack(onAnswerBody, x.message.bodyBuffer(), x.message.end)
@@ -280,8 +306,8 @@ func (x *session) noteAnswer() {
 	}
 	status, _ := strconv.Atoi(string(x.message.status)) // none, or no number, counts as "other"
 	x.reservation.Metrics().Responded(status)
-	if p := x.server.find(x.pool); p != nil {
-		x.countsUsage = p.CountsUsage()
+	if p := x.server.find(x.pool); p != nil && p.CountsUsage() && x.tail == nil {
+		x.tail = x.server.tails.Get().(*tail)
 	}
 	addr, told := poolstate.ParseEndpoint(string(x.message.served))
 	if told {
@@ -328,14 +354,6 @@ func (x *session) noteEnd() {
 	}
 }
 
-// keepAnswer keeps the end of an answer whose usage is counted.
-func (x *session) keepAnswer() {
-	if x.tail == nil {
-		x.tail = x.server.tails.Get().(*tail)
-	}
-	x.tail.add(x.message.body)
-}
-
 // sendPlain replies to the message that nothing is to be changed.
 func (x *session) sendPlain() error { return x.sendReply(reply{kind: x.message.kind}) }
 
@@ -357,10 +375,11 @@ func (x *session) sendReply(r reply) error {
 	return err
 }
 
-// decide picks, once for a call. Where a fault of ours stands in the way, the call is still picked, by load alone; a
-// second fault ends the stream, and what then becomes of the call is for the pool's failure mode to say.
-func (x *session) decide(body []byte, truncated bool) {
-	x.decided = true
+// decide picks, once for a call, which takes it to the next phase. Where a fault of ours stands in the way, the call is
+// still picked, by load alone; a second fault ends the stream, and what then becomes of the call is for the pool's failure
+// mode to say.
+func (x *session) decide(body []byte, truncated bool, next phase) {
+	x.phase = next
 	if x.attempt(func() { x.pick(body, truncated) }) {
 		return
 	}
@@ -386,7 +405,8 @@ func (x *session) pick(body []byte, truncated bool) {
 	}
 	x.facts.Seed = x.server.fleet.Seed()
 	x.facts.Read(x.path, body, truncated)
-	why, err := p.PickExplained(&x.facts, &x.subset, x.session, &x.reservation, x.recording())
+	call := poolstate.Call{Facts: &x.facts, Subset: x.subset, Session: x.session, Explained: x.recording()}
+	why, err := p.Pick(&call, &x.reservation)
 	if err != nil {
 		x.refuse(refusal.Of(err))
 		return

@@ -1,13 +1,14 @@
 package extproc
 
 import (
-	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"time"
 
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/admission"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/refusal"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
@@ -41,9 +42,9 @@ func (s *Server) counterOf(name string) counter {
 // Process serves one stream. It is one HTTP call, until the proxy ends it: with the call, by the protocol. Or it only
 // shows the answer of one, if it is opened so.
 func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
-	name := openedFor(stream.Context(), pool.NameHeader)
+	name := admission.Opened(stream.Context(), pool.NameHeader)
 	if name == "" {
-		if shownOf := openedFor(stream.Context(), pool.UsageHeader); shownOf != "" {
+		if shownOf := admission.Opened(stream.Context(), pool.UsageHeader); shownOf != "" {
 			if !s.admits(stream.Context(), shownOf) {
 				return errNotAdmitted
 			}
@@ -124,7 +125,7 @@ func (x *session) begin(stream grpc.ServerStream) (over bool, err error) {
 		return true, x.shed(errOverloaded)
 	}
 	asks := x.message.kind.ofRequest() && !x.message.observability // who only shows calls owes nothing
-	if over, err = x.take(); over || x.decided {
+	if over, err = x.take(); over || x.phase.decided() {
 		return over, err
 	}
 	if !asks { // a proxy that only shows answers owes no body
@@ -140,7 +141,7 @@ func (x *session) begin(stream grpc.ServerStream) (over bool, err error) {
 
 // advance takes messages until the exchange is over or, if only so much is wanted, the call is decided on.
 func (x *session) advance(stream grpc.ServerStream, untilDecided bool) (over bool, err error) {
-	for !untilDecided || !x.decided {
+	for !untilDecided || !x.phase.decided() {
 		if err := stream.RecvMsg(&x.message); err != nil {
 			return true, ended(err)
 		}
@@ -157,7 +158,7 @@ func (x *session) take() (over bool, err error) {
 		// A piece is in memory until it is given back, and a proxy may not read.
 		room := x.server.pieces.Of(x.tenant)
 		defer room.Give(int64(n))
-		if !room.Take(int64(n)) && (x.decided || n > chunkLimit) {
+		if !room.Take(int64(n)) && (n > chunkLimit || x.decided()) {
 			x.message.free()
 			return true, x.shed(errOverloaded)
 		}
@@ -168,22 +169,29 @@ func (x *session) take() (over bool, err error) {
 	return over || err != nil, ended(err)
 }
 
+// decided says that the call is decided on, to those who do not hold the mutex.
+func (x *session) decided() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.phase.decided()
+}
+
 // answer does what the message calls for, and nothing once the session has parted.
 func (x *session) answer() (over bool, err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.parted {
+	if x.phase == parted {
 		return true, nil
 	}
 	if !x.attempt(func() { over, err = x.step() }) {
-		x.faulty = true
 		x.sayWhy(refusal.Internal, errFault)
+		x.phase = faulty
 		return true, errFault
 	}
 	x.follow()
 	select {
 	case <-x.server.parted:
-		over = over || x.decided && x.partLocked()
+		over = over || x.partLocked()
 	default:
 	}
 	return over, err
@@ -208,7 +216,7 @@ func (x *session) sayWhy(reason refusal.Reason, err error) {
 		mode = modeOf(m.requestMode)
 	}
 	opens := m.kind == onRequestHeaders && mode == duplex && !m.end
-	if x.parted || x.refused != nil || !opens && !x.passing {
+	if x.phase == parted || x.refused != nil || !opens && !x.phase.streaming() {
 		return
 	}
 	// A proxy that does not read is not waited for.
@@ -217,13 +225,9 @@ func (x *session) sayWhy(reason refusal.Reason, err error) {
 	x.attempt(func() { _ = x.sendReply(reply{kind: m.kind, refused: e}) }) // a proxy that is gone needs none
 }
 
-// follow notes what of the request's and the answer's body is on its way through us.
+// follow notes when of the answer's body a piece is on its way through us.
 func (x *session) follow() {
 	switch x.message.kind {
-	case onRequestBody:
-		x.passing = x.requestMode == duplex && !x.message.end
-	case onRequestTrailers:
-		x.passing = false
 	case onAnswerHeaders, onAnswerBody: // the first piece comes close behind the headers
 		x.flowed = time.Time{}
 		if x.answerMode == duplex && !x.message.end {
@@ -243,18 +247,20 @@ func (x *session) part() bool {
 }
 
 func (x *session) partLocked() bool {
-	x.parted = x.parted || !x.passing && time.Since(x.flowed) > quiet
-	return x.parted
+	if x.phase == settled && time.Since(x.flowed) > quiet {
+		x.phase = parted
+	}
+	return x.phase == parted
 }
 
 // finish gives back what the call holds, and the session to the next call unless it is in an unknown state. Nobody may
 // use the session any more: its goroutine has ended, and whoever waits for that goroutine calls finish.
 func (x *session) finish() {
-	server, faulty := x.server, x.faulty
+	server, usable := x.server, x.phase != faulty
 	if x.room != nil {
 		x.room.Give(1)
 	}
-	if x.attempt(x.end) && !faulty {
+	if x.attempt(x.end) && usable {
 		server.sessions.Put(x)
 	}
 }

@@ -71,10 +71,11 @@ func (p *Pool) BrokenOff(id uint64) {
 	p.takeBack(&broken)
 }
 
-// doubt notes that a call ended before endpoint n can have prefilled more than some of its blocks.
-func (p *Pool) doubt(n int32, h *hold, sure int, now time.Duration) {
-	d := doubt{id: h.id, at: now, endpoint: n, blocks: h.blocks, sure: sure}
-	if slices.Contains(p.doubts.told, h.id) {
+// doubt notes that a call ended before its endpoint can have prefilled more than some of its blocks.
+func (p *Pool) doubt(r *Reservation, sure int, now time.Duration) {
+	n := r.claim.Endpoint
+	d := doubt{id: r.id, at: now, endpoint: n, blocks: r.blocks, sure: sure}
+	if slices.Contains(p.doubts.told, r.id) {
 		p.takeBack(&d)
 		return
 	}

@@ -33,28 +33,28 @@ type Ranked struct {
 }
 
 // Rank is what would be decided now; nothing is reserved. The error is a *refusal.Error, as Pick's is.
-func (p *Pool) Rank(facts *request.Facts, subset *Subset, session string) (*Decision, error) {
-	call := selection.Call{Facts: facts, Session: sessionKey(session)}
-	rows, now, err := p.lookRanked(&call, subset)
+func (p *Pool) Rank(c *Call) (*Decision, error) {
+	rows, now, err := p.lookRanked(c)
 	if err != nil {
 		return nil, err
 	}
-	return p.decision(facts, rows, now, ""), nil
+	return p.decision(c.Facts, rows, now, ""), nil
 }
 
-func (p *Pool) lookRanked(call *selection.Call, subset *Subset) ([]Ranked, time.Duration, error) {
+func (p *Pool) lookRanked(c *Call) ([]Ranked, time.Duration, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := p.clock()
-	if err := p.look(call, subset, now); err != nil {
+	call, err := p.look(c, now)
+	if err != nil {
 		return nil, now, err
 	}
-	return p.rank(call, now), now, nil
+	return p.rank(&call, now), now, nil
 }
 
 // rank takes down the numbers of all candidates, in no order. The pool's mutex is held, so it copies and does no more.
 func (p *Pool) rank(call *selection.Call, now time.Duration) []Ranked {
-	reasons := selection.Explain(call, &p.view, now)
+	reasons := p.choice.Explain(call, now)
 	out := make([]Ranked, len(reasons))
 	for i, r := range reasons {
 		out[i] = Ranked{Address: p.slots[r.Endpoint].text, Reason: r}

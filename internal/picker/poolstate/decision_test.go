@@ -91,7 +91,7 @@ func TestPickTellsItsReasons(t *testing.T) {
 		facts.Model = strings.Repeat("m", 10<<10)
 		_, first := pick(t, f.Pool(llama), facts)
 		if level == slog.LevelInfo {
-			why, err := f.Pool(llama).PickExplained(facts, &Subset{}, "", new(Reservation), false)
+			why, err := f.Pool(llama).Pick(&Call{Facts: facts}, new(Reservation))
 			if out.Len() > 0 || why != nil || err != nil {
 				t.Errorf("at the info level a pick logs %s and tells %v, %v", out.String(), why, err)
 			}
@@ -122,7 +122,7 @@ func BenchmarkPickRecent(b *testing.B) {
 			var r Reservation
 			for b.Loop() {
 				clock.now += 10 * time.Microsecond
-				if err := p.Pick(facts, subset, &r); err != nil {
+				if _, err := p.Pick(&Call{Facts: facts, Subset: *subset}, &r); err != nil {
 					b.Fatal(err)
 				}
 				r.Release(Answered)

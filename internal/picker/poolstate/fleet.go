@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairshare"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
@@ -83,7 +84,7 @@ func (f *Fleet) SetPool(p pool.Pool, endpoints []pool.Endpoint) {
 }
 
 // Configure sets how a pool picks. A pool that is not known yet is made, without endpoints.
-func (f *Fleet) Configure(name types.NamespacedName, settings Settings) {
+func (f *Fleet) Configure(name types.NamespacedName, settings picksettings.Settings) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	known := f.ensure(name)

@@ -17,6 +17,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/modelmetrics"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/refusal"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
@@ -79,7 +80,7 @@ func prompt(seed uint64, blocks int) *request.Facts {
 func pick(t testing.TB, p *Pool, facts *request.Facts) (*Reservation, string) {
 	t.Helper()
 	r := &Reservation{}
-	if err := p.Pick(facts, &Subset{}, r); err != nil {
+	if _, err := p.Pick(&Call{Facts: facts}, r); err != nil {
 		t.Fatalf("pick: %v", err)
 	}
 	first, _, _ := strings.Cut(string(r.Endpoints(nil)), ",")
@@ -91,11 +92,11 @@ func (p *Pool) requests(addr string) int {
 	if !ok {
 		return -1
 	}
-	return p.view.InFlight(n)
+	return p.choice.InFlight(n)
 }
 
 func (p *Pool) queue(addr string) float64 {
-	return p.view.Queue(p.byAddr[netip.MustParseAddrPort(addr)], p.clock())
+	return p.choice.Queue(p.byAddr[netip.MustParseAddrPort(addr)], p.clock())
 }
 
 func TestPickRefuses(t *testing.T) {
@@ -122,7 +123,7 @@ func TestPickRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p, _ := poolOf(t, tt.endpoints...)
 			r := &Reservation{}
-			err := p.Pick(prompt(1, 4), &tt.subset, r)
+			_, err := p.Pick(&Call{Facts: prompt(1, 4), Subset: tt.subset}, r)
 			if err == nil {
 				t.Fatal("picked, want a refusal")
 			}
@@ -165,7 +166,7 @@ func TestPickHoldsToSubset(t *testing.T) {
 					subset.Add(text)
 				}
 				r := &Reservation{}
-				if err := p.Pick(facts, &subset, r); err != nil {
+				if _, err := p.Pick(&Call{Facts: facts, Subset: subset}, r); err != nil {
 					t.Fatal(err)
 				}
 				got := strings.Split(string(r.Endpoints(nil)), ",")
@@ -307,7 +308,7 @@ func TestReservationLifecycle(t *testing.T) {
 			r := &Reservation{}
 			subset := Subset{Given: true}
 			subset.Add(a)
-			if err := p.Pick(prompt(1, 10), &subset, r); err != nil {
+			if _, err := p.Pick(&Call{Facts: prompt(1, 10), Subset: subset}, r); err != nil {
 				t.Fatal(err)
 			}
 			tt.do(r, clock)
@@ -324,7 +325,7 @@ func pickAt(t testing.TB, p *Pool, addr string, facts *request.Facts) *Reservati
 	t.Helper()
 	only, r := Subset{Given: true}, &Reservation{}
 	only.Add(addr)
-	if err := p.Pick(facts, &only, r); err != nil {
+	if _, err := p.Pick(&Call{Facts: facts, Subset: only}, r); err != nil {
 		t.Fatal(err)
 	}
 	return r
@@ -335,7 +336,7 @@ func heldAt(t *testing.T, p *Pool, facts *request.Facts, addr string) int {
 	t.Helper()
 	only := Subset{Given: true}
 	only.Add(addr)
-	why, err := p.Rank(facts, &only, "")
+	why, err := p.Rank(&Call{Facts: facts, Subset: only})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -461,7 +462,7 @@ func TestEndpointThatJustCameIsNotBlamed(t *testing.T) {
 			clock.now += tt.after
 			pickAt(t, p, latest, prompt(1, 10)).Served(netip.MustParseAddrPort(other))
 
-			if got := p.view.Standing(p.byAddr[netip.MustParseAddrPort(latest)], clock.now).Failures; float64(got) != tt.want {
+			if got := p.choice.Standing(p.byAddr[netip.MustParseAddrPort(latest)], clock.now).Failures; float64(got) != tt.want {
 				t.Errorf("%v failures, want %v", got, tt.want)
 			}
 			if got := servedElsewhere(t, registry); got != tt.want {
@@ -549,7 +550,7 @@ func TestSessionsStayTogether(t *testing.T) {
 		for i := range 40 {
 			session := fmt.Sprint("session-", i)
 			r := &Reservation{}
-			if err := p.PickSession(prompt(round<<16|uint64(i), 1), &Subset{}, session, r); err != nil {
+			if _, err := p.Pick(&Call{Facts: prompt(round<<16|uint64(i), 1), Session: session}, r); err != nil {
 				t.Fatal(err)
 			}
 			e, _, _ := strings.Cut(string(r.Endpoints(nil)), ",")
@@ -587,7 +588,7 @@ func TestEndpointThatLeaves(t *testing.T) {
 	//    Not even where the proxy allows no other.
 	only := Subset{Given: true}
 	only.Add(gone)
-	if err := p.Pick(facts, &only, &Reservation{}); refusal.Of(err).Reason != refusal.NotInSubset {
+	if _, err := p.Pick(&Call{Facts: facts, Subset: only}, &Reservation{}); refusal.Of(err).Reason != refusal.NotInSubset {
 		t.Errorf("a subset of the one that has left gives %v, want a refusal", err)
 	}
 	// 2. The call there goes on, and ends.
@@ -642,7 +643,7 @@ func TestEndpointThatComesBack(t *testing.T) {
 		}},
 		"with a capacity that it had told": {do: func(f *Fleet, p *Pool, _ *testClock, set func(...pool.Endpoint)) {
 			p.Observe(addressOf(a), modelmetrics.Reading{CapacityTokens: 1 << 30}, 0)
-			settings := DefaultSettings()
+			settings := picksettings.Defaults()
 			settings.CacheTokens = 64
 			f.Configure(llama, settings)
 			set(server(b, ""))
@@ -683,7 +684,7 @@ func TestReplacedWhileBusy(t *testing.T) {
 		t.Errorf("%d calls in flight at the new one, want none", got)
 	}
 	r.Release(Failed)
-	if got := p.view.Standing(p.byAddr[addressOf(a)], 0).Failures; got != 0 {
+	if got := p.choice.Standing(p.byAddr[addressOf(a)], 0).Failures; got != 0 {
 		t.Errorf("the new one has %d failures of the old one's", got)
 	}
 	if got := len(p.slots); got != 2 || len(p.free) != 1 {
@@ -788,7 +789,7 @@ func TestConcurrentUse(t *testing.T) {
 		workers.Go(func() {
 			for i := range 200 {
 				r := &Reservation{}
-				if err := p.Pick(prompt(uint64(i%7), 5), &Subset{}, r); err != nil {
+				if _, err := p.Pick(&Call{Facts: prompt(uint64(i%7), 5)}, r); err != nil {
 					continue
 				}
 				if i%3 == 0 {
@@ -856,7 +857,7 @@ func BenchmarkPoolPick(b *testing.B) {
 				p, facts, r := f.Pool(llama), prompt(1, blocks), &Reservation{}
 				b.ReportAllocs()
 				for b.Loop() {
-					if err := p.Pick(facts, &Subset{}, r); err != nil {
+					if _, err := p.Pick(&Call{Facts: facts}, r); err != nil {
 						b.Fatal(err)
 					}
 					r.Release(Answered)

@@ -93,6 +93,13 @@ func (f *Fleet) membersChanged(p *Pool, before, after []pool.Endpoint) {
 	f.readAgain(changed)
 }
 
+// target says where an endpoint of the pool is read, and as what.
+func (p *Pool) target(endpoint netip.AddrPort) modelmetrics.Target {
+	s := p.settings.Load()
+	engine, _ := modelmetrics.ParseEngine(s.Engine) // of a name that was checked: a test has that it knows them all
+	return modelmetrics.Target{URL: "http://" + endpoint.String() + s.MetricsPath, Engine: engine, Tenant: p.name.Namespace}
+}
+
 // readAgain tells the scraper how endpoints are to be read. Where two pools with an endpoint in common are set to read it
 // differently, the one whose name comes first decides, and the endpoint counts for its namespace.
 func (f *Fleet) readAgain(endpoints []netip.AddrPort) {
@@ -103,7 +110,7 @@ func (f *Fleet) readAgain(endpoints []netip.AddrPort) {
 	var gone []netip.AddrPort
 	for _, endpoint := range endpoints {
 		if pools := f.members.of(endpoint); len(pools) > 0 {
-			targets[endpoint] = pools[0].settings.Load().target(endpoint, pools[0].name.Namespace)
+			targets[endpoint] = pools[0].target(endpoint)
 		} else {
 			gone = append(gone, endpoint)
 		}
@@ -156,7 +163,7 @@ func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 		s.observed = &observed{}
 	}
 	s.observed.take(r, now-age)
-	p.view.Observe(n, now, &selection.Reading{
+	p.choice.Observe(n, now, &selection.Reading{
 		At:              now - age,
 		Running:         r.Running,
 		Waiting:         r.Waiting,

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/modelmetrics"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
@@ -136,7 +138,7 @@ func TestFleetIsReadByTheScraper(t *testing.T) {
 		name := types.NamespacedName{Namespace: "models", Name: name}
 		f.SetPool(pool.Pool{Name: name}, []pool.Endpoint{{Address: endpoint}})
 		eventually(t, "the reading in "+name.Name, func() bool {
-			why, err := f.Pool(name).Rank(&request.Facts{}, &Subset{}, "")
+			why, err := f.Pool(name).Rank(&Call{Facts: &request.Facts{}})
 			return err == nil && why.Ranking[0].Calls == 7 && !math.IsInf(why.Ranking[0].ReadingAge, 0)
 		})
 	}
@@ -162,8 +164,8 @@ func (s *targets) Update(t map[netip.AddrPort]modelmetrics.Target, gone []netip.
 // Of two pools that read a common endpoint differently the first by name decides, whichever came first, and the other once
 // that one has left.
 func TestFirstPoolDecidesHowACommonEndpointIsRead(t *testing.T) {
-	path := func(p string) Settings {
-		s := DefaultSettings()
+	path := func(p string) picksettings.Settings {
+		s := picksettings.Defaults()
 		s.MetricsPath = p
 		return s
 	}
@@ -203,7 +205,7 @@ func BenchmarkPoolsAtStart(b *testing.B) {
 				f.ReadBy(&targets{})
 				for n := range pools {
 					name := types.NamespacedName{Namespace: "models", Name: fmt.Sprint(n)}
-					f.Configure(name, DefaultSettings())
+					f.Configure(name, picksettings.Defaults())
 					f.SetPool(pool.Pool{Name: name}, tenOf(n))
 				}
 			}
@@ -250,8 +252,8 @@ func TestScraperIsToldOfEndpoints(t *testing.T) {
 	if diff := cmp.Diff(want, scraper.set, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
 		t.Errorf("endpoints at first (-want +got):\n%s", diff)
 	}
-	settings := DefaultSettings()
-	settings.MetricsPath, settings.Engine = "/m", modelmetrics.SGLang
+	settings := picksettings.Defaults()
+	settings.MetricsPath, settings.Engine = "/m", "sglang"
 	f.Configure(llama, settings)
 	f.SetPool(pool.Pool{Name: llama}, numbered(1))
 	want = map[netip.AddrPort]modelmetrics.Target{addressOf("10.0.0.1:8000"): {URL: "http://10.0.0.1:8000/m", Engine: modelmetrics.SGLang, Tenant: llama.Namespace}}
@@ -290,4 +292,19 @@ func (l *lockedBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
+}
+
+// The engines that an annotation may name are those whose metrics can be read.
+func TestEnginesOfSettingsAreKnown(t *testing.T) {
+	var known []string
+	for e := modelmetrics.VLLM; ; e++ {
+		name := e.String()
+		if parsed, err := modelmetrics.ParseEngine(name); err != nil || parsed != e {
+			break
+		}
+		known = append(known, name)
+	}
+	if diff := cmp.Diff(slices.Sorted(slices.Values(known)), slices.Sorted(slices.Values(picksettings.Engines))); diff != "" {
+		t.Errorf("engines (-that can be read +that can be named):\n%s", diff)
+	}
 }

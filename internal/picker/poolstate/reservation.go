@@ -8,16 +8,21 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
-// Reservation is one call's claim on an endpoint: a call in flight and the prompt tokens that it brings. The zero
-// value holds nothing. It belongs to one goroutine.
+// Reservation is one call's claim on an endpoint, until it is released: a call in flight and the prompt tokens that it
+// brings. The zero value holds nothing. It belongs to one goroutine; what is in it changes with the pool's mutex held.
 type Reservation struct {
 	// PromptTokens is the prompt's length, and CachedTokens the part of it that the endpoint is taken to hold.
 	PromptTokens, CachedTokens int
 
 	pool   *Pool
-	hold   hold
 	texts  [selection.Choices]string
 	picked int
+	claim  selection.Claim
+	blocks []uint64
+	kept   int // so many of the blocks the endpoint held before
+	// withdrawn is the endpoint's count of withdrawals when the blocks were inserted.
+	withdrawn uint64
+	id        uint64
 }
 
 // Outcome is how a call ended.
@@ -41,7 +46,7 @@ func (r *Reservation) Metrics() *telemetry.PoolMetrics { return r.pool.metrics }
 
 // ID names the call to the proxy, which may tell by it that the call was broken off. A float64 holds it exactly, and it is never
 // 0 while the reservation is held.
-func (r *Reservation) ID() uint64 { return r.hold.id }
+func (r *Reservation) ID() uint64 { return r.id }
 
 // Endpoints is the ranking as "ip:port,ip:port", best first, appended to dst.
 func (r *Reservation) Endpoints(dst []byte) []byte {
@@ -67,18 +72,18 @@ func (r *Reservation) Served(addr netip.AddrPort) {
 	defer p.mu.Unlock()
 	now := p.clock()
 	n, ours := p.byAddr[canonical(addr)]
-	if ours && n == r.hold.claim.Endpoint {
+	if ours && n == r.claim.Endpoint {
 		return
 	}
-	if p.view.Known(r.hold.claim.Endpoint, now) {
+	if p.choice.Known(r.claim.Endpoint, now) {
 		p.metrics.ServedElsewhere()
 	}
 	if !ours {
-		p.release(&r.hold, Refused, now)
+		p.release(r, Refused, now)
 		r.end()
 		return
 	}
-	p.move(&r.hold, n, now)
+	p.move(r, n, now)
 }
 
 // Responded notes what the head of the answer tells of the endpoint that serves the call: it is well, or not, long before
@@ -90,7 +95,7 @@ func (r *Reservation) Responded(outcome Outcome) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.view.Responded(&r.hold.claim, outcome, p.clock())
+	p.choice.Responded(&r.claim, outcome, p.clock())
 }
 
 // Release gives the claim back. Again, or without a reservation, it does nothing.
@@ -101,13 +106,13 @@ func (r *Reservation) Release(outcome Outcome) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.release(&r.hold, outcome, p.clock())
+	p.release(r, outcome, p.clock())
 	r.end()
 }
 
 func (r *Reservation) end() {
 	r.pool.metrics.RequestEnded()
-	r.pool, r.hold = nil, hold{}
+	*r = Reservation{PromptTokens: r.PromptTokens, CachedTokens: r.CachedTokens}
 }
 
 // Subset is a proxy's list of the endpoints that a call may go to.

@@ -45,7 +45,7 @@ func TestBusiestPoolSetsThePace(t *testing.T) {
 	for range 100 {
 		clock.now += 50 * time.Millisecond
 		var r Reservation
-		if err := f.Pool(busy).Pick(prompt(1, 1), &Subset{}, &r); err != nil {
+		if _, err := f.Pool(busy).Pick(&Call{Facts: prompt(1, 1)}, &r); err != nil {
 			t.Fatal(err)
 		}
 		r.Release(Answered)

@@ -54,7 +54,7 @@ func (p *Pool) Snapshot() Snapshot {
 	out.At = p.clock()
 	out.Picks = p.recent.latest()
 	for n := range p.slots {
-		if s := &p.slots[n]; !s.member && p.view.InFlight(int32(n)) > 0 {
+		if s := &p.slots[n]; !s.member && p.choice.InFlight(int32(n)) > 0 {
 			out.Endpoints = append(out.Endpoints, p.endpointState(int32(n), "", out.At))
 		}
 	}
@@ -65,7 +65,7 @@ func (p *Pool) Snapshot() Snapshot {
 func (p *Pool) endpointState(n int32, pod string, now time.Duration) EndpointState {
 	s := &p.slots[n]
 	out := EndpointState{
-		Pod: pod, Address: s.text, Member: s.member, Standing: p.view.Standing(n, now),
+		Pod: pod, Address: s.text, Member: s.member, Standing: p.choice.Standing(n, now),
 		CachedShare: math.NaN(), ObservedFirstToken: math.NaN(),
 	}
 	if o := s.observed; o != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/refusal"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/selection"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
@@ -29,7 +30,7 @@ type Pool struct {
 	log      *slog.Logger
 	index    *prefixindex.Index
 	snapshot atomic.Pointer[snapshot]
-	settings atomic.Pointer[Settings]
+	settings atomic.Pointer[picksettings.Settings]
 
 	noEndpoints, notInSubset *refusal.Error
 
@@ -40,10 +41,11 @@ type Pool struct {
 	byAddr map[netip.AddrPort]int32 // members, those that left and are remembered, and those that left and have calls
 	slots  []slot
 	free   []int32
-	left   []int32        // numbers of endpoints that left and are remembered, in the order in which they did
-	tidier *time.Timer    // forgets them in time; nil where there is nothing to forget
-	view   selection.View // its State and Cached run parallel to slots
-	subset []int32        // room for the candidates of one pick
+	left   []int32          // numbers of endpoints that left and are remembered, in the order in which they did
+	tidier *time.Timer      // forgets them in time; nil where there is nothing to forget
+	choice *selection.State // by number, as slots
+	cached []int32          // room for what the endpoints have of one pick's prompt, by number
+	subset []int32          // room for the candidates of one pick
 	recent recent
 	pace   pace
 	doubts doubts
@@ -80,19 +82,19 @@ type slot struct {
 }
 
 func newPool(name types.NamespacedName, o Options, memory, doubted *fairshare.Share, rnd *rand.Rand) *Pool {
-	settings := DefaultSettings()
+	settings := picksettings.Defaults()
 	p := &Pool{
 		name:        name,
 		metrics:     o.Metrics.ForPool(name.String()),
 		clock:       o.Clock,
 		log:         o.Log.With("pool", name.String()),
-		index:       prefixindex.New(settings.assumedBlocks(), memory),
+		index:       prefixindex.New(assumedBlocks(&settings), memory),
 		noEndpoints: refusal.New(refusal.NoEndpoints, "pool %s has no ready endpoint", name),
 		notInSubset: refusal.New(refusal.NotInSubset,
 			"none of the endpoints that the proxy allows is a ready endpoint of pool %s", name),
 		rnd:    rnd,
 		byAddr: map[netip.AddrPort]int32{},
-		view:   selection.View{State: selection.NewState(settings.Rule)},
+		choice: selection.NewState(settings),
 		doubts: doubts{room: doubted},
 		lastID: rand.Uint64() >> idSpare,
 	}
@@ -117,42 +119,36 @@ func (p *Pool) SessionHeader() string { return p.settings.Load().SessionHeader }
 // CountsUsage says whether the tokens are to be counted that the endpoints' answers say were used.
 func (p *Pool) CountsUsage() bool { return p.settings.Load().Usage }
 
-// Pick chooses the endpoints for a call and reserves the first of them, in one step. The reservation is written to
-// r, which must be empty or released; it refers to the facts' blocks, which must live until it is released. The
-// error is a *refusal.Error: the pool has no endpoint, or none that the subset admits.
-func (p *Pool) Pick(facts *request.Facts, subset *Subset, r *Reservation) error {
-	return p.PickSession(facts, subset, "", r)
+// Call is one call that an endpoint is wanted for.
+type Call struct {
+	Facts *request.Facts
+	// Subset are the endpoints that the proxy admits.
+	Subset Subset
+	// Session is the value of the pool's SessionHeader; "" is no session.
+	Session string
+	// Explained has Pick give the numbers behind the choice.
+	Explained bool
 }
 
-// PickSession is Pick for a call of a session, by the value of the pool's SessionHeader; "" is no session.
-func (p *Pool) PickSession(facts *request.Facts, subset *Subset, session string, r *Reservation) error {
-	_, err := p.PickExplained(facts, subset, session, r, false)
-	return err
-}
-
-// PickExplained is PickSession that also gives the numbers behind the pick, if they are wanted. Where they are neither wanted
-// nor logged, nothing of them is computed.
-func (p *Pool) PickExplained(facts *request.Facts, subset *Subset, session string, r *Reservation, wanted bool) (*Decision, error) {
+// Pick chooses the endpoints for a call and reserves the first of them, in one step. The reservation is written to r, which
+// must be empty or released; it refers to the facts' blocks, which must live until it is released. The decision is nil
+// unless it is wanted: where nobody wants it and nothing logs it, it is not computed. The error is a *refusal.Error: the pool
+// has no endpoint, or none that the subset admits.
+func (p *Pool) Pick(c *Call, r *Reservation) (*Decision, error) {
 	logged := p.log.Enabled(context.Background(), slog.LevelDebug)
-	decision, err := p.pick(facts, subset, session, r, wanted || logged)
-	if logged && decision != nil {
-		p.log.Debug("ranked the endpoints", "why", decision)
-	}
-	return decision, err
-}
-
-// pick is the one step, and then, without the pool's mutex, the order of the candidates where somebody wants it.
-func (p *Pool) pick(facts *request.Facts, subset *Subset, session string, r *Reservation, wanted bool) (*Decision, error) {
-	call := selection.Call{Facts: facts, Session: sessionKey(session)}
-	rows, keep, at, err := p.choose(&call, subset, r, wanted)
+	rows, keep, at, err := p.choose(c, r, c.Explained || logged)
 	if err != nil || rows == nil {
 		return nil, err
 	}
-	decision := p.decision(facts, rows, at, r.texts[0])
+	// What follows is without the pool's mutex.
+	decision := p.decision(c.Facts, rows, at, r.texts[0])
 	if keep {
 		p.keepRecent(decision.abridged())
 	}
-	if !wanted {
+	if logged {
+		p.log.Debug("ranked the endpoints", "why", decision)
+	}
+	if !c.Explained {
 		return nil, nil
 	}
 	return decision, nil
@@ -160,27 +156,23 @@ func (p *Pool) pick(facts *request.Facts, subset *Subset, session string, r *Res
 
 // choose is the one step: the choice, the numbers behind it where they are wanted or the pick is one to keep, and the
 // reservation.
-func (p *Pool) choose(call *selection.Call, subset *Subset, r *Reservation, wanted bool) (rows []Ranked, keep bool, now time.Duration, err error) {
+func (p *Pool) choose(c *Call, r *Reservation, wanted bool) (rows []Ranked, keep bool, now time.Duration, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now = p.clock()
 	p.pace.asked(now)
-	if err := p.look(call, subset, now); err != nil {
+	call, err := p.look(c, now)
+	if err != nil {
 		return nil, false, now, err
 	}
 	keep = p.recent.due(now)
 	if wanted || keep {
-		rows = p.rank(call, now)
+		rows = p.rank(&call, now)
 	}
 	var choices [selection.Choices]selection.Choice
-	n := selection.Pick(call, &p.view, now, p.rnd, &choices)
-	*r = Reservation{
-		pool:         p,
-		hold:         p.reserve(call, &choices[0], now),
-		picked:       n,
-		PromptTokens: choices[0].Cached + choices[0].Uncached,
-		CachedTokens: choices[0].Cached,
-	}
+	n := p.choice.Pick(&call, now, p.rnd, &choices)
+	p.reserve(r, &call, &choices[0], now)
+	r.picked = n
 	for i, c := range choices[:n] {
 		r.texts[i] = p.slots[c.Endpoint].text
 	}
@@ -194,28 +186,21 @@ func (p *Pool) keepRecent(d Decision) {
 	p.recent.keep(d)
 }
 
-func sessionKey(session string) uint64 {
-	if session == "" {
-		return 0
-	}
-	return max(1, selection.Hash(session))
-}
-
-// look makes the view that of a call at a moment.
-func (p *Pool) look(call *selection.Call, subset *Subset, now time.Duration) error {
+// look is a call as the choice sees it at a moment: who may serve it, and what they have of its prompt.
+func (p *Pool) look(c *Call, now time.Duration) (selection.Call, error) {
 	snap := p.snapshot.Load()
 	if len(snap.numbers) == 0 {
-		return p.noEndpoints
+		return selection.Call{}, p.noEndpoints
 	}
-	p.view.Candidates = snap.numbers
-	if subset.Given {
-		if p.view.Candidates = p.admitted(subset); len(p.view.Candidates) == 0 {
-			return p.notInSubset
+	candidates := snap.numbers
+	if c.Subset.Given {
+		if candidates = p.admitted(&c.Subset); len(candidates) == 0 {
+			return selection.Call{}, p.notInSubset
 		}
 	}
-	p.index.Match(call.Facts.Blocks, p.view.Cached)
-	p.view.Age(now, snap.numbers)
-	return nil
+	p.index.Match(c.Facts.Blocks, p.cached)
+	p.choice.Age(now, snap.numbers)
+	return selection.Call{Facts: c.Facts, Session: c.Session, Candidates: candidates, Cached: p.cached}, nil
 }
 
 // admitted lists the endpoints that a subset admits, each once.
@@ -270,21 +255,24 @@ func (p *Pool) setEndpoints(endpoints []pool.Endpoint) bool {
 }
 
 // configure replaces the settings. It reports whether that changed anything.
-func (p *Pool) configure(settings Settings) bool {
+func (p *Pool) configure(settings picksettings.Settings) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if *p.settings.Load() == settings {
 		return false
 	}
 	p.settings.Store(&settings)
-	p.view.Configure(settings.Rule)
+	p.choice.Configure(settings)
 	for n := range p.slots {
 		if p.slots[n].member && p.slots[n].blocks == 0 {
-			p.index.SetCapacity(n, settings.assumedBlocks())
+			p.index.SetCapacity(n, assumedBlocks(&settings))
 		}
 	}
 	return true
 }
+
+// assumedBlocks is what an endpoint's cache is taken to hold until it tells, in blocks of the index.
+func assumedBlocks(s *picksettings.Settings) int { return s.CacheTokens / selection.BlockTokens }
 
 // join makes an endpoint a member, and returns its number. One that comes back has all that was known of it. Another
 // server at the address of one that was known is new: it has nothing in its cache.
@@ -298,7 +286,7 @@ func (p *Pool) join(e pool.Endpoint) int32 {
 		n = p.newSlot()
 		text := e.Address.String()
 		p.slots[n] = slot{addr: e.Address, text: text, process: e.Process, restarts: -1}
-		p.view.Reset(n, selection.Hash(text))
+		p.choice.Reset(n, selection.Hash(text))
 		p.byAddr[e.Address] = n
 	}
 	s := &p.slots[n]
@@ -311,9 +299,9 @@ func (p *Pool) join(e pool.Endpoint) int32 {
 		p.left = slices.DeleteFunc(p.left, func(of int32) bool { return of == n })
 	}
 	if s.blocks == 0 {
-		p.index.SetCapacity(int(n), p.settings.Load().assumedBlocks())
+		p.index.SetCapacity(int(n), assumedBlocks(p.settings.Load()))
 	}
-	p.view.Joined(n, p.clock())
+	p.choice.Joined(n, p.clock())
 	return n
 }
 
@@ -324,7 +312,7 @@ func (p *Pool) newSlot() int32 {
 		return n
 	}
 	p.slots = append(p.slots, slot{})
-	p.view.Cached = append(p.view.Cached, 0)
+	p.cached = append(p.cached, 0)
 	return int32(len(p.slots) - 1)
 }
 
@@ -332,14 +320,14 @@ func (p *Pool) newSlot() int32 {
 func (p *Pool) forget(n int32) {
 	p.index.Forget(int(n))
 	p.doubts.forget(n)
-	p.view.Restarted(n)
+	p.choice.Restarted(n)
 	p.slots[n].blocks = 0
 }
 
 // reuse frees the number of an endpoint that has left, is forgotten, and has no call any more.
 func (p *Pool) reuse(n int32) {
 	s := &p.slots[n]
-	if s.member || s.remembered || p.view.InFlight(n) > 0 {
+	if s.member || s.remembered || p.choice.InFlight(n) > 0 {
 		return
 	}
 	if p.byAddr[s.addr] == n {

@@ -97,6 +97,32 @@ func (x *Index) Match(blocks []uint64, depth []int32) {
 	}
 }
 
+// Held is how many of the blocks, counted from the head without a gap, one endpoint holds: what Match writes for it.
+func (x *Index) Held(endpoint int, blocks []uint64) int {
+	numbers := *x.numbers.Load()
+	at := 0
+	for r := x.next(blocks); r != nil; r = x.next(blocks[at:]) {
+		n := common(r.blocks, blocks[at:])
+		held := min(n, r.heldBy(endpoint, numbers))
+		at += held
+		if held < len(r.blocks) {
+			break
+		}
+	}
+	return at
+}
+
+// heldBy is how many of a run's blocks, from its head, an endpoint holds.
+func (r *run) heldBy(endpoint int, numbers []int32) int {
+	for i := range r.held {
+		id, held := unpack(atomic.LoadUint64(&r.held[i]))
+		if held > 0 && int(id) < len(numbers) && int(atomic.LoadInt32(&numbers[id])) == endpoint {
+			return int(held)
+		}
+	}
+	return 0
+}
+
 // next is the run that begins with the first of the blocks; nil where there is none.
 func (x *Index) next(blocks []uint64) *run {
 	if len(blocks) == 0 {

@@ -35,9 +35,15 @@ func prompt(seed uint64, n int) []uint64 {
 	return out
 }
 
+// match is what each endpoint holds of the blocks, by which all ways to ask agree.
 func match(x *Index, endpoints int, blocks []uint64) []int32 {
 	depth := make([]int32, endpoints)
 	x.Match(blocks, depth)
+	for n, held := range depth {
+		if one := x.Held(n, blocks); one != int(held) {
+			panic(fmt.Sprintf("endpoint %d holds %d blocks when asked alone, and %d among all", n, one, held))
+		}
+	}
 	return depth
 }
 

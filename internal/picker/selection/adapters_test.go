@@ -10,13 +10,13 @@ import (
 
 // world is a pool whose servers have adapter slots; it keeps the picker's readings up to date.
 type world struct {
-	*View
+	*view
 	now   time.Duration
 	slots int
 }
 
 func newWorld(endpoints, slots int) *world {
-	w := &world{View: viewOf(make([]endpoint, endpoints)), slots: slots}
+	w := &world{view: viewOf(make([]endpoint, endpoints)), slots: slots}
 	for i := range endpoints {
 		w.read(int32(i), 0)
 	}
@@ -37,13 +37,13 @@ func (w *world) know(model string) {
 }
 
 func (w *world) pick(model string, seed uint64) int32 {
-	return pickCall(w.View, callFor(model, 100), w.now, seed)[0].Endpoint
+	return pickCall(w.view, callFor(model, 100), w.now, seed)[0].Endpoint
 }
 
 // serve picks for a call and holds it.
 func (w *world) serve(model string, seed uint64) Claim {
 	call := callFor(model, 100)
-	c := pickCall(w.View, call, w.now, seed)[0]
+	c := pickCall(w.view, call, w.now, seed)[0]
 	return w.Reserve(c.Endpoint, w.now, call, c.Uncached)
 }
 
@@ -132,7 +132,7 @@ func TestAdapterDisplacesLeast(t *testing.T) {
 	w.Reserve(0, w.now, callFor("a", 10), 10)
 	w.Reserve(0, w.now, callFor("b", 10), 10)
 	w.Age(w.now, w.Candidates)
-	reasons := Explain(call, w.View, w.now)
+	reasons := w.Explain(w.of(call), w.now)
 	want := []string{AdapterFull, AdapterPushes, AdapterPushes, AdapterFits}
 	for i, r := range reasons {
 		if r.AdapterState != want[i] {
@@ -183,7 +183,7 @@ func TestAdapterSpreadsByItsLoad(t *testing.T) {
 		endpoints := map[int32]bool{}
 		for i := range calls {
 			call := callFor("hot", tokens)
-			c := pickCall(w.View, call, w.now, uint64(i))[0]
+			c := pickCall(w.view, call, w.now, uint64(i))[0]
 			w.Reserve(c.Endpoint, w.now, call, c.Uncached)
 			endpoints[c.Endpoint] = true
 		}
@@ -369,7 +369,7 @@ func TestFullSlotsRuleOutProvenAdaptersOnly(t *testing.T) {
 			t.Errorf("%d of 40 calls went to endpoint %d of 4", n, e)
 		}
 	}
-	for _, r := range Explain(callFor("base", 10), w.View, w.now) {
+	for _, r := range w.Explain(w.of(callFor("base", 10)), w.now) {
 		if r.Class == ClassNoSlot {
 			t.Errorf("endpoint %d is explained to be ruled out as %q", r.Endpoint, r.Class)
 		}

@@ -3,6 +3,8 @@ package selection
 import (
 	"testing"
 	"time"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
 
 // Two endpoints are idle and have the same part of a prompt. One has taken in more than its cache holds, the other
@@ -21,7 +23,7 @@ func TestNewPromptsGoWhereTheyPushOutLeast(t *testing.T) {
 		"it took in a negligible part of a large": {took: 20000, size: 1 << 30, ago: 20 * s, want: 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			state := stateWith(2, Defaults())
+			state := stateWith(2, picksettings.Defaults())
 			read := func(n int32, now time.Duration) {
 				state.Observe(n, now, &Reading{At: now, KVTokens: tt.size})
 			}
@@ -35,7 +37,7 @@ func TestNewPromptsGoWhereTheyPushOutLeast(t *testing.T) {
 			read(0, now)
 			read(1, now)
 			state.Age(now, numbers(2))
-			v := &View{State: state, Candidates: numbers(2), Cached: []int32{4, 4}}
+			v := &view{State: state, Candidates: numbers(2), Cached: []int32{4, 4}}
 			v.hot[0].lastPick, v.hot[1].lastPick = 0, 1 // of equals the first is taken
 			if got := pickCall(v, callFor("a", 2000), now, 1)[0].Endpoint; got != tt.want {
 				t.Errorf("a new prompt goes to %d, want %d", got, tt.want)

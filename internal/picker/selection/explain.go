@@ -51,32 +51,33 @@ const (
 )
 
 // Explain gives the reasons of all candidates, in their order, as Pick would find them for the call at the moment.
-func Explain(c *Call, v *View, now time.Duration) []Reason {
-	r := v.rule(c, now)
+func (s *State) Explain(c *Call, now time.Duration) []Reason {
+	p := pick{s, c}
+	r := p.rule(now)
 	home := -1
-	if c.Session != 0 {
-		home = v.home(&r, c.Session)
+	if c.Session != "" {
+		home = p.home(&r)
 	}
-	out := make([]Reason, len(v.Candidates))
-	v.ensureHolds()
+	out := make([]Reason, len(p.Candidates))
+	p.ensureHolds()
 	if r.id != none {
-		v.markHolders(&r, true)
-		defer v.markHolders(&r, false)
+		p.markHolders(&r, true)
+		defer p.markHolders(&r, false)
 	}
-	for i, e := range v.Candidates {
-		out[i] = v.reason(&r, e, i == home)
+	for i, e := range p.Candidates {
+		out[i] = p.reason(&r, e, i == home)
 	}
 	return out
 }
 
 // reason takes a cost apart. Its terms add up to what Pick compares.
-func (v *View) reason(r *rule, e int32, home bool) Reason {
-	h := &v.hot[e]
-	own := Uncached(r.prompt, v.Cached[e])
+func (p *pick) reason(r *rule, e int32, home bool) Reason {
+	h := &p.hot[e]
+	own := Uncached(r.prompt, p.Cached[e])
 	why := Reason{
 		Endpoint: e, CachedTokens: r.prompt - own, UncachedTokens: own,
 		QueueTokens: h.queue(r.now), Rate: 1 / h.perToken,
-		InFlight: int(h.own), Calls: h.calls, ReadingAge: r.now - v.loads[e].told.at,
+		InFlight: int(h.own), Calls: h.calls, ReadingAge: r.now - p.loads[e].told.at,
 		Wait: max(0, h.empty-r.now), Prefill: float64(own) * h.perToken,
 	}
 	why.Others = (r.share - 1 + h.displaces) * why.Prefill
@@ -86,9 +87,9 @@ func (v *View) reason(r *rule, e int32, home bool) Reason {
 		why.ruleOut(ClassOverBound, overBound)
 	}
 	if r.id != none {
-		v.explainAdapter(r, e, &why)
+		p.explainAdapter(r, e, &why)
 	}
-	if name, by := v.illness(e, r.now); by != 0 {
+	if name, by := p.illness(e, r.now); by != 0 {
 		why.ruleOut(name, by)
 	}
 	if home {
@@ -98,18 +99,18 @@ func (v *View) reason(r *rule, e int32, home bool) Reason {
 	return why
 }
 
-func (v *View) explainAdapter(r *rule, e int32, why *Reason) {
-	if v.Room.holds[e] {
+func (p *pick) explainAdapter(r *rule, e int32, why *Reason) {
+	if p.scratch.holds[e] {
 		why.AdapterState = AdapterResident
 		return
 	}
 	var full bool
-	why.Adapter, full = v.adapterCost(r, e)
-	free, _ := v.adapters.spare(e)
+	why.Adapter, full = p.adapterCost(r, e)
+	free, _ := p.adapters.spare(e)
 	switch {
 	case full:
 		why.AdapterState = AdapterFull
-		if v.adapters.proven(r.id) {
+		if p.adapters.proven(r.id) {
 			why.ruleOut(ClassNoSlot, noSlot)
 		}
 	case free > 0:

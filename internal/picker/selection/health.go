@@ -147,7 +147,7 @@ func (s *State) Known(n int32, now time.Duration) bool { return s.health[n].know
 func (s *State) skipped(n int32, now float64, c *Claim) {
 	known := s.health[n].known()
 	if known <= now {
-		s.failed(n, now, c.ticket.at, c.probe)
+		s.failed(n, now, c.place.at, c.probe)
 		return
 	}
 	if c.probe { // it told nothing

@@ -281,14 +281,14 @@ func TestSomeoneIsPicked(t *testing.T) {
 	for name, outcome := range map[string]Outcome{"shed": Shed, "failed": Failed} {
 		t.Run(name, func(t *testing.T) {
 			state := newState(2)
-			view := View{State: state, Candidates: numbers(2), Cached: make([]int32, 2)}
+			view := view{State: state, Candidates: numbers(2), Cached: make([]int32, 2)}
 			rnd := rand.New(rand.NewPCG(1, 1))
 			counts := map[int32]int{}
 			for i := range 20 {
 				now := time.Duration(i) * s / 100
 				var out [Choices]Choice
 				state.Age(now, view.Candidates)
-				if n := Pick(callFor("", 0), &view, now, rnd, &out); n != 2 {
+				if n := view.Pick(view.of(callFor("", 0)), now, rnd, &out); n != 2 {
 					t.Fatalf("%d endpoints picked, want 2", n)
 				}
 				counts[out[0].Endpoint]++
@@ -301,14 +301,14 @@ func TestSomeoneIsPicked(t *testing.T) {
 		})
 	}
 	state := newState(2)
-	view := View{State: state, Candidates: numbers(2), Cached: make([]int32, 2)}
+	view := view{State: state, Candidates: numbers(2), Cached: make([]int32, 2)}
 	c := state.Reserve(0, 0, callFor("", 0), 0)
 	state.Release(&c, Failed, 0)
 	c = state.Reserve(1, 0, callFor("", 0), 0)
 	state.Release(&c, Shed, 0)
 	var out [Choices]Choice
 	state.Age(0, view.Candidates)
-	if Pick(callFor("", 0), &view, 0, rand.New(rand.NewPCG(1, 1)), &out); out[0].Endpoint != 1 {
+	if view.Pick(view.of(callFor("", 0)), 0, rand.New(rand.NewPCG(1, 1)), &out); out[0].Endpoint != 1 {
 		t.Errorf("picked %d, which failed, before one that sheds", out[0].Endpoint)
 	}
 }

@@ -23,23 +23,23 @@ type hot struct {
 // load is the rest of what is known of an endpoint's work. Positions count the uncached prompt tokens that the picker
 // has sent there since it knows the endpoint.
 type load struct {
-	arrived float64  // the position of the queue's end
-	tickets []Ticket // calls in flight in the order of their arrival
+	arrived float64 // the position of the queue's end
+	places  []place // calls in flight in the order of their arrival
 	speed   speed
 	fill    fill
 	told    told
 }
 
-// Ticket is one call's place in an endpoint's queue.
-type Ticket struct {
+// place is one call's place in an endpoint's queue.
+type place struct {
 	at         float64 // when it came, in seconds of the clock
 	due        float64 // when its first token was expected as it came
 	start, end float64 // positions
 	alone      bool    // nothing was ahead of it
 }
 
-// Tokens is the number of uncached prompt tokens that the call brought.
-func (t Ticket) Tokens() float64 { return t.end - t.start }
+// tokens is the number of uncached prompt tokens that the call brought.
+func (t place) tokens() float64 { return t.end - t.start }
 
 // queue is the number of uncached prompt tokens that wait to be prefilled.
 func (h *hot) queue(now float64) float64 { return max(0, h.empty-now) / h.perToken }
@@ -48,15 +48,15 @@ func (h *hot) queue(now float64) float64 { return max(0, h.empty-now) / h.perTok
 func (h *hot) setQueue(now, tokens float64) { h.empty = now + max(0, tokens)*h.perToken }
 
 // add puts a call with so many uncached tokens at the end of endpoint n's queue.
-func (s *State) add(n int32, now, tokens float64) Ticket {
+func (s *State) add(n int32, now, tokens float64) place {
 	h, l := &s.hot[n], &s.loads[n]
 	ahead := h.queue(now)
 	h.setQueue(now, ahead+tokens)
-	t := Ticket{at: now, due: h.empty, start: l.arrived, end: l.arrived + tokens, alone: ahead == 0}
+	t := place{at: now, due: h.empty, start: l.arrived, end: l.arrived + tokens, alone: ahead == 0}
 	l.arrived = t.end
 	l.fill.add(now, tokens)
 	s.setDisplaces(n, now)
-	l.tickets = append(l.tickets, t)
+	l.places = append(l.places, t)
 	h.own++
 	h.calls++
 	return t
@@ -68,22 +68,22 @@ func (s *State) drained(n int32, now float64) float64 {
 }
 
 // remove takes a call out of endpoint n, whose tokens up to the given position are prefilled.
-func (s *State) remove(n int32, now float64, t Ticket, drained float64) {
+func (s *State) remove(n int32, now float64, t place, drained float64) {
 	h, l := &s.hot[n], &s.loads[n]
 	h.setQueue(now, l.arrived-drained)
-	i, found := slices.BinarySearchFunc(l.tickets, t, compareTickets)
-	for found && i < len(l.tickets) && l.tickets[i] != t { // those without tokens share a position
+	i, found := slices.BinarySearchFunc(l.places, t, comparePlaces)
+	for found && i < len(l.places) && l.places[i] != t { // those without tokens share a position
 		i++
 	}
-	if !found || i == len(l.tickets) {
+	if !found || i == len(l.places) {
 		return
 	}
-	l.tickets = slices.Delete(l.tickets, i, i+1)
+	l.places = slices.Delete(l.places, i, i+1)
 	h.own--
 	h.calls = max(h.calls-1, float64(h.own))
 }
 
-func compareTickets(a, b Ticket) int {
+func comparePlaces(a, b place) int {
 	switch {
 	case a.start < b.start, a.start == b.start && a.end < b.end:
 		return -1
@@ -95,13 +95,13 @@ func compareTickets(a, b Ticket) int {
 
 // answered takes away a call that was answered to its end. Servers prefill in the order of arrival, so all that came
 // before it is prefilled too: an endpoint faster than it was taken for is seen as empty again.
-func (s *State) answered(n int32, now float64, t Ticket) {
+func (s *State) answered(n int32, now float64, t place) {
 	s.remove(n, now, t, max(s.drained(n, now), t.end))
 }
 
 // withdraw takes away a call that the endpoint did not answer, with those of its tokens that still wait. It reports
 // whether the call's prompt had been prefilled by then, as far as the fluid tells.
-func (s *State) withdraw(n int32, now float64, t Ticket) (prefilled bool) {
+func (s *State) withdraw(n int32, now float64, t place) (prefilled bool) {
 	drained := s.drained(n, now)
 	s.remove(n, now, t, drained+max(0, t.end-max(drained, t.start)))
 	return drained >= t.end
@@ -114,14 +114,14 @@ const doubtObserved, doubtAssumed = 4, 32
 
 // likelyPrefilled says whether a call whose answer began has been there for so long that its prompt is prefilled. Readings
 // tell when its turn has come; where there are none, the whole wait is as uncertain as the speed.
-func (s *State) likelyPrefilled(n int32, now float64, t Ticket) bool {
+func (s *State) likelyPrefilled(n int32, now float64, t place) bool {
 	l, doubt := &s.loads[n], doubtAssumed
 	if l.speed.seconds >= priorSeconds {
 		doubt = doubtObserved
 	}
 	longest := (now - t.at) * float64(doubt)
 	if weight(now-l.told.at) > 0 {
-		return s.drained(n, now) >= t.start && longest >= t.Tokens()*s.hot[n].perToken
+		return s.drained(n, now) >= t.start && longest >= t.tokens()*s.hot[n].perToken
 	}
 	return longest >= t.due-t.at
 }

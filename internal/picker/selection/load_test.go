@@ -4,18 +4,20 @@ import (
 	"math"
 	"testing"
 	"time"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
 
 const s = time.Second
 
 // newState makes a state of n endpoints that prefill 100 tokens a second, so that queues are easily counted.
 func newState(n int) *State {
-	settings := Defaults()
+	settings := picksettings.Defaults()
 	settings.PrefillRate = 100
 	return stateWith(n, settings)
 }
 
-func stateWith(n int, settings Settings) *State {
+func stateWith(n int, settings picksettings.Settings) *State {
 	state := NewState(settings)
 	for i := range n {
 		state.Reset(int32(i), uint64(i)*0x9e3779b97f4a7c15+1)

@@ -54,23 +54,22 @@ const (
 // Call is one call that an endpoint is wanted for.
 type Call struct {
 	Facts *request.Facts
-	// Session stands for the session that the call belongs to, by Hash; 0 where it belongs to none.
-	Session uint64
-}
-
-// View is the pool as one pick sees it.
-type View struct {
-	*State
+	// Session names the session that the call belongs to; "" where it belongs to none.
+	Session string
 	// Candidates are the numbers of the endpoints that may be picked, in any order, each once.
 	Candidates []int32
-	// Cached has, for each endpoint number, how many of the prompt's blocks, from its head, it is taken to hold.
+	// Cached has, by endpoint number, how many of the prompt's blocks, from its head, an endpoint is taken to hold.
 	Cached []int32
-	// Room is kept from pick to pick and holds nothing.
-	Room Room
 }
 
-// Room is the memory that a pick works in.
-type Room struct {
+// pick is one choice under way: the state, the call, and what is the same for all candidates.
+type pick struct {
+	*State
+	*Call
+}
+
+// scratch is the memory that a pick works in. It holds nothing between picks.
+type scratch struct {
 	costs   []float64
 	classes []class
 	short   []int32
@@ -90,26 +89,27 @@ type Choice struct {
 
 // Pick ranks up to Choices candidates into out, best first, and returns their number: 0 only where there is no
 // candidate. The state's Age must have been called for the moment.
-func Pick(c *Call, v *View, now time.Duration, rnd *rand.Rand, out *[Choices]Choice) int {
-	if len(v.Candidates) == 0 {
+func (s *State) Pick(c *Call, now time.Duration, rnd *rand.Rand, out *[Choices]Choice) int {
+	p := pick{s, c}
+	if len(p.Candidates) == 0 {
 		return 0
 	}
 	// 1. What is the same for all candidates.
-	r := v.rule(c, now)
+	r := p.rule(now)
 	// 2. The cost of each by its load and its cache.
-	v.costs(&r)
+	p.costs(&r)
 	// 3. What only some calls, and only some moments, have to do with.
 	if r.id != none {
-		v.addAdapter(&r)
+		p.addAdapter(&r)
 	}
-	if v.unwell > 0 {
-		v.addHealth(&r)
+	if p.unwell > 0 {
+		p.addHealth(&r)
 	}
-	if c.Session != 0 {
-		v.addSession(&r, c.Session)
+	if c.Session != "" {
+		p.addSession(&r)
 	}
 	// 4. The least, and what comes behind it.
-	return v.rank(&r, rnd, out)
+	return p.rank(&r, rnd, out)
 }
 
 // rule is what one pick has in mind for all candidates.
@@ -124,12 +124,12 @@ type rule struct {
 	loadTime float64
 }
 
-func (v *View) rule(c *Call, now time.Duration) rule {
-	r := rule{now: now.Seconds(), prompt: c.Facts.PromptTokens()}
-	v.crowd(&r)
-	if r.id = v.adapters.find(c.Facts.Model); r.id != none {
-		r.name = Hash(c.Facts.Model)
-		r.loadTime = v.settings.AdapterLoad.Seconds()
+func (p *pick) rule(now time.Duration) rule {
+	r := rule{now: now.Seconds(), prompt: p.Facts.PromptTokens()}
+	p.crowd(&r)
+	if r.id = p.adapters.find(p.Facts.Model); r.id != none {
+		r.name = Hash(p.Facts.Model)
+		r.loadTime = p.settings.AdapterLoad.Seconds()
 	}
 	return r
 }
@@ -139,15 +139,15 @@ func (v *View) rule(c *Call, now time.Duration) rule {
 // they do at half the fleet's limit. Where all have long queues, every call that comes until one of them is empty waits
 // for it, and what is short is the work that all can do together: then caches count for more. Candidates that are
 // avoided take no calls, so their empty queues say nothing, unless all are avoided.
-func (v *View) crowd(r *rule) {
-	l := v.load(r.now, v.unwell > 0)
+func (p *pick) crowd(r *rule) {
+	l := p.load(r.now, p.unwell > 0)
 	if l.candidates == 0 {
-		l = v.load(r.now, false)
+		l = p.load(r.now, false)
 	}
 	mean := float64(l.calls+1) / float64(l.candidates)
-	r.bound = int32(max(batch, math.Ceil(v.settings.Spread*mean)))
+	r.bound = int32(max(batch, math.Ceil(p.settings.Spread*mean)))
 	others := min(max(leastOthers, (l.soonest-r.now)/busyTime), mostOthers)
-	r.share = 1 + others*v.settings.CacheBias
+	r.share = 1 + others*p.settings.CacheBias
 }
 
 // crowdLoad is what several candidates have to do together.
@@ -157,15 +157,15 @@ type crowdLoad struct {
 }
 
 // load sums up the candidates, or those of them that are not avoided.
-func (v *View) load(now float64, healthy bool) crowdLoad {
+func (p *pick) load(now float64, healthy bool) crowdLoad {
 	l := crowdLoad{soonest: math.Inf(1)}
-	for _, e := range v.Candidates {
+	for _, e := range p.Candidates {
 		if healthy {
-			if _, by := v.illness(e, now); by != 0 {
+			if _, by := p.illness(e, now); by != 0 {
 				continue
 			}
 		}
-		h := &v.hot[e]
+		h := &p.hot[e]
 		l.candidates++
 		l.calls += h.own
 		if h.empty < l.soonest {
@@ -177,19 +177,19 @@ func (v *View) load(now float64, healthy bool) crowdLoad {
 
 // costs writes the cost of each candidate by load and cache, in seconds, and whether it is over its bound. Of all that a
 // pick does it is the one loop over all candidates that computes: 2 ns for each.
-func (v *View) costs(r *rule) {
-	n := len(v.Candidates)
-	if cap(v.Room.costs) < n {
-		v.Room.costs, v.Room.classes = make([]float64, n), make([]class, n)
+func (p *pick) costs(r *rule) {
+	n := len(p.Candidates)
+	if cap(p.scratch.costs) < n {
+		p.scratch.costs, p.scratch.classes = make([]float64, n), make([]class, n)
 	}
-	costs, classes := v.Room.costs[:n], v.Room.classes[:n]
-	for i, e := range v.Candidates {
-		h := &v.hot[e]
+	costs, classes := p.scratch.costs[:n], p.scratch.classes[:n]
+	for i, e := range p.Candidates {
+		h := &p.hot[e]
 		wait := h.empty - r.now
 		if wait < 0 {
 			wait = 0
 		}
-		prefill := float64(Uncached(r.prompt, v.Cached[e])) * h.perToken
+		prefill := float64(Uncached(r.prompt, p.Cached[e])) * h.perToken
 		cost := wait + (r.share+h.displaces)*prefill + callTokens*h.perToken*h.calls
 		if short := wait + prefill - h.room; short > 0 {
 			cost += short
@@ -199,7 +199,7 @@ func (v *View) costs(r *rule) {
 			classes[i] = overBound
 		}
 	}
-	v.Room.costs, v.Room.classes = costs, classes
+	p.scratch.costs, p.scratch.classes = costs, classes
 }
 
 // Uncached is how many of a prompt's tokens an endpoint that holds so many of its blocks has to prefill. Even a
@@ -212,62 +212,63 @@ func Uncached(prompt int, blocks int32) int {
 }
 
 // addAdapter adds what the call's adapter costs where it is not resident.
-func (v *View) addAdapter(r *rule) {
-	v.ensureHolds()
-	v.markHolders(r, true)
-	for i, e := range v.Candidates {
-		if !v.Room.holds[e] {
-			cost, full := v.adapterCost(r, e)
-			if full && v.adapters.proven(r.id) {
-				v.Room.classes[i] |= noSlot
+func (p *pick) addAdapter(r *rule) {
+	p.ensureHolds()
+	p.markHolders(r, true)
+	for i, e := range p.Candidates {
+		if !p.scratch.holds[e] {
+			cost, full := p.adapterCost(r, e)
+			if full && p.adapters.proven(r.id) {
+				p.scratch.classes[i] |= noSlot
 			}
-			v.Room.costs[i] += cost
+			p.scratch.costs[i] += cost
 		}
 	}
-	v.markHolders(r, false)
+	p.markHolders(r, false)
 }
 
-func (v *View) ensureHolds() {
-	if missing := v.Len() - len(v.Room.holds); missing > 0 {
-		v.Room.holds = append(v.Room.holds, make([]bool, missing)...)
+func (p *pick) ensureHolds() {
+	if missing := p.Len() - len(p.scratch.holds); missing > 0 {
+		p.scratch.holds = append(p.scratch.holds, make([]bool, missing)...)
 	}
 }
 
-func (v *View) markHolders(r *rule, as bool) {
-	for _, e := range v.adapters.names[r.id].holders {
-		v.Room.holds[e] = as
+func (p *pick) markHolders(r *rule, as bool) {
+	for _, e := range p.adapters.names[r.id].holders {
+		p.scratch.holds[e] = as
 	}
 }
 
 // adapterCost is what an adapter costs at an endpoint where it is not resident: to load it, and to be away from its
 // home.
-func (v *View) adapterCost(r *rule, e int32) (cost float64, full bool) {
-	cost, full = v.adapters.cost(e, r.now, r.loadTime)
-	return cost + homing*r.loadTime*(1-rendezvous(r.name, v.keys[e])), full
+func (p *pick) adapterCost(r *rule, e int32) (cost float64, full bool) {
+	cost, full = p.adapters.cost(e, r.now, r.loadTime)
+	return cost + homing*r.loadTime*(1-rendezvous(r.name, p.keys[e])), full
 }
 
 // addHealth puts those that are not well behind all others.
-func (v *View) addHealth(r *rule) {
-	for i, e := range v.Candidates {
-		_, by := v.illness(e, r.now)
-		v.Room.classes[i] |= by
+func (p *pick) addHealth(r *rule) {
+	for i, e := range p.Candidates {
+		_, by := p.illness(e, r.now)
+		p.scratch.classes[i] |= by
 	}
 }
 
 // addSession makes the session's own endpoint cheaper: of the healthy candidates the one that rendezvous hashing gives
 // it, so that replicas of the picker agree without a word and an endpoint that leaves takes only its own sessions.
-func (v *View) addSession(r *rule, session uint64) {
-	if at := v.home(r, session); at >= 0 {
-		v.Room.costs[at] -= sessionWorth
+func (p *pick) addSession(r *rule) {
+	if at := p.home(r); at >= 0 {
+		p.scratch.costs[at] -= sessionWorth
 	}
 }
 
 // home is the index of the candidate that is a session's own, -1 where none is healthy.
-func (v *View) home(r *rule, session uint64) int {
+func (p *pick) home(r *rule) int {
+	session := Hash(p.Session)
 	home, best := -1, -1.0
-	for i, e := range v.Candidates {
-		if x := rendezvous(session, v.keys[e]); x > best {
-			if class, _ := v.illness(e, r.now); class == "" {
+	for i, e := range p.Candidates {
+		if x := rendezvous(session, p.keys[e]); x > best {
+			if class, _ := p.illness(e, r.now); class == "" {
 				home, best = i, x
 			}
 		}
@@ -277,18 +278,18 @@ func (v *View) home(r *rule, session uint64) int {
 
 // rank takes the candidates of the lowest class first, and of one class those of the least cost. The very first is, of
 // several that cost the least, the longer unpicked of two drawn by lot.
-func (v *View) rank(r *rule, rnd *rand.Rand, out *[Choices]Choice) int {
-	ranked, want := 0, min(Choices, len(v.Candidates))
+func (p *pick) rank(r *rule, rnd *rand.Rand, out *[Choices]Choice) int {
+	ranked, want := 0, min(Choices, len(p.Candidates))
 	for class := class(0); class < numClasses; class++ {
-		short, low := v.shortlist(class)
+		short, low := p.shortlist(class)
 		for k := 0; len(short) > 0 && ranked < want; k++ {
 			var at int
 			if ranked == 0 {
-				at = v.drawTwo(short, low[0], rnd)
+				at = p.drawTwo(short, low[0], rnd)
 			} else {
-				at = v.leastOf(short, low[k], rnd)
+				at = p.leastOf(short, low[k], rnd)
 			}
-			out[ranked] = v.choice(r, short[at])
+			out[ranked] = p.choice(r, short[at])
 			ranked++
 			last := len(short) - 1
 			short[at] = short[last]
@@ -301,20 +302,20 @@ func (v *View) rank(r *rule, rnd *rand.Rand, out *[Choices]Choice) int {
 	return ranked
 }
 
-func (v *View) choice(r *rule, at int32) Choice {
-	e := v.Candidates[at]
-	own := Uncached(r.prompt, v.Cached[e])
-	return Choice{Endpoint: e, Cached: r.prompt - own, Uncached: own, Cost: v.Room.costs[at]}
+func (p *pick) choice(r *rule, at int32) Choice {
+	e := p.Candidates[at]
+	own := Uncached(r.prompt, p.Cached[e])
+	return Choice{Endpoint: e, Cached: r.prompt - own, Uncached: own, Cost: p.scratch.costs[at]}
 }
 
 // shortlist lists all candidates of a class that can come into a ranking: those that cost no more than the Choices
 // least, and those that cost hardly more than the least. It goes over the costs once, so the list has some that were
 // overtaken. Low are the least costs, in their order. A cost that is not a number is taken for the highest.
-func (v *View) shortlist(of class) (short []int32, low [Choices]float64) {
+func (p *pick) shortlist(of class) (short []int32, low [Choices]float64) {
 	low = [Choices]float64{math.Inf(1), math.Inf(1), math.Inf(1)}
-	short = v.Room.short[:0]
+	short = p.scratch.short[:0]
 	limit := math.Inf(1)
-	costs, classes := v.Room.costs, v.Room.classes
+	costs, classes := p.scratch.costs, p.scratch.classes
 	for i, c := range costs {
 		if c > limit || classes[i] != of {
 			continue
@@ -333,21 +334,21 @@ func (v *View) shortlist(of class) (short []int32, low [Choices]float64) {
 		}
 		limit = max(low[Choices-1], low[0]+equal)
 	}
-	v.Room.short = short
+	p.scratch.short = short
 	return short, low
 }
 
 // drawTwo draws two of those on the list that cost hardly more than the least and takes the one that was picked longer
 // ago: an idle fleet is used evenly, and pickers that do not know of each other do not move in step. It returns a place
 // on the list.
-func (v *View) drawTwo(short []int32, least float64, rnd *rand.Rand) int {
-	equals := v.Room.equals[:0]
+func (p *pick) drawTwo(short []int32, least float64, rnd *rand.Rand) int {
+	equals := p.scratch.equals[:0]
 	for at, i := range short {
-		if v.Room.costs[i] <= least+equal {
+		if p.scratch.costs[i] <= least+equal {
 			equals = append(equals, int32(at))
 		}
 	}
-	v.Room.equals = equals
+	p.scratch.equals = equals
 	if len(equals) == 1 {
 		return int(equals[0])
 	}
@@ -356,19 +357,19 @@ func (v *View) drawTwo(short []int32, least float64, rnd *rand.Rand) int {
 		b++
 	}
 	x, y := int(equals[a]), int(equals[b])
-	if v.lastPick(short[y]) < v.lastPick(short[x]) {
+	if p.lastPick(short[y]) < p.lastPick(short[x]) {
 		return y
 	}
 	return x
 }
 
 // lastPick is the number of the pick that last chose a candidate.
-func (v *View) lastPick(at int32) uint64 { return v.hot[v.Candidates[at]].lastPick }
+func (p *pick) lastPick(at int32) uint64 { return p.hot[p.Candidates[at]].lastPick }
 
 // leastOf is the place of the one on the list that costs least; one that costs no more than the bound will do. It begins
 // to look at a random place, so that of equals not always the same one is the second choice.
-func (v *View) leastOf(short []int32, bound float64, rnd *rand.Rand) int {
-	costs, at := v.Room.costs, rnd.IntN(len(short))
+func (p *pick) leastOf(short []int32, bound float64, rnd *rand.Rand) int {
+	costs, at := p.scratch.costs, rnd.IntN(len(short))
 	for k, place := 0, at; k < len(short); k++ {
 		if costs[short[place]] < costs[short[at]] {
 			at = place

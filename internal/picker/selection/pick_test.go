@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
 
 // endpoint describes one endpoint of a test's pool.
@@ -25,8 +26,20 @@ type endpoint struct {
 	out      bool // not a candidate
 }
 
-func viewOf(endpoints []endpoint) *View {
-	v := &View{State: stateWith(len(endpoints), Defaults())}
+// view is a state with the candidates of the next call, and what they hold of its prompt.
+type view struct {
+	*State
+	Candidates, Cached []int32
+}
+
+// of makes a call one to the view's candidates.
+func (v *view) of(c *Call) *Call {
+	c.Candidates, c.Cached = v.Candidates, v.Cached
+	return c
+}
+
+func viewOf(endpoints []endpoint) *view {
+	v := &view{State: stateWith(len(endpoints), picksettings.Defaults())}
 	for i, e := range endpoints {
 		n := int32(i)
 		if e.rate > 0 {
@@ -56,17 +69,17 @@ func factsOf(tokens int) *request.Facts {
 	return &request.Facts{PromptBytes: tokens * 4}
 }
 
-func pickCall(v *View, c *Call, now time.Duration, seed uint64) []Choice {
+func pickCall(v *view, c *Call, now time.Duration, seed uint64) []Choice {
 	var out [Choices]Choice
 	v.Age(now, v.Candidates)
-	n := Pick(c, v, now, rand.New(rand.NewPCG(seed, 0)), &out)
+	n := v.Pick(v.of(c), now, rand.New(rand.NewPCG(seed, 0)), &out)
 	return out[:n]
 }
 
 // pickAll picks without aging, which would level the speeds that tests set.
-func pickAll(v *View, tokens int, now time.Duration, seed uint64) []Choice {
+func pickAll(v *view, tokens int, now time.Duration, seed uint64) []Choice {
 	var out [Choices]Choice
-	n := Pick(callFor("", tokens), v, now, rand.New(rand.NewPCG(seed, 0)), &out)
+	n := v.Pick(v.of(callFor("", tokens)), now, rand.New(rand.NewPCG(seed, 0)), &out)
 	return out[:n]
 }
 
@@ -230,7 +243,7 @@ func TestPickIsFixedBySeed(t *testing.T) {
 
 // A session stays where it is: across calls, when others come or leave, and as long as it pays.
 func TestPickSession(t *testing.T) {
-	session := func(name string, prompt int) *Call { return &Call{Facts: factsOf(prompt), Session: Hash(name)} }
+	session := func(name string, prompt int) *Call { return &Call{Facts: factsOf(prompt), Session: name} }
 	homes := map[string]int32{}
 	for i := range 200 {
 		name := fmt.Sprint("session-", i)
@@ -295,7 +308,7 @@ func TestPickProperties(t *testing.T) {
 }
 
 // checkRanking fails where the ranking is none of these endpoints' candidates, the healthy first.
-func checkRanking(t *testing.T, endpoints []endpoint, v *View, got []Choice) {
+func checkRanking(t *testing.T, endpoints []endpoint, v *view, got []Choice) {
 	t.Helper()
 	if want := min(Choices, len(v.Candidates)); len(got) != want {
 		t.Fatalf("%d choices of %d candidates, want %d", len(got), len(v.Candidates), want)
@@ -332,7 +345,7 @@ func TestPickClasses(t *testing.T) {
 	failing := v.Reserve(2, 2, callFor("", 0), 0)
 	v.Release(&failing, Failed, 2)
 	v.hot[4].empty = 1e9 // the dearest, and beyond no bound
-	reasons := Explain(callFor("a", 100), v, 2)
+	reasons := v.Explain(v.of(callFor("a", 100)), 2)
 	slices.SortStableFunc(reasons, Reason.Compare)
 	var classes []string
 	var order []int32
@@ -346,7 +359,7 @@ func TestPickClasses(t *testing.T) {
 		t.Errorf("classes (-want +got):\n%s", diff)
 	}
 	var out [Choices]Choice
-	Pick(callFor("a", 100), v, 2, rand.New(rand.NewPCG(1, 1)), &out)
+	v.Pick(v.of(callFor("a", 100)), 2, rand.New(rand.NewPCG(1, 1)), &out)
 	if got := []int32{out[0].Endpoint, out[1].Endpoint, out[2].Endpoint}; !slices.Equal(got, order[:Choices]) {
 		t.Errorf("picked %v, want %v", got, order[:Choices])
 	}
@@ -385,7 +398,8 @@ func TestOthersPayByTheQueuesThatMatter(t *testing.T) {
 		"all failed, and one idles": {endpoints: []endpoint{{failed: true}, {queue: long, requests: 1, failed: true}}, want: leastOthers},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for _, why := range Explain(callFor("", 1000), viewOf(tt.endpoints), 0) {
+			v := viewOf(tt.endpoints)
+			for _, why := range v.Explain(v.of(callFor("", 1000)), 0) {
 				if got := why.Others / why.Prefill; !near(got, tt.want) {
 					t.Errorf("a token at endpoint %d costs others %v times its prefill, want %v", why.Endpoint, got, tt.want)
 				}
@@ -397,7 +411,7 @@ func TestOthersPayByTheQueuesThatMatter(t *testing.T) {
 // The bound on calls in flight is a multiple of the mean over the candidates that take calls.
 func TestBoundIsOfTheHealthy(t *testing.T) {
 	v := viewOf([]endpoint{{failed: true}, {failed: true}, {failed: true}, {requests: 30}, {requests: 10}})
-	for _, why := range Explain(callFor("", 0), v, 0) {
+	for _, why := range v.Explain(v.of(callFor("", 0)), 0) {
 		if why.Class == ClassOverBound {
 			t.Errorf("endpoint %d with %d calls is over its share, where the healthy ones have 20 in the mean", why.Endpoint, why.InFlight)
 		}
@@ -420,9 +434,9 @@ func TestExplainTellsWhatPickDoes(t *testing.T) {
 				KVUsage: rnd.Float64(), KVTokens: 5000})
 		}
 		call := callFor(fmt.Sprint(rnd.IntN(5)), rnd.IntN(3000))
-		call.Session = uint64(rnd.IntN(2))
+		call.Session = []string{"", "one"}[rnd.IntN(2)]
 		v.Age(1, v.Candidates)
-		reasons := Explain(call, v, 1)
+		reasons := v.Explain(v.of(call), 1)
 		slices.SortStableFunc(reasons, Reason.Compare)
 		for i, c := range pickCall(v, call, 1, uint64(round)) {
 			why := reasons[slices.IndexFunc(reasons, func(r Reason) bool { return r.Endpoint == c.Endpoint })]
@@ -450,7 +464,7 @@ func BenchmarkPick(b *testing.B) {
 			var out [Choices]Choice
 			b.ReportAllocs()
 			for b.Loop() {
-				Pick(call, v, time.Millisecond, rnd, &out)
+				v.Pick(v.of(call), time.Millisecond, rnd, &out)
 			}
 		})
 	}

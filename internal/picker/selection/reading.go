@@ -81,7 +81,7 @@ func (s *State) Observe(n int32, now time.Duration, r *Reading) {
 		room: freeTokens(r), waiting: math.Inf(1), begun: begun, counted: counted,
 	}
 	if waiting > 0 {
-		l.told.waiting = l.tickets[arrived-waiting].start
+		l.told.waiting = l.places[arrived-waiting].start
 	}
 	s.correct(n, t, arrived, waiting, others)
 	// 4. Adapters, and the rest of what picks read.
@@ -92,8 +92,8 @@ func (s *State) Observe(n int32, now time.Duration, r *Reading) {
 
 // arrivedBy is the number of the calls in flight that had come by the moment.
 func (l *load) arrivedBy(at float64) int {
-	n := len(l.tickets)
-	for n > 0 && l.tickets[n-1].at > at {
+	n := len(l.places)
+	for n > 0 && l.places[n-1].at > at {
 		n--
 	}
 	return n
@@ -103,7 +103,7 @@ func (l *load) arrivedBy(at float64) int {
 // this one; of the others, the picker's own wait as often as those of others do.
 func (l *load) ownWaiting(at float64, waiting, arrived int, foreign float64) int {
 	own := arrived
-	for own > 0 && l.tickets[arrived-own].start < l.told.waiting && l.tickets[arrived-own].at <= l.told.at {
+	for own > 0 && l.places[arrived-own].start < l.told.waiting && l.places[arrived-own].at <= l.told.at {
 		own--
 	}
 	others := max(0, foreign-l.told.ran*weight(at-l.told.at))
@@ -116,9 +116,9 @@ func (l *load) ownWaiting(at float64, waiting, arrived int, foreign float64) int
 // one that came to an empty queue. Where there is none since, the one known before stays.
 func (l *load) begun(at float64, arrived, waiting int) begun {
 	last := arrived - waiting - 1
-	busy := waiting > 0 && l.tickets[last+1].at <= at-step
-	for i := last; i >= 0 && l.tickets[i].start > l.told.begun.position; i-- {
-		switch t := l.tickets[i]; {
+	busy := waiting > 0 && l.places[last+1].at <= at-step
+	for i := last; i >= 0 && l.places[i].start > l.told.begun.position; i-- {
+		switch t := l.places[i]; {
 		case t.start >= l.told.waiting && t.at <= l.told.at:
 			return begun{position: t.start, at: at, busy: busy && i == last}
 		case t.alone:
@@ -126,7 +126,7 @@ func (l *load) begun(at float64, arrived, waiting int) begun {
 		}
 	}
 	before := l.told.begun
-	before.busy = busy && last >= 0 && l.tickets[last].start == before.position
+	before.busy = busy && last >= 0 && l.places[last].start == before.position
 	return before
 }
 
@@ -151,12 +151,12 @@ func (s *State) correct(n int32, now float64, arrived, waiting int, others float
 	h, l := &s.hot[n], &s.loads[n]
 	first := arrived - waiting
 	least := l.arrived - l.arrivedAt(arrived) + others*s.meanTokens()
-	for _, t := range l.tickets[first:arrived] {
-		least += t.Tokens()
+	for _, t := range l.places[first:arrived] {
+		least += t.tokens()
 	}
 	most := least
 	if first > 0 {
-		most += l.tickets[first-1].Tokens()
+		most += l.places[first-1].tokens()
 	}
 	since := (now - l.told.at) / h.perToken
 	h.setQueue(now, min(max(h.queue(now), least-since), most))
@@ -164,8 +164,8 @@ func (s *State) correct(n int32, now float64, arrived, waiting int, others float
 
 // arrivedAt is the position of the queue's end when only so many of the calls in flight had come.
 func (l *load) arrivedAt(arrived int) float64 {
-	if arrived < len(l.tickets) {
-		return l.tickets[arrived].start
+	if arrived < len(l.places) {
+		return l.places[arrived].start
 	}
 	return l.arrived
 }

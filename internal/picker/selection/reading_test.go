@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
 
 // A reading bounds the queue by what waits, whatever the fluid says.
@@ -73,12 +75,12 @@ func TestObserveSurvives(t *testing.T) {
 		{At: 4 * s, Running: math.MaxInt, Waiting: math.MaxInt}, {At: 5 * s, MaxAdapters: math.MaxInt, RunningAdapters: []string{"", "a"}},
 		{At: 6 * s, MaxAdapters: -1},
 	}
-	state := stateWith(2, Defaults())
+	state := stateWith(2, picksettings.Defaults())
 	for i, r := range readings {
 		now := time.Duration(i+1) * s
 		add(state, now-s/2, 100)
 		state.Observe(0, now, &r)
-		v := &View{State: state, Candidates: numbers(2), Cached: make([]int32, 2)}
+		v := &view{State: state, Candidates: numbers(2), Cached: make([]int32, 2)}
 		for _, c := range pickCall(v, callFor("a", 100), now, 1) {
 			if math.IsNaN(c.Cost) || math.IsInf(c.Cost, 0) {
 				t.Fatalf("after reading %d endpoint %d costs %v", i, c.Endpoint, c.Cost)
@@ -185,7 +187,7 @@ func TestSpeedIsLearned(t *testing.T) {
 		"beside others that prefill as often": mixed,
 	} {
 		t.Run(name, func(t *testing.T) {
-			state := stateWith(1, Defaults())
+			state := stateWith(1, picksettings.Defaults())
 			tt.serve(state, 20*s)
 			if got := state.Rate(0); got < 0.75*tt.rate || got > 1.33*tt.rate {
 				t.Errorf("after 20 s taken for %.0f tokens a second, want about %.0f", got, tt.rate)
@@ -229,7 +231,7 @@ func TestMeanSpeedIsOfMost(t *testing.T) {
 		"one of many tells of wonder": {seen: []float64{1e7, 800, 800, 800}, busy: 20, want: 800},
 	} {
 		t.Run(name, func(t *testing.T) {
-			state := stateWith(len(tt.seen), Defaults())
+			state := stateWith(len(tt.seen), picksettings.Defaults())
 			for n, rate := range tt.seen {
 				if rate > 0 {
 					state.loads[n].speed = speed{tokens: rate * tt.busy, seconds: tt.busy}
@@ -253,7 +255,7 @@ func TestCountersThatLie(t *testing.T) {
 		"fewer than before":        {Prefilled: -1 << 53, FirstTokens: -1, FirstTokenSeconds: -1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			state := stateWith(1, Defaults())
+			state := stateWith(1, picksettings.Defaults())
 			for now := s; now <= 30*s; now += s {
 				r := &Reading{At: now}
 				if now >= 5*s {
@@ -280,7 +282,7 @@ func TestSpeedIsForgotten(t *testing.T) {
 		"while there are no calls": 5 * time.Minute,
 	} {
 		t.Run(name, func(t *testing.T) {
-			state := stateWith(3, Defaults())
+			state := stateWith(3, picksettings.Defaults())
 			overload(800, 50*time.Millisecond).serve(state, 10*s)
 			slow := state.Rate(0)
 			for now := 10 * s; now < 10*s+5*time.Minute; {
@@ -296,11 +298,11 @@ func TestSpeedIsForgotten(t *testing.T) {
 
 // Settings do not take away what was learned.
 func TestSpeedOutlastsSettings(t *testing.T) {
-	state := stateWith(1, Defaults())
+	state := stateWith(1, picksettings.Defaults())
 	overload(800, 50*time.Millisecond).serve(state, 10*s)
 	state.Age(11*s, numbers(1))
 	before := state.Rate(0)
-	state.Configure(Defaults())
+	state.Configure(picksettings.Defaults())
 	state.Age(11*s+1, numbers(1))
 	if got := state.Rate(0); !near(got, before) {
 		t.Errorf("taken for %.0f tokens a second, want %.0f as before the settings were set", got, before)
@@ -336,10 +338,10 @@ func TestReadingsAge(t *testing.T) {
 
 // An endpoint that is short of KV memory is passed over for one that is not, by a call that does not fit.
 func TestMemoryCounts(t *testing.T) {
-	state := stateWith(2, Defaults())
+	state := stateWith(2, picksettings.Defaults())
 	state.Observe(0, s, &Reading{At: s, KVUsage: 0.99, KVTokens: 100_000})
 	state.Observe(1, s, &Reading{At: s, KVUsage: 0.4, KVTokens: 100_000, Running: 20})
-	v := &View{State: state, Candidates: numbers(2), Cached: make([]int32, 2)}
+	v := &view{State: state, Candidates: numbers(2), Cached: make([]int32, 2)}
 	if got := pickCall(v, callFor("", 8000), s, 1)[0].Endpoint; got != 1 {
 		t.Errorf("8,000 tokens go to endpoint %d, want 1, where there is room", got)
 	}

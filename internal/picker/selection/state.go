@@ -3,12 +3,14 @@ package selection
 import (
 	"math"
 	"time"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
 
 // State is what a pool knows of its endpoints, each under its number. It is changed by the methods below and by
 // Observe and Age, and only read by Pick and Explain. It has no lock: its user serialises all of them.
 type State struct {
-	settings Settings
+	settings picksettings.Settings
 	hot      []hot
 	loads    []load
 	health   []health
@@ -23,16 +25,17 @@ type State struct {
 	meanRate    float64 // prefill speed of an endpoint, in tokens a second
 	seen        []seenSpeed
 	work        work
+	scratch     scratch
 }
 
 // NewState makes the state of a pool without endpoints.
-func NewState(settings Settings) *State {
+func NewState(settings picksettings.Settings) *State {
 	return &State{settings: settings, adapters: newAdapters(), aged: math.Inf(-1), meanRate: settings.PrefillRate}
 }
 
 // Configure replaces the settings. Speeds that were learned stay; an assumed speed counts from the next
 // Age on.
-func (s *State) Configure(settings Settings) {
+func (s *State) Configure(settings picksettings.Settings) {
 	s.settings = settings
 	s.aged = math.Inf(-1)
 }
@@ -53,7 +56,7 @@ func (s *State) Reset(n int32, key uint64) {
 	s.change(n, func(h *health) { *h = health{joined: math.Inf(-1)} })
 	s.adapters.forget(n)
 	s.hot[n] = hot{perToken: 1 / s.meanRate, room: math.Inf(1)}
-	s.loads[n] = load{tickets: s.loads[n].tickets[:0], told: nothingTold()}
+	s.loads[n] = load{places: s.loads[n].places[:0], told: nothingTold()}
 	s.keys[n] = key
 }
 
@@ -78,7 +81,7 @@ func (s *State) Rate(n int32) float64 { return 1 / s.hot[n].perToken }
 // Claim is what one call holds of an endpoint.
 type Claim struct {
 	Endpoint int32
-	ticket   Ticket
+	place    place
 	adapter  use
 	kind     int  // of the answer that it wants
 	waits    bool // its answer has not begun
@@ -92,15 +95,15 @@ func (s *State) Reserve(n int32, now time.Duration, c *Call, uncached int) Claim
 	s.picks++
 	s.hot[n].lastPick = s.picks
 	s.work.add(t, float64(uncached))
-	ticket := s.add(n, t, float64(uncached))
+	place := s.add(n, t, float64(uncached))
 	kind := whole
 	if c.Facts.Stream {
 		kind = streamed
 	}
-	s.health[n].silence[kind].wait(t, ticket.due-t)
+	s.health[n].silence[kind].wait(t, place.due-t)
 	return Claim{
 		Endpoint: n,
-		ticket:   ticket,
+		place:    place,
 		adapter:  s.adapters.reserve(n, s.arrival(n, t), c.Facts.Model),
 		kind:     kind,
 		waits:    true,
@@ -117,12 +120,12 @@ func (s *State) arrival(n int32, now float64) arrival {
 // The first choice did not serve it and is taken to have failed, unless it is new: it has not prefilled the prompt.
 func (s *State) Move(c *Claim, to int32, uncached int, now time.Duration) {
 	t := now.Seconds()
-	s.withdraw(c.Endpoint, t, c.ticket)
+	s.withdraw(c.Endpoint, t, c.place)
 	s.stopWaiting(c, t)
 	s.skipped(c.Endpoint, t, c)
 	id := s.adapters.release(c.Endpoint, c.adapter, t)
 	c.Endpoint, c.probe, c.moved = to, false, true
-	c.ticket = s.add(to, t, float64(uncached))
+	c.place = s.add(to, t, float64(uncached))
 	c.adapter = s.adapters.hold(to, id, s.arrival(to, t))
 }
 
@@ -153,7 +156,7 @@ func (s *State) Responded(c *Claim, outcome Outcome, now time.Duration) {
 	}
 	n, t := c.Endpoint, now.Seconds()
 	if (outcome == Ended || outcome == Answered) && c.waits && !s.health[n].silent { // the late answers of one that was silent are not usual
-		s.heads[c.kind].add(t, t-c.ticket.at)
+		s.heads[c.kind].add(t, t-c.place.at)
 	}
 	if outcome == Refused { // a server's front refuses calls also where its engine hangs: that tells nothing of a silence
 		before := s.health[n].silence[c.kind].waited
@@ -166,11 +169,11 @@ func (s *State) Responded(c *Claim, outcome Outcome, now time.Duration) {
 	c.moved = false
 	switch outcome {
 	case Ended, Answered:
-		s.recover(n, c.ticket.at)
+		s.recover(n, c.place.at)
 	case Shed:
-		s.shed(n, t, c.ticket.at)
+		s.shed(n, t, c.place.at)
 	case Failed:
-		s.failed(n, t, c.ticket.at, c.probe)
+		s.failed(n, t, c.place.at, c.probe)
 	}
 	if c.probe && outcome != Failed {
 		s.unprobe(n, t)
@@ -189,7 +192,7 @@ func (s *State) stopWaiting(c *Claim, now float64) {
 // Computed is how many of the tokens that a call brought its endpoint has had the time to prefill since the call's turn came,
 // at the speed that it is taken to have.
 func (s *State) Computed(c *Claim, now time.Duration) int {
-	return int(math.Round(min(max(0, s.drained(c.Endpoint, now.Seconds())-c.ticket.start), c.ticket.Tokens())))
+	return int(math.Round(min(max(0, s.drained(c.Endpoint, now.Seconds())-c.place.start), c.place.tokens())))
 }
 
 // Release gives a claim back. It reports whether the endpoint is taken to have prefilled the prompt.
@@ -204,15 +207,15 @@ func (s *State) Release(c *Claim, outcome Outcome, now time.Duration) (prefilled
 	s.adapters.release(n, c.adapter, t)
 	switch outcome {
 	case Answered:
-		s.answered(n, t, c.ticket)
+		s.answered(n, t, c.place)
 		return true
 	case Ended:
-		likely := s.likelyPrefilled(n, t, c.ticket)
-		return s.withdraw(n, t, c.ticket) || likely
+		likely := s.likelyPrefilled(n, t, c.place)
+		return s.withdraw(n, t, c.place) || likely
 	case Abandoned:
-		return s.withdraw(n, t, c.ticket) && !unheard
+		return s.withdraw(n, t, c.place) && !unheard
 	}
-	s.withdraw(n, t, c.ticket)
+	s.withdraw(n, t, c.place)
 	return false
 }
 

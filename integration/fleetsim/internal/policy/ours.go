@@ -68,7 +68,7 @@ func (p *ours) Pick(now time.Duration, id int, c *workload.Call) int {
 	p.now = now
 	p.facts = factsOf(c)
 	r := &poolstate.Reservation{}
-	if err := p.pool.Pick(&p.facts, &poolstate.Subset{}, r); err != nil {
+	if _, err := p.pool.Pick(&poolstate.Call{Facts: &p.facts}, r); err != nil {
 		return -1 // no member, which ends the run: a pool with endpoints refuses nothing
 	}
 	p.reservations[id] = r

@@ -21,6 +21,7 @@ import (
 	inferencelisters "sigs.k8s.io/gateway-api-inference-extension/client-go/listers/api/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
@@ -128,7 +129,7 @@ func (c *Cluster) sync(name types.NamespacedName) {
 		c.forget(name)
 		return
 	}
-	settings, wrong := poolstate.ParseSettings(object.Annotations)
+	settings, wrong := picksettings.Parse(object.Annotations)
 	c.tell(name, errors.Join(append(wrong, faults)...))
 	c.fleet.Configure(name, settings)
 	c.fleet.Pool(name).Metrics().SetInvalidSettings(len(wrong))

@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
@@ -96,7 +97,7 @@ func (s *File) apply(pools []filePool) {
 type filePool struct {
 	name      types.NamespacedName
 	endpoints []pool.Endpoint
-	settings  poolstate.Settings
+	settings  picksettings.Settings
 }
 
 // parseFile reads the file's format: a list "pools", each with a name "namespace/name", its endpoints "ip:port", and the
@@ -132,7 +133,7 @@ func parseFile(content []byte) ([]filePool, error) {
 		if err != nil {
 			wrong = append(wrong, fmt.Errorf("pool %s: %w", name, err))
 		}
-		settings, invalid := poolstate.ParseSettings(p.Annotations)
+		settings, invalid := picksettings.Parse(p.Annotations)
 		for _, err := range invalid {
 			wrong = append(wrong, fmt.Errorf("pool %s: %w", name, err))
 		}

@@ -86,12 +86,13 @@ func metricName(name []byte) (of, counter []byte, ok bool) {
 
 // parse reads the counters of pools, by pool.CounterName, from a page in Prometheus' text format. It holds one line at a time. Of a
 // counter that several listeners have it takes the sum. Lines that are no counter of a pool are passed over, and so are
-// numbers that no counter can have.
-func parse(page io.Reader) (map[string]counters, error) {
+// numbers that no counter can have. It says how many bytes it read.
+func parse(page io.Reader) (out map[string]counters, bytes int, err error) {
 	limited := &io.LimitedReader{R: page, N: maxPage + 1}
 	lines := bufio.NewScanner(limited)
 	lines.Buffer(make([]byte, 0, maxLine), maxLine)
-	out := map[string]counters{}
+	out = map[string]counters{}
+	read := func() int { return maxPage + 1 - int(limited.N) }
 	for lines.Scan() {
 		name, value := sample(lines.Bytes())
 		of, counter, ok := metricName(name)
@@ -105,7 +106,7 @@ func parse(page io.Reader) (map[string]counters, error) {
 			continue
 		}
 		if !known && len(out) == maxPools {
-			return nil, fmt.Errorf("its page of counters tells of more than %d pools", maxPools)
+			return nil, read(), fmt.Errorf("its page of counters tells of more than %d pools", maxPools)
 		}
 		if *field+n <= maxCount {
 			*field += n
@@ -113,12 +114,12 @@ func parse(page io.Reader) (map[string]counters, error) {
 		out[string(of)] = c
 	}
 	if limited.N <= 0 {
-		return nil, fmt.Errorf("its page of counters is longer than %d bytes", maxPage)
+		return nil, read(), fmt.Errorf("its page of counters is longer than %d bytes", maxPage)
 	}
 	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("reading its page of counters: %w", err)
+		return nil, read(), fmt.Errorf("reading its page of counters: %w", err)
 	}
-	return out, nil
+	return out, read(), nil
 }
 
 // sample cuts a line into a metric's name and its value. The labels are left out, and so is a timestamp.

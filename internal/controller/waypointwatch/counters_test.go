@@ -61,12 +61,12 @@ func TestParse(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			got, err := parse(strings.NewReader(tt.page))
+			got, bytes, err := parse(strings.NewReader(tt.page))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(counters{})); diff != "" {
-				t.Errorf("counters (-want +got):\n%s", diff)
+			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(counters{})); diff != "" || bytes != len(tt.page) {
+				t.Errorf("%d bytes of %d are read, counters (-want +got):\n%s", bytes, len(tt.page), diff)
 			}
 		})
 	}
@@ -79,12 +79,12 @@ func TestParseBounds(t *testing.T) {
 		"a long line":  short + strings.Repeat("x", maxLine+1),
 		"without ends": strings.Repeat("x", 2*maxPage),
 	} {
-		if got, err := parse(strings.NewReader(page)); err == nil {
+		if got, bytes, err := parse(strings.NewReader(page)); err == nil || bytes == 0 {
 			t.Errorf("%s: %v and no error", name, got)
 		}
 	}
 	whole := strings.Repeat("# HELP\n", (maxPage-len(short))/7) + short
-	if got, err := parse(strings.NewReader(whole)); err != nil || got[llama].started != 1 {
+	if got, bytes, err := parse(strings.NewReader(whole)); bytes != len(whole) || err != nil || got[llama].started != 1 {
 		t.Errorf("a page of %d bytes gives %v, %v", len(whole), got, err)
 	}
 }
@@ -92,7 +92,7 @@ func TestParseBounds(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add(line(80, llama, "streams_started", 7) + "x{y=\"}\"} 1 2\n")
 	f.Fuzz(func(t *testing.T, page string) {
-		got, _ := parse(strings.NewReader(page))
+		got, _, _ := parse(strings.NewReader(page))
 		for name, c := range got {
 			if len(name) != len(llama) || min(c.started, c.closed, c.failed, c.timeouts, c.allowed, c.sent, c.received) < 0 ||
 				max(c.started, c.closed, c.failed, c.timeouts, c.allowed, c.sent, c.received) > maxCount {

@@ -40,33 +40,33 @@ func newFetcher(port int) *fetcher {
 	}}
 }
 
-// fetch reads the counters of a pod.
-func (f *fetcher) fetch(ctx context.Context, pod netip.Addr) (map[string]counters, error) {
+// fetch reads the counters of a pod, and says how many bytes of its page were read.
+func (f *fetcher) fetch(ctx context.Context, pod netip.Addr) (page map[string]counters, bytes int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	page := url.URL{
+	at := url.URL{
 		Scheme:   "http",
 		Host:     net.JoinHostPort(pod.String(), strconv.Itoa(f.port)),
 		Path:     "/stats/prometheus",
 		RawQuery: url.Values{"filter": {dotted}}.Encode(),
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, page.String(), http.NoBody)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), http.NoBody)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	request.Header.Set("Accept", "text/plain")
 	request.Header.Set("User-Agent", "inference-waypoint")
 	response, err := f.transport.RoundTrip(request)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer func() { _ = response.Body.Close() }() // what is left of a page is not wanted
 	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("its page of counters was answered with status %d", response.StatusCode)
+		return nil, 0, fmt.Errorf("its page of counters was answered with status %d", response.StatusCode)
 	}
-	out, err := parse(response.Body)
+	page, bytes, err = parse(response.Body)
 	if ctx.Err() != nil {
-		return nil, errors.Join(fmt.Errorf("its page of counters took longer than %s", readTimeout), err)
+		return nil, bytes, errors.Join(fmt.Errorf("its page of counters took longer than %s", readTimeout), err)
 	}
-	return out, err
+	return page, bytes, err
 }

@@ -14,13 +14,13 @@ import (
 )
 
 // serve runs a pod's page, and returns how it is fetched.
-func serve(t *testing.T, page http.HandlerFunc) func() (map[string]counters, error) {
+func serve(t *testing.T, page http.HandlerFunc) func() (map[string]counters, int, error) {
 	t.Helper()
 	server := httptest.NewServer(page)
 	t.Cleanup(server.CloseClientConnections)
 	t.Cleanup(func() { go server.Close() }) // pages that never end
 	f := newFetcher(server.Listener.Addr().(*net.TCPAddr).Port)
-	return func() (map[string]counters, error) { return f.fetch(t.Context(), netip.MustParseAddr("127.0.0.1")) }
+	return func() (map[string]counters, int, error) { return f.fetch(t.Context(), netip.MustParseAddr("127.0.0.1")) }
 }
 
 func TestFetch(t *testing.T) {
@@ -29,9 +29,9 @@ func TestFetch(t *testing.T) {
 		asked.Store(r)
 		_, _ = io.WriteString(w, line(80, llama, "streams_started", 7))
 	})
-	got, err := fetch()
-	if err != nil || got[llama].started != 7 {
-		t.Errorf("got %v, %v", got, err)
+	got, bytes, err := fetch()
+	if err != nil || got[llama].started != 7 || bytes == 0 {
+		t.Errorf("got %v of %d bytes, %v", got, bytes, err)
 	}
 	r := asked.Load()
 	if r.URL.Path != "/stats/prometheus" {
@@ -85,7 +85,7 @@ func TestFetchOfAPodThatMisbehaves(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			start := time.Now()
-			got, err := serve(t, page)()
+			got, _, err := serve(t, page)()
 			if err == nil {
 				t.Errorf("it is taken for %v", got)
 			}
@@ -95,7 +95,7 @@ func TestFetchOfAPodThatMisbehaves(t *testing.T) {
 		})
 	}
 	t.Run("another program's page", func(t *testing.T) {
-		got, err := serve(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>hello</html>") })()
+		got, _, err := serve(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>hello</html>") })()
 		if err != nil || got == nil || len(got) > 0 {
 			t.Errorf("it is taken for %v, %v: want a page without counters", got, err)
 		}
@@ -106,7 +106,7 @@ func TestFetchOfAPodThatMisbehaves(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = listener.Close()
-		if _, err := newFetcher(listener.Addr().(*net.TCPAddr).Port).fetch(t.Context(), netip.MustParseAddr("127.0.0.1")); err == nil {
+		if _, _, err := newFetcher(listener.Addr().(*net.TCPAddr).Port).fetch(t.Context(), netip.MustParseAddr("127.0.0.1")); err == nil {
 			t.Error("no error")
 		}
 	})

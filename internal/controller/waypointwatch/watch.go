@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 
@@ -29,6 +30,10 @@ const (
 	// readsAtOnce is how many pods are read at once in all. To hold up the others, the pods of 64 namespaces would have to
 	// be slow at once, and then each waits for readTimeout at most. A reading holds some 16 KiB.
 	readsAtOnce = 256
+	// bytesBySecond is how fast the pages of one namespace are read, behind the first pageBurst of a round, however many
+	// waypoints it has: a processor parses some 200 MiB a second. Those of 100 pools at 25 pods are read in one burst.
+	bytesBySecond = 4 << 20
+	pageBurst     = 4 << 20
 )
 
 // Waypoint is one to watch.
@@ -60,7 +65,7 @@ type Watch struct {
 	list    func(context.Context) ([]Waypoint, error)
 	changed func(context.Context, types.NamespacedName)
 	failed  func(error)
-	fetch   func(context.Context, netip.Addr) (map[string]counters, error)
+	fetch   fetch
 	clock   clock.WithTicker
 	slots   chan struct{} // holds one for each pod that is read
 
@@ -69,6 +74,9 @@ type Watch struct {
 	pods   map[podPlace]history
 	busy   map[string]bool // namespaces whose last round is not over
 }
+
+// fetch reads a pod's page, and says how many bytes of it were read, also where it is refused.
+type fetch func(context.Context, netip.Addr) (page map[string]counters, bytes int, err error)
 
 // podPlace is a pool at a pod.
 type podPlace struct {
@@ -84,7 +92,7 @@ func New(port int, list func(context.Context) ([]Waypoint, error), changed func(
 
 func newWatch(
 	list func(context.Context) ([]Waypoint, error), changed func(context.Context, types.NamespacedName), failed func(error),
-	fetch func(context.Context, netip.Addr) (map[string]counters, error), ticks clock.WithTicker,
+	fetch fetch, ticks clock.WithTicker,
 ) *Watch {
 	return &Watch{
 		list: list, changed: changed, failed: failed, fetch: fetch, clock: ticks,
@@ -188,6 +196,7 @@ func (w *Watch) keep(byNamespace map[string][]Waypoint) {
 // read reads the pods of a namespace's waypoints, some at a time, and judges each waypoint when its pods are read.
 func (w *Watch) read(ctx context.Context, waypoints []Waypoint) {
 	own := make(chan struct{}, readsByNamespace)
+	pace := rate.NewLimiter(bytesBySecond, pageBurst)
 	var all sync.WaitGroup
 	for _, at := range waypoints {
 		pages := make([]map[string]counters, len(at.Pods))
@@ -197,8 +206,10 @@ func (w *Watch) read(ctx context.Context, waypoints []Waypoint) {
 			pods.Go(func() {
 				defer func() { <-own }()
 				w.slots <- struct{}{}
-				defer func() { <-w.slots }()
-				pages[i], _ = w.fetch(ctx, pod.Address) // a page that is not there is judged as such
+				page, bytes, _ := w.fetch(ctx, pod.Address) // a page that is not there is judged as such
+				<-w.slots
+				pages[i] = page
+				_ = pace.WaitN(ctx, bytes) // in the namespace's own time; it fails when ctx ends
 			})
 		}
 		all.Go(func() {

@@ -26,13 +26,14 @@ type world struct {
 	mu        sync.Mutex
 	waypoints []Waypoint
 	pages     map[netip.Addr]func(context.Context) (map[string]counters, error)
+	bytes     map[string]int // of a page, by the first byte of the pod's address
 	changed   []string
 	inFlight  map[string]int // by the first byte of the address
 	most      map[string]int
 }
 
 func newWorld() *world {
-	return &world{pages: map[netip.Addr]func(context.Context) (map[string]counters, error){}, inFlight: map[string]int{}, most: map[string]int{}}
+	return &world{pages: map[netip.Addr]func(context.Context) (map[string]counters, error){}, bytes: map[string]int{}, inFlight: map[string]int{}, most: map[string]int{}}
 }
 
 func (w *world) watch() *Watch {
@@ -48,12 +49,12 @@ func (w *world) watch() *Watch {
 			w.changed = append(w.changed, name.String())
 		},
 		func(error) {},
-		func(ctx context.Context, pod netip.Addr) (map[string]counters, error) {
+		func(ctx context.Context, pod netip.Addr) (map[string]counters, int, error) {
 			whose := strings.Split(pod.String(), ".")[0]
 			w.mu.Lock()
 			w.inFlight[whose]++
 			w.most[whose] = max(w.most[whose], w.inFlight[whose])
-			page := w.pages[pod]
+			page, bytes := w.pages[pod], w.bytes[whose]
 			w.mu.Unlock()
 			defer func() {
 				w.mu.Lock()
@@ -61,9 +62,10 @@ func (w *world) watch() *Watch {
 				w.inFlight[whose]--
 			}()
 			if page == nil {
-				return nil, errors.New("connection refused")
+				return nil, 0, errors.New("connection refused")
 			}
-			return page(ctx)
+			out, err := page(ctx)
+			return out, bytes, err
 		},
 		clock.RealClock{},
 	)
@@ -164,6 +166,43 @@ func TestWatchOfForeignPools(t *testing.T) {
 		if got := w.state("evil", "own"); got != (Verdict{Unpicked, Refused}) {
 			t.Errorf("the pod's own pool: %+v", got)
 		}
+	})
+}
+
+// However many waypoints a namespace has and whatever their pods answer, what is parsed for it in a second is bounded.
+func TestLongPagesOfManyWaypointsAreReadSlowly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		the := newWorld()
+		reads := map[string]int{}
+		add := func(namespace string, net int) {
+			w := at(namespace, net, 1, "llama")
+			the.waypoints = append(the.waypoints, w)
+			page := counting(true, named(namespace, "llama"))
+			the.pages[w.Pods[0].Address] = func(ctx context.Context) (map[string]counters, error) {
+				the.mu.Lock()
+				reads[namespace]++
+				the.mu.Unlock()
+				return page(ctx)
+			}
+			the.bytes[fmt.Sprint(net)] = maxPage
+		}
+		for net := range 100 {
+			add("evil", 100+net)
+		}
+		add("good", 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		go the.watch().Run(ctx, 5*time.Second)
+		time.Sleep(time.Minute + time.Second)
+		the.mu.Lock() // while it still runs
+		if most := (61*bytesBySecond + 13*pageBurst) / maxPage; reads["evil"] > most || reads["evil"] < 100 {
+			t.Errorf("100 pages of 1 MiB were read %d times in a minute, want each once and %d in all at most", reads["evil"], most)
+		}
+		if reads["good"] != 13 {
+			t.Errorf("the other namespace's page was read %d times in a minute, want 13", reads["good"])
+		}
+		the.mu.Unlock()
+		cancel()
+		synctest.Wait()
 	})
 }
 

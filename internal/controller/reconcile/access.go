@@ -31,7 +31,7 @@ type accessReconciler struct {
 // Reconcile is called whenever a waypoint, an EnvoyFilter of ours or the picker's Service may have changed.
 func (r *accessReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
 	picker := *r.settings.DefaultPicker
-	g := newGatherer(ctx, r.client, r.settings)
+	g := newReader(ctx, r.client, r.settings, nil)
 	service := get[corev1.Service](g, picker.Service)
 	waypoints := map[types.NamespacedName]*gatewayv1.Gateway{}
 	var all networkingv1alpha3.EnvoyFilterList

@@ -11,7 +11,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
@@ -29,6 +28,7 @@ type grpcRouteReconciler struct {
 	client   client.Client
 	settings translate.Settings
 	now      func() time.Time
+	read     *dependents
 }
 
 // addGRPCRoutes adds the controller of GRPCRoutes where the cluster has that kind. One that gets it later is served from
@@ -45,14 +45,14 @@ func addGRPCRoutes(ctx context.Context, m manager.Manager, settings translate.Se
 	if err := m.GetFieldIndexer().IndexField(ctx, &gatewayv1.GRPCRoute{}, parentIndex, grpcRouteParents); err != nil {
 		return fmt.Errorf("indexing GRPCRoutes by their parents: %w", err)
 	}
-	w := watcher{m.GetClient(), settings}
+	w := watcher{&dependents{}, indexes(settings), nobodys}
 	return ctrl.NewControllerManagedBy(m).
 		Named(name+"-grpcroutes").
 		For(&gatewayv1.GRPCRoute{}).
-		Watches(&inferencev1.InferencePool{}, w.toGRPCRoutes()).
-		Watches(&corev1.Service{}, w.toGRPCRoutes()).
+		Watches(&inferencev1.InferencePool{}, w.handler()).
+		Watches(&corev1.Service{}, w.handler()).
 		WithOptions(fairly(1)).
-		Complete(&grpcRouteReconciler{client: m.GetClient(), settings: settings, now: time.Now})
+		Complete(&grpcRouteReconciler{client: m.GetClient(), settings: settings, now: time.Now, read: w.dependents})
 }
 
 func grpcRouteParents(o client.Object) []string {
@@ -64,45 +64,29 @@ func grpcRouteParents(o client.Object) []string {
 	return out
 }
 
-// toGRPCRoutes maps an event of a pool or of a Service to the routes that have its fronts, or itself, as a parent.
-func (w watcher) toGRPCRoutes() handler.EventHandler {
-	return handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
-		g := newGatherer(ctx, w.client, w.settings)
-		parents := []routes.Object{serviceObject(client.ObjectKeyFromObject(o))}
-		if _, isPool := o.(*inferencev1.InferencePool); isPool {
-			parents = g.frontsOf(client.ObjectKeyFromObject(o))
-		}
-		out := names{}
-		for _, p := range parents {
-			for _, route := range list[gatewayv1.GRPCRoute](g, &gatewayv1.GRPCRouteList{}, parentIndex, keyOf(p)) {
-				out[client.ObjectKeyFromObject(route)] = true
-			}
-		}
-		w.log(ctx, g.err)
-		return out.requests()
-	})
-}
-
 // Reconcile is called with a route's name whenever it or a front that it may be at has changed.
 func (r *grpcRouteReconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
-	g := newGatherer(ctx, r.client, r.settings)
+	reads := r.read.begin(request.NamespacedName)
+	g := newReader(ctx, r.client, r.settings, reads)
 	route := get[gatewayv1.GRPCRoute](g, request.NamespacedName)
-	if g.err != nil || route == nil || route.DeletionTimestamp != nil {
+	switch {
+	case g.err != nil:
 		return reconcile.Result{}, g.err
+	case route == nil || route.DeletionTimestamp != nil:
+		reads.forget()
+		return reconcile.Result{}, nil
 	}
 	var ours []routes.Verdict
 	for _, ref := range route.Spec.ParentRefs {
 		parent := routes.ParentOf(route.Namespace, ref)
-		if translate.IsService(parent) {
-			read(g, parent.Name, g.in.Services)
-		}
-		if owner, is := translate.PoolOf(parent, g.in.Services); is && g.bare(owner) {
+		if owner, is := translate.PoolOf(parent, g); is && g.Pool(owner) != nil {
 			ours = append(ours, routes.NotServed(ref))
 		}
 	}
 	if g.err != nil {
 		return reconcile.Result{}, g.err
 	}
+	reads.end()
 	const controller = gatewayv1.GatewayController(poolstatus.ControllerName)
 	parents, changed, err := routes.MergeStatus(route.Status.Parents, ours, controller, route.Generation, r.now())
 	if err != nil || !changed {

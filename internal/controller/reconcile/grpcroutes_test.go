@@ -26,7 +26,7 @@ func TestReconcileGRPCRoute(t *testing.T) {
 	}
 	route.Status.Parents = []gatewayv1.RouteParentStatus{{ParentRef: front, ControllerName: "istio.io/gateway-controller"}}
 	c, writes := newClient(t, somePool(), namespace(), waypoint(), pickerService(), route)
-	r := &grpcRouteReconciler{client: c, settings: settings(), now: time.Now}
+	r := &grpcRouteReconciler{client: c, settings: settings(), now: time.Now, read: &dependents{}}
 	request := reconcile.Request{NamespacedName: client.ObjectKeyFromObject(route)}
 	want := func(want ...string) {
 		t.Helper()
@@ -55,7 +55,7 @@ func TestReconcileGRPCRoute(t *testing.T) {
 	if *writes > 0 {
 		t.Errorf("%d writes where nothing had changed", *writes)
 	}
-	if got := queuedBy(somePool(), watcher{c, settings()}); len(got) != 1 || got[0] != request {
+	if got := queuedBy(somePool(), watcher{r.read, indexes(settings()), nobodys}); len(got) != 1 || got[0] != request {
 		t.Errorf("an event of the pool concerns %v, want %v", got, request)
 	}
 	if err := Uninstall(ctx, c, "inference-system", 0); err != nil {
@@ -71,7 +71,7 @@ func TestReconcileGRPCRoute(t *testing.T) {
 func queuedBy(p *inferencev1.InferencePool, w watcher) []reconcile.Request {
 	queue := workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[reconcile.Request]())
 	defer queue.ShutDown()
-	w.toGRPCRoutes().Create(context.Background(), event.CreateEvent{Object: p}, queue)
+	w.handler().Create(context.Background(), event.CreateEvent{Object: p}, queue)
 	var out []reconcile.Request
 	for queue.Len() > 0 {
 		next, _ := queue.Get()

@@ -1,7 +1,6 @@
 package reconcile
 
 import (
-	"context"
 	"time"
 
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
@@ -17,11 +16,10 @@ import (
 )
 
 // apply brings a pool's objects to what they should be, as far as calls in flight allow it now, and says when to go on.
-func (r *Reconciler) apply(ctx context.Context, name types.NamespacedName, out translate.Output) ([]apply.Change, time.Duration, error) {
+func (r *Reconciler) apply(g *reader, name types.NamespacedName, out translate.Output) ([]apply.Change, time.Duration, error) {
 	if out.Keep {
 		return nil, 0, nil
 	}
-	g := newGatherer(ctx, r.client, r.settings)
 	live := list[networkingv1alpha3.EnvoyFilter](g, &networkingv1alpha3.EnvoyFilterList{}, apply.OwnerIndex, name.String())
 	var wanted []handover.Wanted
 	for _, f := range out.EnvoyFilters {
@@ -48,13 +46,13 @@ func (r *Reconciler) apply(ctx context.Context, name types.NamespacedName, out t
 	for _, f := range plan.Leaving {
 		leaving.Last = append(leaving.Last, f)
 	}
-	changes, err := r.objects.Sync(ctx, name, objects, leaving)
+	changes, err := r.objects.Sync(g.ctx, name, objects, leaving)
 	return changes, handover.Sooner(wait, plan.Again), err
 }
 
 // holdMove keeps a pool's host at the waypoint that it is to leave, until the one that it goes to can serve it: callers
 // follow the host at once. A host goes at once where the waypoint that it is to leave is gone.
-func (r *Reconciler) holdMove(g *gatherer, name types.NamespacedName, out translate.Output) (stays types.NamespacedName, again time.Duration) {
+func (r *Reconciler) holdMove(g *reader, name types.NamespacedName, out translate.Output) (stays types.NamespacedName, again time.Duration) {
 	if len(out.ServiceEntries) == 0 {
 		return stays, 0
 	}
@@ -76,7 +74,7 @@ func (r *Reconciler) holdMove(g *gatherer, name types.NamespacedName, out transl
 }
 
 // serves reports whether a waypoint can take a pool's host over, or when to ask again.
-func (r *Reconciler) serves(g *gatherer, pool, waypoint types.NamespacedName, out translate.Output) (wait time.Duration, ready bool) {
+func (r *Reconciler) serves(g *reader, pool, waypoint types.NamespacedName, out translate.Output) (wait time.Duration, ready bool) {
 	gateway := get[gatewayv1.Gateway](g, waypoint)
 	if gateway == nil || !meta.IsStatusConditionTrue(gateway.Status.Conditions, string(gatewayv1.GatewayConditionProgrammed)) {
 		return 0, false // it is an event when that changes

@@ -1,9 +1,6 @@
 package reconcile
 
 import (
-	"slices"
-	"strings"
-
 	networkingapi "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
@@ -17,7 +14,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
-	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
@@ -98,38 +94,6 @@ func strip(o any) (any, error) {
 	return o, nil
 }
 
-// others reads what others have configured for calls to a pool, as far as the pool's hosts and waypoints find it.
-func (g *gatherer) others(name types.NamespacedName) {
-	targets := []routes.Object{entryObject(name), ineffective.Class(g.settings.RootNamespace)}
-	hosts := append(hostsOf(g.in.Pools[name], g.settings), anyHost)
-	if waypoint, bound := translate.WaypointOf(g.in.Pools[name], g.in.Namespaces[name.Namespace]); bound {
-		targets = append(targets, gatewayObject(waypoint))
-	}
-	for service, s := range g.in.Services {
-		if translate.FrontOf(s) != name {
-			continue
-		}
-		targets = append(targets, serviceObject(service))
-		hosts = append(hosts, translate.ServiceHost(service, g.settings))
-		if waypoint, bound := translate.ServiceWaypoint(s, g.in.Namespaces[name.Namespace]); bound {
-			targets = append(targets, gatewayObject(waypoint))
-		}
-	}
-	for _, host := range hosts {
-		for _, v := range list[networkingv1.VirtualService](g, &networkingv1.VirtualServiceList{}, hostIndex, host) {
-			g.in.Others.VirtualServices[client.ObjectKeyFromObject(v)] = v
-		}
-		for _, d := range list[networkingv1.DestinationRule](g, &networkingv1.DestinationRuleList{}, hostIndex, host) {
-			g.in.Others.DestinationRules[client.ObjectKeyFromObject(d)] = d
-		}
-	}
-	for _, target := range targets {
-		for _, f := range list[networkingv1alpha3.EnvoyFilter](g, &networkingv1alpha3.EnvoyFilterList{}, targetIndex, keyOf(target)) {
-			g.in.Others.EnvoyFilters[client.ObjectKeyFromObject(f)] = f
-		}
-	}
-}
-
 func othersIndexes(settings translate.Settings) []index {
 	return []index{
 		{&networkingv1.VirtualService{}, hostIndex, func(o client.Object) []string {
@@ -147,55 +111,6 @@ func othersIndexes(settings translate.Settings) []index {
 	}
 }
 
-func hostKeys(patterns []string) []string {
-	var out []string
-	for _, pattern := range patterns {
-		if strings.HasPrefix(pattern, "*") {
-			pattern = anyHost
-		}
-		out = append(out, pattern)
-	}
-	return out
-}
-
 func gatewayObject(name types.NamespacedName) routes.Object {
 	return routes.Object{Group: gatewayv1.GroupName, Kind: "Gateway", Name: name}
-}
-
-// calledAs adds the pools that are called by a host which a pattern is for.
-func (w watcher) calledAs(g *gatherer, patterns []string, out names) {
-	for _, pattern := range patterns {
-		matches := func(host string) bool { return ineffective.Matches(pattern, host) }
-		key := pattern
-		if strings.HasPrefix(pattern, "*") {
-			key = anyFront
-			w.matching(g, "", out, func(p *inferencev1.InferencePool) bool { return slices.ContainsFunc(hostsOf(p, w.settings), matches) })
-		} else {
-			w.claiming(g, []string{pattern}, out)
-		}
-		for _, s := range list[corev1.Service](g, &corev1.ServiceList{}, frontIndex, key) {
-			if matches(translate.ServiceHost(client.ObjectKeyFromObject(s), w.settings)) {
-				out[translate.FrontOf(s)] = true
-			}
-		}
-	}
-}
-
-// targeted adds the pools that an EnvoyFilter of others reaches.
-func (w watcher) targeted(g *gatherer, f *networkingv1alpha3.EnvoyFilter, out names) {
-	for _, o := range ineffective.Targets(f) {
-		switch o {
-		case ineffective.Class(w.settings.RootNamespace):
-			w.matching(g, "", out, func(*inferencev1.InferencePool) bool { return true })
-		case gatewayObject(o.Name):
-			w.at(g, o.Name, out)
-		case entryObject(o.Name):
-			out[o.Name] = true // a pool's has the pool's name; of another's nothing comes
-		case serviceObject(o.Name):
-			read(g, o.Name, g.in.Services)
-			if s := g.in.Services[o.Name]; s != nil && translate.FrontOf(s).Name != "" {
-				out[translate.FrontOf(s)] = true
-			}
-		}
-	}
 }

@@ -33,7 +33,7 @@ type pickersReconciler struct {
 
 // Reconcile is called with a waypoint's name whenever an EnvoyFilter of ours there may have changed.
 func (r *pickersReconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
-	g := newGatherer(ctx, r.client, r.settings)
+	g := newReader(ctx, r.client, r.settings, nil)
 	pools := list[networkingv1alpha3.EnvoyFilter](g, &networkingv1alpha3.EnvoyFilterList{}, poolFilterIndex, request.String())
 	if g.err != nil {
 		return reconcile.Result{}, g.err

@@ -57,7 +57,7 @@ func TestPickersOfWaypoint(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", f.Name, diff)
 		}
 	}
-	if got := (watcher{c, settings()}).pools(t.Context(), filters[0]); len(got) > 0 {
+	if got := (watcher{pools.read, indexes(settings()), poolOf}).names(filters[0]); len(got) > 0 {
 		t.Errorf("it matters to pools %v", got)
 	}
 

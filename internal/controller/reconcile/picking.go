@@ -34,7 +34,7 @@ type seen struct {
 // pools may lead to it, and these calls are counted with the other pool. Calls to the pool's own hosts come first. Without
 // any, the pool is picked where another's calls are; where they are not, it is unpicked only if both ask the same
 // picker, as the calls that fail may be those of the other.
-func (r *Reconciler) seenAt(name, waypoint types.NamespacedName, calledBy []types.NamespacedName, in translate.Inputs) seen {
+func (r *Reconciler) seenAt(name, waypoint types.NamespacedName, calledBy []types.NamespacedName, in translate.Cluster) seen {
 	of := func(pool types.NamespacedName) seen {
 		verdict, counts := r.picking.Verdict(waypointwatch.Place{Pool: pool, Waypoint: waypoint})
 		return seen{verdict, counts}
@@ -43,13 +43,13 @@ func (r *Reconciler) seenAt(name, waypoint types.NamespacedName, calledBy []type
 	if best.State == waypointwatch.Picked || best.State == waypointwatch.Unpicked {
 		return best
 	}
-	picker, _ := translate.PickerOf(in.Pools[name], r.settings)
+	picker, _ := translate.PickerOf(in.Pool(name), r.settings)
 	for _, owner := range calledBy {
 		other := of(owner)
-		if owner == name || in.Pools[owner] == nil {
+		if owner == name || in.Pool(owner) == nil {
 			continue
 		}
-		asks, _ := translate.PickerOf(in.Pools[owner], r.settings)
+		asks, _ := translate.PickerOf(in.Pool(owner), r.settings)
 		if other.State > best.State && (other.State != waypointwatch.Unpicked || asks == picker) {
 			best = other
 		}
@@ -58,11 +58,11 @@ func (r *Reconciler) seenAt(name, waypoint types.NamespacedName, calledBy []type
 }
 
 // judgePicking says in each parent that serves the pool whether calls are picked there.
-func (r *Reconciler) judgePicking(name types.NamespacedName, out *translate.Output, in translate.Inputs) map[types.NamespacedName]seen {
-	if r.picking == nil || in.Pools[name] == nil {
+func (r *Reconciler) judgePicking(name types.NamespacedName, out *translate.Output, in translate.Cluster) map[types.NamespacedName]seen {
+	if r.picking == nil || in.Pool(name) == nil {
 		return nil
 	}
-	p, _ := pool.FromAPI(in.Pools[name]) // what is wrong with it is told already
+	p, _ := pool.FromAPI(in.Pool(name)) // what is wrong with it is told already
 	all := map[types.NamespacedName]seen{}
 	for i := range out.Parents {
 		parent := &out.Parents[i]
@@ -71,7 +71,7 @@ func (r *Reconciler) judgePicking(name types.NamespacedName, out *translate.Outp
 		}
 		all[parent.Gateway] = r.seenAt(name, parent.Gateway, out.CalledBy[parent.Gateway], in)
 		verdict := all[parent.Gateway].Verdict
-		if verdict.State == waypointwatch.None && !parent.Known(in.Pools[name].Status.Parents) {
+		if verdict.State == waypointwatch.None && !parent.Known(in.Pool(name).Status.Parents) {
 			verdict.State = waypointwatch.NotCalled // the waypoint only begins to serve the pool. Its counters will say the same, without a second write
 		}
 		parent.Picking = sayPicking(verdict, p.FailureMode)

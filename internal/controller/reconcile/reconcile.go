@@ -50,6 +50,7 @@ type Reconciler struct {
 	settings translate.Settings
 	clock    clock.Clock
 	picking  picking // nil where nobody watches
+	read     *dependents
 
 	handover   *handover.Filters
 	contests   *apply.Contests
@@ -58,14 +59,16 @@ type Reconciler struct {
 
 // Reconcile is called with a pool's name whenever something that it depends on may have changed.
 func (r *Reconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
-	in, err := newGatherer(ctx, r.client, r.settings).forPool(request.NamespacedName)
-	if err != nil {
-		return reconcile.Result{}, err
+	reads := r.read.begin(request.NamespacedName)
+	g := newReader(ctx, r.client, r.settings, reads)
+	pool := g.Pool(request.NamespacedName)
+	out := translate.Translate(request.NamespacedName, g, r.settings)
+	if g.err != nil {
+		return reconcile.Result{}, g.err
 	}
-	out := translate.Translate(request.NamespacedName, in, r.settings)
-	changes, again, err := r.apply(ctx, request.NamespacedName, out)
-	pool := in.Pools[request.NamespacedName]
+	changes, again, err := r.apply(g, request.NamespacedName, out)
 	if pool == nil {
+		reads.forget()
 		r.contests.Forget(statusKey(request.NamespacedName))
 		r.complaints.forget(request.NamespacedName)
 		return reconcile.Result{RequeueAfter: again}, err
@@ -74,7 +77,10 @@ func (r *Reconciler) Reconcile(ctx context.Context, request reconcile.Request) (
 		return reconcile.Result{}, err
 	}
 	reject(&out, err)
-	calls := r.judgePicking(request.NamespacedName, &out, in)
+	calls := r.judgePicking(request.NamespacedName, &out, g)
+	if g.err == nil {
+		reads.end()
+	}
 	r.tellSettings(pool)
 	result, statusErr := r.report(ctx, pool, out, changes, calls)
 	result.RequeueAfter = handover.Sooner(result.RequeueAfter, again)

@@ -172,15 +172,31 @@ func TestWatches(t *testing.T) {
 	port := inferencev1.Port{Number: 9002}
 	foreign.Spec.EndpointPickerRef = &inferencev1.EndpointPickerRef{Name: "epp", Port: &port}
 	route := routeTo()
-	c, _ := newClient(t, somePool(), elsewhere, foreign, namespace(), route, frontService("foreign"))
+	epp := pickerService()
+	epp.Namespace, epp.Name = "models", "epp"
+	others := namespace()
+	others.Name = elsewhere.Namespace
+	front := frontService("foreign")
+	front.Spec.Ports = []corev1.ServicePort{{Name: "http", Port: 80}}
+	c, _ := newClient(t, somePool(), elsewhere, foreign, namespace(), others, route, front, waypoint(), pickerService(), epp, grant("other"))
+	pools := newReconciler(c, events.NewFakeRecorder(64), settings(), handover.Times{}, clock.RealClock{})
+	statuses := &routeReconciler{client: c, events: events.NewFakeRecorder(64), settings: settings(), now: time.Now, read: &dependents{}}
+	for range 2 { // the second time by what the first one made
+		for _, name := range []types.NamespacedName{poolName, client.ObjectKeyFromObject(elsewhere), client.ObjectKeyFromObject(foreign)} {
+			if _, err := pools.Reconcile(t.Context(), reconcile.Request{NamespacedName: name}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := statuses.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(route)}); err != nil {
+			t.Fatal(err)
+		}
+	}
 
 	ours := &networkingv1alpha3.EnvoyFilter{ObjectMeta: metav1.ObjectMeta{
 		Namespace: "infra", Name: "x",
 		Labels:      map[string]string{apply.OwnedLabel: "true"},
 		Annotations: map[string]string{apply.OwnerAnnotation: "models/gone"},
 	}}
-	epp := pickerService()
-	epp.Namespace, epp.Name = "models", "epp"
 	otherGateway := waypoint()
 	otherGateway.Name = "other"
 	tests := map[string]struct {
@@ -190,15 +206,17 @@ func TestWatches(t *testing.T) {
 	}{
 		"an object of ours":              {ours, []string{"models/gone"}, nil},
 		"an object of another's":         {&networkingv1alpha3.EnvoyFilter{}, nil, nil},
-		"rules for a pool's host":        {othersRules("llama.models.inference.internal"), []string{"models/llama", "other/llama"}, []string{"other/split"}},
+		"rules for a pool's host":        {othersRules("llama.models.inference.internal"), []string{"models/llama"}, nil},
 		"rules for a front":              {othersRules("front"), []string{"models/foreign"}, nil},
-		"rules for any host":             {othersRules("*"), []string{"models/foreign", "models/llama", "other/llama"}, []string{"other/split"}},
+		"rules for any host":             {othersRules("*"), []string{"models/foreign", "models/llama", "other/llama"}, nil},
+		"rules for a wildcard":           {othersRules("*.models.inference.internal"), []string{"models/foreign", "models/llama"}, nil},
+		"rules for any ending":           {othersRules("*internal"), []string{"models/foreign", "models/llama", "other/llama"}, nil},
 		"rules for others' hosts":        {othersRules("*.example.com"), nil, nil},
-		"another's filter at a waypoint": {othersFilter("infra", "gateway.networking.k8s.io", "Gateway", "shared"), []string{"models/foreign", "models/llama", "other/llama"}, []string{"other/split"}},
+		"another's filter at a waypoint": {othersFilter("infra", "gateway.networking.k8s.io", "Gateway", "shared"), []string{"models/foreign", "models/llama", "other/llama"}, nil},
 		"another's filter at a front":    {othersFilter("models", "", "Service", "front"), []string{"models/foreign"}, nil},
 		"another's filter at a host":     {othersFilter("models", "networking.istio.io", "ServiceEntry", "foreign"), []string{"models/foreign"}, nil},
-		"another's host like a pool's":   {foreignEntry("llama.models.inference.internal"), []string{"models/llama", "other/llama"}, []string{"other/split"}},
-		"a namespace":                    {namespace(), []string{"models/foreign", "models/llama", "other/llama"}, []string{"other/split"}},
+		"another's host like a pool's":   {foreignEntry("llama.models.inference.internal"), nil, nil}, // who has it keeps it,
+		"a namespace":                    {namespace(), []string{"models/foreign", "models/llama"}, nil},
 		"the waypoint of a namespace":    {waypoint(), []string{"models/foreign", "models/llama", "other/llama"}, []string{"other/split"}},
 		"a Gateway that nothing names":   {otherGateway, nil, nil},
 		"the default picker":             {pickerService(), []string{"models/llama", "other/llama"}, []string{"other/split"}},
@@ -206,11 +224,11 @@ func TestWatches(t *testing.T) {
 		"a pool that a route leads to":   {somePool(), []string{"models/llama", "other/llama"}, []string{"other/split"}},
 		"a route":                        {route, []string{"models/llama", "other/llama"}, []string{"other/split"}},
 		"a grant for a route":            {grant("other"), []string{"models/llama", "other/llama"}, []string{"other/split"}},
-		"a grant for others":             {grant("nobody"), nil, nil},
+		"a grant beside a route's":       {grant("nobody"), []string{"models/llama", "other/llama"}, []string{"other/split"}},
 		"a Service as a front":           {frontService("foreign"), []string{"models/foreign"}, nil},
 		"a Service like others":          {frontService(""), nil, nil},
 	}
-	w := watcher{c, settings()}
+	ofPools, ofRoutes := watcher{pools.read, indexes(settings()), poolOf}, watcher{statuses.read, indexes(settings()), nobodys}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			for _, side := range []struct {
@@ -218,8 +236,8 @@ func TestWatches(t *testing.T) {
 				got  names
 				want []string
 			}{
-				{"pools", w.pools(context.Background(), tt.object), tt.want},
-				{"routes", w.routes(context.Background(), tt.object), tt.wantRoutes},
+				{"pools", ofPools.names(tt.object), tt.want},
+				{"routes", ofRoutes.names(tt.object), tt.wantRoutes},
 			} {
 				var got []string
 				for _, request := range side.got.requests() {

@@ -27,20 +27,26 @@ type routeReconciler struct {
 	events   events.EventRecorder
 	settings translate.Settings
 	now      func() time.Time
+	read     *dependents
 }
 
 // Reconcile is called with a route's name whenever something that its status depends on may have changed.
 func (r *routeReconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
-	g := newGatherer(ctx, r.client, r.settings)
+	reads := r.read.begin(request.NamespacedName)
+	g := newReader(ctx, r.client, r.settings, reads)
 	route := get[gatewayv1.HTTPRoute](g, request.NamespacedName)
-	if g.err != nil || route == nil || route.DeletionTimestamp != nil {
+	switch {
+	case g.err != nil:
+		return reconcile.Result{}, g.err
+	case route == nil || route.DeletionTimestamp != nil:
+		reads.forget()
+		return reconcile.Result{}, nil
+	}
+	verdicts := translate.RouteVerdicts(route, g, r.settings)
+	if g.err != nil {
 		return reconcile.Result{}, g.err
 	}
-	in, err := g.forRoute(route)
-	if err != nil {
-		return reconcile.Result{}, err
-	}
-	verdicts := translate.RouteVerdicts(route, in, r.settings)
+	reads.end()
 	changed, err := r.writeStatus(ctx, route, verdicts)
 	switch {
 	case apierrors.IsConflict(err):

@@ -29,7 +29,7 @@ func TestReconcileRoute(t *testing.T) {
 	route.Status.Parents = []gatewayv1.RouteParentStatus{istios}
 	c, writes := newClient(t, somePool(), elsewhere, namespace(), theirNamespace, waypoint(), pickerService(), route)
 	recorder := events.NewFakeRecorder(16)
-	r := &routeReconciler{client: c, events: recorder, settings: settings(), now: time.Now}
+	r := &routeReconciler{client: c, events: recorder, settings: settings(), now: time.Now, read: &dependents{}}
 	once := func() {
 		t.Helper()
 		if _, err := r.Reconcile(ctx, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(route)}); err != nil {

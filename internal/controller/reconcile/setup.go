@@ -69,49 +69,51 @@ func Add(ctx context.Context, m manager.Manager, settings translate.Settings, ti
 		}
 	}
 	recorder := m.GetEventRecorder(name)
-	w := watcher{m.GetClient(), settings}
+	w := watcher{&dependents{}, indexes(settings), poolOf}
 	pools := ctrl.NewControllerManagedBy(m).
 		Named(name+"-pools").
 		// Not For: it would queue a pool beside this, which does too, and the second reconcile would come before the
 		// first one's writes have.
-		Watches(&inferencev1.InferencePool{}, w.toPools()).
-		Watches(&networkingv1.ServiceEntry{}, w.toPools()).
-		Watches(envoyFilterKind, w.toPools()).
-		Watches(&corev1.Namespace{}, w.toPools()).
-		Watches(&gatewayv1.Gateway{}, w.toPools()).
-		Watches(&corev1.Service{}, w.toPools()).
-		Watches(&gatewayv1.HTTPRoute{}, w.toPools()).
-		Watches(&gatewayv1beta1.ReferenceGrant{}, w.toPools()).
+		Watches(&inferencev1.InferencePool{}, w.handler()).
+		Watches(&networkingv1.ServiceEntry{}, w.handler()).
+		Watches(envoyFilterKind, w.handler()).
+		Watches(&corev1.Namespace{}, w.handler()).
+		Watches(&gatewayv1.Gateway{}, w.handler()).
+		Watches(&corev1.Service{}, w.handler()).
+		Watches(&gatewayv1.HTTPRoute{}, w.handler()).
+		Watches(&gatewayv1beta1.ReferenceGrant{}, w.handler()).
 		WithOptions(fairly(parallel))
 	for _, kind := range othersKinds {
 		if installed(m.GetRESTMapper(), m.GetScheme(), kind) {
-			pools = pools.Watches(kind, w.toPools())
+			pools = pools.Watches(kind, w.handler())
 		}
 	}
 	reconciler := newReconciler(m.GetClient(), recorder, settings, times, clock.RealClock{})
+	reconciler.read = w.dependents
 	if watch > 0 {
 		calls, changed, err := addWatch(m, settings, watch)
 		if err != nil {
 			return fmt.Errorf("adding the watch over waypoints: %w", err)
 		}
 		reconciler.picking = calls
-		pools = pools.WatchesRawSource(source.Channel(changed, w.toPools()))
+		pools = pools.WatchesRawSource(source.Channel(changed, &handler.EnqueueRequestForObject{}))
 	}
 	err := pools.Complete(reconciler)
 	if err != nil {
 		return fmt.Errorf("adding the controller of pools: %w", err)
 	}
+	w = watcher{&dependents{}, w.indexed, nobodys}
 	err = ctrl.NewControllerManagedBy(m).
 		Named(name+"-routes").
 		For(&gatewayv1.HTTPRoute{}).
-		Watches(&gatewayv1.HTTPRoute{}, w.toRoutes()).
-		Watches(&inferencev1.InferencePool{}, w.toRoutes()).
-		Watches(&corev1.Namespace{}, w.toRoutes()).
-		Watches(&gatewayv1.Gateway{}, w.toRoutes()).
-		Watches(&corev1.Service{}, w.toRoutes()).
-		Watches(&gatewayv1beta1.ReferenceGrant{}, w.toRoutes()).
+		Watches(&gatewayv1.HTTPRoute{}, w.handler()).
+		Watches(&inferencev1.InferencePool{}, w.handler()).
+		Watches(&corev1.Namespace{}, w.handler()).
+		Watches(&gatewayv1.Gateway{}, w.handler()).
+		Watches(&corev1.Service{}, w.handler()).
+		Watches(&gatewayv1beta1.ReferenceGrant{}, w.handler()).
 		WithOptions(fairly(parallel)).
-		Complete(&routeReconciler{client: m.GetClient(), events: recorder, settings: settings, now: time.Now})
+		Complete(&routeReconciler{client: m.GetClient(), events: recorder, settings: settings, now: time.Now, read: w.dependents})
 	if err != nil {
 		return fmt.Errorf("adding the controller of routes: %w", err)
 	}
@@ -150,6 +152,7 @@ func newReconciler(c client.Client, recorder events.EventRecorder, settings tran
 		settings: settings,
 		clock:    ticks,
 		handover: handover.New(times, ticks),
+		read:     &dependents{},
 		contests: contests,
 	}
 }

@@ -106,7 +106,7 @@ const listTimeout = 5 * time.Second
 
 // watched are the waypoints that EnvoyFilters of pools are for, with the pods that run there.
 func watched(ctx context.Context, c client.Reader, settings translate.Settings) ([]waypointwatch.Waypoint, error) {
-	g := newGatherer(ctx, c, settings)
+	g := newReader(ctx, c, settings, nil)
 	var filters networkingv1alpha3.EnvoyFilterList
 	g.err = c.List(ctx, &filters, client.HasLabels{apply.OwnedLabel}, client.UnsafeDisableDeepCopy)
 	found := map[types.NamespacedName]*waypointwatch.Waypoint{}
@@ -144,10 +144,9 @@ func watched(ctx context.Context, c client.Reader, settings translate.Settings) 
 }
 
 // asksOthers reports whether any picker that an EnvoyFilter asks is another's.
-func (g *gatherer) asksOthers(f *networkingv1alpha3.EnvoyFilter) bool {
+func (g *reader) asksOthers(f *networkingv1alpha3.EnvoyFilter) bool {
 	for _, picker := range translate.AskedBy(f) {
-		read(g, picker.Service, g.in.Services)
-		if !translate.IsOwnPicker(picker, g.in.Services[picker.Service], g.settings) {
+		if !translate.IsOwnPicker(picker, g.Service(picker.Service), g.settings) {
 			return true
 		}
 	}

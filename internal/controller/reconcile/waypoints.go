@@ -39,7 +39,7 @@ func namespaceOwner(namespace string) types.NamespacedName {
 
 // Reconcile is called with a namespace's name whenever it, or a Gateway there, may have changed.
 func (r *waypointReconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
-	g := newGatherer(ctx, r.client, translate.Settings{})
+	g := newReader(ctx, r.client, translate.Settings{}, nil)
 	ns := get[corev1.Namespace](g, request.NamespacedName)
 	if g.err != nil || ns == nil || ns.DeletionTimestamp != nil {
 		return reconcile.Result{}, g.err // its Gateways go with it
@@ -68,7 +68,7 @@ func (r *waypointReconciler) Reconcile(ctx context.Context, request reconcile.Re
 
 // stay are the waypoints that are not wanted any more and must not go yet: until nothing is bound to them, and then for as
 // long as they drain calls.
-func (r *waypointReconciler) stay(g *gatherer, namespace string, want *gatewayv1.Gateway) (names map[types.NamespacedName]bool, again time.Duration) {
+func (r *waypointReconciler) stay(g *reader, namespace string, want *gatewayv1.Gateway) (names map[types.NamespacedName]bool, again time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.clock.Now()
@@ -99,7 +99,7 @@ func (r *waypointReconciler) stay(g *gatherer, namespace string, want *gatewayv1
 }
 
 // bound reports whether a pool's host is bound to a waypoint of its namespace.
-func (r *waypointReconciler) bound(g *gatherer, waypoint types.NamespacedName) bool {
+func (r *waypointReconciler) bound(g *reader, waypoint types.NamespacedName) bool {
 	var entries networkingv1.ServiceEntryList
 	if g.err == nil {
 		g.err = r.client.List(g.ctx, &entries, client.InNamespace(waypoint.Namespace), client.HasLabels{apply.OwnedLabel})
@@ -108,7 +108,7 @@ func (r *waypointReconciler) bound(g *gatherer, waypoint types.NamespacedName) b
 }
 
 // others reports whether somebody else made the Gateway: it is then used as it is.
-func (r *waypointReconciler) others(g *gatherer, name types.NamespacedName) bool {
+func (r *waypointReconciler) others(g *reader, name types.NamespacedName) bool {
 	live := get[gatewayv1.Gateway](g, name)
 	if live == nil {
 		return false

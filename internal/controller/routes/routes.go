@@ -217,12 +217,12 @@ func identity(m envoypatch.Match) string {
 }
 
 // Granted reports whether a grant lets HTTPRoutes of a namespace refer to an object of another. Within one namespace
-// none is needed.
-func Granted(namespace string, to Object, grants []*gatewayv1.ReferenceGrant) bool {
+// none is needed. The grants are asked for by their namespace, which is the object's.
+func Granted(namespace string, to Object, grants func(namespace string) []*gatewayv1.ReferenceGrant) bool {
 	if namespace == to.Name.Namespace {
 		return true
 	}
-	return slices.ContainsFunc(grants, func(g *gatewayv1.ReferenceGrant) bool {
+	return slices.ContainsFunc(grants(to.Name.Namespace), func(g *gatewayv1.ReferenceGrant) bool {
 		return g.Namespace == to.Name.Namespace &&
 			slices.ContainsFunc(g.Spec.From, func(f gatewayv1.ReferenceGrantFrom) bool {
 				return f.Group == gatewayv1.GroupName && f.Kind == "HTTPRoute" && string(f.Namespace) == namespace

@@ -178,7 +178,7 @@ func TestGranted(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			if got := Granted(tt.from, to, tt.grants); got != tt.want {
+			if got := Granted(tt.from, to, func(string) []*gatewayv1.ReferenceGrant { return tt.grants }); got != tt.want {
 				t.Errorf("granted %t, want %t", got, tt.want)
 			}
 		})

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
@@ -123,14 +122,14 @@ func (s Settings) allowsExactly(namespace, host string) bool {
 // ours. Who serves a host keeps it for as long as he claims it. Of two who do not the older has it, and of two of the same
 // age the first by name.
 func (t translator) rival(p pool.Pool, host string) string {
-	holder := t.Holders[host]
+	holder := t.Holder(host)
 	if holder == p.Name {
 		return ""
 	}
-	self := t.Pools[p.Name]
-	for _, name := range sortedNames(t.Pools) {
-		other := t.Pools[name]
-		if name == p.Name || !t.claims(name, host) {
+	self := t.Pool(p.Name)
+	for _, other := range t.Claimants(host) {
+		name := nameOf(other)
+		if name == p.Name || !t.claims(other, host) {
 			continue
 		}
 		switch {
@@ -140,20 +139,19 @@ func (t translator) rival(p pool.Pool, host string) string {
 			return fmt.Sprintf("InferencePool %s has it and is older", name)
 		}
 	}
-	for _, name := range sortedNames(t.Entries) {
-		if e := t.Entries[name]; slices.Contains(e.Spec.GetHosts(), host) && older(e, self) {
-			return fmt.Sprintf("ServiceEntry %s has it and is older", name)
+	for _, e := range t.Entries(host) {
+		if older(e, self) {
+			return fmt.Sprintf("ServiceEntry %s has it and is older", nameOf(e))
 		}
 	}
 	return ""
 }
 
 // claims reports whether a pool claims a host that it may have. A host that is not its to claim keeps nobody from it.
-func (t translator) claims(name types.NamespacedName, host string) bool {
-	p := t.Pools[name]
+func (t translator) claims(p *inferencev1.InferencePool, host string) bool {
 	if !slices.Contains(ClaimedHosts(p), host) || t.claimProblem(p, host) != "" {
 		return false
 	}
-	_, bound := WaypointOf(p, t.Namespaces[name.Namespace])
+	_, bound := WaypointOf(p, t.Namespace(p.Namespace))
 	return bound
 }

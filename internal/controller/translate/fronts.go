@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/ineffective"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
@@ -40,8 +41,8 @@ type front struct {
 
 // fronts are where a pool can be called, its own first. What cannot be called as was wished comes out as notes.
 func (t translator) fronts(name types.NamespacedName) (out []front, notes []string) {
-	api := t.Pools[name]
-	if waypoint, bound := WaypointOf(api, t.Namespaces[name.Namespace]); bound {
+	api := t.Pool(name)
+	if waypoint, bound := WaypointOf(api, t.Namespace(name.Namespace)); bound {
 		f := front{
 			object:   routes.Object{Group: entryGroup, Kind: entryKind, Name: name},
 			ports:    []routes.Port{{Name: frontPortName, Number: frontPort}},
@@ -51,14 +52,10 @@ func (t translator) fronts(name types.NamespacedName) (out []front, notes []stri
 		f.hosts, notes = t.hosts(api)
 		out = append(out, f)
 	}
-	for _, service := range sortedNames(t.Services) {
-		s := t.Services[service]
-		if FrontOf(s) != name {
-			continue
-		}
+	for _, s := range t.FrontServices(name) {
 		f, problem := t.serviceFront(s)
 		if problem != "" {
-			notes = append(notes, fmt.Sprintf("not by Service %s: %s", service, problem))
+			notes = append(notes, fmt.Sprintf("not by Service %s: %s", nameOf(s), problem))
 			continue
 		}
 		out = append(out, f)
@@ -75,8 +72,8 @@ func FrontOf(s *corev1.Service) types.NamespacedName {
 }
 
 func (t translator) serviceFront(s *corev1.Service) (_ front, problem string) {
-	name := types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
-	waypoint, bound := ServiceWaypoint(s, t.Namespaces[s.Namespace])
+	name := nameOf(s)
+	waypoint, bound := ServiceWaypoint(s, t.Namespace(s.Namespace))
 	switch {
 	case !bound:
 		return front{}, "it is bound to no waypoint"
@@ -127,6 +124,10 @@ func speaksHTTP(p corev1.ServicePort) bool {
 	return !slices.Contains(notHTTP, protocol)
 }
 
+func nameOf(o metav1.Object) types.NamespacedName {
+	return types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
+}
+
 func older(a, b metav1.Object) bool {
 	x, y := a.GetCreationTimestamp(), b.GetCreationTimestamp()
 	if !x.Equal(&y) {
@@ -171,6 +172,29 @@ func (t translator) placeOf(name, waypoint types.NamespacedName, fronts []front)
 			at.Ports = append(at.Ports, uint32(p.Number))
 		}
 		out.Fronts = append(out.Fronts, at)
+	}
+	return out
+}
+
+// others are the objects of others that may be meant for calls to a place.
+func (t translator) others(at ineffective.Place) ineffective.Objects {
+	out := ineffective.NewObjects()
+	targets := []routes.Object{ineffective.Class(at.RootNamespace), {Group: gatewayv1.GroupName, Kind: "Gateway", Name: at.Waypoint}}
+	for _, f := range at.Fronts {
+		targets = append(targets, f.Object)
+		for _, host := range f.Hosts {
+			for _, v := range t.VirtualServices(host) {
+				out.VirtualServices[nameOf(v)] = v
+			}
+			for _, d := range t.DestinationRules(host) {
+				out.DestinationRules[nameOf(d)] = d
+			}
+		}
+	}
+	for _, target := range targets {
+		for _, f := range t.EnvoyFilters(target) {
+			out.EnvoyFilters[nameOf(f)] = f
+		}
 	}
 	return out
 }

@@ -105,9 +105,9 @@ func TestGoldenStale(t *testing.T) {
 
 // readInputs reads the objects of a cluster, and names the first pool. The namespace of a pool or Service is made where
 // the file has none.
-func readInputs(t *testing.T, path string, crds map[string]*validate.SchemaValidator) (*inferencev1.InferencePool, Inputs) {
+func readInputs(t *testing.T, path string, crds map[string]*validate.SchemaValidator) (*inferencev1.InferencePool, *Objects) {
 	t.Helper()
-	in := NewInputs()
+	in := NewObjects()
 	var subject *inferencev1.InferencePool
 	for _, doc := range documents(t, path) {
 		k := kind(t, doc)
@@ -126,14 +126,14 @@ func readInputs(t *testing.T, path string, crds map[string]*validate.SchemaValid
 		case "Service":
 			put(t, doc, in.Services)
 		case "HTTPRoute":
-			put(t, doc, in.Routes)
+			put(t, doc, in.HTTPRoutes)
 		case "ReferenceGrant":
-			put(t, doc, in.Grants)
+			put(t, doc, in.ReferenceGrants)
 		case "ServiceEntry":
 			entry := decode[networkingv1.ServiceEntry](t, doc)
 			owner := entry.Annotations["inference-waypoint.io/owner"]
 			if owner == "" {
-				put(t, doc, in.Entries)
+				put(t, doc, in.ServiceEntries)
 				continue
 			}
 			for _, host := range entry.Spec.GetHosts() { // what a pool is served by already
@@ -181,7 +181,7 @@ func decode[T any](t *testing.T, doc []byte) *T {
 }
 
 // render prints the pool's objects in the order in which they are applied, and then its status and that of the routes.
-func render(t *testing.T, subject *inferencev1.InferencePool, in Inputs, settings Settings) []byte {
+func render(t *testing.T, subject *inferencev1.InferencePool, in *Objects, settings Settings) []byte {
 	t.Helper()
 	out := Translate(types.NamespacedName{Namespace: subject.Namespace, Name: subject.Name}, in, settings)
 	var docs [][]byte
@@ -197,8 +197,8 @@ func render(t *testing.T, subject *inferencev1.InferencePool, in Inputs, setting
 		ObjectMeta: metav1.ObjectMeta{Namespace: subject.Namespace, Name: subject.Name},
 		Status:     inferencev1.InferencePoolStatus{Parents: parents},
 	}, "spec", "metadata.creationTimestamp"))
-	for _, name := range sortedNames(in.Routes) {
-		docs = append(docs, routeStatus(t, in.Routes[name], in, settings))
+	for _, name := range sortedNames(in.HTTPRoutes) {
+		docs = append(docs, routeStatus(t, in.HTTPRoutes[name], in, settings))
 	}
 	header := []byte("")
 	if out.Keep {
@@ -207,7 +207,7 @@ func render(t *testing.T, subject *inferencev1.InferencePool, in Inputs, setting
 	return append(header, bytes.Join(docs, []byte("---\n"))...)
 }
 
-func routeStatus(t *testing.T, route *gatewayv1.HTTPRoute, in Inputs, settings Settings) []byte {
+func routeStatus(t *testing.T, route *gatewayv1.HTTPRoute, in *Objects, settings Settings) []byte {
 	t.Helper()
 	verdicts := RouteVerdicts(route, in, settings)
 	parents, _, err := routes.MergeStatus(route.Status.Parents, verdicts, gatewayv1.GatewayController(poolstatus.ControllerName), route.Generation, time.Unix(0, 0).UTC())

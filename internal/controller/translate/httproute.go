@@ -2,7 +2,6 @@ package translate
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -19,16 +18,19 @@ import (
 const poolKind = "InferencePool"
 
 // PoolOf is the pool whose front an object is, if it is one. A ServiceEntry of ours is named as its pool.
-func PoolOf(o routes.Object, services map[types.NamespacedName]*corev1.Service) (types.NamespacedName, bool) {
+func PoolOf(o routes.Object, in interface {
+	Service(name types.NamespacedName) *corev1.Service
+}) (types.NamespacedName, bool) {
 	switch {
 	case o.Group == entryGroup && o.Kind == entryKind:
 		return o.Name, true
-	case o.Group == "" && o.Kind == serviceKind && services[o.Name] != nil:
-		p := FrontOf(services[o.Name])
-		return p, p.Name != ""
-	default:
-		return types.NamespacedName{}, false
+	case IsService(o):
+		if s := in.Service(o.Name); s != nil {
+			p := FrontOf(s)
+			return p, p.Name != ""
+		}
 	}
+	return types.NamespacedName{}, false
 }
 
 // IsPool reports whether an object that a route refers to is an InferencePool.
@@ -67,7 +69,7 @@ func notFound(format string, args ...any) *routes.Problem {
 }
 
 func (t translator) poolBackend(owner types.NamespacedName, o routes.Object) (backend, *routes.Problem) {
-	if t.Pools[o.Name] == nil {
+	if t.Pool(o.Name) == nil {
 		return backend{}, notFound("%s does not exist", o)
 	}
 	r := t.read(o.Name)
@@ -82,7 +84,7 @@ func (t translator) serviceBackend(o routes.Object, port *gatewayv1.PortNumber) 
 	if port == nil {
 		return backend{}, notFound("the reference to %s names no port", o)
 	}
-	if problem := servicePortProblem(t.Services[o.Name], ServicePort{o.Name, *port}); problem != "" {
+	if problem := servicePortProblem(t.Service(o.Name), ServicePort{o.Name, *port}); problem != "" {
 		return backend{}, notFound("%s", problem)
 	}
 	cluster := fmt.Sprintf("outbound|%d||%s", *port, t.serviceHost(o.Name))
@@ -92,8 +94,7 @@ func (t translator) serviceBackend(o routes.Object, port *gatewayv1.PortNumber) 
 // attached compiles the routes that are in force at a port of a front.
 func (t translator) attached(f front, port routes.Port, resolve routes.Resolve) []routes.Compiled {
 	var out []routes.Compiled
-	for _, name := range sortedNames(t.Routes) {
-		route := t.Routes[name]
+	for _, route := range t.RoutesAt(f.object) {
 		if route.Namespace == f.object.Name.Namespace && routes.AttachesTo(route, f.object, port) {
 			out = append(out, routes.Compile(route, resolve))
 		}
@@ -112,10 +113,9 @@ func (t translator) resolver(owner types.NamespacedName) routes.Resolve {
 // referrals are the waypoints that serve a pool because routes at other pools' fronts lead to it.
 func (t translator) referrals(name types.NamespacedName) []place {
 	var out []place
-	for _, routeName := range sortedNames(t.Routes) {
-		route := t.Routes[routeName]
-		to := routes.Object{Group: inferencev1.GroupName, Kind: poolKind, Name: name}
-		if !slices.Contains(routes.Backends(route), to) || !t.granted(route.Namespace, to) {
+	to := routes.Object{Group: inferencev1.GroupName, Kind: poolKind, Name: name}
+	for _, route := range t.RoutesTo(to) {
+		if !t.granted(route.Namespace, to) {
 			continue
 		}
 		for _, parent := range routes.Parents(route) {
@@ -127,11 +127,11 @@ func (t translator) referrals(name types.NamespacedName) []place {
 			switch {
 			case !p.verdict.OK():
 			case refused == nil:
-				p.verdict.Message += " by HTTPRoute " + routeName.String()
+				p.verdict.Message += " by HTTPRoute " + nameOf(route).String()
 			default:
 				p.verdict = poolstatus.Verdict{
 					Reason:  inferencev1.InferencePoolReasonHTTPRouteNotAccepted,
-					Message: fmt.Sprintf("HTTPRoute %s is not accepted: %s", routeName, refused.Message),
+					Message: fmt.Sprintf("HTTPRoute %s is not accepted: %s", nameOf(route), refused.Message),
 				}
 			}
 			out = append(out, p)
@@ -141,14 +141,14 @@ func (t translator) referrals(name types.NamespacedName) []place {
 }
 
 func (t translator) granted(namespace string, to routes.Object) bool {
-	return routes.Granted(namespace, to, slices.Collect(maps.Values(t.Grants)))
+	return routes.Granted(namespace, to, t.Grants)
 }
 
 // frontFor finds the front that a route's parent is, and why the route is not in force there, if so. There is no front
 // where the parent is none, or is not served at all.
 func (t translator) frontFor(route *gatewayv1.HTTPRoute, parent routes.Object) (_ *front, owner types.NamespacedName, refused *routes.Problem) {
-	owner, ours := PoolOf(parent, t.Services)
-	if !ours || t.Pools[owner] == nil {
+	owner, ours := PoolOf(parent, t)
+	if !ours || t.Pool(owner) == nil {
 		return nil, owner, nil
 	}
 	fronts, notes := t.fronts(owner)
@@ -181,13 +181,13 @@ func noParent(message string) *routes.Problem {
 }
 
 // RouteVerdicts says what became of a route at each of its parents that is a pool's front.
-func RouteVerdicts(route *gatewayv1.HTTPRoute, in Inputs, settings Settings) []routes.Verdict {
+func RouteVerdicts(route *gatewayv1.HTTPRoute, in Cluster, settings Settings) []routes.Verdict {
 	t := translator{in, settings}
 	var out []routes.Verdict
 	for _, ref := range route.Spec.ParentRefs {
 		parent := routes.ParentOf(route.Namespace, ref)
-		owner, ours := PoolOf(parent, t.Services)
-		if !ours || t.Pools[owner] == nil {
+		owner, ours := PoolOf(parent, t)
+		if !ours || t.Pool(owner) == nil {
 			continue
 		}
 		out = append(out, t.verdict(route, ref, parent))

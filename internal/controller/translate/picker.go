@@ -59,7 +59,7 @@ func (t translator) resolvePicker(p pool.Pool) (*picker, poolstatus.Verdict) {
 		}
 		return &picker{missing: true}, invalidRef("spec.endpointPickerRef names no port of a Service")
 	}
-	service := t.Services[at.Service]
+	service := t.Service(at.Service)
 	if problem := servicePortProblem(service, at); problem != "" {
 		return &picker{at: at, missing: true}, invalidRef("the endpoint picker's " + problem)
 	}
@@ -118,7 +118,7 @@ func (t translator) asked(r readPool) envoypatch.Picker {
 // shownTo is who is shown the answers of a pool's endpoints: our picker where the pool wants their tokens counted, and
 // nobody else.
 func (t translator) shownTo(r readPool) *envoypatch.Picker {
-	settings, _ := picksettings.Parse(t.Pools[r.Name].Annotations) // what is wrong is told in events
+	settings, _ := picksettings.Parse(t.Pool(r.Name).Annotations) // what is wrong is told in events
 	if !settings.Usage || !r.choose.ours || r.choose.missing {
 		return nil
 	}

@@ -1,5 +1,5 @@
 // Package translate translates InferencePools, and the HTTPRoutes that lead to them, into the Istio objects by which
-// waypoints serve them. It is pure: all that it reads of a cluster comes in one Inputs value, and what it finds wrong
+// waypoints serve them. It is pure: all that it reads of a cluster it asks a Cluster for, and what it finds wrong
 // comes out as verdicts for the status of a pool or of a route. It reads no cluster, writes nothing, leaves Envoy's
 // configuration to package envoypatch and the meaning of an HTTPRoute to package routes.
 //
@@ -27,6 +27,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/ineffective"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/routes"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
 )
@@ -70,35 +71,31 @@ func ParseServicePort(s string) (ServicePort, error) {
 	}, nil
 }
 
-// Inputs are all that a translation reads. An object that is not here does not exist.
-type Inputs struct {
-	Pools      map[types.NamespacedName]*inferencev1.InferencePool
-	Namespaces map[string]*corev1.Namespace
-	Gateways   map[types.NamespacedName]*gatewayv1.Gateway
-	Services   map[types.NamespacedName]*corev1.Service
-	Routes     map[types.NamespacedName]*gatewayv1.HTTPRoute
-	Grants     map[types.NamespacedName]*gatewayv1.ReferenceGrant
-	// Entries are other people's.
-	Entries map[types.NamespacedName]*networkingv1.ServiceEntry
-	// Holders are the pools whose hosts are served by now, by host.
-	Holders map[string]types.NamespacedName
-	// Others are other people's as well, which may be meant for calls to pools.
-	Others ineffective.Objects
-}
-
-// NewInputs has no objects yet.
-func NewInputs() Inputs {
-	return Inputs{
-		Pools:      map[types.NamespacedName]*inferencev1.InferencePool{},
-		Namespaces: map[string]*corev1.Namespace{},
-		Gateways:   map[types.NamespacedName]*gatewayv1.Gateway{},
-		Services:   map[types.NamespacedName]*corev1.Service{},
-		Routes:     map[types.NamespacedName]*gatewayv1.HTTPRoute{},
-		Grants:     map[types.NamespacedName]*gatewayv1.ReferenceGrant{},
-		Entries:    map[types.NamespacedName]*networkingv1.ServiceEntry{},
-		Holders:    map[string]types.NamespacedName{},
-		Others:     ineffective.NewObjects(),
-	}
+// Cluster has the objects that a translation reads. What is asked of it is what the translation depends on, and is said
+// nowhere else. An object that does not exist is nil, and so is a pool that is on its way out. Lists are in the order of
+// names. Nothing of what it returns may be changed.
+type Cluster interface {
+	Pool(name types.NamespacedName) *inferencev1.InferencePool
+	Namespace(name string) *corev1.Namespace
+	Gateway(name types.NamespacedName) *gatewayv1.Gateway
+	Service(name types.NamespacedName) *corev1.Service
+	// FrontServices are the Services of which a pool takes the calls.
+	FrontServices(pool types.NamespacedName) []*corev1.Service
+	// RoutesAt are the routes that have an object as a parent, RoutesTo those that have it as a backend.
+	RoutesAt(parent routes.Object) []*gatewayv1.HTTPRoute
+	RoutesTo(backend routes.Object) []*gatewayv1.HTTPRoute
+	// Grants are those of a namespace.
+	Grants(namespace string) []*gatewayv1.ReferenceGrant
+	// Claimants are the pools that have a host or claim it, and Holder is the one that is served by it now, if any.
+	Claimants(host string) []*inferencev1.InferencePool
+	Holder(host string) types.NamespacedName
+	// Entries are other people's ServiceEntries for a host.
+	Entries(host string) []*networkingv1.ServiceEntry
+	// VirtualServices and DestinationRules are those that may be for a host, and EnvoyFilters those that are attached to an
+	// object. They are other people's too.
+	VirtualServices(host string) []*networkingv1.VirtualService
+	DestinationRules(host string) []*networkingv1.DestinationRule
+	EnvoyFilters(target routes.Object) []*networkingv1alpha3.EnvoyFilter
 }
 
 // Output is what the cluster should hold for one pool.
@@ -142,8 +139,8 @@ func (o Output) Objects() []Object {
 }
 
 // Translate says what the cluster should hold for a pool. A pool that no waypoint serves gets nothing.
-func Translate(name types.NamespacedName, in Inputs, settings Settings) Output {
-	if in.Pools[name] == nil {
+func Translate(name types.NamespacedName, in Cluster, settings Settings) Output {
+	if in.Pool(name) == nil {
 		return Output{}
 	}
 	t := translator{in, settings}
@@ -171,13 +168,13 @@ func Translate(name types.NamespacedName, in Inputs, settings Settings) Output {
 	out.CalledBy = calledBy(places)
 	for i, parent := range out.Parents {
 		at := t.placeOf(name, parent.Gateway, atWaypoint(fronts, parent.Gateway))
-		out.Parents[i].Ineffective = ineffective.Message(ineffective.Find(at, in.Others, settings.ClusterDomain))
+		out.Parents[i].Ineffective = ineffective.Message(ineffective.Find(at, t.others(at), settings.ClusterDomain))
 	}
 	return out
 }
 
 type translator struct {
-	Inputs
+	Cluster
 	settings Settings
 }
 
@@ -193,7 +190,7 @@ type readPool struct {
 }
 
 func (t translator) read(name types.NamespacedName) readPool {
-	p, err := pool.FromAPI(t.Pools[name])
+	p, err := pool.FromAPI(t.Pool(name))
 	if err == nil {
 		err = checkHost(p.Host(t.settings.HostSuffix))
 	}

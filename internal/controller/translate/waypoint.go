@@ -129,7 +129,7 @@ func NamespaceWaypoint(ns *corev1.Namespace) (*gatewayv1.Gateway, error) {
 
 // acceptedBy says whether a Gateway is a waypoint that can serve what a namespace has.
 func (t translator) acceptedBy(waypoint types.NamespacedName, namespace string) poolstatus.Verdict {
-	gateway := t.Gateways[waypoint]
+	gateway := t.Gateway(waypoint)
 	if gateway == nil {
 		return notSupported("Gateway %s does not exist", waypoint)
 	}
@@ -140,7 +140,7 @@ func (t translator) acceptedBy(waypoint types.NamespacedName, namespace string) 
 		return notSupported("waypoint %s is for traffic %q by its label %s: a pool's host needs %q or %q",
 			waypoint, traffic, label.IoIstioWaypointFor.Name, trafficService, trafficAll)
 	}
-	if !admits(gateway, namespace, t.Namespaces[namespace]) {
+	if !admits(gateway, namespace, t.Namespace(namespace)) {
 		return notSupported("waypoint %s takes nothing from namespace %s: see allowedRoutes of its %s listener",
 			waypoint, namespace, hboneProtocol)
 	}

@@ -20,7 +20,9 @@ func serve(t *testing.T, page http.HandlerFunc) func() (map[string]counters, int
 	t.Cleanup(server.CloseClientConnections)
 	t.Cleanup(func() { go server.Close() }) // pages that never end
 	f := newFetcher(server.Listener.Addr().(*net.TCPAddr).Port)
-	return func() (map[string]counters, int, error) { return f.fetch(t.Context(), netip.MustParseAddr("127.0.0.1")) }
+	return func() (map[string]counters, int, error) {
+		return f.fetch(t.Context(), netip.MustParseAddr("127.0.0.1"))
+	}
 }
 
 func TestFetch(t *testing.T) {

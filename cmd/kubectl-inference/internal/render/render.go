@@ -44,7 +44,7 @@ type Output struct {
 
 // Inputs are the objects of files, with the pools in their order.
 type Inputs struct {
-	translate.Inputs
+	*translate.Objects
 	order []types.NamespacedName
 	notes []string
 }
@@ -54,7 +54,7 @@ var ErrNoPool = errors.New("there is no InferencePool in the files")
 
 // NewInputs has no objects yet.
 func NewInputs() *Inputs {
-	return &Inputs{Inputs: translate.NewInputs()}
+	return &Inputs{Objects: translate.NewObjects()}
 }
 
 // Add reads the objects of a YAML stream. A field that its kind does not have is an error; kinds that do not matter are
@@ -102,11 +102,11 @@ func (in *Inputs) document(doc []byte, namespace string) error {
 	case "Service":
 		return ignored(put(doc, namespace, in.Services))
 	case "HTTPRoute.gateway.networking.k8s.io":
-		return ignored(put(doc, namespace, in.Routes))
+		return ignored(put(doc, namespace, in.HTTPRoutes))
 	case "ReferenceGrant.gateway.networking.k8s.io":
-		return ignored(put(doc, namespace, in.Grants))
+		return ignored(put(doc, namespace, in.ReferenceGrants))
 	case "ServiceEntry.networking.istio.io":
-		return ignored(put(doc, namespace, in.Entries))
+		return ignored(put(doc, namespace, in.ServiceEntries))
 	case "":
 		return errors.New("it has no kind")
 	default:
@@ -149,7 +149,7 @@ func Render(in *Inputs, o Options) (Output, error) {
 	}
 	out := Output{Notes: in.notes}
 	for _, name := range in.order {
-		one := translate.Translate(name, in.Inputs, o.Settings)
+		one := translate.Translate(name, in, o.Settings)
 		out.Objects = append(out.Objects, one.Objects()...)
 		for _, parent := range one.Parents {
 			if !parent.Accepted.OK() {

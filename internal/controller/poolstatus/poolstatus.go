@@ -5,23 +5,20 @@ package poolstatus
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/parentstatus"
 )
 
 // ControllerName marks the entries that are ours. Several controllers share a pool's status.
 const ControllerName inferencev1.ControllerName = "inference-waypoint.io/controller"
-
-// maxParents is the longest list that the API takes.
-const maxParents = 32
 
 const (
 	gatewayGroup inferencev1.Group = "gateway.networking.k8s.io"
@@ -135,26 +132,17 @@ type Remark struct {
 // whether ours differ from those in current; if not, there is nothing to write. It fails where other controllers'
 // entries leave no room.
 func Merge(current []inferencev1.ParentStatus, ours []Parent, generation int64, now time.Time) ([]inferencev1.ParentStatus, bool, error) {
-	var others, before, after []inferencev1.ParentStatus
-	for _, p := range current {
-		if p.ControllerName == ControllerName {
-			before = append(before, p)
-		} else {
-			others = append(others, *p.DeepCopy())
+	return parentstatus.Merge(current, isOurs, func(before []inferencev1.ParentStatus) []inferencev1.ParentStatus {
+		var after []inferencev1.ParentStatus
+		for _, p := range ours {
+			after = append(after, p.status(before, generation, now))
 		}
-	}
-	for _, p := range ours {
-		after = append(after, p.status(before, generation, now))
-	}
-	slices.SortFunc(after, compare)
-	if equality.Semantic.DeepEqual(before, after) {
-		return current, false, nil
-	}
-	if n := len(others) + len(after); n > maxParents && len(after) > 0 {
-		return nil, false, fmt.Errorf("the status has room for %d parents, and other controllers hold %d", maxParents, len(others))
-	}
-	return append(others, after...), true, nil
+		slices.SortFunc(after, compare)
+		return after
+	})
 }
+
+func isOurs(p inferencev1.ParentStatus) bool { return p.ControllerName == ControllerName }
 
 // SaidBy reports whether a status says all this of the parent already, of whatever generation of the pool, but for what it says of picking.
 func (p Parent) SaidBy(current []inferencev1.ParentStatus) bool {
@@ -229,18 +217,12 @@ func (p Picking) or(told *metav1.Condition) Verdict {
 }
 
 func condition(kind inferencev1.InferencePoolConditionType, v Verdict, old []metav1.Condition, generation int64, now time.Time) metav1.Condition {
-	out := metav1.Condition{
-		Type:               string(kind),
-		Status:             v.status(),
-		Reason:             string(v.Reason),
-		Message:            Clip(v.Message, MaxMessage),
-		ObservedGeneration: generation,
-		LastTransitionTime: metav1.NewTime(now.Truncate(time.Second)), // as the API server keeps it
-	}
-	if was := meta.FindStatusCondition(old, out.Type); was != nil && was.Status == out.Status {
-		out.LastTransitionTime = was.LastTransitionTime
-	}
-	return out
+	return parentstatus.Stamp(metav1.Condition{
+		Type:    string(kind),
+		Status:  v.status(),
+		Reason:  string(v.Reason),
+		Message: Clip(v.Message, MaxMessage),
+	}, old, generation, now)
 }
 
 // MaxMessage is the length of the longest message that the API takes in a condition.

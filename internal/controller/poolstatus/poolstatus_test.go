@@ -9,6 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/parentstatus"
 )
 
 var (
@@ -175,12 +177,12 @@ func TestMergePicking(t *testing.T) {
 
 func TestMergeWithoutRoom(t *testing.T) {
 	var current []inferencev1.ParentStatus
-	for i := range maxParents {
+	for i := range parentstatus.Max {
 		current = append(current, foreign(fmt.Sprint("gateway-", i)))
 	}
 	ours := []Parent{{Gateway: types.NamespacedName{Namespace: "models", Name: "waypoint"}, Accepted: Accepted(), ResolvedRefs: ResolvedRefs("epp")}}
 	if got, _, err := Merge(current, ours, 1, now); err == nil {
-		t.Errorf("a list of %d parents was made, and the API takes %d", len(got), maxParents)
+		t.Errorf("a list of %d parents was made, and the API takes %d", len(got), parentstatus.Max)
 	}
 }
 

@@ -117,13 +117,7 @@ func clearRoutes(ctx context.Context, c client.Client) error {
 	}
 	var errs []error
 	for i := range list.Items {
-		r := &list.Items[i]
-		errs = append(errs, clearStatus(ctx, c, r, func() (client.Object, bool, error) {
-			parents, changed, err := routes.MergeStatus(r.Status.Parents, nil, gatewayv1.GatewayController(poolstatus.ControllerName), r.Generation, time.Time{})
-			next := r.DeepCopy()
-			next.Status.Parents = parents
-			return next, changed, err
-		}))
+		errs = append(errs, clearRoute(ctx, c, &list.Items[i], func(r *gatewayv1.HTTPRoute) *gatewayv1.RouteStatus { return &r.Status.RouteStatus }))
 	}
 	return errors.Join(errs...)
 }
@@ -138,15 +132,22 @@ func clearGRPCRoutes(ctx context.Context, c client.Client) error {
 	}
 	var errs []error
 	for i := range list.Items {
-		r := &list.Items[i]
-		errs = append(errs, clearStatus(ctx, c, r, func() (client.Object, bool, error) {
-			parents, changed, err := routes.MergeStatus(r.Status.Parents, nil, gatewayv1.GatewayController(poolstatus.ControllerName), r.Generation, time.Time{})
-			next := r.DeepCopy()
-			next.Status.Parents = parents
-			return next, changed, err
-		}))
+		errs = append(errs, clearRoute(ctx, c, &list.Items[i], func(r *gatewayv1.GRPCRoute) *gatewayv1.RouteStatus { return &r.Status.RouteStatus }))
 	}
 	return errors.Join(errs...)
+}
+
+func clearRoute[R interface {
+	client.Object
+	DeepCopy() R
+}](ctx context.Context, c client.Client, route R, status func(R) *gatewayv1.RouteStatus) error {
+	return clearStatus(ctx, c, route, func() (client.Object, bool, error) {
+		const controller = gatewayv1.GatewayController(poolstatus.ControllerName)
+		parents, changed, err := routes.MergeStatus(status(route).Parents, nil, controller, route.GetGeneration(), time.Time{})
+		next := route.DeepCopy()
+		status(next).Parents = parents
+		return next, changed, err
+	})
 }
 
 // clearStatus writes the status that cleared makes of the live object, again on the object's newest state where another

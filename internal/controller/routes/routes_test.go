@@ -11,6 +11,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/parentstatus"
 )
 
 func TestMergeOrder(t *testing.T) {
@@ -226,7 +227,7 @@ func TestMergeStatus(t *testing.T) {
 			}
 		})
 	}
-	full := make([]gatewayv1.RouteParentStatus, maxParents)
+	full := make([]gatewayv1.RouteParentStatus, parentstatus.Max)
 	if _, _, err := MergeStatus(full, []Verdict{well}, controller, 1, now); err == nil {
 		t.Error("a list longer than the API takes was made")
 	}

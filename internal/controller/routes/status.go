@@ -2,21 +2,17 @@ package routes
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/parentstatus"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
 )
-
-// maxParents is the longest list that the API takes.
-const maxParents = 32
 
 // Verdict is what became of a route at one of its parents.
 type Verdict struct {
@@ -47,25 +43,14 @@ func NotServed(parent gatewayv1.ParentReference) Verdict {
 // reports whether the controller's own differ from those in current; if not, there is nothing to write. It fails where
 // other controllers' entries leave no room.
 func MergeStatus(current []gatewayv1.RouteParentStatus, ours []Verdict, controller gatewayv1.GatewayController, generation int64, now time.Time) ([]gatewayv1.RouteParentStatus, bool, error) {
-	var others, before, after []gatewayv1.RouteParentStatus
-	for _, p := range current {
-		if p.ControllerName == controller {
-			before = append(before, p)
-		} else {
-			others = append(others, *p.DeepCopy())
+	isOurs := func(p gatewayv1.RouteParentStatus) bool { return p.ControllerName == controller }
+	return parentstatus.Merge(current, isOurs, func(before []gatewayv1.RouteParentStatus) []gatewayv1.RouteParentStatus {
+		var after []gatewayv1.RouteParentStatus
+		for _, v := range ours {
+			after = append(after, v.status(before, controller, generation, now))
 		}
-	}
-	for _, v := range ours {
-		after = append(after, v.status(before, controller, generation, now))
-	}
-	if equality.Semantic.DeepEqual(before, after) {
-		return current, false, nil
-	}
-	if n := len(others) + len(after); n > maxParents && len(after) > 0 {
-		return nil, false, fmt.Errorf("the status has room for %d parents, and other controllers hold %d", maxParents, len(others))
-	}
-	// An empty list, not none: the API requires the field.
-	return append(slices.Grow([]gatewayv1.RouteParentStatus{}, len(others)+len(after)), append(others, after...)...), true, nil
+		return after
+	})
 }
 
 func (v Verdict) status(before []gatewayv1.RouteParentStatus, controller gatewayv1.GatewayController, generation int64, now time.Time) gatewayv1.RouteParentStatus {
@@ -77,12 +62,7 @@ func (v Verdict) status(before []gatewayv1.RouteParentStatus, controller gateway
 		old = before[i].Conditions
 	}
 	for _, c := range v.Conditions() {
-		c.ObservedGeneration = generation
-		c.LastTransitionTime = metav1.NewTime(now.Truncate(time.Second)) // as the API server keeps it
-		if was := meta.FindStatusCondition(old, c.Type); was != nil && was.Status == c.Status {
-			c.LastTransitionTime = was.LastTransitionTime
-		}
-		out.Conditions = append(out.Conditions, c)
+		out.Conditions = append(out.Conditions, parentstatus.Stamp(c, old, generation, now))
 	}
 	return out
 }

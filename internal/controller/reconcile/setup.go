@@ -72,8 +72,8 @@ func Add(ctx context.Context, m manager.Manager, settings translate.Settings, ti
 	w := watcher{&dependents{}, indexes(settings), poolOf}
 	pools := ctrl.NewControllerManagedBy(m).
 		Named(name+"-pools").
-		// Not For: it would queue a pool beside this, which does too, and the second reconcile would come before the
-		// first one's writes have.
+		// Watches, and not For: both would queue the same pool, and the second reconcile could begin before the cache shows
+		// what the first one wrote.
 		Watches(&inferencev1.InferencePool{}, w.handler()).
 		Watches(&networkingv1.ServiceEntry{}, w.handler()).
 		Watches(envoyFilterKind, w.handler()).

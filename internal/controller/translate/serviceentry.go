@@ -32,10 +32,10 @@ const heldLabel = pool.Prefix + "held"
 // serviceEntry makes a pool's hosts: their names, their addresses in the mesh and their endpoints. It is nil where
 // nothing needs them.
 //
-// Without a waypoint, Istio brings a call straight to an endpoint. A pool that fails open may be called so while its
-// waypoint is missing or wrong: that is what its users would get from a waypoint without a picker. One that fails closed
-// must not: its hosts keep their names and addresses, and have no endpoints until the waypoint can serve them. Where
-// other hosts need the endpoints, by a waypoint of their own, the pool's own hosts have no address instead.
+// Without a waypoint, Istio brings a call straight to an endpoint. What a pool gets while its waypoint is missing or wrong:
+//   - FailOpen: names, addresses and endpoints. Calls go to endpoints directly, as from a waypoint without a picker.
+//   - FailClose: names and addresses, and no endpoints until the waypoint can serve the pool.
+//   - FailClose, and another pool's host leads to it by a waypoint: names and endpoints, and no addresses.
 func (t translator) serviceEntry(r readPool, fronts []front, places []place) *networkingv1.ServiceEntry {
 	var own *front
 	elsewhere := false

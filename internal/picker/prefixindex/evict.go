@@ -2,9 +2,9 @@ package prefixindex
 
 import "math"
 
-// endsHeap has an endpoint's ends, the oldest first. Uses do not reorder it: each entry has the age that its end had
-// when it was last looked at, so the top is never younger than the oldest end, and is put right when it is looked at.
-// Entries of shares that are no ends any more are dropped then, too.
+// endsHeap is a lazy min-heap of an endpoint's ends, by their last use. A use of an end does not move its entry. When an
+// entry comes to the top, its age is compared with the end's real one, and the entry is moved down, or dropped where the
+// share is no end any more. So the top is never younger than the oldest end.
 type endsHeap []end
 
 type end struct {

@@ -15,9 +15,9 @@ const (
 	mostNames = 4096
 	// warmth is the time after which an adapter that is not used is taken to be wanted no more, in seconds.
 	warmth = 60
-	// meeting is the most calls in flight with a name that keep together before it is known whether it is an adapter's.
-	// More would be a base model's calls as likely, and those must not gather at one endpoint while that is found out.
-	meeting = 3
+	// maxUnproven is how many calls in flight with one model name keep together while it is not known whether the name is an
+	// adapter's. More calls could as well be for a base model, and must be spread.
+	maxUnproven = 3
 	// homing is how much an adapter is drawn to its place by rendezvous hashing, between the best and the worst of
 	// the endpoints, as a multiple of its load time.
 	homing = 1
@@ -128,7 +128,7 @@ func (a *adapters) find(model string) int32 {
 		return none
 	}
 	switch n := &a.names[id]; {
-	case n.kind == base, n.kind == unproven && (len(n.holders) == 0 || n.calls >= meeting):
+	case n.kind == base, n.kind == unproven && (len(n.holders) == 0 || n.calls >= maxUnproven):
 		return none
 	}
 	return id

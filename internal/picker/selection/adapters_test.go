@@ -340,12 +340,12 @@ func TestCallsWithAnUnknownNameGatherNoCrowd(t *testing.T) {
 	at := map[int32]int{}
 	for i := range 40 {
 		at[w.serve("unknown", uint64(i)).Endpoint]++
-		if i == meeting-1 && len(at) != 1 {
+		if i == maxUnproven-1 && len(at) != 1 {
 			t.Errorf("the first calls went to %d endpoints, want one", len(at))
 		}
 	}
 	for e, n := range at {
-		if n > 40/4+meeting {
+		if n > 40/4+maxUnproven {
 			t.Errorf("%d of 40 calls went to endpoint %d of 4", n, e)
 		}
 	}

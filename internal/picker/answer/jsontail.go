@@ -1,4 +1,4 @@
-package extproc
+package answer
 
 import "bytes"
 
@@ -9,8 +9,8 @@ const deepest = 2
 // first: depth 1 is the object itself. Its beginning may be missing, and the members that go with it are not told. What
 // is not JSON gives some members, or none, and never a fault. Keys are as they are written, escapes and all.
 //
-// It reads backwards: behind the object's end there is no text that is still open, and in a text's own way backwards a
-// quotation mark is its beginning where no escape comes before it.
+// It scans backwards. The end of the document is never inside a string. Backwards from a string's closing quote, the first
+// quote without an escape before it opens the string.
 func members(doc []byte, visit func(depth int, key, value []byte)) {
 	doc = bytes.TrimRight(doc, jsonSpace)
 	if !bytes.HasSuffix(doc, []byte{'}'}) {

@@ -1,4 +1,5 @@
-package extproc
+// Package answer reads what the end of a model server's answer says of the tokens that were used.
+package answer
 
 import (
 	"bytes"
@@ -13,14 +14,14 @@ import (
 // settings and tools that a response of OpenAI's repeats, seldom more than a few thousand.
 const tailLength = 8 << 10
 
-// tail is the end of an answer.
-type tail struct {
+// Tail is the end of an answer. The zero value is that of one of which nothing has come.
+type Tail struct {
 	ring    [tailLength]byte
 	written int // of the whole answer
 }
 
-// add takes the answer's next piece.
-func (t *tail) add(piece []byte) {
+// Add takes the answer's next piece.
+func (t *Tail) Add(piece []byte) {
 	if skipped := len(piece) - tailLength; skipped > 0 {
 		piece, t.written = piece[skipped:], t.written+skipped
 	}
@@ -32,7 +33,7 @@ func (t *tail) add(piece []byte) {
 
 // bytes are what is kept, in one piece, and whether the answer's beginning is missing. They are valid until reset, and
 // nothing may be added any more.
-func (t *tail) bytes() (kept []byte, cut bool) {
+func (t *Tail) bytes() (kept []byte, cut bool) {
 	if t.written <= tailLength {
 		return t.ring[:t.written], false
 	}
@@ -44,10 +45,17 @@ func (t *tail) bytes() (kept []byte, cut bool) {
 	return t.ring[:], true
 }
 
-func (t *tail) reset() { t.written = 0 }
+// Empty says that nothing of the answer has come.
+func (t *Tail) Empty() bool { return t.written == 0 }
 
-// usage is the tokens that an answer says were used. Cached are those of the prompt that were in the prefix cache.
-type usage struct{ prompt, cached, completion int }
+// Usage is what the answer says of its tokens. It is false where it says nothing. Nothing may be added any more.
+func (t *Tail) Usage() (Usage, bool) { return readUsage(t.bytes()) }
+
+// Reset makes it the tail of another answer.
+func (t *Tail) Reset() { t.written = 0 }
+
+// Usage is the tokens that an answer says were used. Cached are those of the prompt that were in the prefix cache.
+type Usage struct{ Prompt, Cached, Completion int }
 
 // reading is what was found of a usage so far, by the names that the APIs have for it. A name that was found has its
 // last value: in a stream, later events count all that earlier ones did.
@@ -70,7 +78,7 @@ const (
 
 // readUsage finds the usage in an answer or in its end: of one JSON object, or of a stream of server-sent events. It
 // is false where there is none, whatever else the answer is.
-func readUsage(answer []byte, cut bool) (usage, bool) {
+func readUsage(answer []byte, cut bool) (Usage, bool) {
 	var r reading
 	if isEvents(answer, cut) {
 		r.readEvents(answer, cut)
@@ -78,15 +86,15 @@ func readUsage(answer []byte, cut bool) (usage, bool) {
 		r.readObject(answer, cut)
 	}
 	if !r.found[input] && !r.found[output] {
-		return usage{}, false
+		return Usage{}, false
 	}
 	// Anthropic counts what came from the cache, or went into it, beside the input; OpenAI within it.
-	out := usage{
-		prompt:     r.value[input] + r.value[cacheRead] + r.value[cacheCreated],
-		cached:     r.value[cachedInput] + r.value[cacheRead],
-		completion: r.value[output],
+	out := Usage{
+		Prompt:     r.value[input] + r.value[cacheRead] + r.value[cacheCreated],
+		Cached:     r.value[cachedInput] + r.value[cacheRead],
+		Completion: r.value[output],
 	}
-	return out, out.cached <= out.prompt
+	return out, out.Cached <= out.Prompt
 }
 
 // isEvents tells a stream of events from JSON, in which no line can begin so: its texts have no line breaks.

@@ -64,7 +64,7 @@ func explainRequest(f *poolstate.Fleet, w http.ResponseWriter, r *http.Request) 
 		Subset:  poolstate.Subset{Given: query.Has("subset")},
 		Session: query.Get("session"),
 	}
-	call.Facts.Read(path, body, false)
+	call.Facts.Read(path, body)
 	for _, text := range query["subset"] {
 		call.Subset.Add(text)
 	}

@@ -47,7 +47,7 @@ func TestExplainHandler(t *testing.T) {
 	f.SetPool(pool.Pool{Name: types.NamespacedName{Namespace: "models", Name: "empty"}}, nil)
 	body := `{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("word ", 2000) + `"}]}`
 	var facts request.Facts
-	facts.Read("/v1/chat/completions", []byte(body), false)
+	facts.Read("/v1/chat/completions", []byte(body))
 	var r poolstate.Reservation
 	if _, err := f.Pool(llama).Pick(&poolstate.Call{Facts: &facts}, &r); err != nil {
 		t.Fatal(err)

@@ -2,6 +2,8 @@ package extproc
 
 import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/answer"
 )
 
 // look looks at the answer to a call to a pool, on a stream that a proxy opens to show it, and counts what it says of
@@ -35,7 +37,7 @@ func (s *Server) lookThrough(stream extprocv3.ExternalProcessor_ProcessServer, n
 			s.tellFault(name, fault)
 		}
 	}()
-	t := s.tails.Get().(*tail)
+	t := s.tails.Get().(*answer.Tail)
 	var m received
 	defer m.free()
 	for ended := false; !ended; {
@@ -46,7 +48,7 @@ func (s *Server) lookThrough(stream extprocv3.ExternalProcessor_ProcessServer, n
 		case onAnswerHeaders:
 			ended = m.end
 		case onAnswerBody:
-			t.add(m.body)
+			t.Add(m.body)
 			ended = m.end
 		case onAnswerTrailers:
 			ended = true
@@ -58,15 +60,14 @@ func (s *Server) lookThrough(stream extprocv3.ExternalProcessor_ProcessServer, n
 
 // countUsage counts what an answer's end says of its tokens, under the pool if it is still there, and takes the tail
 // back. An answer of which nothing came is none.
-func (s *Server) countUsage(name string, t *tail) {
-	kept, cut := t.bytes()
-	if p := s.find(name); p != nil && len(kept) > 0 {
-		if used, ok := readUsage(kept, cut); ok {
-			p.Metrics().Used(used.prompt, used.cached, used.completion)
+func (s *Server) countUsage(name string, t *answer.Tail) {
+	if p := s.find(name); p != nil && !t.Empty() {
+		if used, ok := t.Usage(); ok {
+			p.Metrics().Used(used.Prompt, used.Cached, used.Completion)
 		} else {
 			p.Metrics().UsageMissing()
 		}
 	}
-	t.reset()
+	t.Reset()
 	s.tails.Put(t)
 }

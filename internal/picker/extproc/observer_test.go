@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/answer"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
@@ -51,7 +52,7 @@ func (x *exchange) over() {
 }
 
 // counted waits until so many answers were looked through, and says what they used.
-func (w *world) counted(t testing.TB, answers float64) (tokens usage, missing float64) {
+func (w *world) counted(t testing.TB, answers float64) (tokens answer.Usage, missing float64) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); w.metric(t, "usage_answers_total") != answers; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
@@ -59,7 +60,7 @@ func (w *world) counted(t testing.TB, answers float64) (tokens usage, missing fl
 		}
 	}
 	of := func(kind string) int { return int(w.metric(t, "usage_tokens_total", "pool="+llama, "kind="+kind)) }
-	return usage{prompt: of("prompt"), cached: of("cached"), completion: of("completion")}, w.metric(t, "usage_answers_total", "usage=missing")
+	return answer.Usage{Prompt: of("prompt"), Cached: of("cached"), Completion: of("completion")}, w.metric(t, "usage_answers_total", "usage=missing")
 }
 
 const (
@@ -95,7 +96,7 @@ func TestShownAnswerIsCounted(t *testing.T) {
 			} else {
 				x.over()
 			}
-			if got, missing := w.counted(t, 1); got != (usage{prompt: 20, cached: 10, completion: 5}) || missing != 0 {
+			if got, missing := w.counted(t, 1); got != (answer.Usage{Prompt: 20, Cached: 10, Completion: 5}) || missing != 0 {
 				t.Errorf("counted is %+v, and %v without", got, missing)
 			}
 			if got := w.metric(t, "picks_total") + w.metric(t, "responses_total"); got != 0 {
@@ -112,7 +113,7 @@ func TestShownAnswerWithoutBody(t *testing.T) {
 	x := w.show(t, llama)
 	x.send(shown(answerHeaders("204", true)))
 	x.over()
-	if got, missing := w.counted(t, 0); got != (usage{}) || missing != 0 {
+	if got, missing := w.counted(t, 0); got != (answer.Usage{}) || missing != 0 {
 		t.Errorf("counted is %+v, and %v without", got, missing)
 	}
 }
@@ -124,7 +125,7 @@ func TestShownAnswerWithoutUsage(t *testing.T) {
 	x := w.show(t, llama)
 	x.send(shown(answerBody([]byte(strings.Repeat(event, 10_000)+"data: [DONE]\n\n"), true)))
 	x.over()
-	if got, missing := w.counted(t, 1); got != (usage{}) || missing != 1 {
+	if got, missing := w.counted(t, 1); got != (answer.Usage{}) || missing != 1 {
 		t.Errorf("counted is %+v, and %v without", got, missing)
 	}
 	w.show(t, llama).close() // an answer that never came is none
@@ -192,9 +193,9 @@ func TestAnswerThroughUsIsCounted(t *testing.T) {
 				t.Error("the answer came back as another")
 			}
 			x.close()
-			want, answers := usage{}, 0.0
+			want, answers := answer.Usage{}, 0.0
 			if counts {
-				want, answers = usage{prompt: 20, cached: 10, completion: 5}, 1
+				want, answers = answer.Usage{Prompt: 20, Cached: 10, Completion: 5}, 1
 			}
 			w.quiet(t)
 			if got, _ := w.counted(t, answers); got != want {

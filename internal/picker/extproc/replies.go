@@ -15,18 +15,6 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// Names of the Endpoint Picker Protocol 1.0.0.
-const (
-	// destinationKey is the header, and in lbNamespace the metadata key, that carries a pick.
-	destinationKey = "x-gateway-destination-endpoint"
-	lbNamespace    = pool.PickNamespace
-	// servedKey in lbNamespace is the endpoint that served, on the way back.
-	servedKey = "x-gateway-destination-endpoint-served"
-	// subsetKey in subsetNamespace restricts the call to a list of endpoints.
-	subsetNamespace = "envoy.lb.subset_hint"
-	subsetKey       = "x-gateway-destination-endpoint-subset"
-)
-
 // Fields of envoy.service.ext_proc.v3.ProcessingResponse and of what is in it.
 const (
 	tagDynamicMetadata = 8<<3 | bytesType

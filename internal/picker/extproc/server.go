@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/admission"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/answer"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairqueue"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairshare"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
@@ -94,7 +95,7 @@ func New(f *poolstate.Fleet, o Options) *Server {
 		parted:   make(chan struct{}),
 	}
 	s.sessions.New = func() any { return &session{server: s} }
-	s.tails.New = func() any { return new(tail) }
+	s.tails.New = func() any { return new(answer.Tail) }
 	return s
 }
 

@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/mem"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/answer"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairshare"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/refusal"
@@ -95,8 +96,8 @@ type session struct {
 	held                    heldBody // of a streamed body, before the pick
 	refused                 *refusal.Error
 	outcome                 poolstate.Outcome
-	span                    trace.Span // from the headers to the pick; nil where nobody traces
-	tail                    *tail      // of the answer, if its usage is counted
+	span                    trace.Span   // from the headers to the pick; nil where nobody traces
+	tail                    *answer.Tail // of the answer, if its usage is counted
 
 	facts       request.Facts
 	reservation poolstate.Reservation
@@ -176,7 +177,7 @@ func (x *session) requestHeaders() error {
 	streams := x.requestMode == duplex && !x.message.end
 	switch {
 	case x.message.end || x.requestMode == unseen || !x.message.carriesPrompt():
-		x.decide(nil, !x.message.end, decidedWhere(streams))
+		x.decide(nil, decidedWhere(streams))
 		return x.sendPick(onRequestHeaders)
 	case streams:
 		x.phase = holds
@@ -187,6 +188,12 @@ func (x *session) requestHeaders() error {
 	}
 }
 
+// carriesPrompt reports whether the request whose headers these are may carry a prompt. For any other body nothing
+// waits: it may never end.
+func (r *received) carriesPrompt() bool {
+	return request.CarriesPrompt(string(r.method), string(r.contentType))
+}
+
 func (x *session) requestBody() error {
 	switch {
 	case x.requestMode == duplex:
@@ -194,7 +201,7 @@ func (x *session) requestBody() error {
 	case x.phase.decided():
 		return x.sendPlain()
 	default:
-		x.decide(x.message.body, !x.message.end, settled)
+		x.decide(x.message.body, settled)
 		return x.sendPick(onRequestBody)
 	}
 }
@@ -208,23 +215,22 @@ func (x *session) requestChunk() error {
 		x.phase = decidedWhere(!m.end)
 		return x.giveBack(onRequestBody, m.bodyBuffer(), m.end)
 	case m.end && x.held.len() == 0: // most bodies are one chunk, and are not copied
-		return x.decideStreamed(m.bodyBuffer(), false, true)
+		return x.decideStreamed(m.bodyBuffer(), true)
 	case x.phase != holds: // no headers came that could wait
-		return x.decideStreamed(m.bodyBuffer(), true, false)
+		return x.decideStreamed(m.bodyBuffer(), false)
 	}
 	room := x.hold(len(m.body))
 	x.held.add(m.body)
 	if room && !m.end && x.held.len() < factsLimit {
 		return nil
 	}
-	return x.decideHeld(!m.end, m.end)
+	return x.decideHeld(m.end)
 }
 
-// decideHeld decides on the chunks that were held. truncated says that the body goes on, end that nothing, not even
-// trailers, comes after it.
-func (x *session) decideHeld(truncated, end bool) error {
+// decideHeld decides on the chunks that were held. end says that nothing, not even trailers, comes after them.
+func (x *session) decideHeld(end bool) error {
 	x.release()
-	return x.decideStreamed(x.held.take(), truncated, end)
+	return x.decideStreamed(x.held.take(), end)
 }
 
 // hold takes room for n more bytes of a body, and says whether there was some left. It is taken in any case: release must
@@ -249,10 +255,10 @@ func (x *session) letGo() {
 }
 
 // decideStreamed picks from a body's head, then replies to the headers and gives the head back. It frees body.
-func (x *session) decideStreamed(body mem.Buffer, truncated, end bool) error {
+func (x *session) decideStreamed(body mem.Buffer, end bool) error {
 	defer body.Free()
 	headersWait := x.phase == holds
-	x.decide(body.ReadOnlyData(), truncated, decidedWhere(!end))
+	x.decide(body.ReadOnlyData(), decidedWhere(!end))
 	if headersWait || x.refused != nil {
 		if err := x.sendPick(onRequestHeaders); err != nil || x.refused != nil {
 			return err
@@ -275,11 +281,11 @@ func (x *session) requestTrailers() error {
 	switch {
 	case x.phase.decided():
 	case x.requestMode == duplex:
-		if err := x.decideHeld(false, false); err != nil || x.refused != nil {
+		if err := x.decideHeld(false); err != nil || x.refused != nil {
 			return err
 		}
 	default:
-		x.decide(nil, false, settled)
+		x.decide(nil, settled)
 		return x.sendPick(onRequestTrailers)
 	}
 	x.phase = settled
@@ -291,7 +297,7 @@ func (x *session) answerBody() error {
 		x.noteEnd()
 	}
 	if x.tail != nil {
-		x.attempt(func() { x.tail.add(x.message.body) })
+		x.attempt(func() { x.tail.Add(x.message.body) })
 	}
 	if x.answerMode == duplex {
 		return x.giveBack(onAnswerBody, x.message.bodyBuffer(), x.message.end)
@@ -307,7 +313,7 @@ func (x *session) noteAnswer() {
 	status, _ := strconv.Atoi(string(x.message.status)) // none, or no number, counts as "other"
 	x.reservation.Metrics().Responded(status)
 	if p := x.server.find(x.pool); p != nil && p.CountsUsage() && x.tail == nil {
-		x.tail = x.server.tails.Get().(*tail)
+		x.tail = x.server.tails.Get().(*answer.Tail)
 	}
 	addr, told := poolstate.ParseEndpoint(string(x.message.served))
 	if told {
@@ -378,17 +384,17 @@ func (x *session) sendReply(r reply) error {
 // decide picks, once for a call, which takes it to the next phase. Where a fault of ours stands in the way, the call is
 // still picked, by load alone; a second fault ends the stream, and what then becomes of the call is for the pool's failure
 // mode to say.
-func (x *session) decide(body []byte, truncated bool, next phase) {
+func (x *session) decide(body []byte, next phase) {
 	x.phase = next
-	if x.attempt(func() { x.pick(body, truncated) }) {
+	if x.attempt(func() { x.pick(body) }) {
 		return
 	}
 	x.reservation.Release(poolstate.Abandoned)
-	x.pick(nil, true)
+	x.pick(nil)
 }
 
 // pick reads the facts, picks and reserves. The refusal, if any, is already counted.
-func (x *session) pick(body []byte, truncated bool) {
+func (x *session) pick(body []byte) {
 	begin := time.Now()
 	p := x.server.find(x.pool)
 	if p == nil {
@@ -400,11 +406,11 @@ func (x *session) pick(body []byte, truncated bool) {
 			defer x.server.reading.Leave()
 		} else {
 			p.Metrics().PickedUnread()
-			body, truncated = nil, true
+			body = nil
 		}
 	}
 	x.facts.Seed = x.server.fleet.Seed()
-	x.facts.Read(x.path, body, truncated)
+	x.facts.Read(x.path, body)
 	call := poolstate.Call{Facts: &x.facts, Subset: x.subset, Session: x.session, Explained: x.recording()}
 	why, err := p.Pick(&call, &x.reservation)
 	if err != nil {

@@ -1,6 +1,7 @@
 package extproc
 
 import (
+	"bytes"
 	"fmt"
 	"math/bits"
 	"sync"
@@ -9,6 +10,9 @@ import (
 	_ "google.golang.org/grpc/encoding/proto" // what is not ours is left to it
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // The messages of ext_proc are read and written here by hand, as far as a pick needs them. Generated code copies each
@@ -50,6 +54,21 @@ const (
 	tagList           = 6<<3 | bytesType
 	tagElement        = 1<<3 | bytesType // of ListValue
 )
+
+// Names of the Endpoint Picker Protocol 1.0.0.
+const (
+	// destinationKey is the header, and in lbNamespace the metadata key, that carries a pick.
+	destinationKey = "x-gateway-destination-endpoint"
+	lbNamespace    = pool.PickNamespace
+	// servedKey in lbNamespace is the endpoint that served, on the way back.
+	servedKey = "x-gateway-destination-endpoint-served"
+	// subsetKey in subsetNamespace restricts the call to a list of endpoints.
+	subsetNamespace = "envoy.lb.subset_hint"
+	subsetKey       = "x-gateway-destination-endpoint-subset"
+)
+
+// traceHeader is the header by which a caller's trace goes on, by the W3C's Trace Context.
+const traceHeader = "traceparent"
 
 // kind is the kind of a request's message: the number of its field.
 type kind uint8
@@ -363,6 +382,40 @@ func text(value []byte) ([]byte, error) {
 		}
 	}
 	return out, f.err
+}
+
+// readSubset reads the proxy's restriction, an encoded Value, into s: a list of texts, or one text with commas.
+func readSubset(value []byte, s *poolstate.Subset) error {
+	s.Given = true
+	f := fields{rest: value}
+	for f.next() {
+		switch f.tag {
+		case tagList:
+			if err := readSubsetList(f.bytes, s); err != nil {
+				return err
+			}
+		case tagString:
+			for name := range bytes.SplitSeq(f.bytes, []byte{','}) {
+				s.Add(string(name))
+			}
+		}
+	}
+	return f.err
+}
+
+func readSubsetList(list []byte, s *poolstate.Subset) error {
+	f := fields{rest: list}
+	for f.next() {
+		if f.tag != tagElement {
+			continue
+		}
+		name, err := text(f.bytes)
+		if err != nil {
+			return err
+		}
+		s.Add(string(name))
+	}
+	return f.err
 }
 
 // fields walks over the fields of an encoded message.

@@ -64,7 +64,6 @@ const (
 
 const (
 	promptTokens field = numGauges + iota
-	generationTokens
 	cacheQueries
 	cacheHits
 	firstTokens
@@ -111,7 +110,6 @@ var metrics = map[string]metric{
 	"vllm:gpu_cache_usage_perc":              {engine: VLLM, field: usage}, // before 0.10; for a while both were shown, equal
 	"vllm:cache_config_info":                 {engine: VLLM, field: cacheConfig, labels: [maxLabels]string{"block_size", "num_gpu_blocks"}},
 	"vllm:prompt_tokens_total":               {engine: VLLM, field: promptTokens},
-	"vllm:generation_tokens_total":           {engine: VLLM, field: generationTokens},
 	"vllm:prefix_cache_queries_total":        {engine: VLLM, field: cacheQueries},
 	"vllm:prefix_cache_hits_total":           {engine: VLLM, field: cacheHits},
 	"vllm:time_to_first_token_seconds_count": {engine: VLLM, field: firstTokens},
@@ -127,7 +125,6 @@ var metrics = map[string]metric{
 	"sglang:max_total_num_tokens":              {engine: SGLang, field: capacity},
 	"sglang:cache_config_info":                 {engine: SGLang, field: cacheConfig, labels: [maxLabels]string{"page_size", "num_pages"}},
 	"sglang:prompt_tokens_total":               {engine: SGLang, field: promptTokens},
-	"sglang:generation_tokens_total":           {engine: SGLang, field: generationTokens},
 	"sglang:cached_tokens_total":               {engine: SGLang, field: cacheHits},
 	"sglang:time_to_first_token_seconds_count": {engine: SGLang, field: firstTokens},
 	"sglang:time_to_first_token_seconds_sum":   {engine: SGLang, field: firstTokenSeconds},
@@ -138,7 +135,6 @@ var metrics = map[string]metric{
 	"trtllm_kv_cache_tokens_per_block":         {engine: TRTLLMServe, field: blockSize},
 	"trtllm_kv_cache_max_blocks":               {engine: TRTLLMServe, field: blocks},
 	"trtllm_prompt_tokens_total":               {engine: TRTLLMServe, field: promptTokens},
-	"trtllm_generation_tokens_total":           {engine: TRTLLMServe, field: generationTokens},
 	"trtllm_prompt_cached_tokens_total":        {engine: TRTLLMServe, field: cacheHits},
 	"trtllm_time_to_first_token_seconds_count": {engine: TRTLLMServe, field: firstTokens},
 	"trtllm_time_to_first_token_seconds_sum":   {engine: TRTLLMServe, field: firstTokenSeconds},

@@ -300,11 +300,10 @@ func (t *tally) complete() bool {
 
 // fill sums the shards up.
 func (t *tally) fill(r *Reading) {
-	var queued, batch, used, loads, tokens, size float64
+	var queued, batch, used, loads, tokens float64
 	for i := range t.shards {
 		g := &t.shards[i].gauges
 		tokens += g.tokens()
-		size = max(size, g[blockSize])
 		if g[waiting] < 0 {
 			continue
 		}
@@ -314,10 +313,9 @@ func (t *tally) fill(r *Reading) {
 		used += min(1, g[usage])
 	}
 	r.Waiting, r.Running, r.KVUsage = int(count(queued)), int(count(batch)), used/loads
-	r.CapacityTokens, r.BlockSize = count(tokens), int(count(size))
+	r.CapacityTokens = count(tokens)
 	r.MaxLoRA = int(count(t.lora.slots))
 	r.PromptTokens = count(t.counters[promptTokens-numGauges])
-	r.GenerationTokens = count(t.counters[generationTokens-numGauges])
 	r.CacheHits = count(t.counters[cacheHits-numGauges])
 	r.FirstTokens = count(t.counters[firstTokens-numGauges])
 	r.FirstTokenSeconds = max(0, t.counters[firstTokenSeconds-numGauges])

@@ -41,9 +41,9 @@ func TestParseEngines(t *testing.T) {
 		"vLLM, a whole page": {
 			page: string(vllmPage()),
 			want: Reading{
-				Engine: VLLM, At: now, Waiting: 12, Running: 37, KVUsage: 0.8125, CapacityTokens: 27684 * 16, BlockSize: 16,
+				Engine: VLLM, At: now, Waiting: 12, Running: 37, KVUsage: 0.8125, CapacityTokens: 27684 * 16,
 				MaxLoRA: 4, RunningAdapters: []string{"sql", "chat"}, WaitingAdapters: []string{"summary"},
-				PromptTokens: 8128903, GenerationTokens: 7557572, CacheQueries: 8128902, CacheHits: 4028902,
+				PromptTokens: 8128903, CacheQueries: 8128902, CacheHits: 4028902,
 				FirstTokens: 61234, FirstTokenSeconds: 123456.78901234,
 			},
 		},
@@ -64,15 +64,15 @@ vllm:cache_config_info{block_size="16",engine="1",num_gpu_blocks="110"} 1
 vllm:prompt_tokens_total{engine="0"} 10
 vllm:prompt_tokens_total{engine="1"} 20
 `,
-			want: Reading{Engine: VLLM, At: now, Running: 8, Waiting: 3, KVUsage: 0.5, CapacityTokens: 3360, BlockSize: 16, PromptTokens: 30},
+			want: Reading{Engine: VLLM, At: now, Running: 8, Waiting: 3, KVUsage: 0.5, CapacityTokens: 3360, PromptTokens: 30},
 		},
 		"vLLM, capacity without the engine's label": {
 			page: load + `vllm:cache_config_info{block_size="16",num_gpu_blocks="100"} 1` + "\n",
-			want: with(loadReading(), func(r *Reading) { r.CapacityTokens, r.BlockSize = 1600, 16 }),
+			want: with(loadReading(), func(r *Reading) { r.CapacityTokens = 1600 }),
 		},
 		"vLLM, number of blocks not known yet": {
 			page: load + `vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="None"} 1` + "\n",
-			want: with(loadReading(), func(r *Reading) { r.BlockSize = 16 }),
+			want: loadReading(),
 		},
 		"SGLang": {
 			page: `# TYPE sglang:num_running_reqs gauge
@@ -86,8 +86,8 @@ sglang:cached_tokens_total{cache_source="device",model_name="m"} 1000.0
 sglang:cached_tokens_total{cache_source="host",model_name="m"} 500.0
 `,
 			want: Reading{
-				Engine: SGLang, At: now, Running: 7, Waiting: 4, KVUsage: 0.28, CapacityTokens: 64 * 11147, BlockSize: 64,
-				PromptTokens: 8128902, GenerationTokens: 7557572, CacheQueries: 8128902, CacheHits: 1500,
+				Engine: SGLang, At: now, Running: 7, Waiting: 4, KVUsage: 0.28, CapacityTokens: 64 * 11147,
+				PromptTokens: 8128902, CacheQueries: 8128902, CacheHits: 1500,
 			},
 		},
 		"SGLang, ranks repeat, priorities divide, data parallelism adds": {
@@ -106,7 +106,7 @@ sglang:num_pages{dp_rank="0",tp_rank="0"} 1000
 sglang:num_pages{dp_rank="0",tp_rank="1"} 1000
 sglang:num_pages{dp_rank="1",tp_rank="2"} 1200
 `,
-			want: Reading{Engine: SGLang, At: now, Running: 8, Waiting: 4, KVUsage: 0.3, CapacityTokens: 2200, BlockSize: 1},
+			want: Reading{Engine: SGLang, At: now, Running: 8, Waiting: 4, KVUsage: 0.3, CapacityTokens: 2200},
 		},
 		"SGLang, capacity in tokens": {
 			page: "sglang:num_running_reqs 1\nsglang:num_queue_reqs 0\nsglang:token_usage 0\nsglang:max_total_num_tokens 161721\n",
@@ -123,8 +123,8 @@ trtllm_generation_tokens_total{engine_type="trtllm",model_name="m"} 50.0
 trtllm_prompt_cached_tokens_total{engine_type="trtllm",model_name="m"} 64.0
 `,
 			want: Reading{
-				Engine: TRTLLMServe, At: now, Running: 9, Waiting: 5, KVUsage: 0.75, CapacityTokens: 6400, BlockSize: 32,
-				PromptTokens: 100, GenerationTokens: 50, CacheQueries: 100, CacheHits: 64,
+				Engine: TRTLLMServe, At: now, Running: 9, Waiting: 5, KVUsage: 0.75, CapacityTokens: 6400,
+				PromptTokens: 100, CacheQueries: 100, CacheHits: 64,
 			},
 		},
 		"Triton": {
@@ -137,7 +137,7 @@ nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="tokens_per",model="tensor
 nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="used",model="tensorrt_llm",version="1"} 3042
 nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="max",model="tensorrt_llm",version="1"} 6240
 `,
-			want: Reading{Engine: TritonTRTLLM, At: now, Running: 6, Waiting: 1, KVUsage: 0.4875, CapacityTokens: 64 * 6240, BlockSize: 64},
+			want: Reading{Engine: TritonTRTLLM, At: now, Running: 6, Waiting: 1, KVUsage: 0.4875, CapacityTokens: 64 * 6240},
 		},
 		"two engines: the first that is complete": {
 			page: "vllm:num_requests_running 99\nsglang:num_running_reqs 1\nsglang:num_queue_reqs 2\nsglang:token_usage 0.5\n",
@@ -405,8 +405,8 @@ func FuzzParse(f *testing.F) {
 			switch {
 			case r.Engine == Detect || r.Engine >= numEngines,
 				r.Waiting < 0, r.Running < 0, !(r.KVUsage >= 0 && r.KVUsage <= 1),
-				r.CapacityTokens < 0, r.BlockSize < 0, r.MaxLoRA < 0,
-				r.PromptTokens < 0, r.GenerationTokens < 0, r.CacheQueries < 0, r.CacheHits < 0,
+				r.CapacityTokens < 0, r.MaxLoRA < 0,
+				r.PromptTokens < 0, r.CacheQueries < 0, r.CacheHits < 0,
 				len(slices.Compact(slices.Clone(adapters))) != len(adapters), len(adapters) > maxAdapters:
 				t.Fatalf("not a sane reading: %+v", r)
 			}

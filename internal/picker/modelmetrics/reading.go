@@ -19,10 +19,8 @@ type Reading struct {
 	// KVUsage is the share of the KV cache that running requests hold, 0 to 1.
 	KVUsage float64
 
-	// CapacityTokens is how many tokens the KV cache holds, and BlockSize how many of them make a block; 0 where the
-	// server does not tell.
+	// CapacityTokens is how many tokens the KV cache holds; 0 where the server does not tell.
 	CapacityTokens int64
-	BlockSize      int
 
 	// MaxLoRA is the number of adapters that can be resident at once; 0 where there are none or the server does not tell.
 	MaxLoRA int
@@ -30,10 +28,9 @@ type Reading struct {
 	// in both, or twice in one. Readings share these slices; they must not be changed.
 	RunningAdapters, WaitingAdapters []string
 
-	// PromptTokens counts the tokens of prompts since the server's start, cached ones too; GenerationTokens those
-	// generated; CacheQueries the prompt tokens looked up in the prefix cache and CacheHits those found there. They are 0
+	// PromptTokens counts the tokens of prompts since the server's start, cached ones too; CacheQueries the prompt tokens looked up in the prefix cache and CacheHits those found there. They are 0
 	// where the server does not tell. vLLM counts as it computes; SGLang and trtllm-serve when a request has ended.
-	PromptTokens, GenerationTokens, CacheQueries, CacheHits int64
+	PromptTokens, CacheQueries, CacheHits int64
 
 	// FirstTokens counts the calls that have their first token, and FirstTokenSeconds is the sum of the times that these took
 	// from their arrival; 0 where the server does not tell.

@@ -34,8 +34,6 @@ type Facts struct {
 	Model string
 	// Stream says that the client asked for a streamed answer.
 	Stream bool
-	// MaxTokens is the client's limit on the answer, in tokens; 0 where it gave none.
-	MaxTokens int
 	// PromptBytes is the length of the prompt's text that was seen, in bytes: unescaped, with a few bytes for each
 	// role and each part, MediaBytes for each image, and four bytes for each token id. All prompts of a batch count.
 	PromptBytes int
@@ -51,8 +49,6 @@ type Facts struct {
 	// sent the same prefix lately. Tenants that must not learn that send a cache_salt of their own, as the model
 	// servers want it, and then share no block here either.
 	Blocks []uint64
-	// Truncated says that the body went on beyond what was seen: the prompt is at least this long.
-	Truncated bool
 }
 
 // API is the kind of call that a request makes, as its path's end tells it.
@@ -132,9 +128,9 @@ func modelIn(path string) string {
 // PromptTokens estimates the prompt's length in tokens, at four bytes a token.
 func (f *Facts) PromptTokens() int { return f.PromptBytes / bytesPerToken }
 
-// Read takes the facts of one request into f. The path may have a query. Truncated says that body is only the first
-// part of what the client sent. A body that is not understood is no error: the facts are then those that could be
-// read, at least the zero ones.
+// Read takes the facts of one request into f. The path may have a query, and the body may be only the first part of what
+// the client sent. A body that is not understood is no error: the facts are then those that could be read, at least the
+// zero ones.
 //
 // Where the path does not tell the API, the body's members do: messages, prompt, input or text_input (Triton's) hold
 // the prompt, with tools, system and instructions before it. An input is then read as a response's where it is a list
@@ -149,23 +145,23 @@ func (f *Facts) PromptTokens() int { return f.PromptBytes / bytesPerToken }
 // spelling of numbers there.
 //
 // Members that no model sees (ids, cache_control, detail, unknown ones) are left out. Of a repeated key the last one
-// counts for the model's name, the salt and the limits, as in the servers' parsers, and the first one for everything
+// counts for the model's name, the salt and the stream, as in the servers' parsers, and the first one for everything
 // that makes up the prompt.
 //
 // A body cut anywhere gives the first of the blocks that the whole body gives, if the model's name, the salt, and
 // what a model sees before the messages (tools, system prompt) lie before the cut. Otherwise its blocks are those of
 // a body without them: still the same for the same head, so calls with an equal head still meet.
-func (f *Facts) Read(path string, body []byte, truncated bool) {
+func (f *Facts) Read(path string, body []byte) {
 	name := f.Model
 	path = cleaned(path)
-	*f = Facts{Seed: f.Seed, API: apiOf(path), Blocks: f.Blocks[:0], Truncated: truncated}
-	r := reader{body: body, api: f.API, modelInPath: modelIn(path)}
-	r.prompt.hashes, r.prompt.seed, r.digest.seed = f.Blocks, f.Seed, f.Seed
-	r.digest.folding = true
+	*f = Facts{Seed: f.Seed, API: apiOf(path), Blocks: f.Blocks[:0]}
+	r := readers.Get().(*reader)
+	r.begin(f, modelIn(path), body)
 	r.request()
 	f.Model = r.modelName(name)
 	f.Stream = r.stream
-	f.MaxTokens = r.maxTokens()
 	f.PromptBytes = r.promptBytes
 	f.Blocks = r.chain()
+	r.end()
+	readers.Put(r)
 }

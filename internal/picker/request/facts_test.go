@@ -29,7 +29,7 @@ func long(seed string, n int) string {
 
 func read(path, body string) Facts {
 	var f Facts
-	f.Read(path, []byte(body), false)
+	f.Read(path, []byte(body))
 	return f
 }
 
@@ -42,7 +42,7 @@ func TestRead(t *testing.T) {
 		"chat": {
 			path:       chatPath,
 			body:       `{"model":"m","stream":true,"max_tokens":7,"messages":[{"role":"user","content":"` + long("x", 2) + `"}]}`,
-			want:       Facts{API: ChatCompletions, Model: "m", Stream: true, MaxTokens: 7, PromptBytes: 2*BlockBytes + 8},
+			want:       Facts{API: ChatCompletions, Model: "m", Stream: true, PromptBytes: 2*BlockBytes + 8},
 			wantBlocks: 2,
 		},
 		"path with a prefix, a query and a slash": {
@@ -64,7 +64,7 @@ func TestRead(t *testing.T) {
 		},
 		"Triton's generate": {
 			path: "/v2/models/llama/generate_stream", body: `{"text_input":"` + long("t", 2) + `","max_tokens":4}`,
-			want: Facts{Model: "llama", MaxTokens: 4, PromptBytes: 2 * BlockBytes}, wantBlocks: 2,
+			want: Facts{Model: "llama", PromptBytes: 2 * BlockBytes}, wantBlocks: 2,
 		},
 		"the body tells a chat": {
 			path: "/llama", body: `{"model":"m","messages":[{"role":"user","content":"` + long("x", 2) + `"}]}`,
@@ -116,7 +116,7 @@ func TestRead(t *testing.T) {
 		},
 		"responses, input as a string": {
 			path: responsesPath, body: `{"input":"` + long("r", 1) + `","max_output_tokens":3}`,
-			want: Facts{API: Responses, MaxTokens: 3, PromptBytes: BlockBytes + 8}, wantBlocks: 1,
+			want: Facts{API: Responses, PromptBytes: BlockBytes + 8}, wantBlocks: 1,
 		},
 		"messages": {
 			path:       messagesPath,
@@ -131,17 +131,13 @@ func TestRead(t *testing.T) {
 			want:       Facts{API: ChatCompletions, PromptBytes: MediaBytes + 10},
 			wantBlocks: 16,
 		},
-		"limits: the one of the reply wins, whatever the order": {
-			path: chatPath, body: `{"max_completion_tokens":5,"max_tokens":9}`,
-			want: Facts{API: ChatCompletions, MaxTokens: 5},
-		},
 		"a model's name with escapes": {
 			path: chatPath, body: `{"mod\u0065l":"a\/b\u00e9\ud83d\ude00\n"}`,
 			want: Facts{API: ChatCompletions, Model: "a/bé😀\n"},
 		},
 		"of repeated keys the last": {
-			path: chatPath, body: `{"model":"a","model":"b","max_tokens":1,"max_tokens":2,"stream":true,"stream":false}`,
-			want: Facts{API: ChatCompletions, Model: "b", MaxTokens: 2},
+			path: chatPath, body: `{"model":"a","model":"b","stream":true,"stream":false}`,
+			want: Facts{API: ChatCompletions, Model: "b"},
 		},
 		"of a repeated prompt the first": {
 			path: completionsPath, body: `{"prompt":"abcd","prompt":"x"}`,
@@ -151,13 +147,9 @@ func TestRead(t *testing.T) {
 			path: chatPath, body: `{"model":7,"stream":"true","max_tokens":"5","messages":{"a":1},"tools":3}`,
 			want: Facts{API: ChatCompletions, PromptBytes: 1},
 		},
-		"huge, negative and broken numbers": {
-			path: chatPath, body: `{"max_tokens":` + strings.Repeat("9", 400) + `,"max_completion_tokens":-1}`,
-			want: Facts{API: ChatCompletions, MaxTokens: 1<<31 - 1},
-		},
 		"what is not closed is not read": {
-			path: chatPath, body: `{"max_tokens":5,"model":"ab`,
-			want: Facts{API: ChatCompletions, MaxTokens: 5},
+			path: chatPath, body: `{"stream":true,"model":"ab`,
+			want: Facts{API: ChatCompletions, Stream: true},
 		},
 		"a number that may be cut": {
 			path: chatPath, body: `{"model":"m","max_tokens":5`, want: Facts{API: ChatCompletions, Model: "m"},
@@ -177,8 +169,8 @@ func TestRead(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := Facts{Model: "before", Stream: true, MaxTokens: 3, PromptBytes: 4, Blocks: []uint64{1, 2}}
-			got.Read(tc.path, []byte(tc.body), false)
+			got := Facts{Model: "before", Stream: true, PromptBytes: 4, Blocks: []uint64{1, 2}}
+			got.Read(tc.path, []byte(tc.body))
 			ignore := cmpopts.IgnoreFields(Facts{}, "Blocks")
 			if diff := cmp.Diff(tc.want, got, ignore); diff != "" {
 				t.Errorf("facts (-want +got):\n%s", diff)
@@ -197,14 +189,6 @@ func TestDeepPrompt(t *testing.T) {
 	f := read(chatPath, `{"messages":[`+strings.Repeat(`{"content":[`, depth)+strings.Repeat(`],"role":"u"}`, depth)+`],"model":"m"}`)
 	if f.Model != "m" || f.PromptBytes < depth {
 		t.Errorf("model %q, %d bytes of prompt: reading did not come to the end", f.Model, f.PromptBytes)
-	}
-}
-
-func TestTruncatedIsToldOn(t *testing.T) {
-	var f Facts
-	f.Read(chatPath, []byte(`{}`), true)
-	if !f.Truncated {
-		t.Error("Truncated is false, want true")
 	}
 }
 
@@ -385,8 +369,8 @@ func TestReadDoesNotAllocate(t *testing.T) {
 	for name, sample := range map[string]string{"prose": prose, "code": code} {
 		body := chatBody(64<<10, sample)
 		var f Facts
-		f.Read(chatPath, body, false)
-		if n := testing.AllocsPerRun(10, func() { f.Read(chatPath, body, false) }); n != 0 {
+		f.Read(chatPath, body)
+		if n := testing.AllocsPerRun(10, func() { f.Read(chatPath, body) }); n != 0 {
 			t.Errorf("%s: %v allocations, want none", name, n)
 		}
 	}

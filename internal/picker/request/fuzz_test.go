@@ -30,19 +30,19 @@ func FuzzRead(f *testing.F) {
 	f.Fuzz(func(t *testing.T, path uint8, body []byte) {
 		p := paths[int(path)%len(paths)]
 		var a Facts
-		a.Read(p, body, false)
+		a.Read(p, body)
 		if len(a.Blocks) > MaxBlocks || len(a.Blocks)*BlockBytes > a.PromptBytes {
 			t.Errorf("%d blocks of %d bytes", len(a.Blocks), a.PromptBytes)
 		}
 		if longest := len(body) * MediaBytes; a.PromptBytes > longest {
 			t.Errorf("%d bytes of prompt in %d of body", a.PromptBytes, len(body))
 		}
-		if a.MaxTokens < 0 || len(a.Model) > 3*len(body) {
-			t.Errorf("max tokens %d, a model's name of %d bytes", a.MaxTokens, len(a.Model))
+		if len(a.Model) > 3*len(body) {
+			t.Errorf("a model's name of %d bytes", len(a.Model))
 		}
 		b := a
 		b.Blocks = slices.Clone(a.Blocks)
-		b.Read(p, body, false)
+		b.Read(p, body)
 		if !reflect.DeepEqual(a, b) {
 			t.Errorf("read again (-first +second):\n%s", cmp.Diff(a, b))
 		}
@@ -69,18 +69,18 @@ func FuzzInvariance(f *testing.F) {
 		wild.write(value)
 
 		var a, b, head Facts
-		a.Read(path, plain.out, false)
-		b.Read(path, wild.out, false)
+		a.Read(path, plain.out)
+		b.Read(path, wild.out)
 		if !reflect.DeepEqual(a, b) {
 			t.Fatalf("facts differ (-plain +wild):\n%s\n%s\n%s", cmp.Diff(a, b), plain.out, wild.out)
 		}
 		at := int(cut) % (len(plain.out) + 1)
-		head.Read(path, plain.out[:at], true)
+		head.Read(path, plain.out[:at])
 		// The plain order has the model's name and the salt first.
 		if len(head.Blocks) > len(a.Blocks) || len(head.Blocks) > 0 && head.Blocks[len(head.Blocks)-1] != a.Blocks[len(head.Blocks)-1] {
 			t.Fatalf("cut at %d, %d blocks are no prefix of the %d\n%s", at, len(head.Blocks), len(a.Blocks), plain.out)
 		}
-		head.Read(path, wild.out[:min(at, len(wild.out))], true) // no panic
+		head.Read(path, wild.out[:min(at, len(wild.out))]) // no panic
 	})
 }
 

@@ -26,8 +26,6 @@ const (
 	keyLocator // where a medium is, or its bytes
 	keyModel
 	keyStream
-	keyMaxTokens
-	keyMaxCompletionTokens
 	keyCacheSalt
 	keyTools
 	keySystem
@@ -38,7 +36,7 @@ const (
 )
 
 // longestKey bounds the keys that are unescaped before they are looked up.
-const longestKey = len("max_completion_tokens")
+const longestKey = len("reasoning_content")
 
 // keyOf looks up a key as it is written in the body.
 func keyOf(raw []byte) key {
@@ -46,11 +44,18 @@ func keyOf(raw []byte) key {
 		return keyOther
 	}
 	if nextQuote(raw) < len(raw) {
-		var t text
-		t.unescape(raw)
-		return lookUp(t.buf[:t.n])
+		return lookUpEscaped(raw)
 	}
 	return lookUp(raw)
+}
+
+// lookUpEscaped looks up a key with escapes. It is not inlined: the room for the text would be on the stack of every look-up.
+//
+//go:noinline
+func lookUpEscaped(raw []byte) key {
+	var t text
+	t.unescape(raw)
+	return lookUp(t.buf[:t.n])
 }
 
 func lookUp(name []byte) key {
@@ -89,10 +94,6 @@ func lookUp(name []byte) key {
 		return keyModel
 	case "stream":
 		return keyStream
-	case "max_tokens", "max_output_tokens":
-		return keyMaxTokens
-	case "max_completion_tokens":
-		return keyMaxCompletionTokens
 	case "cache_salt":
 		return keyCacheSalt
 	case "tools", "functions":

@@ -2,7 +2,6 @@ package request
 
 import (
 	"encoding/binary"
-	"math"
 	"slices"
 	"unicode/utf8"
 )
@@ -57,10 +56,6 @@ func (r *reader) request() {
 		case keyStream:
 			s := r.skip()
 			r.stream = string(r.body[s.from:s.to]) == "true"
-		case keyMaxTokens:
-			r.limit = r.integer()
-		case keyMaxCompletionTokens:
-			r.limitOfReply = r.integer()
 		default:
 			r.section(r.sectionOf(k))
 		}
@@ -409,26 +404,6 @@ func (r *reader) keep(s *span) {
 	if isString {
 		*s = at
 	}
-}
-
-// integer reads a count of tokens. One that is no positive integer, or is beyond 2³¹-1, is 0 or that limit.
-func (r *reader) integer() int {
-	s := r.skip()
-	n := 0
-	for _, c := range r.body[s.from:s.to] {
-		if c < '0' || c > '9' {
-			return 0
-		}
-		n = min(n*10+int(c-'0'), math.MaxInt32)
-	}
-	return n
-}
-
-func (r *reader) maxTokens() int {
-	if r.limitOfReply > 0 {
-		return r.limitOfReply
-	}
-	return r.limit
 }
 
 // digestOf is the digest of a string of the body.

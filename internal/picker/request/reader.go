@@ -1,6 +1,9 @@
 package request
 
-import "bytes"
+import (
+	"bytes"
+	"sync"
+)
 
 // reader walks over a body. It is not encoding/json/jsontext because that takes 12 times as long for a chat in prose,
 // and 3 times for one in code, before anything is hashed, and gives up where a body is cut. Each of its methods that reads something leaves it behind that; where the body ends too
@@ -19,11 +22,30 @@ type reader struct {
 	sections    [sectionCount]section
 	promptBytes int
 
-	model        span
-	salt         span
-	stream       bool
-	limit        int // max_tokens or max_output_tokens
-	limitOfReply int // max_completion_tokens, which wins where both are given
+	model  span
+	salt   span
+	stream bool
+}
+
+// readers are those that nobody uses. On the stack their 4 KiB would make the runtime grow and copy the stack of each call's
+// goroutine, which takes 15 % of all that a pick of 1 KB costs, and keep it large for as long as the call lasts.
+var readers = sync.Pool{New: func() any { return new(reader) }}
+
+// begin makes the reader that of a body. What the texts have in their buffers from before is overwritten before it is read.
+func (r *reader) begin(f *Facts, modelInPath string, body []byte) {
+	r.body, r.api, r.modelInPath = body, f.API, modelInPath
+	r.prompt.begin(f.Seed)
+	r.prompt.hashes = f.Blocks
+	r.digest.begin(f.Seed)
+	r.digest.folding = true
+}
+
+// end drops all that the reader has of a body.
+func (r *reader) end() {
+	r.body, r.at, r.broken, r.modelInPath = nil, 0, false, ""
+	r.prompt.hashes = nil
+	r.sections, r.promptBytes = [sectionCount]section{}, 0
+	r.model, r.salt, r.stream = span{}, span{}, false
 }
 
 // span is where a value lies in the body. The empty one is none.

@@ -35,6 +35,11 @@ type text struct {
 	digest  uint64
 }
 
+// begin makes it an empty text, with hashes of this seed.
+func (t *text) begin(seed uint64) {
+	t.n, t.blocks, t.seed, t.hashes, t.limit, t.folding, t.digest = 0, 0, seed, nil, 0, false, 0
+}
+
 // len is the length of the text so far.
 func (t *text) len() int { return t.blocks*BlockBytes + t.n }
 

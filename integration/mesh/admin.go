@@ -6,12 +6,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/process"
 )
 
 // WaypointStats are the counters and gauges of a waypoint's Envoy, by name.
@@ -54,7 +55,7 @@ func (m *Mesh) WaypointConfig(ctx context.Context, namespace, waypoint, kind, na
 
 // waypointAdmin reads a page of Envoy's admin interface.
 func (m *Mesh) waypointAdmin(ctx context.Context, namespace, waypoint, path string) ([]byte, error) {
-	pod, err := m.readyPod(ctx, namespace, map[string]string{gatewayName: waypoint})
+	pod, err := m.cluster.ReadyPod(ctx, namespace, map[string]string{gatewayName: waypoint})
 	if err != nil {
 		return nil, err
 	}
@@ -62,23 +63,9 @@ func (m *Mesh) waypointAdmin(ctx context.Context, namespace, waypoint, path stri
 	if err != nil {
 		return nil, fmt.Errorf("asking waypoint %s/%s: %w", namespace, waypoint, err)
 	}
-	page, err := answerTo(request)
+	page, err := process.Ask(request)
 	if err != nil {
 		return nil, fmt.Errorf("asking waypoint %s/%s for %s: %w", namespace, waypoint, path, err)
 	}
 	return page, nil
-}
-
-// answerTo makes a request and returns the body of its answer. A status other than 200 is an error.
-func answerTo(request *http.Request) ([]byte, error) {
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = response.Body.Close() }()
-	body, err := io.ReadAll(response.Body)
-	if err == nil && response.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", response.Status, body)
-	}
-	return body, err
 }

@@ -55,17 +55,17 @@ func (m *Mesh) NewCaller(ctx context.Context, namespace, name, account string) (
 	if err := m.Client.Create(ctx, pod); err != nil {
 		return nil, fmt.Errorf("making pod %s: %w", name, err)
 	}
-	identity, err := m.cluster.ca.Workload(namespace, account)
+	identity, err := m.cluster.CA.Workload(namespace, account)
 	if err != nil {
 		return nil, err
 	}
-	config, err := m.cluster.ca.MutualTLS(identity)
+	config, err := m.cluster.CA.MutualTLS(identity)
 	if err != nil {
 		return nil, err
 	}
 	c := &Caller{mesh: m, config: config, dialers: map[netip.Addr]*hbone.Dialer{}}
 	c.HTTP = &http.Client{Transport: &http.Transport{DialContext: c.dial, MaxIdleConnsPerHost: 64}}
-	_, err = m.readyPod(ctx, namespace, pod.Labels)
+	_, err = m.cluster.ReadyPod(ctx, namespace, pod.Labels)
 	return c, err
 }
 
@@ -169,7 +169,7 @@ func (m *Mesh) waypointAddress(ctx context.Context, h *meshHost) (netip.Addr, er
 	if namespace == "" {
 		namespace = h.namespace
 	}
-	pod, err := m.readyPod(ctx, namespace, map[string]string{gatewayName: name})
+	pod, err := m.cluster.ReadyPod(ctx, namespace, map[string]string{gatewayName: name})
 	if err != nil {
 		return netip.Addr{}, err
 	}

@@ -9,9 +9,11 @@ import (
 	"slices"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
-	appsv1 "k8s.io/api/apps/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/cluster"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/manifest"
 )
 
 const (
@@ -37,7 +39,7 @@ func renderIstio(ctx context.Context, tools, overlay string) ([]*unstructured.Un
 		}
 		return nil, fmt.Errorf("rendering %s: %w", overlay, err)
 	}
-	objects, err := Decode(out)
+	objects, err := manifest.Decode(out)
 	if err != nil {
 		return nil, fmt.Errorf("reading what istioctl rendered: %w", err)
 	}
@@ -57,29 +59,11 @@ func rank(o *unstructured.Unstructured) int {
 	}
 }
 
-// awaitDeployment waits until a Deployment has all its pods ready, of its newest template.
-func (c *cluster) awaitDeployment(ctx context.Context, namespace, name string) error {
-	return await(ctx, "deployment "+namespace+"/"+name, func(ctx context.Context) error {
-		var d appsv1.Deployment
-		if err := c.client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &d); err != nil {
-			return err
-		}
-		want := int32(1)
-		if d.Spec.Replicas != nil {
-			want = *d.Spec.Replicas
-		}
-		if d.Status.ObservedGeneration != d.Generation || d.Status.ReadyReplicas != want || d.Status.Replicas != want {
-			return fmt.Errorf("%d of %d pods ready", d.Status.ReadyReplicas, want)
-		}
-		return nil
-	}, c.apiServer)
-}
-
 // awaitValidator waits until istiod checks every Istio object that is written, and a write without its check fails.
-func (c *cluster) awaitValidator(ctx context.Context) error {
-	return await(ctx, "istiod's webhook", func(ctx context.Context) error {
+func awaitValidator(ctx context.Context, c *cluster.Cluster) error {
+	return c.Await(ctx, "istiod's webhook", func(ctx context.Context) error {
 		var w admissionv1.ValidatingWebhookConfiguration
-		if err := c.client.Get(ctx, client.ObjectKey{Name: validator}, &w); err != nil {
+		if err := c.Client.Get(ctx, client.ObjectKey{Name: validator}, &w); err != nil {
 			return err
 		}
 		for _, hook := range w.Webhooks {
@@ -88,5 +72,5 @@ func (c *cluster) awaitValidator(ctx context.Context) error {
 			}
 		}
 		return nil
-	}, c.apiServer)
+	})
 }

@@ -25,11 +25,9 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/authorization"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/cluster"
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/pki"
 )
-
-// nodeName is the one node's.
-const nodeName = "machine"
 
 // templateHash labels a pod with the template that it was made from, as the label of the same name does in Kubernetes.
 const templateHash = "pod-template-hash"
@@ -39,7 +37,7 @@ const templateHash = "pod-template-hash"
 // level-triggered: any event makes it look at everything again, which is cheap at a test's size.
 type machine struct {
 	client    client.WithWatch
-	cluster   *cluster
+	cluster   *cluster.Cluster
 	authority *pki.Authority
 	policies  *authorization.Authorizer
 	logs, dir string
@@ -55,9 +53,9 @@ type machine struct {
 	nextAddr netip.Addr
 }
 
-func newMachine(c *cluster, policies *authorization.Authorizer, logs, dir string, images map[string]Image, log *slog.Logger) *machine {
+func newMachine(c *cluster.Cluster, policies *authorization.Authorizer, logs, dir string, images map[string]Image, log *slog.Logger) *machine {
 	return &machine{
-		client: c.client, cluster: c, authority: c.ca, policies: policies, logs: logs, dir: dir, log: log, images: images,
+		client: c.Client, cluster: c, authority: c.CA, policies: policies, logs: logs, dir: dir, log: log, images: images,
 		kick: make(chan struct{}, 1), accounts: map[string]bool{}, running: map[types.UID]*runningPod{}, nextAddr: netip.MustParseAddr("10.244.0.1"),
 	}
 }
@@ -233,7 +231,7 @@ func (m *machine) syncDeployment(ctx context.Context, d *appsv1.Deployment, pods
 			continue
 		}
 		current = append(current, p)
-		if isReady(p) {
+		if cluster.IsReady(p) {
 			ready++
 		}
 	}
@@ -342,8 +340,8 @@ func (m *machine) syncEndpoints(ctx context.Context, s *corev1.Service, pods []c
 			continue
 		}
 		sample = p
-		ready, terminating := isReady(p) && p.DeletionTimestamp == nil, p.DeletionTimestamp != nil
-		node := nodeName
+		ready, terminating := cluster.IsReady(p) && p.DeletionTimestamp == nil, p.DeletionTimestamp != nil
+		node := cluster.NodeName
 		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
 			Addresses:  []string{p.Status.PodIP},
 			Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &ready, Terminating: &terminating},
@@ -397,10 +395,4 @@ func targetPort(p corev1.ServicePort, pod *corev1.Pod) int32 {
 		}
 	}
 	return p.Port
-}
-
-func isReady(p *corev1.Pod) bool {
-	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-	})
 }

@@ -29,12 +29,14 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
-	"sigs.k8s.io/kustomize/api/krusty"
-	"sigs.k8s.io/kustomize/kyaml/filesys"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/authorization"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/cluster"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/manifest"
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/pki"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/process"
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/relay"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/sandbox"
 	"github.com/inference-waypoint/inference-waypoint/integration/modules"
 )
 
@@ -60,7 +62,7 @@ type Mesh struct {
 	// Root is the checkout.
 	Root string
 
-	cluster *cluster
+	cluster *cluster.Cluster
 	machine *machine
 	relay   *relay.Relay
 	logs    string
@@ -80,7 +82,7 @@ type Mesh struct {
 // Start starts a mesh. The program must have called Enter before. Where it fails, what had started is stopped again
 // and the error holds the ends of the logs.
 func Start(ctx context.Context, o Options) (*Mesh, error) {
-	if os.Getenv(insideEnv) == "" {
+	if !sandbox.Inside() {
 		return nil, errors.New("a mesh starts inside its namespaces: call mesh.Enter first")
 	}
 	root := o.Root
@@ -91,7 +93,7 @@ func Start(ctx context.Context, o Options) (*Mesh, error) {
 		}
 	}
 	ctrllog.SetLogger(logr.Discard()) // the client's library warns, with a stack, where it has none
-	m := &Mesh{Root: root, logs: filepath.Join(workDir, "logs"), progress: o.Progress, began: time.Now()}
+	m := &Mesh{Root: root, logs: filepath.Join(sandbox.WorkDir, "logs"), progress: o.Progress, began: time.Now()}
 	if m.progress == nil {
 		m.progress = io.Discard
 	}
@@ -115,7 +117,7 @@ func (m *Mesh) start(ctx context.Context, images map[string]Image) error {
 	if err != nil {
 		return err
 	}
-	for _, dir := range []string{m.logs, filepath.Join(workDir, "cluster"), filepath.Join(workDir, "pods")} {
+	for _, dir := range []string{m.logs, filepath.Join(sandbox.WorkDir, "cluster"), filepath.Join(sandbox.WorkDir, "pods")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("making the mesh's directories: %w", err)
 		}
@@ -127,21 +129,21 @@ func (m *Mesh) start(ctx context.Context, images map[string]Image) error {
 	// Rendering and building need no cluster, and the cluster needs neither: all three at once.
 	rendered := async(func() ([]*unstructured.Unstructured, error) { return m.renderAll(ctx, tools) })
 	built := async(func() (struct{}, error) { return struct{}{}, m.build(ctx) })
-	m.cluster, err = startCluster(ctx, tools, filepath.Join(workDir, "cluster"), m.logs, authority)
+	m.cluster, err = cluster.Start(ctx, tools, filepath.Join(sandbox.WorkDir, "cluster"), m.logs, authority)
 	if err != nil {
 		return err
 	}
-	m.Client, m.Config = m.cluster.client, m.cluster.config
+	m.Client, m.Config = m.cluster.Client, m.cluster.Config
 	m.say("etcd and kube-apiserver answer")
 
 	objects, err := rendered()
 	if err != nil {
 		return err
 	}
-	if err := m.ensureNamespace(ctx, istioNamespace); err != nil {
+	if err := m.createNamespace(ctx, istioNamespace); err != nil {
 		return err
 	}
-	if err := m.cluster.apply(ctx, objects); err != nil {
+	if err := m.cluster.Apply(ctx, objects); err != nil {
 		return err
 	}
 	m.say("the overlay's %d objects and definitions are applied", len(objects))
@@ -151,10 +153,10 @@ func (m *Mesh) start(ctx context.Context, images map[string]Image) error {
 	if err := m.startMachine(tools, images); err != nil {
 		return err
 	}
-	if err := m.cluster.awaitDeployment(ctx, istioNamespace, "istiod"); err != nil {
+	if err := m.cluster.AwaitDeployment(ctx, istioNamespace, "istiod"); err != nil {
 		return err
 	}
-	if err := m.cluster.awaitValidator(ctx); err != nil {
+	if err := awaitValidator(ctx, m.cluster); err != nil {
 		return err
 	}
 	if err := m.startRelay(ctx, authority); err != nil {
@@ -272,7 +274,7 @@ func (m *Mesh) renderAll(ctx context.Context, tools string) ([]*unstructured.Uns
 			return nil, fmt.Errorf("module %s holds no definitions at %s", module, pattern)
 		}
 		for _, file := range files {
-			objects, err := decodeFile(file)
+			objects, err := manifest.Read(file)
 			if err != nil {
 				return nil, err
 			}
@@ -281,18 +283,6 @@ func (m *Mesh) renderAll(ctx context.Context, tools string) ([]*unstructured.Uns
 	}
 	istio, err := renderIstio(ctx, tools, filepath.Join(m.Root, "manifests", "istio", "overlay.yaml"))
 	return append(out, istio...), err
-}
-
-func decodeFile(path string) ([]*unstructured.Unstructured, error) {
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading objects: %w", err)
-	}
-	objects, err := Decode(content)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return objects, nil
 }
 
 func (m *Mesh) startMachine(tools string, more map[string]Image) error {
@@ -313,7 +303,7 @@ func (m *Mesh) startMachine(tools string, more map[string]Image) error {
 	if err != nil {
 		return err
 	}
-	m.machine = newMachine(m.cluster, policies, m.logs, filepath.Join(workDir, "pods"), images, log)
+	m.machine = newMachine(m.cluster, policies, m.logs, filepath.Join(sandbox.WorkDir, "pods"), images, log)
 	ctx, cancel := context.WithCancel(context.Background())
 	m.cancel = cancel
 	m.wait.Go(func() { policies.Run(ctx) })
@@ -351,7 +341,7 @@ func (m *Mesh) startRelay(ctx context.Context, authority *pki.Authority) error {
 
 // locateIstiod waits for a ready istiod and gives the address of its configuration in plain text.
 func (m *Mesh) locateIstiod(ctx context.Context) (string, error) {
-	istiod, err := m.readyPod(ctx, istioNamespace, map[string]string{"app": "istiod"})
+	istiod, err := m.cluster.ReadyPod(ctx, istioNamespace, map[string]string{"app": "istiod"})
 	if err != nil {
 		return "", err
 	}
@@ -376,11 +366,7 @@ func (m *Mesh) Close() {
 		if m.cluster == nil {
 			return
 		}
-		for _, p := range []*process{m.cluster.apiServer, m.cluster.etcd} {
-			if p != nil {
-				p.stop(2 * time.Second)
-			}
-		}
+		m.cluster.Stop()
 	})
 }
 
@@ -391,7 +377,7 @@ func (m *Mesh) Refusals() []relay.Refusal { return m.relay.Refusals() }
 func (m *Mesh) ShowLogs(w io.Writer, lines int) {
 	files, _ := filepath.Glob(filepath.Join(m.logs, "*.log")) // the pattern is a constant: it cannot be malformed
 	for _, file := range files {
-		_, _ = fmt.Fprintf(w, "==> %s\n%s\n", filepath.Base(file), tailOf(file, lines))
+		_, _ = fmt.Fprintf(w, "==> %s\n%s\n", filepath.Base(file), process.LogTail(file, lines))
 	}
 }
 
@@ -407,7 +393,7 @@ func (m *Mesh) KeepLogs(dir string) error {
 }
 
 // Kubeconfig is the path of a kubeconfig with all rights, valid inside the mesh's namespaces.
-func (m *Mesh) Kubeconfig() string { return m.cluster.file("kubeconfig") }
+func (m *Mesh) Kubeconfig() string { return m.cluster.Kubeconfig() }
 
 // Apply writes the objects of YAML files, or of kustomizations where a path is a directory.
 func (m *Mesh) Apply(ctx context.Context, paths ...string) error {
@@ -416,7 +402,7 @@ func (m *Mesh) Apply(ctx context.Context, paths ...string) error {
 		if err != nil {
 			return err
 		}
-		if err := m.cluster.apply(ctx, objects); err != nil {
+		if err := m.cluster.Apply(ctx, objects); err != nil {
 			return err
 		}
 	}
@@ -425,11 +411,11 @@ func (m *Mesh) Apply(ctx context.Context, paths ...string) error {
 
 // ApplyYAML writes the objects of a YAML stream.
 func (m *Mesh) ApplyYAML(ctx context.Context, stream string) error {
-	objects, err := Decode([]byte(stream))
+	objects, err := manifest.Decode([]byte(stream))
 	if err != nil {
 		return err
 	}
-	return m.cluster.apply(ctx, objects)
+	return m.cluster.Apply(ctx, objects)
 }
 
 // Read gives the objects of a YAML file, or of the kustomization where the path is a directory.
@@ -437,18 +423,7 @@ func (m *Mesh) Read(path string) ([]*unstructured.Unstructured, error) {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(m.Root, path)
 	}
-	if info, err := os.Stat(path); err != nil || !info.IsDir() {
-		return decodeFile(path)
-	}
-	built, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), path)
-	if err != nil {
-		return nil, fmt.Errorf("building the kustomization %s: %w", path, err)
-	}
-	stream, err := built.AsYaml()
-	if err != nil {
-		return nil, fmt.Errorf("building the kustomization %s: %w", path, err)
-	}
-	return Decode(stream)
+	return manifest.Read(path)
 }
 
 // InstallQuickstart puts up what a user would: the product, a namespace with a waypoint, model servers and a pool. It
@@ -491,15 +466,15 @@ func (m *Mesh) RestartIstiod(ctx context.Context, name, value string) error {
 
 // AwaitDeployment waits until all pods of a Deployment are ready.
 func (m *Mesh) AwaitDeployment(ctx context.Context, namespace, name string) error {
-	return m.cluster.awaitDeployment(ctx, namespace, name)
+	return m.cluster.AwaitDeployment(ctx, namespace, name)
 }
 
 // Await looks at a condition until it holds, which it says by returning nil.
 func (m *Mesh) Await(ctx context.Context, what string, check func(context.Context) error) error {
-	return await(ctx, what, check, m.cluster.apiServer)
+	return m.cluster.Await(ctx, what, check)
 }
 
-func (m *Mesh) ensureNamespace(ctx context.Context, name string) error {
+func (m *Mesh) createNamespace(ctx context.Context, name string) error {
 	err := m.Client.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
 	if err != nil {
 		return fmt.Errorf("making namespace %s: %w", name, err)
@@ -507,21 +482,6 @@ func (m *Mesh) ensureNamespace(ctx context.Context, name string) error {
 	return nil
 }
 
-// readyPod waits for a ready pod with these labels.
-func (m *Mesh) readyPod(ctx context.Context, namespace string, labels map[string]string) (*corev1.Pod, error) {
-	var found *corev1.Pod
-	err := m.Await(ctx, fmt.Sprintf("a ready pod of %v in %s", labels, namespace), func(ctx context.Context) error {
-		var pods corev1.PodList
-		if err := m.Client.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabels(labels)); err != nil {
-			return err
-		}
-		for i := range pods.Items {
-			if isReady(&pods.Items[i]) && pods.Items[i].DeletionTimestamp == nil {
-				found = &pods.Items[i]
-				return nil
-			}
-		}
-		return fmt.Errorf("none of %d is ready", len(pods.Items))
-	})
-	return found, err
-}
+// Enter runs the rest of the program inside the namespaces that a mesh starts in: see sandbox.Enter. It is the first thing
+// that a program with a mesh does.
+func Enter() { sandbox.Enter() }

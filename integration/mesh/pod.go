@@ -23,7 +23,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/authorization"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/cluster"
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/hbone"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/process"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/sandbox"
 )
 
 // Image is what the machine runs for a container image, whose tag is not looked at.
@@ -55,8 +58,8 @@ type runningPod struct {
 	cancel context.CancelFunc
 	done   chan struct{} // closed when its program has ended for good
 
-	grace   time.Duration // how long the program may take to end; 0 kills it
-	program chan *process // holds the program while one runs
+	grace   time.Duration         // how long the program may take to end; 0 kills it
+	program chan *process.Process // holds the program while one runs
 }
 
 // syncPod starts a pod that is new, and ends one that is to be deleted.
@@ -65,7 +68,7 @@ func (m *machine) syncPod(ctx context.Context, p *corev1.Pod, s *state) error {
 		return nil
 	}
 	if p.Spec.NodeName == "" {
-		binding := &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}, Target: corev1.ObjectReference{Kind: "Node", Name: nodeName}}
+		binding := &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}, Target: corev1.ObjectReference{Kind: "Node", Name: cluster.NodeName}}
 		if err := m.client.SubResource("binding").Create(ctx, p, binding); err != nil {
 			return fmt.Errorf("placing pod %s: %w", p.Name, err)
 		}
@@ -106,7 +109,7 @@ func (m *machine) startPod(ctx context.Context, p *corev1.Pod, ns *corev1.Namesp
 	p.Status.PodIP = addr.String()
 
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	r := &runningPod{pod: p, cancel: cancel, done: make(chan struct{}), grace: graceOf(p), program: make(chan *process, 1)}
+	r := &runningPod{pod: p, cancel: cancel, done: make(chan struct{}), grace: graceOf(p), program: make(chan *process.Process, 1)}
 	inMesh := !image.OwnTunnel && ambient(p, ns)
 	if inMesh {
 		if err := m.serveTunnel(life, p, addr); err != nil {
@@ -198,7 +201,7 @@ func (m *machine) live(ctx context.Context, r *runningPod, image Image) {
 }
 
 // watchProgram probes a program until it ends or is to end.
-func (m *machine) watchProgram(ctx context.Context, r *runningPod, p *process, probe func(context.Context) error) {
+func (m *machine) watchProgram(ctx context.Context, r *runningPod, p *process.Process, probe func(context.Context) error) {
 	ready, failures, most := false, 0, failuresToDown
 	if own := r.pod.Spec.Containers[0].ReadinessProbe; own != nil && own.FailureThreshold > 0 {
 		most = int(own.FailureThreshold)
@@ -206,10 +209,10 @@ func (m *machine) watchProgram(ctx context.Context, r *runningPod, p *process, p
 	for pause := probeWhileDown; ; {
 		select {
 		case <-ctx.Done():
-			p.stop(r.grace)
+			p.Stop(r.grace)
 			return
-		case <-p.done:
-			m.log.Warn("a pod's program ended by itself", "pod", r.pod.Name, "error", p.err)
+		case <-p.Done():
+			m.log.Warn("a pod's program ended by itself", "pod", r.pod.Name, "error", p.Err())
 			m.setReady(ctx, r.pod, false)
 			return
 		case <-time.After(pause):
@@ -230,13 +233,13 @@ func (m *machine) watchProgram(ctx context.Context, r *runningPod, p *process, p
 	}
 }
 
-func (m *machine) startProgram(ctx context.Context, p *corev1.Pod, image Image) (*process, error) {
+func (m *machine) startProgram(ctx context.Context, p *corev1.Pod, image Image) (*process.Process, error) {
 	c := p.Spec.Containers[0]
 	dir := filepath.Join(m.dir, p.Namespace+"-"+p.Name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("making a pod's directory: %w", err)
 	}
-	kubeconfig, err := m.cluster.kubeconfigOf(ctx, p.Namespace, accountOf(p))
+	kubeconfig, err := m.cluster.KubeconfigOf(ctx, p.Namespace, accountOf(p))
 	if err != nil {
 		return nil, err
 	}
@@ -258,7 +261,7 @@ func (m *machine) startProgram(ctx context.Context, p *corev1.Pod, image Image) 
 	for k, v := range environment {
 		list = append(list, k+"="+v)
 	}
-	return start(m.logs, program{name: p.Namespace + "." + p.Name, path: image.Path, args: args, environment: list, directory: dir})
+	return process.Start(m.logs, process.Program{Name: p.Namespace + "." + p.Name, Path: image.Path, Args: args, Environment: list, Directory: dir})
 }
 
 // valueOf resolves what an environment variable takes from its pod. What depends on a node's resources is left empty.
@@ -274,7 +277,7 @@ func valueOf(e corev1.EnvVar, p *corev1.Pod) string {
 	case "spec.serviceAccountName":
 		return accountOf(p)
 	case "spec.nodeName":
-		return nodeName
+		return cluster.NodeName
 	case "status.podIP":
 		return p.Status.PodIP
 	default:
@@ -306,7 +309,7 @@ func probeOf(p *corev1.Pod, image Image) func(context.Context) error {
 	switch {
 	case probe != nil && probe.HTTPGet != nil:
 		url := "http://" + net.JoinHostPort(p.Status.PodIP, portOf(p, probe.HTTPGet.Port.String())) + probe.HTTPGet.Path
-		check := answers(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, url)
+		check := process.Answers(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, url)
 		return func(ctx context.Context) error {
 			ctx, cancel := timeout(ctx)
 			defer cancel()
@@ -374,7 +377,7 @@ func (m *machine) reportPod(ctx context.Context, p *corev1.Pod, inMesh, ready bo
 		"metadata": map[string]any{"uid": p.UID},
 		"status": corev1.PodStatus{
 			Phase: corev1.PodRunning, PodIP: p.Status.PodIP, PodIPs: []corev1.PodIP{{IP: p.Status.PodIP}},
-			HostIP: machineAddress, StartTime: &now,
+			HostIP: sandbox.NodeAddress, StartTime: &now,
 			Conditions: []corev1.PodCondition{
 				{Type: corev1.PodScheduled, Status: corev1.ConditionTrue},
 				{Type: corev1.PodInitialized, Status: corev1.ConditionTrue},
@@ -455,7 +458,7 @@ func (m *machine) stopAll() {
 }
 
 // programOf finds what runs for a pod now.
-func (m *machine) programOf(uid types.UID) (*process, error) {
+func (m *machine) programOf(uid types.UID) (*process.Process, error) {
 	m.mu.Lock()
 	r := m.running[uid]
 	m.mu.Unlock()
@@ -477,7 +480,7 @@ func (m *Mesh) Kill(pod types.UID) error {
 	if err != nil {
 		return err
 	}
-	return p.cmd.Process.Kill()
+	return p.Kill()
 }
 
 // ProcessID is the number of a pod's program, which a restart changes.
@@ -486,5 +489,5 @@ func (m *Mesh) ProcessID(pod types.UID) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return p.cmd.Process.Pid, nil
+	return p.ID(), nil
 }

@@ -12,7 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/manifest"
 )
 
 // Every object of every golden is one that the API server and istiod's webhook take. An object that istiod does not
@@ -25,7 +25,7 @@ func TestGoldensAreAdmitted(t *testing.T) {
 	for _, golden := range goldens {
 		content, err := os.ReadFile(golden)
 		must(t, err)
-		objects, err := mesh.Decode(content)
+		objects, err := manifest.Decode(content)
 		must(t, err)
 		for _, o := range objects {
 			if o.GetAPIVersion() != "networking.istio.io/v1" && o.GetAPIVersion() != "networking.istio.io/v1alpha3" {

@@ -15,7 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
-	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/manifest"
 )
 
 // The hosts of these tests: that of a pool, and that of a Service at the same waypoint, by which is seen that istiod has
@@ -78,7 +78,7 @@ func applyYAML(ctx context.Context, t *testing.T, stream string) {
 // withdraw deletes objects that may be gone.
 func withdraw(ctx context.Context, t *testing.T, stream string) {
 	t.Helper()
-	objects, err := mesh.Decode([]byte(stream))
+	objects, err := manifest.Decode([]byte(stream))
 	must(t, err)
 	for _, o := range objects {
 		must(t, client.IgnoreNotFound(the.Client.Delete(ctx, o)))

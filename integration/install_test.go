@@ -36,6 +36,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/manifest"
 	"github.com/inference-waypoint/inference-waypoint/integration/modules"
 )
 
@@ -191,7 +192,7 @@ func asOf(t *testing.T, namespace, account string) client.Client {
 		UserName: "system:serviceaccount:" + namespace + ":" + account,
 		Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace, "system:authenticated"},
 	}
-	c, err := client.New(config, client.Options{Scheme: mesh.Scheme()})
+	c, err := client.New(config, client.Options{Scheme: manifest.Scheme()})
 	must(t, err)
 	return c
 }

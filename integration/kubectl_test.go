@@ -26,7 +26,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/manifest"
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
 )
 
@@ -217,7 +217,7 @@ func TestKubectlRender(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	got := kubectl(ctx, t, "/nonexistent", "", "render", "-f", "samples/quickstart/namespace.yaml", "-f", "samples/quickstart/waypoint.yaml", "-f", "samples/quickstart/pool.yaml")
 	wantSaid(t, got, 0, "taken to be there: the picker's Service inference-system/inference-picker:9002")
-	objects, err := mesh.Decode([]byte(got.out))
+	objects, err := manifest.Decode([]byte(got.out))
 	must(t, err)
 	kinds := map[string]int{}
 	for _, want := range objects {
@@ -315,7 +315,7 @@ func TestKubectlDoctorOnBareCluster(t *testing.T) {
 
 	config := rest.CopyConfig(the.Config)
 	config.Host = "https://127.0.0.1:" + port
-	other, err := client.New(config, client.Options{Scheme: mesh.Scheme()})
+	other, err := client.New(config, client.Options{Scheme: manifest.Scheme()})
 	must(t, err)
 	for _, text := range []string{
 		`{apiVersion: v1, kind: Namespace, metadata: {name: istio-system}}`,
@@ -330,7 +330,7 @@ spec:
     spec: {containers: [{name: discovery, image: "docker.io/istio/pilot:1.24.3-distroless"}]}
 `,
 	} {
-		objects, err := mesh.Decode([]byte(text))
+		objects, err := manifest.Decode([]byte(text))
 		must(t, err)
 		must(t, other.Create(ctx, objects[0]))
 	}

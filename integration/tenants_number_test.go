@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/manifest"
 )
 
 // attacksByNumber are made with many objects, and with pods that misbehave.
@@ -271,7 +272,7 @@ func flap(ctx context.Context, t *testing.T, m *hostile) {
 	}
 	must(t, m.apply(ctx, t, route(0)))
 	edit := func(n int) error {
-		objects, err := mesh.Decode([]byte(route(n)))
+		objects, err := manifest.Decode([]byte(route(n)))
 		if err == nil {
 			err = m.write(ctx, objects[0])
 		}

@@ -18,7 +18,7 @@ import (
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
-	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/manifest"
 )
 
 // attacksOnObjects are made with what a tenant may write in its namespace.
@@ -39,7 +39,7 @@ var attacksOnObjects = []attack{
 // applyYAML writes objects as the tenant. What was taken goes with the test.
 func (m *hostile) apply(ctx context.Context, t *testing.T, stream string) error {
 	t.Helper()
-	objects, err := mesh.Decode([]byte(stream))
+	objects, err := manifest.Decode([]byte(stream))
 	must(t, err)
 	for _, o := range objects {
 		if err := m.write(ctx, o); err != nil {

@@ -15,7 +15,7 @@ import (
 	"sigs.k8s.io/gateway-api/conformance/utils/roundtripper"
 	confsuite "sigs.k8s.io/gateway-api/conformance/utils/suite"
 
-	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/manifest"
 )
 
 // TestConformance runs all of the suite's tests, and ours beside them. With -run-test NAME it runs one.
@@ -44,7 +44,7 @@ func TestConformance(t *testing.T) {
 		ConfigurableOptions: configurable,
 
 		Client:        j,
-		ClientOptions: client.Options{Scheme: mesh.Scheme()},
+		ClientOptions: client.Options{Scheme: manifest.Scheme()},
 		Clientset:     clientset,
 		RestConfig:    the.Config,
 		RoundTripper:  &roundtripper.DefaultRoundTripper{TimeoutConfig: timeouts, CustomDialContext: dial},

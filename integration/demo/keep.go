@@ -11,7 +11,7 @@ import (
 	"strconv"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/conversations"
-	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/sandbox"
 )
 
 // firstProxyPort is where the first service's proxy listens inside the mesh; the others follow.
@@ -21,7 +21,7 @@ const firstProxyPort = 8001
 // returns when ctx ends.
 func (d *demo) serveProxies(ctx context.Context) error {
 	_, _ = fmt.Fprintf(d.out, "\nThe mesh is left running; Ctrl-C ends it. From another terminal, as root:\n\n"+
-		"  nsenter --target %d --net --pid --mount\n\nand in the shell that opens:\n\n", mesh.OutsidePID)
+		"  nsenter --target %d --net --pid --mount\n\nand in the shell that opens:\n\n", sandbox.OutsidePID)
 	_, _ = fmt.Fprintf(d.out, "  export KUBECONFIG=%s   # for kubectl and istioctl\n", d.mesh.Kubeconfig())
 	_, _ = fmt.Fprintf(d.out, "  %s analyze --all-namespaces\n", filepath.Join(d.mesh.Root, ".tools", "istioctl"))
 	for i, service := range conversations.Services {

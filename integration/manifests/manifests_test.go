@@ -18,7 +18,7 @@ import (
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 
-	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/manifest"
 )
 
 const (
@@ -256,7 +256,7 @@ func helm(args ...string) ([]*unstructured.Unstructured, error) {
 	if err != nil {
 		return nil, err
 	}
-	return mesh.Decode(out)
+	return manifest.Decode(out)
 }
 
 // render runs helm template for a chart: a folder or a package.
@@ -281,7 +281,7 @@ func kustomize(t *testing.T, path string) []*unstructured.Unstructured {
 	if err != nil {
 		t.Fatal(err)
 	}
-	objects, err := mesh.Decode(stream)
+	objects, err := manifest.Decode(stream)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,13 +9,14 @@ import (
 	"net/http"
 	"net/url"
 
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/process"
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/review"
 )
 
 // Token is a fresh token of a service account.
 func (m *Mesh) Token(ctx context.Context, namespace, account string) (string, error) {
-	return m.cluster.tokenOf(ctx, namespace, account)
+	return m.cluster.Token(ctx, namespace, account)
 }
 
 // readersToken is one token of the account that may read what the picker knows. Pickers remember what it may: they ask the
@@ -38,7 +39,7 @@ func (m *Mesh) forgetReader() {
 
 // Explain asks the picker why it would choose which endpoint for a chat completion with this body.
 func (m *Mesh) Explain(ctx context.Context, pool string, body []byte) (*livestate.Explanation, error) {
-	picker, err := m.readyPod(ctx, "inference-system", map[string]string{"app.kubernetes.io/name": "inference-picker"})
+	picker, err := m.cluster.ReadyPod(ctx, "inference-system", map[string]string{"app.kubernetes.io/name": "inference-picker"})
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +56,7 @@ func (m *Mesh) Explain(ctx context.Context, pool string, body []byte) (*livestat
 		return nil, err
 	}
 	request.Header.Set(review.TokenHeader, "Bearer "+token)
-	text, err := answerTo(request)
+	text, err := process.Ask(request)
 	if err != nil {
 		m.forgetReader() // it goes with its account, as where the product is uninstalled
 		return nil, fmt.Errorf("asking for an explanation: %w", err)

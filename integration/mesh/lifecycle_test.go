@@ -3,7 +3,6 @@ package mesh
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/sandbox"
 )
 
 // roleEnv makes this test binary run a mesh until its standard input ends, instead of tests.
@@ -111,16 +112,16 @@ func (h *held) wantGone(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%v are left of a mesh that has ended", left)
 		}
-		time.Sleep(pollInterval)
+		time.Sleep(25 * time.Millisecond)
 	}
 }
 
 // Two meshes run at once; one that is killed and one that is stopped both leave nothing, and a new one starts after them.
 func TestMeshesLeaveNothing(t *testing.T) {
-	if err := checkHost(); err != nil {
+	if err := sandbox.CheckHost(); err != nil {
 		t.Fatal(err)
 	}
-	before := listing(t, workDir)
+	before := listing(t, sandbox.WorkDir)
 	killed, interrupted := hold(t), hold(t)
 	killed.awaitStart(t)
 	interrupted.awaitStart(t)
@@ -148,8 +149,8 @@ func TestMeshesLeaveNothing(t *testing.T) {
 		t.Errorf("a mesh that was closed ended with %v", err)
 	}
 	again.wantGone(t)
-	if after := listing(t, workDir); after != before {
-		t.Errorf("%s held\n%s before and\n%s after", workDir, before, after)
+	if after := listing(t, sandbox.WorkDir); after != before {
+		t.Errorf("%s held\n%s before and\n%s after", sandbox.WorkDir, before, after)
 	}
 }
 
@@ -164,23 +165,4 @@ func listing(t *testing.T, dir string) string {
 		_, _ = fmt.Fprintln(&out, e.Name())
 	}
 	return out.String()
-}
-
-// A condition that never holds tells why when the time is over, and at once when what it needs has ended.
-func TestAwaitTellsWhy(t *testing.T) {
-	never := func(context.Context) error { return errors.New("not yet") }
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 2*pollInterval, errors.New("out of time"))
-	defer cancel()
-	err := await(ctx, "it", never)
-	if err == nil || !strings.Contains(err.Error(), "not yet") || !strings.Contains(err.Error(), "out of time") {
-		t.Errorf("got %v, want both reasons", err)
-	}
-	p, err := start(t.TempDir(), program{name: "brief", path: "/bin/false"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = await(t.Context(), "it", never, p)
-	if err == nil || !strings.Contains(err.Error(), "brief ended (exit status 1)") {
-		t.Errorf("got %v, want that the program ended", err)
-	}
 }

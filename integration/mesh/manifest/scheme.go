@@ -1,4 +1,4 @@
-package mesh
+package manifest
 
 import (
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"

@@ -1,4 +1,6 @@
-package mesh
+// Package sandbox runs the program in network, process and mount namespaces of its own, in which a mesh has its addresses
+// and its directory. It knows nothing of what runs in them.
+package sandbox
 
 import (
 	"errors"
@@ -14,31 +16,34 @@ import (
 // insideEnv marks the process that runs inside the namespaces; its value means nothing.
 const insideEnv = "INFERENCE_WAYPOINT_MESH_INSIDE"
 
-// workDir holds everything that a mesh writes while it runs. It is a tmpfs in the mesh's own mount namespace: it is
+// WorkDir holds everything that a mesh writes while it runs. It is a tmpfs in the mesh's own mount namespace: it is
 // gone with the last process, however that ended, and two meshes do not see each other's.
-const workDir = "/run"
+const WorkDir = "/run"
 
 // Enter runs the rest of the program in network, process and mount namespaces of its own: the first call starts this
 // same program again inside them, waits for it and exits with its status; the call inside sets them up and returns.
 // The program inside is process 1 there, so the kernel ends every process of the mesh with it; and it dies with the
 // one outside, even by kill -9. So nothing is ever left behind, and meshes do not meet. It needs root.
 func Enter() {
-	if os.Getenv(insideEnv) != "" {
+	if Inside() {
 		if err := setUp(); err != nil {
 			fmt.Fprintf(os.Stderr, "mesh: setting up its namespaces: %v\n", err)
 			os.Exit(1)
 		}
 		return
 	}
-	if err := checkHost(); err != nil {
+	if err := CheckHost(); err != nil {
 		fmt.Fprintf(os.Stderr, "mesh: %v\n", err)
 		os.Exit(1)
 	}
 	os.Exit(runInside())
 }
 
-// checkHost names what the machine lacks.
-func checkHost() error {
+// Inside reports whether the program runs inside the namespaces, as it does once Enter has returned.
+func Inside() bool { return os.Getenv(insideEnv) != "" }
+
+// CheckHost names what the machine lacks.
+func CheckHost() error {
 	if os.Geteuid() != 0 {
 		return errors.New("the mesh makes a network namespace, which needs root: run it as root")
 	}
@@ -96,10 +101,10 @@ func runInside() int {
 
 // The address ranges of the mesh. Each is local as a whole, so that any address in it can be listened on at once.
 const (
-	podRange       = "10.244.0.0/16"
-	serviceRange   = "10.96.0.0/16"
-	waypointRange  = "240.240.0.0/16" // where istiod takes the addresses of ServiceEntries from
-	machineAddress = "10.0.0.1"       // the source for everything that does not choose one
+	podRange          = "10.244.0.0/16"
+	ServiceRange      = "10.96.0.0/16"
+	serviceEntryRange = "240.240.0.0/16" // where istiod takes the addresses of ServiceEntries from
+	NodeAddress       = "10.0.0.1"       // the source for everything that does not choose one
 )
 
 // OutsidePID is the number that the program inside has outside: what nsenter wants of somebody who looks in.
@@ -117,7 +122,7 @@ func setUp() error {
 	}{
 		{"", "/", "", syscall.MS_PRIVATE | syscall.MS_REC}, // what follows stays in here
 		{"proc", "/proc", "proc", 0},
-		{"tmpfs", workDir, "tmpfs", 0},
+		{"tmpfs", WorkDir, "tmpfs", 0},
 	}
 	for _, m := range mounts {
 		if err := syscall.Mount(m.source, m.target, m.kind, m.flags, ""); err != nil {
@@ -127,10 +132,10 @@ func setUp() error {
 	commands := []string{
 		"link set lo up",
 		"route add local " + podRange + " dev lo",
-		"route add local " + serviceRange + " dev lo",
-		"route add local " + waypointRange + " dev lo",
-		"address add " + machineAddress + "/32 dev lo",
-		"route add default dev lo src " + machineAddress,
+		"route add local " + ServiceRange + " dev lo",
+		"route add local " + serviceEntryRange + " dev lo",
+		"address add " + NodeAddress + "/32 dev lo",
+		"route add default dev lo src " + NodeAddress,
 	}
 	for _, c := range commands {
 		if out, err := exec.Command("ip", strings.Fields(c)...).CombinedOutput(); err != nil {

@@ -1,80 +1,28 @@
-package mesh
+package waypoint
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
-	"strconv"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
-	"sigs.k8s.io/yaml"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/cluster"
 )
 
 const (
-	relayAddress = "127.0.0.1:15999"
-	adminPort    = 15000
+	// RelayAddress is where Envoy asks for its configuration and its certificates.
+	RelayAddress = "127.0.0.1:15999"
+
+	adminPort = 15000
 	// emulatedIstio is the version that Envoy claims to be. From later ones on istiod uses a filter state object that
 	// only Istio's own build of Envoy has.
 	emulatedIstio = "1.29.1"
 )
 
-// waypointImage runs a stock Envoy for the pod that istiod's Deployment of a waypoint asks for.
-func waypointImage(path string) Image {
-	return Image{
-		Path:      path,
-		OwnTunnel: true,
-		Ready:     &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/ready", Port: intstr.FromInt32(adminPort)}}},
-		Args: func(p *corev1.Pod, dir string, _ []string) ([]string, error) {
-			file := filepath.Join(dir, "bootstrap.yaml")
-			content, err := yaml.Marshal(bootstrap(p))
-			if err != nil {
-				return nil, fmt.Errorf("encoding Envoy's bootstrap: %w", err)
-			}
-			if err := os.WriteFile(file, content, 0o644); err != nil {
-				return nil, fmt.Errorf("writing Envoy's bootstrap: %w", err)
-			}
-			drain, err := drainTime(p)
-			if err != nil {
-				return nil, err
-			}
-			return []string{
-				"--config-path", file, "--disable-hot-restart", "--concurrency", "2", "--log-level", "warning",
-				"--drain-time-s", strconv.Itoa(int(drain.Seconds())),
-			}, nil
-		},
-	}
-}
-
-// proxyConfig is Istio's annotation of a pod that has settings of its proxy. A Gateway gives it to its waypoint's pods
-// by spec.infrastructure.annotations.
-const proxyConfig = "proxy.istio.io/config"
-
-// drainTime is how long a waypoint goes on with the connections of a listener or filter chain that was replaced: the
-// drainDuration of its proxyConfig. Istio's default is 45 s. Here it is 1 s, so that tests do not wait for what is cut.
-func drainTime(p *corev1.Pod) (time.Duration, error) {
-	var settings struct {
-		DrainDuration string `json:"drainDuration"`
-	}
-	if err := yaml.Unmarshal([]byte(p.Annotations[proxyConfig]), &settings); err != nil {
-		return 0, fmt.Errorf("reading the annotation %s of pod %s: %w", proxyConfig, p.Name, err)
-	}
-	if settings.DrainDuration == "" {
-		return time.Second, nil
-	}
-	drain, err := time.ParseDuration(settings.DrainDuration)
-	if err != nil {
-		return 0, fmt.Errorf("reading the annotation %s of pod %s: %w", proxyConfig, p.Name, err)
-	}
-	return drain, nil
-}
-
 type object = map[string]any
 
 // bootstrap is what Istio's agent would give Envoy for this pod: where its configuration and certificates come from.
 func bootstrap(p *corev1.Pod) object {
-	account := accountOf(p)
+	account := cluster.AccountOf(p)
 	return object{
 		"node": object{
 			"id":      fmt.Sprintf("waypoint~%s~%s.%s~%s.svc.cluster.local", p.Status.PodIP, p.Name, p.Namespace, p.Namespace),

@@ -1,4 +1,4 @@
-package mesh
+package waypoint
 
 import (
 	"bufio"
@@ -6,17 +6,28 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/cluster"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/process"
 )
 
-// WaypointStats are the counters and gauges of a waypoint's Envoy, by name.
-func (m *Mesh) WaypointStats(ctx context.Context, namespace, waypoint string) (map[string]int, error) {
-	page, err := m.waypointAdmin(ctx, namespace, waypoint, "/stats")
+const gatewayName = "gateway.networking.k8s.io/gateway-name" // istiod's label on a waypoint's pods
+
+// ReadyPod waits for a ready pod of a waypoint.
+func ReadyPod(ctx context.Context, c *cluster.Cluster, namespace, waypoint string) (*corev1.Pod, error) {
+	return c.ReadyPod(ctx, namespace, map[string]string{gatewayName: waypoint})
+}
+
+// Stats are the counters and gauges of a waypoint's Envoy, by name.
+func Stats(ctx context.Context, c *cluster.Cluster, namespace, waypoint string) (map[string]int, error) {
+	page, err := askAdmin(ctx, c, namespace, waypoint, "/stats")
 	if err != nil {
 		return nil, err
 	}
@@ -30,10 +41,10 @@ func (m *Mesh) WaypointStats(ctx context.Context, namespace, waypoint string) (m
 	return out, nil
 }
 
-// WaypointConfig is what a waypoint's Envoy has of a kind of resource, such as dynamic_listeners or
+// Config is what a waypoint's Envoy has of a kind of resource, such as dynamic_listeners or
 // dynamic_route_configs: a field of a config_dump. Where kind is empty it is all that Envoy has, and where name is not
 // empty it is an expression that the resources' names match.
-func (m *Mesh) WaypointConfig(ctx context.Context, namespace, waypoint, kind, name string) ([]json.RawMessage, error) {
+func Config(ctx context.Context, c *cluster.Cluster, namespace, waypoint, kind, name string) ([]json.RawMessage, error) {
 	query := url.Values{}
 	if kind != "" {
 		query.Set("resource", kind)
@@ -41,7 +52,7 @@ func (m *Mesh) WaypointConfig(ctx context.Context, namespace, waypoint, kind, na
 	if name != "" {
 		query.Set("name_regex", name)
 	}
-	page, err := m.waypointAdmin(ctx, namespace, waypoint, "/config_dump?"+query.Encode())
+	page, err := askAdmin(ctx, c, namespace, waypoint, "/config_dump?"+query.Encode())
 	if err != nil {
 		return nil, err
 	}
@@ -52,9 +63,9 @@ func (m *Mesh) WaypointConfig(ctx context.Context, namespace, waypoint, kind, na
 	return dump.Configs, nil
 }
 
-// waypointAdmin reads a page of Envoy's admin interface.
-func (m *Mesh) waypointAdmin(ctx context.Context, namespace, waypoint, path string) ([]byte, error) {
-	pod, err := m.readyPod(ctx, namespace, map[string]string{gatewayName: waypoint})
+// askAdmin reads a page of Envoy's admin interface.
+func askAdmin(ctx context.Context, c *cluster.Cluster, namespace, waypoint, path string) ([]byte, error) {
+	pod, err := ReadyPod(ctx, c, namespace, waypoint)
 	if err != nil {
 		return nil, err
 	}
@@ -62,23 +73,9 @@ func (m *Mesh) waypointAdmin(ctx context.Context, namespace, waypoint, path stri
 	if err != nil {
 		return nil, fmt.Errorf("asking waypoint %s/%s: %w", namespace, waypoint, err)
 	}
-	page, err := answerTo(request)
+	page, err := process.Ask(request)
 	if err != nil {
 		return nil, fmt.Errorf("asking waypoint %s/%s for %s: %w", namespace, waypoint, path, err)
 	}
 	return page, nil
-}
-
-// answerTo makes a request and returns the body of its answer. A status other than 200 is an error.
-func answerTo(request *http.Request) ([]byte, error) {
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = response.Body.Close() }()
-	body, err := io.ReadAll(response.Body)
-	if err == nil && response.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", response.Status, body)
-	}
-	return body, err
 }

@@ -1,0 +1,81 @@
+package istio
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/manifest"
+	"github.com/inference-waypoint/inference-waypoint/integration/modules"
+)
+
+// definitions are the modules, and the folders and files in them, that hold the definitions of APIs that Istio does
+// not bring itself.
+var definitions = map[string]string{
+	"sigs.k8s.io/gateway-api":                     "config/crd/standard/gateway.networking.k8s.io_*s.yaml",
+	"sigs.k8s.io/gateway-api-inference-extension": "config/crd/bases/*.yaml",
+}
+
+// Render makes the objects of Istio, as istioctl install would write them for our overlay in the checkout root, and the
+// definitions of the APIs that it needs, definitions first.
+func Render(ctx context.Context, root, tools string) ([]*unstructured.Unstructured, error) {
+	var out []*unstructured.Unstructured
+	for module, pattern := range definitions {
+		dir, err := modules.Dir(ctx, root, module)
+		if err != nil {
+			return nil, err
+		}
+		files, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			return nil, fmt.Errorf("looking for definitions in module %s: %w", module, err)
+		}
+		if len(files) == 0 {
+			return nil, fmt.Errorf("module %s holds no definitions at %s", module, pattern)
+		}
+		for _, file := range files {
+			objects, err := manifest.Read(file)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, objects...)
+		}
+	}
+	istio, err := renderOverlay(ctx, tools, filepath.Join(root, "manifests", "istio", "overlay.yaml"))
+	return append(out, istio...), err
+}
+
+// renderOverlay turns our overlay into the objects that istioctl install would write.
+func renderOverlay(ctx context.Context, tools, overlay string) ([]*unstructured.Unstructured, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(tools, "istioctl"), "manifest", "generate", "-f", overlay)
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			err = fmt.Errorf("%w: %s", err, exit.Stderr)
+		}
+		return nil, fmt.Errorf("rendering %s: %w", overlay, err)
+	}
+	objects, err := manifest.Decode(out)
+	if err != nil {
+		return nil, fmt.Errorf("reading what istioctl rendered: %w", err)
+	}
+	// Definitions first, as everything else may be of their kinds; namespaces' contents in the order given.
+	slices.SortStableFunc(objects, func(a, b *unstructured.Unstructured) int { return rank(a) - rank(b) })
+	return objects, nil
+}
+
+func rank(o *unstructured.Unstructured) int {
+	switch o.GetKind() {
+	case "CustomResourceDefinition", "Namespace":
+		return 0
+	case "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ConfigMap":
+		return 1
+	default:
+		return 2
+	}
+}

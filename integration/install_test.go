@@ -36,7 +36,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
-	"github.com/inference-waypoint/inference-waypoint/integration/modules"
+	"github.com/inference-waypoint/inference-waypoint/internal/modules"
 )
 
 const (

@@ -35,7 +35,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/authorization"
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/pki"
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/relay"
-	"github.com/inference-waypoint/inference-waypoint/integration/modules"
+	"github.com/inference-waypoint/inference-waypoint/internal/modules"
 )
 
 // startLimit bounds the start of a mesh. It takes some ten seconds; a machine under heavy load takes longer.

@@ -11,6 +11,8 @@ TEST_TOOLS := gotestsum cyclonedx-gomod helm prometheus reference-epp $(if $(she
 # hold no code, and the conformance suite is a test of its own.
 TESTED_MODULES := . samples/modelserver integration integration/images
 MODULES := $(TESTED_MODULES) integration/conformance
+# What these have in common they have in one version. The images' module takes the versions of ko, which it is made of.
+SAME_VERSIONS := . samples/modelserver integration integration/conformance
 # What runs the tests: it says at the end which failed, and what they said.
 GOTESTSUM := $(TOOLS_DIR)/gotestsum --format standard-quiet --hide-summary skipped
 # How long a test binary may run: the mesh's take ten minutes, and more where the machine is busy.
@@ -109,6 +111,8 @@ fuzz: ## Fuzz each target for FUZZTIME=10m.
 check: modules ## Check format, vet, lint and that generated files and modules are up to date.
 	@integration/tools/install.sh $(TOOLS_DIR) golangci-lint helm
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	@awk '$$1 == "require" { sub(/^require /, "") } $$2 ~ /^v[0-9]/ { if (($$1 in v) && v[$$1] != $$2) { \
+		print FILENAME ": " $$1 " " $$2 ": another go.mod has " v[$$1]; bad = 1 } v[$$1] = $$2 } END { exit bad }' $(SAME_VERSIONS:%=%/go.mod)
 	go vet -tags standalone ./cmd/picker
 	go run -C integration ./reference -check
 	go test -C integration ./manifests

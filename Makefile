@@ -7,10 +7,16 @@ TOOLS_DIR := .tools
 MESH_TOOLS := envoy istiod kube-apiserver istioctl etcd
 # The browser comes by npm; where there is none, the test of the picker's page is left out and says so.
 TEST_TOOLS := gotestsum cyclonedx-gomod helm prometheus reference-epp $(if $(shell command -v npm),chromium)
+# The modules whose code is ours, by folder: those that are tested, and those that are checked. Those under integration/tools
+# hold no code, and the conformance suite is a test of its own.
+TESTED_MODULES := . samples/modelserver integration integration/images
+MODULES := $(TESTED_MODULES) integration/conformance
+# What these have in common they have in one version. The images' module takes the versions of ko, which it is made of.
+SAME_VERSIONS := . samples/modelserver integration integration/conformance
 # What runs the tests: it says at the end which failed, and what they said.
 GOTESTSUM := $(TOOLS_DIR)/gotestsum --format standard-quiet --hide-summary skipped
 # How long a test binary may run: the mesh's take ten minutes, and more where the machine is busy.
-TEST_TIMEOUT ?= 30m
+TEST_TIMEOUT ?= 60m
 
 # Where goroutines share what calls are made of. With the race detector they take a minute on two cores, all packages
 # several.
@@ -22,7 +28,8 @@ help: ## Show this.
 
 .PHONY: build
 build: ## Build the controller, the picker and the model server stand-in into bin/.
-	go build -o bin/ ./cmd/... ./samples/modelserver
+	go build -o bin/ ./cmd/...
+	go build -C samples/modelserver -o ../../bin/ .
 
 .PHONY: tools
 tools: ## Build or install what the mesh runs (once a version; kept outside the checkout).
@@ -44,13 +51,14 @@ preview: ## Show picking with Envoy, the picker and model servers alone: no mesh
 .PHONY: test
 test: tools modules ## Run all tests, those in the real mesh among them, and some with the race detector.
 	@integration/tools/install.sh $(TOOLS_DIR) $(TEST_TOOLS)
-	$(GOTESTSUM) -- -timeout $(TEST_TIMEOUT) ./...
+	$(GOTESTSUM) --raw-command -- $(SHELL) -c 'trap "exit 130" INT; for m in $(TESTED_MODULES); do \
+		go test -C $$m -json -timeout $(TEST_TIMEOUT) ./... || failed=1; done; exit $${failed:-0}'
 	$(GOTESTSUM) -- -race -short -timeout $(TEST_TIMEOUT) $(RACED)
-	cd integration/images && go test -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need neither root nor tools, with the race detector.
-	go test -race -timeout $(TEST_TIMEOUT) $$(go list ./... | grep -v /integration)
+	go test -race -timeout $(TEST_TIMEOUT) ./...
+	go test -C samples/modelserver -race -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: images
 images: ## Build the images for amd64 and arm64 into dist/images, as OCI archives. VERSION=v1.2.3 tags them.
@@ -68,7 +76,7 @@ conformance: tools modules ## Run the conformance suite of the Gateway API Infer
 .PHONY: bench
 bench: tools modules ## Measure the picker beside nothing and the reference, and the controller at scale. QUICK=1 is shorter.
 	@integration/tools/install.sh $(TOOLS_DIR) reference-epp
-	@go build -o bin/ ./integration/bench ./integration/scale
+	@go build -C integration -o ../bin/ ./bench ./scale
 	@bin/bench $(if $(QUICK),-quick)
 	@echo "The prefix index, and the reading of a metrics page of 37 KB: µs of the process's own CPU are cpu-µs"
 	@go test -run '^$$' -bench 'Match|Fetch|Scraper' $(if $(QUICK),-benchtime 200ms) ./internal/picker/prefixindex ./internal/picker/modelmetrics
@@ -80,15 +88,16 @@ TRACE ?= ../shared/traces/conversation_trace.jsonl
 
 .PHONY: quality
 quality: ## Measure the picker's choices on simulated fleets; writes docs/quality. TRACE=FILE names the real trace.
-	go run ./integration/fleetsim -trace $(TRACE) -out docs/quality
+	go build -C integration -o ../bin/ ./fleetsim
+	bin/fleetsim -trace $(TRACE) -out docs/quality
 
 # How long `make soak` runs, and each target of `make fuzz`.
 SOAK ?= 5m
 FUZZTIME ?= 10m
 
 .PHONY: soak
-soak: ## Run the picker at full speed for SOAK=5m; fails where memory grows or anything is left.
-	@go build -o bin/ ./integration/bench
+soak: modules ## Run the picker at full speed for SOAK=5m; fails where memory grows or anything is left.
+	@go build -C integration -o ../bin/ ./bench
 	@bin/bench -soak $(SOAK)
 
 .PHONY: fuzz
@@ -102,15 +111,18 @@ fuzz: ## Fuzz each target for FUZZTIME=10m.
 check: modules ## Check format, vet, lint and that generated files and modules are up to date.
 	@integration/tools/install.sh $(TOOLS_DIR) golangci-lint helm
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
-	go vet ./...
+	@awk '$$1 == "require" { sub(/^require /, "") } $$2 ~ /^v[0-9]/ { if (($$1 in v) && v[$$1] != $$2) { \
+		print FILENAME ": " $$1 " " $$2 ": another go.mod has " v[$$1]; bad = 1 } v[$$1] = $$2 } END { exit bad }' $(SAME_VERSIONS:%=%/go.mod)
 	go vet -tags standalone ./cmd/picker
-	go mod tidy -diff
-	go run ./integration/reference -check
-	cd integration/conformance && go vet ./... && go mod tidy -diff && ../../$(TOOLS_DIR)/golangci-lint run -c ../../.golangci.yml ./...
-	cd integration/images && go vet ./... && go mod tidy -diff && ../../$(TOOLS_DIR)/golangci-lint run -c ../../.golangci.yml ./...
-	go test ./integration/manifests
+	go run -C integration ./reference -check
+	go test -C integration ./manifests
 	@test "$$(integration/tools/install.sh --version istiod)" = "$$(integration/tools/install.sh --version istioctl)" || { echo "istiod and istioctl are of different versions"; exit 1; }
-	$(TOOLS_DIR)/golangci-lint run ./...
+	@set -e; for m in $(MODULES); do \
+		echo "the module in $$m: vet, tidy, lint"; \
+		go vet -C $$m ./...; \
+		go mod tidy -C $$m -diff; \
+		(cd $$m && $(abspath $(TOOLS_DIR))/golangci-lint run -c $(CURDIR)/.golangci.yml ./...); \
+	done
 
 .PHONY: release
 release: ## Build a release into dist/VERSION: images, chart, manifests, plugin, SBOMs, changelog. VERSION=v1.2.3.
@@ -119,7 +131,7 @@ release: ## Build a release into dist/VERSION: images, chart, manifests, plugin,
 
 .PHONY: docs
 docs: ## Write docs/reference from the code.
-	go run ./integration/reference
+	go run -C integration ./reference
 
 .PHONY: clean
 clean: ## Remove what was built in the checkout; the cache of tools stays.

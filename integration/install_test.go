@@ -37,7 +37,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/manifest"
-	"github.com/inference-waypoint/inference-waypoint/integration/modules"
+	"github.com/inference-waypoint/inference-waypoint/internal/modules"
 )
 
 const (

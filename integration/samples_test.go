@@ -27,8 +27,8 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
-	"github.com/inference-waypoint/inference-waypoint/integration/modules"
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
+	"github.com/inference-waypoint/inference-waypoint/internal/modules"
 	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
 

@@ -20,7 +20,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/integration/bench/internal/prompt"
 	"github.com/inference-waypoint/inference-waypoint/integration/bench/internal/server"
-	"github.com/inference-waypoint/inference-waypoint/integration/modules"
+	"github.com/inference-waypoint/inference-waypoint/internal/modules"
 )
 
 // modelMetrics is what every model server says of itself: vLLM's metrics, idle.

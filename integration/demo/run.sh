@@ -13,8 +13,8 @@ building=
 # What is built in the background has a group of its own, so that all of it ends with this.
 trap 'rm -f "$log" "$log.tools"; [ -z "$building" ] || kill -- -$building 2>/dev/null || true' EXIT
 
-# build PACKAGE...: Go says of each module that it downloads it, which is of interest only where that fails.
-build() { go build -o bin/ "$@" 2>"$log" || { cat "$log" >&2; exit 1; }; }
+# build MODULE PACKAGE...: Go says of each module that it downloads it, which is of interest only where that fails.
+build() { go build -C "$1" -o "$PWD/bin/" "${@:2}" 2>"$log" || { cat "$log" >&2; exit 1; }; }
 
 step=
 missing=$($install --missing "${mesh[@]}")
@@ -39,5 +39,7 @@ else
 fi
 echo "${step}starting a mesh on this machine, and the same in it (about two minutes)"
 # The mesh builds the programs that it runs where there is no network: what they are built of is fetched here.
-build ./cmd/... ./samples/modelserver ./integration/demo ./integration/mesh/...
+build . ./cmd/...
+build samples/modelserver .
+build integration ./demo ./echo ./hangingpicker ./mesh/...
 bin/demo "$@"

@@ -96,12 +96,16 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 		return fmt.Errorf("making the directory to write to: %w", err)
 	}
 	log.SetOutput(io.Discard) // ko's tales of the checkout's state; its errors come back
-	builder, err := o.builder(ctx)
+	made, err := base(o.platforms)
 	if err != nil {
 		return err
 	}
 	for _, program := range o.programs {
 		image := repository + "/" + path.Base(program)
+		builder, err := o.builder(ctx, o.moduleOf(program), made)
+		if err != nil {
+			return err
+		}
 		result, err := builder.Build(ctx, build.StrictScheme+path.Join(module, program))
 		if err != nil {
 			return fmt.Errorf("building %s: %w", image, err)
@@ -119,18 +123,24 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	return nil
 }
 
-// builder is ko's, upon our base.
-func (o options) builder(ctx context.Context) (build.Interface, error) {
-	made, err := base(o.platforms)
-	if err != nil {
-		return nil, err
+// moduleOf is the directory of the module that holds a program: the nearest above it with a go.mod.
+func (o options) moduleOf(program string) string {
+	for dir := program; dir != "." && dir != "/"; dir = path.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(o.root, dir, "go.mod")); err == nil {
+			return filepath.Join(o.root, dir)
+		}
 	}
+	return o.root
+}
+
+// builder is ko's for the module in a directory, upon a base.
+func (o options) builder(ctx context.Context, dir string, upon build.Result) (build.Interface, error) {
 	reference, err := name.ParseReference(repository + "/base:" + o.version)
 	if err != nil {
 		return nil, fmt.Errorf("-version: %w", err)
 	}
 	settings := []build.Option{
-		build.WithBaseImages(func(context.Context, string) (name.Reference, build.Result, error) { return reference, made, nil }),
+		build.WithBaseImages(func(context.Context, string) (name.Reference, build.Result, error) { return reference, upon, nil }),
 		build.WithCreationTime(v1.Time{Time: o.created}),
 		build.WithTrimpath(true),
 		build.WithDefaultEnv([]string{"CGO_ENABLED=0"}),
@@ -145,7 +155,7 @@ func (o options) builder(ctx context.Context) (build.Interface, error) {
 	for _, p := range o.platforms {
 		platforms = append(platforms, p.String())
 	}
-	builder, err := build.NewGo(ctx, o.root, append(settings, build.WithPlatforms(platforms...))...)
+	builder, err := build.NewGo(ctx, dir, append(settings, build.WithPlatforms(platforms...))...)
 	if err != nil {
 		return nil, fmt.Errorf("setting ko up: %w", err)
 	}

@@ -17,28 +17,31 @@ import (
 // addresses are given the pod's own in the place of all addresses. The controller is told that waypoints drain faster here
 // than by default, and which hosts pools may claim.
 var ours = map[string]struct {
-	pkg   string
-	ports map[string]string // flag → port
-	flags []string
+	module, pkg string            // the folder of the program's module in the checkout, and the package's in the module
+	ports       map[string]string // flag → port
+	flags       []string
 }{
-	"inference-waypoint/controller":  {"./cmd/controller", map[string]string{"metrics-address": "9090", "health-address": "8081"}, []string{"--drain=3s", "--allow-host=models=chat.example", "--allow-host=models=talk.example"}},
-	"inference-waypoint/picker":      {"./cmd/picker", map[string]string{"extproc-address": "9002", "health-address": "9003", "metrics-address": "9090", "debug-address": "9091"}, nil},
-	"inference-waypoint/modelserver": {"./samples/modelserver", map[string]string{"address": "8000"}, nil},
-	"inference-waypoint/echo":        {"./integration/echo", map[string]string{"address": "8000"}, nil},
-	"test/hangingpicker":             {"./integration/hangingpicker", map[string]string{"extproc-address": "9002", "health-address": "9003"}, nil},
+	"inference-waypoint/controller":  {".", "./cmd/controller", map[string]string{"metrics-address": "9090", "health-address": "8081"}, []string{"--drain=3s", "--allow-host=models=chat.example", "--allow-host=models=talk.example"}},
+	"inference-waypoint/picker":      {".", "./cmd/picker", map[string]string{"extproc-address": "9002", "health-address": "9003", "metrics-address": "9090", "debug-address": "9091"}, nil},
+	"inference-waypoint/modelserver": {"samples/modelserver", ".", map[string]string{"address": "8000"}, nil},
+	"inference-waypoint/echo":        {"integration", "./echo", map[string]string{"address": "8000"}, nil},
+	"test/hangingpicker":             {"integration", "./hangingpicker", map[string]string{"extproc-address": "9002", "health-address": "9003"}, nil},
 }
 
-// build builds our programs, so that no test ever runs old ones.
+// build builds our programs, so that no test ever runs old ones. Each is built in its own module, whose go.mod says of
+// which versions it is made.
 func (m *Mesh) build(ctx context.Context) error {
-	args := []string{"build", "-o", filepath.Join(m.Root, "bin") + string(filepath.Separator)}
+	packages := map[string][]string{}
 	for _, program := range ours {
-		args = append(args, program.pkg)
+		packages[program.module] = append(packages[program.module], program.pkg)
 	}
-	slices.Sort(args[3:])
-	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Dir = m.Root
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("building our programs: %w: %s", err, out)
+	for _, module := range slices.Sorted(maps.Keys(packages)) {
+		args := []string{"build", "-o", filepath.Join(m.Root, "bin") + string(filepath.Separator)}
+		cmd := exec.CommandContext(ctx, "go", append(args, packages[module]...)...)
+		cmd.Dir = filepath.Join(m.Root, module)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("building our programs of the module in %s: %w: %s", cmd.Dir, err, out)
+		}
 	}
 	return nil
 }
@@ -51,7 +54,7 @@ func (m *Mesh) allImages(tools string, more map[string]Image) map[string]Image {
 		ClientImage:                         {},
 	}
 	for image, program := range ours {
-		images[image] = Image{Path: filepath.Join(m.Root, "bin", filepath.Base(program.pkg)), Args: kubelet.BindPorts(program.ports, program.flags)}
+		images[image] = Image{Path: filepath.Join(m.Root, "bin", filepath.Base(filepath.Join(program.module, program.pkg))), Args: kubelet.BindPorts(program.ports, program.flags)}
 	}
 	maps.Copy(images, more)
 	return images

@@ -15,8 +15,10 @@ func TestPreview(t *testing.T) {
 		t.Fatalf("there is no Envoy: make tools installs one: %v", err)
 	}
 	bin := t.TempDir()
-	if out, err := exec.Command("go", "build", "-tags", "standalone", "-o", bin+"/", "../../cmd/picker", "../../samples/modelserver").CombinedOutput(); err != nil {
-		t.Fatalf("building: %v: %s", err, out)
+	for module, pkg := range map[string]string{"../..": "./cmd/picker", "../../samples/modelserver": "."} {
+		if out, err := exec.Command("go", "build", "-C", module, "-tags", "standalone", "-o", bin+"/", pkg).CombinedOutput(); err != nil {
+			t.Fatalf("building: %v: %s", err, out)
+		}
 	}
 	if said, err := exec.Command(bin + "/picker").CombinedOutput(); err == nil || !strings.Contains(string(said), "--static FILE") {
 		t.Errorf("without a file of pools the picker ends with %v and says %q", err, said)

@@ -126,7 +126,7 @@ func (w *world) start() error {
 		return fmt.Errorf("there is no Envoy: make tools installs one: %w", err)
 	}
 	program := filepath.Join(w.dir, "picker")
-	if out, err := exec.Command("go", "build", "-o", program, "../../cmd/picker").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-C", "../..", "-o", program, "./cmd/picker").CombinedOutput(); err != nil {
 		return fmt.Errorf("building the picker: %w: %s", err, out)
 	}
 	if w.streamsPerConnection, err = readStreamsPerConnection(); err != nil {

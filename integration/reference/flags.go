@@ -19,13 +19,14 @@ var programs = []struct {
 	{"kubectl-inference", "It is a plugin of kubectl: `kubectl inference`.", []string{"status", "doctor", "explain", "top", "page", "render"}},
 }
 
-func flagsPage() ([]byte, error) {
+// flagsPage builds the programs of the checkout at root and asks each for its flags.
+func flagsPage(root string) ([]byte, error) {
 	dir, err := os.MkdirTemp("", "reference-*")
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if out, err := exec.Command("go", "build", "-o", dir+"/", "./cmd/...").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-C", root, "-o", dir+"/", "./cmd/...").CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("building the programs: %w: %s", err, out)
 	}
 	var page bytes.Buffer

@@ -24,11 +24,12 @@ func main() {
 func run(args []string, stderr io.Writer) error {
 	set := flag.NewFlagSet("reference", flag.ContinueOnError)
 	set.SetOutput(stderr)
+	root := set.String("root", "..", "the checkout's `directory`")
 	check := set.Bool("check", false, "write nothing; fail where "+dir+" is not up to date")
 	if err := set.Parse(args); err != nil {
 		return err
 	}
-	flags, err := flagsPage()
+	flags, err := flagsPage(*root)
 	if err != nil {
 		return err
 	}
@@ -38,7 +39,7 @@ func run(args []string, stderr io.Writer) error {
 	}
 	var errs []error
 	for name, page := range map[string][]byte{"flags.md": flags, "metrics.md": metrics} {
-		errs = append(errs, settle(filepath.Join(dir, name), page, *check))
+		errs = append(errs, settle(filepath.Join(*root, dir, name), page, *check))
 	}
 	return errors.Join(errs...)
 }

@@ -160,7 +160,7 @@ download_modules() {
 download_all() {
 	local root pids=() pid
 	root=$(cd "$here/../.." && pwd)
-	for dir in "$root" "$root/integration/images" "$root/integration/conformance"; do
+	for dir in "$root" "$root"/{integration,samples/modelserver,integration/images,integration/conformance}; do
 		go mod download -C "$dir" & pids+=($!)
 	done
 	# Of these the tests read definitions of kinds; the rest of what the pins require is built elsewhere, if at all.

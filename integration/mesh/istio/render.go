@@ -11,7 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/manifest"
-	"github.com/inference-waypoint/inference-waypoint/integration/modules"
+	"github.com/inference-waypoint/inference-waypoint/internal/modules"
 )
 
 // definitions are the modules, and the folders and files in them, that hold the definitions of APIs that Istio does

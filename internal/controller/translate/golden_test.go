@@ -26,9 +26,9 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
 
-	"github.com/inference-waypoint/inference-waypoint/integration/modules"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/routes"
+	"github.com/inference-waypoint/inference-waypoint/internal/modules"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
 )
 

@@ -16,14 +16,14 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-// TestScrapeSampleModelServer reads the sample model server, a program of its own: idle, with a request that runs and
+// TestScrapeSampleModelServer reads the sample model server, a program and a module of its own: idle, with a request that runs and
 // one that waits, with both done, and started anew.
 func TestScrapeSampleModelServer(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the sample model server")
 	}
 	program := filepath.Join(t.TempDir(), "modelserver")
-	build := exec.Command("go", "build", "-o", program, "github.com/inference-waypoint/inference-waypoint/samples/modelserver")
+	build := exec.Command("go", "build", "-C", "../../../samples/modelserver", "-o", program, ".")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building the sample model server: %v\n%s", err, out)
 	}

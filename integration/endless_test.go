@@ -202,13 +202,16 @@ func countedIn(ctx context.Context, t *testing.T, name, namespace, pool string, 
 // wantPicks makes a call and checks that it was picked once.
 func wantPicks(ctx context.Context, t *testing.T, pool, what string, call func() error) {
 	t.Helper()
-	before := picksOf(ctx, t, pool)
-	if err := call(); err != nil {
-		t.Errorf("%s: %v", what, err)
-	}
-	if got := picksOf(ctx, t, pool) - before; got != 1 {
-		t.Errorf("%s: %d picks, want 1", what, got)
-	}
+	whilePicked(ctx, t, pool, 1, func() (wrong []string) {
+		before := picksOf(ctx, t, pool)
+		if err := call(); err != nil {
+			wrong = append(wrong, fmt.Sprintf("%s: %v", what, err))
+		}
+		if got := picksOf(ctx, t, pool) - before; got != 1 {
+			wrong = append(wrong, fmt.Sprintf("%s: %d picks, want 1", what, got))
+		}
+		return wrong
+	})
 }
 
 // Calls whose body has no end are picked when their headers come, stream both ways for as long as they last, and end as

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -49,26 +50,29 @@ func TestPathsBeforeTheRewrite(t *testing.T) {
 		"the API's own path":         "/v1/chat/completions",
 	} {
 		t.Run(name, func(t *testing.T) {
-			messages := []traffic.Message{{Role: "user", Content: distinct(1, tokens)[0]}}
-			say := func(ctx context.Context) (*traffic.Answer, error) {
-				return traffic.ChatAt(ctx, the.caller.HTTP, c.host+path, "sample-model", messages, 1)
-			}
-			var first *traffic.Answer
-			eventually(ctx, t, "the route", func(ctx context.Context) (err error) { first, err = say(ctx); return err })
-			before := picksOf(ctx, t, c.name, `outcome="prefix"`)
-			for n := 2; n <= calls; n++ {
-				answer, err := say(ctx)
-				must(t, err)
-				if answer.Endpoint != first.Endpoint {
-					t.Errorf("call %d went to %s, the first to %s", n, answer.Endpoint, first.Endpoint)
+			whilePicked(ctx, t, c.name, calls, func() (wrong []string) {
+				messages := []traffic.Message{{Role: "user", Content: distinct(1, tokens)[0]}}
+				say := func(ctx context.Context) (*traffic.Answer, error) {
+					return traffic.ChatAt(ctx, the.caller.HTTP, c.host+path, "sample-model", messages, 1)
 				}
-				if answer.CachedTokens < tokens/2 {
-					t.Errorf("call %d: %d of %d prompt tokens were cached, want most", n, answer.CachedTokens, answer.PromptTokens)
+				var first *traffic.Answer
+				eventually(ctx, t, "the route", func(ctx context.Context) (err error) { first, err = say(ctx); return err })
+				before := picksOf(ctx, t, c.name, `outcome="prefix"`)
+				for n := 2; n <= calls; n++ {
+					answer, err := say(ctx)
+					must(t, err)
+					if answer.Endpoint != first.Endpoint {
+						wrong = append(wrong, fmt.Sprintf("call %d went to %s, the first to %s", n, answer.Endpoint, first.Endpoint))
+					}
+					if answer.CachedTokens < tokens/2 {
+						wrong = append(wrong, fmt.Sprintf("call %d: %d of %d prompt tokens were cached, want most", n, answer.CachedTokens, answer.PromptTokens))
+					}
 				}
-			}
-			if got := picksOf(ctx, t, c.name, `outcome="prefix"`) - before; got != calls-1 {
-				t.Errorf("%d calls were picked by their prefix, want %d", got, calls-1)
-			}
+				if got := picksOf(ctx, t, c.name, `outcome="prefix"`) - before; got != calls-1 {
+					wrong = append(wrong, fmt.Sprintf("%d calls were picked by their prefix, want %d", got, calls-1))
+				}
+				return wrong
+			})
 		})
 	}
 }

@@ -86,7 +86,7 @@ func BenchmarkPatience(b *testing.B) {
 		parent, cancel := context.WithCancel(b.Context())
 		ctx, _ := makeTerminable(parent, stream)
 		x.stream = terminableOf(ctx)
-		for _, p := range []*patience{&w.server.silent, &w.server.bodiless} {
+		for _, p := range []*waitlist{&w.server.awaitHeaders, &w.server.awaitBody} {
 			p.begin(x)
 			p.end(x)
 		}

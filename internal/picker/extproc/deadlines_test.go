@@ -40,7 +40,7 @@ func TestStreamsThatStandStill(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			log := &safeLog{}
 			w := newWorldWith(t, poolstate.Options{Seed: 1}, Options{Log: slog.New(slog.NewTextHandler(log, nil))}, fourEndpoints...)
-			w.server.silent.within, w.server.bodiless.within = 50*time.Millisecond, 50*time.Millisecond
+			w.server.awaitHeaders.within, w.server.awaitBody.within = 50*time.Millisecond, 50*time.Millisecond
 			x := w.open(t, llama, nil)
 			tt.bring(x)
 			if tt.want == "body" {
@@ -70,7 +70,7 @@ func TestStreamsThatStandStill(t *testing.T) {
 // the head of its body.
 func TestStreamsThatNobodyReadsAreGivenUp(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
-	w.server.bodiless.within = 2 * time.Second // until the body is there for sure
+	w.server.awaitBody.within = 2 * time.Second // until the body is there for sure
 	x := w.open(t, llama, withModes(full, none))
 	x.send(requestHeaders(false))
 	x.send(requestBody(completion(1, factsLimit), false)) // more than goes into the window of a stream that nobody reads
@@ -90,7 +90,7 @@ func TestStreamsThatNobodyReadsAreGivenUp(t *testing.T) {
 // Neither waits for its answer with a time to it: model servers take theirs.
 func TestStreamsThatWaitForAnAnswerAreLeftAlone(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
-	w.server.silent.within, w.server.bodiless.within = 20*time.Millisecond, 20*time.Millisecond
+	w.server.awaitHeaders.within, w.server.awaitBody.within = 20*time.Millisecond, 20*time.Millisecond
 	x := w.open(t, llama, withModes(full, none))
 	x.send(requestHeaders(false))
 	x.send(requestBody(completion(1, 1000), true))
@@ -193,7 +193,7 @@ func TestCallersThatVanish(t *testing.T) {
 			if got := w.metric(t, "held_body_bytes"); got != 0 {
 				t.Errorf("%v bytes held at the end", got)
 			}
-			if silent, bodiless := w.server.silent.count(), w.server.bodiless.count(); silent+bodiless != 0 {
+			if silent, bodiless := w.server.awaitHeaders.count(), w.server.awaitBody.count(); silent+bodiless != 0 {
 				t.Errorf("%d and %d streams are waited for", silent, bodiless)
 			}
 			if got := w.metric(t, "panics_total"); got != 0 {
@@ -243,7 +243,7 @@ func (c *muteConn) Write(b []byte) (int, error) {
 }
 
 // count is how many are waited for.
-func (p *patience) count() int {
+func (p *waitlist) count() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.n

@@ -48,11 +48,11 @@ func TestBrokenOff(t *testing.T) {
 		}, want: inPart},
 		"it is said long before the end, and of many others": {do: func(t *testing.T, p *Pool, c *testClock) {
 			r := pickAt(t, p, a, long)
-			for i := range uint64(toldEarly - 1) {
+			for i := range uint64(mostReported - 1) {
 				p.BrokenOff(i + 1)
 			}
 			p.BrokenOff(r.ID())
-			p.BrokenOff(toldEarly)
+			p.BrokenOff(mostReported)
 			ends(r, c, part, Ended)
 		}, want: inPart},
 		"the answer's end was seen": {do: func(t *testing.T, p *Pool, c *testClock) {

@@ -144,7 +144,7 @@ func (f *Fleet) ScrapeFailed(endpoint netip.AddrPort, n int, err error) {
 	}
 }
 
-// Observe takes a reading of an endpoint and the reading's age. A reading of another pool's endpoint is dropped.
+// Observe takes a reading of an endpoint and the reading's age. It ignores endpoints that are not in the pool.
 func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

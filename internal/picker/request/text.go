@@ -13,8 +13,7 @@ const (
 	ahead  = 16 // bytes behind them that it may read: the longest escape, \uXXXX\uXXXX, has 12
 
 	// room is how many bytes are buffered before they are hashed. To hash each block when it is full takes a fifth to a
-	// half longer: its bytes were written in odd pieces just before, are not in the cache yet, and each load waits for
-	// them.
+	// half longer: its bytes were just written in odd pieces, and each load waits until they are in the cache.
 	room = 8 * BlockBytes
 )
 

@@ -56,7 +56,7 @@ func TestHandler(t *testing.T) {
 		"the usual header":            {"Authorization", "ann", "models", 200, "served"},
 		"another's namespace":         {TokenHeader, "ann", "shop", 403, "ann may not get inferencepools/state in namespace shop"},
 		"all namespaces":              {TokenHeader, "ann", "", 403, "in all namespaces"},
-		"a token of nobody":           {TokenHeader, "forged", "models", 401, "none of this cluster's"},
+		"a token of nobody":           {TokenHeader, "forged", "models", 401, "not valid in this cluster"},
 		"no token":                    {"X", "ann", "models", 401, TokenHeader},
 		"a server that does not talk": {TokenHeader, "down", "models", 503, "no route"},
 	}

@@ -144,7 +144,7 @@ func TestRunServesTLSAndReadsCertificatesAgain(t *testing.T) {
 	}
 	cert, key = others.issue()
 	write("cert", cert)
-	eventually(t, "a word on the wrong files", func() bool { return p.logged("last good ones stay") })
+	eventually(t, "a word on the wrong files", func() bool { return p.logged("last valid ones stay") })
 	if err := check(t, ours.client(p, clients)); err != nil {
 		t.Errorf("with wrong files: %v", err)
 	}

@@ -222,7 +222,7 @@ func TestRunStatic(t *testing.T) {
 	writePools(t, path, "pools:\n- name: models/llama\n  endpoints: ['10.0.0.2:8000']\n")
 	eventually(t, "the new endpoint", func() bool { return p.pick(t, "models/llama") == "10.0.0.2:8000" })
 	writePools(t, path, "pools: 7\n")
-	eventually(t, "a word on the wrong file", func() bool { return p.logged("last good one stays") })
+	eventually(t, "a word on the wrong file", func() bool { return p.logged("last good content stays") })
 	if got := p.pick(t, "models/llama"); got != "10.0.0.2:8000" {
 		t.Errorf("after a wrong file picked %s, want 10.0.0.2:8000", got)
 	}

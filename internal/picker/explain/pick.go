@@ -39,7 +39,7 @@ func reason(first, second *livestate.Candidate) string {
 		if second.Class != "" {
 			return "the next best: " + second.Class
 		}
-		return "higher-ranked endpoints leave no choice"
+		return "others allow no choice"
 	}
 	a, b := &first.Cost, &second.Cost
 	terms := []struct {

@@ -1,6 +1,5 @@
-// Package endpointmetrics makes metrics of each endpoint from a livestate.State when they are scraped, at no cost to
-// picks. It must not know how the state comes about. Its labels name endpoints of existing pools, and nothing from
-// clients.
+// Package endpointmetrics makes metrics of each endpoint from a livestate.State, only when they are scraped. It must
+// not know how the state comes about. Labels name endpoints of existing pools, and nothing from clients.
 package endpointmetrics
 
 import (

@@ -384,8 +384,7 @@ func text(value []byte) ([]byte, error) {
 	return out, f.err
 }
 
-// readSubset decodes the endpoints that the proxy allows, an encoded Value, into s: a list of texts, or one with
-// commas.
+// readSubset decodes the endpoints that the proxy allows, an encoded Value, into s: a list, or text with commas.
 func readSubset(value []byte, s *poolstate.Subset) error {
 	s.Given = true
 	f := fields{rest: value}

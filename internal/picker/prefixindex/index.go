@@ -29,7 +29,7 @@ import (
 const (
 	// sweepNodes bounds how many nodes of forgotten endpoints are freed at a time: about 10 µs.
 	sweepNodes = 64
-	// sweepEvery is how often a timer frees them where no Insert does: 0.2 % of a CPU, and some 10,000 conversations a
+	// sweepEvery is how often a timer frees them without an Insert: 0.2 % of a CPU, and some 10,000 conversations a
 	// second.
 	sweepEvery = 5 * time.Millisecond
 )

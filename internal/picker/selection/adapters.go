@@ -323,8 +323,7 @@ func (a *adapters) prove(n int32, name string, now, at float64) {
 }
 
 // exposeBases finds the names in flight at endpoint n that its reading should list if they were adapters. It skips a
-// reading whose adapters use all slots, as others may wait, and one without running calls, which is older than the
-// calls.
+// reading whose adapters use all slots, as others may wait, and one without running calls, which is outdated.
 func (a *adapters) exposeBases(n int32, at float64, reading *Reading) {
 	if reading.Running == 0 || len(reading.RunningAdapters) >= reading.MaxAdapters {
 		return

@@ -18,12 +18,11 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// certificates are a server's certificate and key, and the authorities of its clients if it asks for theirs: files,
-// read again when their content changes. Connections keep what they began with; streams never notice.
+// certificates are a server's certificate and key and, if it asks clients for theirs, the authorities: files that are
+// read again when their content changes. A connection keeps the certificates that it began with, and so do its streams.
 //
-// No library does this as it must be done here: gRPC's pemfile provider says nothing of wrong files at the start and
-// writes the private key into its log where it does not fit the certificate, and controller-runtime's certwatcher reads
-// no authorities.
+// No library does all that is needed here. gRPC's pemfile provider reports no wrong files at the start, and logs the
+// private key if it does not fit the certificate. controller-runtime's certwatcher reads no authorities.
 type certificates struct {
 	files  []string // certificate, key and, optionally, authorities
 	log    *slog.Logger
@@ -31,7 +30,7 @@ type certificates struct {
 	read   [][]byte // the files' content as last seen, right or wrong
 }
 
-// openCertificates reads the files, which must be in order at the start.
+// openCertificates reads the files, which must be valid at the start.
 func openCertificates(o Options, log *slog.Logger) (*certificates, error) {
 	c := &certificates{files: []string{o.TLSCertFile, o.TLSKeyFile}, log: log}
 	if o.TLSClientCAFile != "" {
@@ -43,7 +42,7 @@ func openCertificates(o Options, log *slog.Logger) (*certificates, error) {
 	return c, nil
 }
 
-// credentials are gRPC's, with whatever the files say when a connection comes.
+// credentials returns gRPC credentials that use the files' content at the time of each connection.
 func (c *certificates) credentials() credentials.TransportCredentials {
 	return exceptInMemory{credentials.NewTLS(&tls.Config{
 		MinVersion:         tls.VersionTLS12,
@@ -51,7 +50,7 @@ func (c *certificates) credentials() credentials.TransportCredentials {
 	})}
 }
 
-// exceptInMemory asks for TLS of all connections but those of the picker to itself.
+// exceptInMemory requires TLS of all connections except the picker's own to itself.
 type exceptInMemory struct {
 	credentials.TransportCredentials
 }
@@ -63,12 +62,12 @@ func (c exceptInMemory) ServerHandshake(conn net.Conn) (net.Conn, credentials.Au
 	return c.TransportCredentials.ServerHandshake(conn)
 }
 
-// inMemory is how package bufconn names its network.
+// inMemory is package bufconn's name for its network.
 const inMemory = "bufconn"
 
-// run looks at the files every interval until the context ends. Files that are wrong, such as a certificate whose key
-// is still to be written, leave those in force that were right, and are told once. As with pools, the content is
-// compared rather than watched for.
+// run reads the files every interval until the context ends. If they are invalid, such as a certificate whose key is
+// not written yet, the last valid ones stay in use, and one error is logged. As for pools, run compares the content and
+// needs no file watch.
 func (c *certificates) run(ctx context.Context, interval time.Duration) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
@@ -81,14 +80,14 @@ func (c *certificates) run(ctx context.Context, interval time.Duration) {
 		switch changed, err := c.load(); {
 		case !changed:
 		case err != nil:
-			c.log.Error("TLS certificates are wrong; the last good ones stay in force", "error", err)
+			c.log.Error("the TLS certificates are invalid; the last valid ones stay in use", "error", err)
 		default:
-			c.log.Info("TLS certificates were read again")
+			c.log.Info("read the changed TLS certificates")
 		}
 	}
 }
 
-// load reads the files and, if they are in order, puts them in force. It reports whether they are others than before.
+// load reads the files and, if they are valid, uses them. It reports whether they changed.
 func (c *certificates) load() (changed bool, err error) {
 	var read [][]byte
 	var wrong []error
@@ -112,7 +111,7 @@ func (c *certificates) load() (changed bool, err error) {
 		MinVersion:   tls.VersionTLS12, // the highest that Envoy offers by default
 		Certificates: []tls.Certificate{pair},
 		NextProtos:   []string{"h2"},
-		// A resumed session would pass by the authorities of the time; proxies connect seldom.
+		// A resumed session would skip the check against the current authorities, and proxies connect seldom.
 		SessionTicketsDisabled: true,
 	}
 	if len(read) > 2 {

@@ -136,7 +136,7 @@ func TestRunServesTLSAndReadsCertificatesAgain(t *testing.T) {
 			t.Errorf("a client with %s gets %v, want unavailable", name, err)
 		}
 	}
-	// 2. A certificate without its key changes nothing, and is told.
+	// 2. A certificate without its key changes nothing, and is logged.
 	ctx := metadata.AppendToOutgoingContext(t.Context(), pool.NameHeader, "models/llama")
 	stream, err := extprocv3.NewExternalProcessorClient(conn).Process(ctx)
 	if err != nil {
@@ -144,11 +144,11 @@ func TestRunServesTLSAndReadsCertificatesAgain(t *testing.T) {
 	}
 	cert, key = others.issue()
 	write("cert", cert)
-	eventually(t, "a word on the wrong files", func() bool { return p.logged("last good ones stay") })
+	eventually(t, "a word on the wrong files", func() bool { return p.logged("last valid ones stay") })
 	if err := check(t, ours.client(p, clients)); err != nil {
 		t.Errorf("with wrong files: %v", err)
 	}
-	// 3. With its key it is in force for new connections, with the new authority of clients as well.
+	// 3. With its key it serves new connections, as does the new authority of clients.
 	write("key", key)
 	write("ca", others.pem())
 	eventually(t, "the new certificate", func() bool { return check(t, others.client(p, others)) == nil })

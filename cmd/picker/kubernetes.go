@@ -22,7 +22,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
 )
 
-// several are sources that run side by side.
+// several runs sources concurrently, as one source.
 type several []source
 
 func (s several) Run(ctx context.Context, synced func()) {
@@ -41,11 +41,11 @@ func (s several) Run(ctx context.Context, synced func()) {
 	running.Wait()
 }
 
-// fromCluster makes what tells of a cluster's pools, and of who may ask about them.
+// fromCluster makes the source of a cluster's pools, and the check of which proxies may ask about them.
 func fromCluster(o Options, pools *poolstate.Fleet, log *slog.Logger) (source, func(pool, token string) bool, error) {
 	config, err := clusterConfig(o.Kubeconfig)
 	if err != nil {
-		return nil, nil, fmt.Errorf("reaching Kubernetes (--static FILE works without it): %w", err)
+		return nil, nil, fmt.Errorf("reading how to reach Kubernetes (with --static FILE the picker needs none): %w", err)
 	}
 	config.UserAgent = "inference-waypoint-picker"
 	pods, inferencePools, err := cluster.Watches(config)
@@ -69,7 +69,7 @@ func clusterConfig(kubeconfig string) (*rest.Config, error) {
 	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
 }
 
-// toReaders has the API server asked who may be answered.
+// toReaders has the API server review who may read the answers.
 func toReaders(o Options, answers forOperators) (forOperators, error) {
 	config, err := clusterConfig(o.Kubeconfig)
 	if err != nil {
@@ -86,12 +86,12 @@ func toReaders(o Options, answers forOperators) (forOperators, error) {
 	}, nil
 }
 
-// right is to a subresource of all pools. The API server knows no such subresources: they are names for rights.
+// right is a right to a subresource of all pools. The API server has no such subresources; they only name rights.
 func right(verb, subresource string) authorizationv1.ResourceAttributes {
 	return authorizationv1.ResourceAttributes{Verb: verb, Group: inferencev1.GroupName, Resource: "inferencepools", Subresource: subresource}
 }
 
-// toNamed is the right that a request needs: to the pool that it names, or to all where it names none.
+// toNamed returns the right that a request needs: to the pool that it names, or to all pools where it names none.
 func toNamed(verb, subresource string) func(*http.Request) authorizationv1.ResourceAttributes {
 	return func(r *http.Request) authorizationv1.ResourceAttributes {
 		out := right(verb, subresource)

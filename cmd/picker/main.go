@@ -1,5 +1,5 @@
-// Command picker is the endpoint picker: the ext_proc server that a waypoint asks which endpoint of a pool is to
-// serve a call.
+// Command picker is the endpoint picker: the ext_proc server that a waypoint asks for the endpoint of each call to a
+// pool.
 package main
 
 import (
@@ -12,7 +12,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	// The first signal drains; with the handler gone, a second one ends the process at once.
+	// The first signal starts the drain. It also removes the handler, so that a second signal ends the process at once.
 	context.AfterFunc(ctx, stop)
 	if err := run(ctx, os.Args[1:], os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "picker:", err)

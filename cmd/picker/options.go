@@ -38,31 +38,31 @@ type Options struct {
 	LogLevel        slog.Level
 }
 
-// parseOptions reads the command line. The error names all that is wrong with it; it is pflag.ErrHelp where the
-// usage was asked for and has been written to stderr.
+// parseOptions parses the command line. The error names all that is wrong with it. It is pflag.ErrHelp if the usage was
+// asked for, which is then written to stderr.
 func parseOptions(args []string, stderr io.Writer) (Options, error) {
 	var o Options
 	var level string
 	var services []string
 	flags := pflag.NewFlagSet("picker", pflag.ContinueOnError)
 	flags.SetOutput(stderr)
-	flags.StringVar(&o.Static, "static", "", "read pools and endpoints from this YAML `file`, again whenever it changes, instead of from Kubernetes")
+	flags.StringVar(&o.Static, "static", "", "read pools and endpoints from this YAML `file` instead of from Kubernetes, and again whenever it changes")
 	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "`file` that says how to reach the API server; if empty, $KUBECONFIG, ~/.kube/config or the pod's own service account")
-	flags.StringSliceVar(&services, "service", []string{ownNamespace() + "/inference-picker"}, "this picker's own Service, as `namespace/name`: pools that name it by their endpointPickerRef are served, those of other pickers are left alone. The namespace is $POD_NAMESPACE by default. May be given several times")
-	flags.BoolVar(&o.Serves.Unnamed, "unnamed-pools", true, "serve the pools that name no picker too, as the controller's --default-picker does")
+	flags.StringSliceVar(&services, "service", []string{ownNamespace() + "/inference-picker"}, "this picker's own Service, as `namespace/name`. The picker serves the pools whose endpointPickerRef names it, and leaves those of other pickers alone. The namespace is $POD_NAMESPACE by default. May be given several times")
+	flags.BoolVar(&o.Serves.Unnamed, "unnamed-pools", true, "also serve the pools that name no picker, to match the controller's --default-picker")
 	flags.StringVar(&o.ExtprocAddress, "extproc-address", ":9002", "serve ext_proc on this `address`")
 	flags.StringVar(&o.HealthAddress, "health-address", ":9003", "serve gRPC health checks on this `address`")
 	flags.StringVar(&o.MetricsAddress, "metrics-address", ":9090", "serve /metrics and /healthz on this `address`")
-	flags.StringVar(&o.DebugAddress, "debug-address", ":9091", "serve the page, /debug/pools and /debug/explain on this `address`, to those whom the API server lets read the pools; with --static to everybody, and on 127.0.0.1:9091 by default")
-	flags.DurationVar(&o.DrainDelay, "drain-delay", 3*time.Second, "at the end, go on taking calls for so `long` after health says NOT_SERVING")
-	flags.DurationVar(&o.DrainTimeout, "drain-timeout", 25*time.Second, "at the end, wait so `long` for calls in flight; those that still are then go on without the picker")
-	flags.IntVar(&o.MaxStreams, "max-streams", 50_000, "leave calls over this `number` in flight to their pool's failure mode; the pools of one namespace may have four times as many as are free. 0 sets no limit. A call whose answer is awaited takes some 10 KB, and as much again where its usage is counted")
-	flags.IntVar(&o.MaxMessageBytes, "max-message-bytes", extproc.LargestMessage, "refuse ext_proc messages over this `size`: more is needed for proxies that buffer longer bodies whole")
-	flags.IntVar(&o.MaxHeldBytes, "max-held-bytes", 256<<20, "hold so many `bytes` of streamed bodies at once, at most 1 MiB of each and for one namespace four times what is free; with more, pick on the part that is there. As many more may be on their way back to proxies. 0 sets no limit")
-	flags.IntVar(&o.MaxIndexBytes, "max-index-bytes", 512<<20, "know so many `bytes` of what is in model servers' caches, of all pools together; the pools of one namespace may have four times as many as are free, and forget what was used least recently. 0 sets no limit")
-	flags.StringVar(&o.TLSCertFile, "tls-cert-file", "", "serve ext_proc over TLS with the certificate in this PEM `file`, read again when it changes; without it, in the clear, for a mesh that does mTLS by itself")
+	flags.StringVar(&o.DebugAddress, "debug-address", ":9091", "serve the page, /debug/pools and /debug/explain on this `address`, to users whom the API server allows to read the pools. With --static everybody may read, and the default is 127.0.0.1:9091")
+	flags.DurationVar(&o.DrainDelay, "drain-delay", 3*time.Second, "at shutdown, go on taking calls for so `long` after health checks say NOT_SERVING")
+	flags.DurationVar(&o.DrainTimeout, "drain-timeout", 25*time.Second, "at shutdown, wait so `long` for calls in flight; calls that last longer go on without the picker")
+	flags.IntVar(&o.MaxStreams, "max-streams", 50_000, "leave calls above this `number` in flight to their pool's failure mode. The pools of one namespace may have four times as many as are free. 0 sets no limit. A call that waits for its answer takes some 10 KB, and as much again if its usage is counted")
+	flags.IntVar(&o.MaxMessageBytes, "max-message-bytes", extproc.LargestMessage, "refuse ext_proc messages above this `size`. Proxies that buffer longer bodies whole need more")
+	flags.IntVar(&o.MaxHeldBytes, "max-held-bytes", 256<<20, "hold at most so many `bytes` of streamed bodies before their picks, of each body at most 1 MiB and for one namespace four times what is free. Above that, pick on the part of the body that has come. As many more bytes may be on their way back to proxies. 0 sets no limit")
+	flags.IntVar(&o.MaxIndexBytes, "max-index-bytes", 512<<20, "remember at most so many `bytes` of prefix blocks in model servers' caches, of all pools together. The pools of one namespace may have four times as many as are free, and forget the least recently used blocks first. 0 sets no limit")
+	flags.StringVar(&o.TLSCertFile, "tls-cert-file", "", "serve ext_proc over TLS with the certificate in this PEM `file`, and read it again when it changes. Without it, serve in the clear, for a mesh that does mTLS itself")
 	flags.StringVar(&o.TLSKeyFile, "tls-key-file", "", "the certificate's key, a PEM `file`")
-	flags.StringVar(&o.TLSClientCAFile, "tls-client-ca-file", "", "ask clients for a certificate by one of the authorities in this PEM `file`")
+	flags.StringVar(&o.TLSClientCAFile, "tls-client-ca-file", "", "require a client certificate by one of the authorities in this PEM `file`")
 	flags.BoolVar(&o.Profiles, "pprof", false, "serve Go's profiles under /debug/pprof/ on the metrics address")
 	flags.StringVar(&level, "log-level", "info", "log at this `level` and above: debug, info, warn or error")
 	if err := flags.Parse(args); err != nil {
@@ -74,7 +74,7 @@ func parseOptions(args []string, stderr io.Writer) (Options, error) {
 	return o, errors.Join(o.readServices(services), o.validate(flags.Args(), level))
 }
 
-// ownNamespace is the pod's, or the one that the manifests use.
+// ownNamespace returns the pod's namespace, or the manifests' default.
 func ownNamespace() string {
 	return cmp.Or(os.Getenv("POD_NAMESPACE"), "inference-system")
 }
@@ -94,7 +94,7 @@ func (o *Options) readServices(services []string) error {
 func (o *Options) validate(rest []string, level string) error {
 	var wrong []error
 	for _, arg := range rest {
-		wrong = append(wrong, fmt.Errorf("%q is not a flag", arg))
+		wrong = append(wrong, fmt.Errorf("the argument %q is not a flag", arg))
 	}
 	if o.Static != "" && o.Kubeconfig != "" {
 		wrong = append(wrong, errors.New("--static and --kubeconfig exclude each other"))

@@ -29,14 +29,14 @@ import (
 )
 
 const (
-	// fileInterval is how often files are looked at: reading a few kilobytes a second costs nothing to speak of.
+	// fileInterval is how often files are checked for changes: reading a few kilobytes a second costs almost nothing.
 	fileInterval = time.Second
-	// tracesTimeout is how long the end waits for the last spans to be taken.
+	// tracesTimeout is how long the shutdown waits until the last spans are sent.
 	tracesTimeout = 2 * time.Second
 )
 
-// source tells the fleet of pools until its context ends. It calls synced once, when all is known that was there at
-// the start.
+// source keeps the fleet's pools up to date until its context ends. It calls synced once, when the fleet has all pools
+// of the start.
 type source interface {
 	Run(ctx context.Context, synced func())
 }
@@ -51,7 +51,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 		return err
 	}
 	log := telemetry.NewLogger(stderr, o.LogLevel)
-	klog.SetSlogLogger(log) // what the Kubernetes client tells
+	klog.SetSlogLogger(log) // the Kubernetes client's log
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics := telemetry.NewMetrics(registry)
@@ -84,7 +84,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	// What the limit is belongs into the log of a program that was killed for memory.
+	// The log of a program that was killed for its memory must show its limit.
 	log.Info("starting", "processors", runtime.GOMAXPROCS(0), "memoryLimit", limitMemory(memlimit.FromCgroup, log))
 	err = s.serve(ctx, from)
 	flushing, cancel := context.WithTimeout(context.WithoutCancel(ctx), tracesTimeout)
@@ -92,26 +92,26 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	return errors.Join(err, stopTracing(flushing))
 }
 
-// memoryShare is the part of the container's memory that Go's collector keeps to. The rest is for what it does not count,
-// such as the kernel's buffers of sockets, and for what is allocated while it collects.
+// memoryShare is the part of the container's memory that is Go's limit. The rest is for memory that Go does not count,
+// such as the kernel's socket buffers, and for what is allocated during a collection.
 const memoryShare = 0.85
 
-// limitMemory has Go collect garbage more eagerly near the container's limit, unless GOMEMLIMIT says where, and returns
-// where.
+// limitMemory makes Go collect garbage more eagerly near the container's limit, unless GOMEMLIMIT is set, and returns
+// the limit.
 func limitMemory(container memlimit.Provider, log *slog.Logger) int64 {
 	limit, err := memlimit.Set(memlimit.WithRatio(memoryShare), memlimit.WithProvider(container))
 	if err != nil {
-		log.Info("the container's memory limit cannot be read; set GOMEMLIMIT where there is one", "error", err)
+		log.Info("reading the container's memory limit failed; if it has one, set GOMEMLIMIT", "error", err)
 	}
 	return limit
 }
 
-// forOperators is what operators ask of a picker: where a call would go, how the pools are now, and the same as a page.
+// forOperators are the handlers for operators: where a call would go, and the live state as JSON and as a page.
 type forOperators struct{ explain, state, page http.Handler }
 
-// debugHandler serves the pools as they are now, for people and for programs, and why a call would go where it would. It
-// tells of endpoints, and what is cached of a text, so the API server is asked who may know; without one everybody who
-// reaches it is told.
+// debugHandler serves the pools' live state and explanations of picks, for people and programs. They reveal endpoints
+// and which texts are cached, so the API server reviews who may read them. With --static everybody may who reaches the
+// address.
 func debugHandler(o Options, pools *poolstate.Fleet, live func() livestate.State) (http.Handler, error) {
 	answers := forOperators{explain: fewAtATime(debug.ExplainHandler(pools)), state: debug.LiveStateHandler(pools), page: page.Handler(live)}
 	if o.Static == "" {
@@ -125,15 +125,15 @@ func debugHandler(o Options, pools *poolstate.Fleet, live func() livestate.State
 	mux.Handle("POST /debug/explain", answers.explain)
 	mux.Handle("GET /debug/pools", answers.state)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, "ok\n") // a client that is gone is no fault to report
+		_, _ = io.WriteString(w, "ok\n") // it is no error that a client is gone
 	})
 	return mux, nil
 }
 
-// few is how many explanations are made at once: each reads a body, and holds a pool's lock for its endpoints.
+// few is how many explanations are made at once: each reads a body and holds a pool's lock for a while.
 const few = 4
 
-// fewAtATime has requests wait for each other.
+// fewAtATime lets few requests run at once; the others wait.
 func fewAtATime(next http.Handler) http.Handler {
 	turns := make(chan struct{}, few)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -147,7 +147,7 @@ func fewAtATime(next http.Handler) http.Handler {
 	})
 }
 
-// newSources makes what tells of pools, and of who may ask about them: nil where everybody may who reaches the picker.
+// newSources makes the source of pools, and the check of which proxies may ask about them: nil admits every proxy.
 func newSources(o Options, pools *poolstate.Fleet, log *slog.Logger) (source, func(pool, token string) bool, error) {
 	if o.Static != "" {
 		static, err := file.Open(o.Static, fileInterval, pools, log)

@@ -196,7 +196,7 @@ func TestRunStatic(t *testing.T) {
 	writePools(t, path, "pools:\n- name: models/llama\n  endpoints: ['10.0.0.1:8000']\n")
 	p := start(t, "--static", path)
 
-	// 1. Ready under all names, on both servers.
+	// 1. It is ready under all names, on both servers.
 	eventually(t, "readiness", func() bool { return p.health(t, "health", readinessService) == "SERVING" })
 	for _, service := range []string{"", livenessService, readinessService, "envoy.service.ext_proc.v3.ExternalProcessor"} {
 		for _, server := range []string{"health", "extproc"} {
@@ -205,7 +205,7 @@ func TestRunStatic(t *testing.T) {
 			}
 		}
 	}
-	// 2. It picks, and refuses what it does not know.
+	// 2. It picks, and refuses calls to unknown pools.
 	if got := p.pick(t, "models/llama"); got != "10.0.0.1:8000" {
 		t.Errorf("picked %s, want 10.0.0.1:8000", got)
 	}
@@ -222,7 +222,7 @@ func TestRunStatic(t *testing.T) {
 	writePools(t, path, "pools:\n- name: models/llama\n  endpoints: ['10.0.0.2:8000']\n")
 	eventually(t, "the new endpoint", func() bool { return p.pick(t, "models/llama") == "10.0.0.2:8000" })
 	writePools(t, path, "pools: 7\n")
-	eventually(t, "a word on the wrong file", func() bool { return p.logged("last good one stays") })
+	eventually(t, "a word on the wrong file", func() bool { return p.logged("last good content stays") })
 	if got := p.pick(t, "models/llama"); got != "10.0.0.2:8000" {
 		t.Errorf("after a wrong file picked %s, want 10.0.0.2:8000", got)
 	}
@@ -233,7 +233,7 @@ func TestRunStatic(t *testing.T) {
 	}
 }
 
-// Draining, health says so first, calls in flight go on, and the end comes with the last of them.
+// At a drain, health checks change first, calls in flight go on, and the picker ends with the last of them.
 func TestRunDrains(t *testing.T) {
 	p := start(t, "--static", "../../samples/static/pools.yaml", "--drain-timeout=1m")
 	eventually(t, "readiness", func() bool { return p.health(t, "health", readinessService) == "SERVING" })
@@ -263,7 +263,7 @@ func TestRunDrains(t *testing.T) {
 	}
 }
 
-// A call that outlasts the drain is parted from with OK, so that no proxy cuts its answer off.
+// The stream of a call that outlasts the drain ends with OK, so that no proxy cuts its answer off.
 func TestRunDrainIsBoundedAndHarmsNoCall(t *testing.T) {
 	p := start(t, "--static", "../../samples/static/pools.yaml", "--drain-timeout=100ms")
 	stream, _ := p.open(t, "models/llama")
@@ -281,7 +281,7 @@ func TestRunDrainIsBoundedAndHarmsNoCall(t *testing.T) {
 	}
 }
 
-// Not even a stream that never brings a request holds the end up.
+// A stream that never brings a request does not delay the end either.
 func TestRunDrainEndsSilentStreams(t *testing.T) {
 	p := start(t, "--static", "../../samples/static/pools.yaml", "--drain-timeout=0s")
 	stream, err := extprocv3.NewExternalProcessorClient(p.dial(t, "extproc")).Process(t.Context())
@@ -320,7 +320,7 @@ func TestRunServesProfilesIfAskedTo(t *testing.T) {
 	}
 }
 
-// Without a cluster to reach there is nothing to serve, but what is asked is answered.
+// While its cluster cannot be reached, the picker is alive and not ready, and stops without an error.
 func TestRunIsNotReadyBeforeTheCluster(t *testing.T) {
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
 	content := `{apiVersion: v1, kind: Config, current-context: c,
@@ -381,7 +381,7 @@ func TestRunFails(t *testing.T) {
 	}
 }
 
-// Go's collector has a part of the container's memory, unless it is told otherwise.
+// Go's memory limit is a part of the container's memory, unless GOMEMLIMIT is set.
 func TestMemoryLimitLeavesRoom(t *testing.T) {
 	before := debug.SetMemoryLimit(-1)
 	t.Cleanup(func() { debug.SetMemoryLimit(before) })

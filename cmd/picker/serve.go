@@ -21,23 +21,23 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/extproc"
 )
 
-// Names under which health is asked, by the Endpoint Picker Protocol; "" is gRPC's own name for the whole server.
+// Service names of health checks, by the Endpoint Picker Protocol; "" is gRPC's own name for the whole server.
 const (
 	livenessService  = "liveness"
 	readinessService = "readiness"
 )
 
-// readyServices are those whose health is whether calls may come.
+// readyServices are the services that are healthy when the picker is ready for calls.
 var readyServices = []string{"", readinessService, extproc.Service}
 
-// probeBuffer is room for a few of a probe's messages.
+// probeBuffer is the buffer, in bytes, for a few of a probe's messages.
 const probeBuffer = 32 << 10
 
-// partTimeout is what is left for streams to end once the calls have been parted from: proxies wait for a pick for
-// 200 ms by default.
+// partTimeout is how long streams may take to end once the picker has ended them at a drain: proxies wait for a pick
+// for 200 ms by default.
 const partTimeout = time.Second
 
-// servers are the servers of the program, on listeners that are open.
+// servers are the program's servers, with open listeners.
 type servers struct {
 	options Options
 	log     *slog.Logger
@@ -48,17 +48,17 @@ type servers struct {
 
 	extproc, probes                *grpc.Server
 	probe                          *extproc.Probe
-	fromProbe                      *bufconn.Listener // the ext_proc server's own, on which the probe calls it
+	fromProbe                      *bufconn.Listener // the ext_proc server's listener for the probe
 	metrics, debug                 *http.Server
 	health                         *health.Server
 	onExtproc, onProbes, onMetrics net.Listener
 	onDebug                        net.Listener
 
 	mu       sync.Mutex
-	draining bool // never ready again
+	draining bool // once true, the servers are never ready again
 }
 
-// listen makes the servers and opens their addresses; where one cannot be opened, all are closed again.
+// listen makes the servers and opens their addresses. If one cannot be opened, it closes all.
 func listen(o Options, picker *extproc.Server, broken *brokenoff.Server, metrics, debug http.Handler, log *slog.Logger) (*servers, error) {
 	s := &servers{
 		options: o,
@@ -66,7 +66,7 @@ func listen(o Options, picker *extproc.Server, broken *brokenoff.Server, metrics
 		picker:  picker,
 		broken:  broken,
 		probes:  grpc.NewServer(),
-		// In memory, as who calls the picker over TLS may need a certificate that the picker itself has not.
+		// In memory, as a client over TLS may need a certificate that the picker itself does not have.
 		fromProbe: bufconn.Listen(probeBuffer),
 		metrics:   &http.Server{Handler: metrics, ReadHeaderTimeout: 10 * time.Second},
 		debug:     &http.Server{Handler: debug, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second},
@@ -86,7 +86,7 @@ func listen(o Options, picker *extproc.Server, broken *brokenoff.Server, metrics
 	return s, s.open()
 }
 
-// makeExtproc makes the server that proxies speak to.
+// makeExtproc makes the server that proxies call.
 func (s *servers) makeExtproc() error {
 	options := extproc.ServerOptions(s.options.MaxMessageBytes)
 	if s.options.TLSCertFile != "" {
@@ -104,7 +104,7 @@ func (s *servers) makeExtproc() error {
 	return nil
 }
 
-// probedHealth says that the picker is ready only where it picks.
+// probedHealth makes health checks that report ready only if the picker picks.
 func (s *servers) probedHealth() healthv1.HealthServer {
 	return extproc.Health(s.health, s.probe, readyServices...)
 }
@@ -124,7 +124,7 @@ func (s *servers) open() error {
 		l, err := net.Listen("tcp", a.address)
 		if err != nil {
 			for _, l := range open {
-				_ = l.Close() // the first error is the one to tell
+				_ = l.Close() // the first error is the one to return
 			}
 			return fmt.Errorf("listening for %s: %w", a.name, err)
 		}
@@ -141,7 +141,7 @@ func (s *servers) setReady(status healthv1.HealthCheckResponse_ServingStatus) {
 	}
 }
 
-// synced makes the servers ready, unless they are ending already.
+// synced makes the servers ready, unless they are draining already.
 func (s *servers) synced() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -159,8 +159,8 @@ func (s *servers) unready() {
 	s.setReady(healthv1.HealthCheckResponse_NOT_SERVING)
 }
 
-// serve runs the servers and the source until ctx ends or one of them fails, then drains: the source goes on telling
-// of endpoints until the last call has ended.
+// serve runs the servers and the source until ctx ends or one of them fails, then drains. The source keeps the pools up
+// to date until the last call has ended.
 func (s *servers) serve(ctx context.Context, from source) error {
 	sourceContext, stopSource := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopSource()
@@ -189,9 +189,9 @@ func (s *servers) serve(ctx context.Context, from source) error {
 	return group.Wait()
 }
 
-// drain tells proxies first and ends last, so that between the two no call meets a closed door. Calls that outlast the
-// drain timeout go on without the picker; only streams that cannot be parted from are cut off: those whose proxy does not
-// even bring a request, or streams one through us that does not end.
+// drain first tells proxies that the picker is not ready and stops listening last, so that no call in between is
+// refused. Calls that outlast the drain timeout go on without the picker. Only two kinds of streams are cut off: those
+// whose proxy sends no request, and those through which a request's body streams without end.
 func (s *servers) drain() {
 	s.log.Info("draining")
 	s.unready()
@@ -202,22 +202,22 @@ func (s *servers) drain() {
 		close(ended)
 	}()
 	if !within(ended, s.options.DrainTimeout) {
-		s.log.Warn("parting from calls in flight at the end of the drain timeout")
+		s.log.Warn("the drain timeout is over; calls in flight go on without the picker")
 		s.picker.Part()
 		if !within(ended, partTimeout) {
-			s.log.Warn("streams without a whole request are cut off")
+			s.log.Warn("cutting off streams whose request did not come to its end")
 			s.extproc.Stop()
 			<-ended
 		}
 	}
 	s.probes.Stop()
-	_ = s.probe.Close()   // the picker ends in any case
-	_ = s.metrics.Close() // the listeners are all that is left to close
+	_ = s.probe.Close()   // the process ends in any case
+	_ = s.metrics.Close() // only the listeners are left to close
 	_ = s.debug.Close()
 	s.log.Info("stopped")
 }
 
-// within waits for an end, for at most so long, and says whether it came.
+// within waits for ended to be closed, for at most the given time, and reports whether it was.
 func within(ended <-chan struct{}, long time.Duration) bool {
 	late := time.NewTimer(long)
 	defer late.Stop()
@@ -229,7 +229,7 @@ func within(ended <-chan struct{}, long time.Duration) bool {
 	}
 }
 
-// named says which server failed; one that was stopped did not.
+// named adds the server's name to its error; a stopped server has none.
 func named(server string, err error) error {
 	if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, grpc.ErrServerStopped) {
 		return nil

@@ -9,10 +9,9 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 )
 
-// A picker that is built with the tag standalone knows no Kubernetes. It is built in half the time, and is what the preview
-// shows.
+// With the build tag standalone the picker is built without Kubernetes, in half the time. The preview uses it.
 
-var errStandalone = errors.New("this picker is built without Kubernetes: name its pools by --static FILE")
+var errStandalone = errors.New("this picker is built without Kubernetes: give its pools with --static FILE")
 
 func fromCluster(Options, *poolstate.Fleet, *slog.Logger) (source, func(pool, token string) bool, error) {
 	return nil, nil, errStandalone

@@ -1,6 +1,6 @@
 package livestate
 
-// Explanation is why a call goes where it goes: the JSON of POST /debug/explain.
+// Explanation is why a call goes to an endpoint: the JSON of POST /debug/explain.
 type Explanation struct {
 	Pool         string      `json:"pool"`
 	Model        string      `json:"model,omitempty"`
@@ -9,8 +9,8 @@ type Explanation struct {
 	Candidates   []Candidate `json:"candidates"` // best first
 }
 
-// Candidate is one endpoint's place in an explanation. Times are in seconds; those under Cost add up to it, and Class
-// names the bound that puts the endpoint behind all that have none.
+// Candidate is one endpoint's place in an explanation. Times are in seconds. The terms under Cost add up to its total.
+// Class names the bound that puts the endpoint behind all candidates without one.
 type Candidate struct {
 	Endpoint       string   `json:"endpoint"`
 	Class          string   `json:"class,omitempty"`
@@ -26,7 +26,7 @@ type Candidate struct {
 	Cost           Cost     `json:"costSeconds"`
 }
 
-// Cost is an endpoint's cost and its terms, as the package comment of selection has them.
+// Cost is an endpoint's cost and its terms, as in the package comment of selection.
 type Cost struct {
 	Total   float64 `json:"total"`
 	Wait    float64 `json:"wait"`

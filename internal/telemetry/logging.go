@@ -1,5 +1,5 @@
-// Package telemetry holds what the programs tell about themselves: logs, metrics and traces. It knows the metrics'
-// names and labels and nothing of what is measured; no other room of the project is imported here.
+// Package telemetry makes the programs' logs, metrics and traces. It must not know what is measured, only the metrics'
+// names and labels: it imports no other package of the project.
 package telemetry
 
 import (
@@ -12,19 +12,19 @@ import (
 )
 
 const (
-	// warningBurst is how many warnings of one text are written without a pause, and warningRate how many a second
-	// after that: what goes wrong for each of 10,000 calls a second is told, and does not fill a disk.
+	// warningBurst is how many warnings with one text are written without a pause, and warningRate how many a second after
+	// that: a fault in each of 10,000 calls a second is logged, and does not fill a disk.
 	warningBurst = 10
 	warningRate  = rate.Limit(1)
 
-	// warningTexts bounds the texts that are told apart. Those of our own are constant, those of libraries may not be.
+	// warningTexts bounds the texts that are counted apart. The project's own are constant, those of libraries may not be.
 	warningTexts = 1000
 )
 
-// NewLogger makes a logger that writes one JSON object a line. A level can be a *slog.LevelVar, to be changed later.
+// NewLogger makes a logger that writes one JSON object a line. With a *slog.LevelVar the level can change later.
 //
-// Warnings and errors that say the same are thinned out: ten at once are written, then one a second, and "omitted" in
-// it tells how many there were between.
+// Warnings and errors with the same text are limited: ten are written at once, then one a second. Its attribute
+// "omitted" counts those that were left out before it.
 func NewLogger(w io.Writer, level slog.Leveler) *slog.Logger {
 	return slog.New(&sampler{
 		Handler: slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}),
@@ -32,7 +32,7 @@ func NewLogger(w io.Writer, level slog.Leveler) *slog.Logger {
 	})
 }
 
-// sampler passes on what is below a warning, and of warnings what their rate allows.
+// sampler passes on records below a warning, and limits the rate of the others.
 type sampler struct {
 	slog.Handler
 	warned *warnings
@@ -59,7 +59,7 @@ func (s *sampler) WithGroup(name string) slog.Handler {
 	return &sampler{Handler: s.Handler.WithGroup(name), warned: s.warned}
 }
 
-// warnings are the warnings of late by their text.
+// warnings are the recent warnings by their text.
 type warnings struct {
 	mu     sync.Mutex
 	byText map[string]*warning
@@ -70,7 +70,7 @@ type warning struct {
 	omitted int
 }
 
-// note takes note of a warning and decides whether it is written, and what it then tells as omitted.
+// note counts a warning, and returns whether it is written and how many were omitted before it.
 func (w *warnings) note(r slog.Record) (omitted int, write bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// lines are the messages of a log with what they tell as omitted.
+// lines returns the messages of a log, each with its "omitted" attribute.
 func lines(t *testing.T, log *bytes.Buffer) []string {
 	t.Helper()
 	var out []string
@@ -56,7 +56,7 @@ func TestLoggerThinsOutWarnings(t *testing.T) {
 	}
 }
 
-// A library that puts something different into each warning's text does not make the logger grow.
+// The logger does not grow with a library whose warnings all have different texts.
 func TestLoggerForgetsTexts(t *testing.T) {
 	w := &warnings{byText: map[string]*warning{}}
 	for i := range 3 * warningTexts {

@@ -11,11 +11,11 @@ import (
 // namespace starts the name of every metric of the project.
 const namespace = "inference_waypoint"
 
-// Metrics are the picker's metrics. The pool label takes only the names of pools that exist, so its cardinality is
-// bounded by the cluster's pools and never by what clients send.
+// Metrics are the picker's metrics. The pool label takes only the names of existing pools, so the cluster bounds its
+// cardinality and clients do not.
 type Metrics struct {
 	streams   *prometheus.GaugeVec
-	poolless  prometheus.Gauge // the streams of no pool
+	poolless  prometheus.Gauge // the streams without a pool
 	held      prometheus.Gauge
 	panics    prometheus.Counter
 	timeouts  *prometheus.CounterVec
@@ -38,52 +38,52 @@ type Metrics struct {
 	broken    *prometheus.CounterVec
 }
 
-// NewMetrics makes the metrics and registers them. It panics where they are registered already, as a second set in
-// one registry is a fault of the program and not of its input.
+// NewMetrics makes the metrics and registers them. It panics if they are registered already, which is a bug of the
+// program.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	pool := []string{"pool"}
 	m := &Metrics{
 		streams: gaugeVec("streams_in_flight",
-			"ext_proc streams that are open now, each with a call. The pool is empty where they name none that exists.", pool...),
-		held:   gauge("held_body_bytes", "Bytes of request bodies that are held until their call is picked."),
-		panics: counter("panics_total", "Faults of the picker. The call goes on where it can."),
+			"Open ext_proc streams, one for each call in flight. The pool is empty for streams that name no existing pool.", pool...),
+		held:   gauge("held_body_bytes", "Bytes of request bodies that are held until their calls are picked."),
+		panics: counter("panics_total", "Panics of the picker. The call goes on where possible."),
 		timeouts: counterVec("stream_timeouts_total",
-			"Streams that were ended because the proxy sent nothing that a pick could be made on: headers or body, by what was awaited.",
+			"Streams that were ended because the proxy did not send in time what a pick needs, by what was awaited: headers or body.",
 			"awaited"),
 		pools: gauge("pools", "Pools that the picker serves."),
 		picks: counterVec("picks_total",
-			"Picks by what decided: prefix, where the endpoint is taken to hold a part of the prompt, or load.", "pool", "outcome"),
+			"Picks by outcome: prefix, if a part of the prompt is taken to be cached at the picked endpoint, else load.", "pool", "outcome"),
 		refusals: counterVec("refusals_total",
-			"Refused calls by reason. The pool is empty where the call names none that exists.", "pool", "reason"),
-		responses: counterVec("responses_total", "Answers of model servers by class of status: 2xx, 4xx, 5xx, other.", "pool", "class"),
-		elsewhere: counterVec("served_elsewhere_total", "Calls that an endpoint other than the first choice served, unless that had just joined the pool.", pool...),
+			"Refused calls by reason. The pool is empty for calls that name no existing pool.", "pool", "reason"),
+		responses: counterVec("responses_total", "Answers of model servers by class of HTTP status: 2xx, 4xx, 5xx, other.", "pool", "class"),
+		elsewhere: counterVec("served_elsewhere_total", "Calls that another endpoint than the first choice served, except while the first choice is new to the pool.", pool...),
 		tokens:    counterVec("prompt_tokens_total", "Estimated prompt tokens of picked calls, at four bytes a token.", pool...),
 		matched: counterVec("prompt_tokens_matched_total",
-			"Estimated prompt tokens that the picked endpoint is taken to hold in its prefix cache.", pool...),
+			"Estimated prompt tokens that are taken to be in the picked endpoint's prefix cache.", pool...),
 		duration: histogramVec("pick_duration_seconds",
-			"Time from the message that decides to the reply: facts, pick and reservation.",
+			"Time of a pick from the message that triggers it: reading the prompt, choosing the endpoint and reserving it.",
 			prometheus.ExponentialBuckets(2e-6, 2, 14)), // 2 µs to 16 ms
 		hitRatio: histogramVec("prefix_hit_ratio",
-			"Share of a prompt's tokens that the picked endpoint is taken to hold.",
+			"Share of a prompt's tokens that are taken to be in the picked endpoint's prefix cache.",
 			prometheus.LinearBuckets(0, 0.1, 11)),
 		hitLength: histogramVec("prefix_hit_tokens",
-			"Estimated length of the prompt's head that the picked endpoint is taken to hold, in tokens.",
+			"Estimated length of the prompt's head that is taken to be in the picked endpoint's prefix cache, in tokens.",
 			append([]float64{0}, prometheus.ExponentialBuckets(64, 4, 6)...)), // 64 to 65,536
 		inFlight:  gaugeVec("requests_in_flight", "Picked calls that have not ended.", pool...),
 		endpoints: gaugeVec("endpoints", "Endpoints that can be picked now.", pool...),
 		invalid: gaugeVec("pool_settings_invalid",
-			"Annotations of the pool for the picker that are wrong; their defaults hold.", pool...),
+			"Invalid annotations of the pool for the picker; the picker uses the defaults instead.", pool...),
 		used: counterVec("usage_tokens_total",
-			"Tokens that answers say were used, in pools that count them: prompt, completion, and cached, which is a part of prompt.",
+			"Tokens that answers report as used, in pools that count usage: prompt, completion, and cached, which is a part of prompt.",
 			"pool", "kind"),
 		shown: counterVec("usage_answers_total",
-			"Answers in pools that count their tokens, by whether they said how many: read or missing.", "pool", "usage"),
+			"Answers in pools that count usage, by whether they report it: read or missing.", "pool", "usage"),
 		unread: counterVec("picks_unread_total",
-			"Picks by load alone because prompts of the pool's namespace came faster than its share of the processors can read.", pool...),
+			"Picks by load alone, because prompts of the pool's namespace came faster than its share of the processors can read them.", pool...),
 		broken: counterVec("broken_off_total",
-			"Streamed answers that were broken off before their first byte and before their prompt can have been prefilled. What of it is left is not taken to be cached.", pool...),
+			"Streamed answers that were broken off before their first byte and before their whole prompt can have been prefilled. The rest of such a prompt does not count as cached.", pool...),
 	}
-	for _, awaited := range []string{"headers", "body"} { // from 0 on, so that the first one is seen as a rise
+	for _, awaited := range []string{"headers", "body"} { // from 0 on, so that the first one shows as an increase
 		m.timeouts.WithLabelValues(awaited)
 	}
 	m.poolless = m.streams.WithLabelValues("")
@@ -92,28 +92,28 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	return m
 }
 
-// StreamOpened notes that a stream of no pool began; StreamClosed must follow.
+// StreamOpened notes that a stream without a pool began; StreamClosed must follow.
 func (m *Metrics) StreamOpened() { m.poolless.Inc() }
 
-// StreamClosed notes that a stream of no pool ended.
+// StreamClosed notes that a stream without a pool ended.
 func (m *Metrics) StreamClosed() { m.poolless.Dec() }
 
-// Held notes so many more bytes of bodies that are held before the pick, or fewer.
+// Held adds n to the bytes of bodies that are held before the pick; n may be negative.
 func (m *Metrics) Held(n int) { m.held.Add(float64(n)) }
 
-// Panicked notes a fault of the picker.
+// Panicked notes a panic of the picker.
 func (m *Metrics) Panicked() { m.panics.Inc() }
 
 // StreamTimedOut notes a stream that was ended before its pick, by what was awaited.
 func (m *Metrics) StreamTimedOut(awaited string) { m.timeouts.WithLabelValues(awaited).Inc() }
 
-// SetPools tells how many pools are served.
+// SetPools sets how many pools are served.
 func (m *Metrics) SetPools(n int) { m.pools.Set(float64(n)) }
 
-// RefusedWithoutPool notes a refused call that names no pool that exists.
+// RefusedWithoutPool notes a refused call that names no existing pool.
 func (m *Metrics) RefusedWithoutPool(reason string) { m.refusals.WithLabelValues("", reason).Inc() }
 
-// PoolMetrics are the metrics of one pool, looked up once: a pick then costs no look-up of labels.
+// PoolMetrics are the metrics of one pool. Their labels are looked up once, and not in each pick.
 type PoolMetrics struct {
 	parent           *Metrics
 	name             string
@@ -171,7 +171,7 @@ func (m *Metrics) DropPool(name string) {
 	}
 }
 
-// Picked notes a pick: the prompt's tokens, those of them that the endpoint is taken to hold, and the time it took.
+// Picked notes a pick: the prompt's tokens, those of them taken to be cached at the endpoint, and the pick's time.
 func (p *PoolMetrics) Picked(promptTokens, matchedTokens int, took time.Duration) {
 	if matchedTokens > 0 {
 		p.byPrefix.Inc()
@@ -187,7 +187,7 @@ func (p *PoolMetrics) Picked(promptTokens, matchedTokens int, took time.Duration
 	p.duration.Observe(took.Seconds())
 }
 
-// PickedUnread notes that a prompt was not read, as its turn did not come in time.
+// PickedUnread notes a pick without the prompt, whose turn to be read did not come in time.
 func (p *PoolMetrics) PickedUnread() { p.unread.Inc() }
 
 // Refused notes a refused call.
@@ -219,7 +219,7 @@ func (p *PoolMetrics) StreamOpened() { p.streams.Inc() }
 // StreamClosed notes that a stream of the pool ended.
 func (p *PoolMetrics) StreamClosed() { p.streams.Dec() }
 
-// Used notes the tokens that an answer says were used. The cached ones are a part of the prompt's.
+// Used notes the tokens that an answer reports as used. The cached ones are a part of the prompt's.
 func (p *PoolMetrics) Used(prompt, cached, completion int) {
 	p.parent.shown.WithLabelValues(p.name, "read").Inc()
 	for _, of := range []struct {
@@ -230,7 +230,7 @@ func (p *PoolMetrics) Used(prompt, cached, completion int) {
 	}
 }
 
-// UsageMissing notes an answer that was looked through for the tokens that were used, and did not say.
+// UsageMissing notes an answer that does not report its used tokens.
 func (p *PoolMetrics) UsageMissing() { p.parent.shown.WithLabelValues(p.name, "missing").Inc() }
 
 // RequestStarted notes a picked call; RequestEnded must follow.
@@ -239,13 +239,13 @@ func (p *PoolMetrics) RequestStarted() { p.inFlight.Inc() }
 // RequestEnded notes the end of a picked call.
 func (p *PoolMetrics) RequestEnded() { p.inFlight.Dec() }
 
-// SetEndpoints tells how many endpoints can be picked.
+// SetEndpoints sets how many endpoints can be picked.
 func (p *PoolMetrics) SetEndpoints(n int) { p.endpoints.Set(float64(n)) }
 
-// SetInvalidSettings tells how many of the pool's annotations for the picker are wrong.
+// SetInvalidSettings sets how many of the pool's annotations for the picker are invalid.
 func (p *PoolMetrics) SetInvalidSettings(n int) { p.invalid.Set(float64(n)) }
 
-// buildInfo is a series of value 1 whose labels say which program it is.
+// buildInfo makes a series of value 1 whose labels name the program's build.
 func buildInfo() prometheus.Collector {
 	labels := prometheus.Labels{"version": "", "revision": "", "go_version": runtime.Version()}
 	if info, ok := debug.ReadBuildInfo(); ok {
@@ -257,7 +257,7 @@ func buildInfo() prometheus.Collector {
 		}
 	}
 	g := prometheus.NewGauge(prometheus.GaugeOpts{
-		Namespace: namespace, Name: "build_info", Help: "Always 1; the labels say what was built.", ConstLabels: labels,
+		Namespace: namespace, Name: "build_info", Help: "Always 1; the labels name the program's build.", ConstLabels: labels,
 	})
 	g.Set(1)
 	return g

@@ -117,7 +117,7 @@ func TestHealthz(t *testing.T) {
 	}
 }
 
-// Profiles tell of the inside and are there only where they are asked for.
+// Profiles reveal the program's inner state and are served only if they are enabled.
 func TestProfiles(t *testing.T) {
 	for profiles, want := range map[bool]int{true: http.StatusOK, false: http.StatusNotFound} {
 		for _, path := range []string{"/debug/pprof/", "/debug/pprof/heap", "/debug/pprof/cmdline", "/debug/pprof/symbol"} {

@@ -14,13 +14,13 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// NewTracer makes a tracer that sends spans over OTLP/gRPC to where OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or
-// OTEL_EXPORTER_OTLP_ENDPOINT says; it is nil where neither is set. OpenTelemetry's other variables hold as well:
-// OTEL_TRACES_SAMPLER (by default a span is made if the caller's trace has one), OTEL_RESOURCE_ATTRIBUTES,
-// OTEL_SERVICE_NAME instead of service, and the exporter's own. A collector that is away is told in the log and costs
-// no call anything.
+// NewTracer makes a tracer that sends spans over OTLP/gRPC to OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or
+// OTEL_EXPORTER_OTLP_ENDPOINT; it is nil where neither is set. OpenTelemetry's other variables work too:
+// OTEL_TRACES_SAMPLER (by default a span is made if the caller's trace is sampled), OTEL_RESOURCE_ATTRIBUTES,
+// OTEL_SERVICE_NAME instead of service, and the exporter's own. That a collector is away is logged, and costs calls
+// nothing.
 //
-// stop sends the spans that are left, until its context ends.
+// stop sends the remaining spans, until its context ends.
 func NewTracer(ctx context.Context, service string, log *slog.Logger) (tracer trace.Tracer, stop func(context.Context) error, err error) {
 	stop = func(context.Context) error { return nil }
 	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" {
@@ -28,17 +28,17 @@ func NewTracer(ctx context.Context, service string, log *slog.Logger) (tracer tr
 	}
 	exporter, err := otlptracegrpc.New(ctx)
 	if err != nil {
-		return nil, stop, fmt.Errorf("making the exporter of traces: %w", err)
+		return nil, stop, fmt.Errorf("making the OTLP exporter of traces: %w", err)
 	}
 	from, err := resource.New(ctx,
 		resource.WithTelemetrySDK(),
 		resource.WithAttributes(attribute.String("service.name", service)),
-		resource.WithFromEnv(), // the last one wins
+		resource.WithFromEnv(), // the environment wins, as the last option
 	)
 	if err != nil {
-		return nil, stop, fmt.Errorf("describing the source of traces: %w", err)
+		return nil, stop, fmt.Errorf("building the OpenTelemetry resource of traces: %w", err)
 	}
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("tracing failed", "error", err) }))
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("sending traces failed", "error", err) }))
 	options := []sdktrace.TracerProviderOption{sdktrace.WithBatcher(exporter), sdktrace.WithResource(from)}
 	if os.Getenv("OTEL_TRACES_SAMPLER") == "" {
 		// OpenTelemetry's own default samples every call whose caller does not trace.

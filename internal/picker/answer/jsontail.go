@@ -2,12 +2,12 @@ package answer
 
 import "bytes"
 
-// deepest is the depth down to which members are told.
+// deepest is the depth down to which members are visited.
 const deepest = 2
 
 // members calls visit for each member of the JSON object that ends doc, and of the objects in it, from the last to the
-// first: depth 1 is the object itself. Its beginning may be missing, and the members that go with it are not told. What
-// is not JSON gives some members, or none, and never a fault. Keys are as they are written, escapes and all.
+// first. Depth 1 is the object itself. Members are not visited if their beginning is cut off. A text that is not JSON
+// yields some members, or none, and never a panic. Keys are as written, escapes included.
 //
 // It scans backwards. The end of the document is never inside a string. Backwards from a string's closing quote, the first
 // quote without an escape before it opens the string.
@@ -18,8 +18,8 @@ func members(doc []byte, visit func(depth int, key, value []byte)) {
 	}
 	var (
 		depth int
-		ends  [deepest + 1]int // where the member that is being read ends, by depth
-		value = -1             // where the value begins, once its colon was read; else -1
+		ends  [deepest + 1]int // where the current member ends, by depth
+		value = -1             // where the current value begins; -1 until its colon was read
 	)
 	for i := len(doc) - 1; i >= 0; i-- {
 		switch doc[i] {
@@ -29,7 +29,7 @@ func members(doc []byte, visit func(depth int, key, value []byte)) {
 		case '{', '[':
 			depth, value = depth-1, -1
 			if depth <= 0 {
-				return // the object's beginning, or what is no JSON
+				return // the object's beginning, or a text that is not JSON
 			}
 		case ',':
 			value = -1
@@ -37,7 +37,7 @@ func members(doc []byte, visit func(depth int, key, value []byte)) {
 		case ':':
 			value = i + 1
 		case '"':
-			from := textBefore(doc, i)
+			from := stringStart(doc, i)
 			if from < 0 {
 				return
 			}
@@ -57,8 +57,8 @@ func setEnd(ends *[deepest + 1]int, depth, at int) {
 	}
 }
 
-// textBefore finds the beginning of the text that ends at a quotation mark; -1 where it is missing.
-func textBefore(doc []byte, end int) int {
+// stringStart returns the opening quote of the string that ends at a quote; -1 where it is cut off.
+func stringStart(doc []byte, end int) int {
 	for at := end; ; {
 		at = bytes.LastIndexByte(doc[:at], '"')
 		if at < 0 {

@@ -1,4 +1,4 @@
-// Package answer reads what the end of a model server's answer says of the tokens that were used.
+// Package answer reads how many tokens a model server's answer reports as used. It must not know endpoints or pools.
 package answer
 
 import (
@@ -6,21 +6,21 @@ import (
 	"slices"
 )
 
-// What an answer says of the tokens that were used stands at its end, so only its end is kept. It is read backwards, as
-// there it is certain where a text or an object ends, whereas at the beginning of what was kept it is not. The rules are
-// those of OpenAI's Chat Completions, Completions, Embeddings and Responses, and of Anthropic's Messages.
+// An answer reports the used tokens at its end, so only the end is kept. It is read backwards: at the end it is certain
+// where a string or an object ends, and at the start of the kept part it is not. The formats are those of OpenAI's Chat
+// Completions, Completions, Embeddings and Responses, and of Anthropic's Messages.
 
-// tailLength is how much of an answer's end is kept: a usage takes some 200 bytes, and what may follow it, such as the
-// settings and tools that a response of OpenAI's repeats, seldom more than a few thousand.
+// tailLength is how many bytes of an answer's end are kept. A usage takes some 200 bytes, and what may follow it, such
+// as the settings and tools that OpenAI's Responses repeat, seldom more than a few thousand.
 const tailLength = 8 << 10
 
-// Tail is the end of an answer. The zero value is that of one of which nothing has come.
+// Tail is the end of an answer. The zero value is empty.
 type Tail struct {
 	ring    [tailLength]byte
-	written int // of the whole answer
+	written int // bytes of the whole answer
 }
 
-// Add takes the answer's next piece.
+// Add adds the answer's next piece.
 func (t *Tail) Add(piece []byte) {
 	if skipped := len(piece) - tailLength; skipped > 0 {
 		piece, t.written = piece[skipped:], t.written+skipped
@@ -31,13 +31,13 @@ func (t *Tail) Add(piece []byte) {
 	}
 }
 
-// bytes are what is kept, in one piece, and whether the answer's beginning is missing. They are valid until reset, and
-// nothing may be added any more.
+// bytes returns the kept end in one piece, and whether the answer's beginning is missing. The result is valid until
+// Reset, and nothing may be added afterwards.
 func (t *Tail) bytes() (kept []byte, cut bool) {
 	if t.written <= tailLength {
 		return t.ring[:t.written], false
 	}
-	// The ring is turned in its place until the oldest byte is the first.
+	// The ring is rotated in place until the oldest byte is the first.
 	oldest := t.written % tailLength
 	slices.Reverse(t.ring[:oldest])
 	slices.Reverse(t.ring[oldest:])
@@ -48,17 +48,17 @@ func (t *Tail) bytes() (kept []byte, cut bool) {
 // Empty says that nothing of the answer has come.
 func (t *Tail) Empty() bool { return t.written == 0 }
 
-// Usage is what the answer says of its tokens. It is false where it says nothing. Nothing may be added any more.
+// Usage returns the tokens that the answer reports, and false where it reports none. Nothing may be added afterwards.
 func (t *Tail) Usage() (Usage, bool) { return readUsage(t.bytes()) }
 
-// Reset makes it the tail of another answer.
+// Reset empties the tail for another answer.
 func (t *Tail) Reset() { t.written = 0 }
 
-// Usage is the tokens that an answer says were used. Cached are those of the prompt that were in the prefix cache.
+// Usage is the number of tokens that an answer reports as used. Cached are the prompt tokens found in the prefix cache.
 type Usage struct{ Prompt, Cached, Completion int }
 
-// reading is what was found of a usage so far, by the names that the APIs have for it. A name that was found has its
-// last value: in a stream, later events count all that earlier ones did.
+// reading is what was found of a usage so far, by the APIs' names for its numbers. Each number has its last value in
+// the answer, as later events of a stream include what earlier ones counted.
 type reading struct {
 	found [usageFields]bool
 	value [usageFields]int
@@ -76,8 +76,8 @@ const (
 	usageFields
 )
 
-// readUsage finds the usage in an answer or in its end: of one JSON object, or of a stream of server-sent events. It
-// is false where there is none, whatever else the answer is.
+// readUsage finds the usage in an answer or in its end, which is one JSON object or a stream of server-sent events. It
+// returns false where there is none, whatever the answer is.
 func readUsage(answer []byte, cut bool) (Usage, bool) {
 	var r reading
 	if isEvents(answer, cut) {
@@ -88,7 +88,7 @@ func readUsage(answer []byte, cut bool) (Usage, bool) {
 	if !r.found[input] && !r.found[output] {
 		return Usage{}, false
 	}
-	// Anthropic counts what came from the cache, or went into it, beside the input; OpenAI within it.
+	// Anthropic reports tokens read from the cache, or written to it, beside the input tokens, and OpenAI within them.
 	out := Usage{
 		Prompt:     r.value[input] + r.value[cacheRead] + r.value[cacheCreated],
 		Cached:     r.value[cachedInput] + r.value[cacheRead],
@@ -97,7 +97,7 @@ func readUsage(answer []byte, cut bool) (Usage, bool) {
 	return out, out.Cached <= out.Prompt
 }
 
-// isEvents tells a stream of events from JSON, in which no line can begin so: its texts have no line breaks.
+// isEvents says whether an answer is a stream of events. No line of JSON begins so, as its strings have no line breaks.
 func isEvents(answer []byte, cut bool) bool {
 	for _, field := range []string{"data:", "event:", "id:", ":"} {
 		if !cut && bytes.HasPrefix(answer, []byte(field)) {
@@ -107,8 +107,8 @@ func isEvents(answer []byte, cut bool) bool {
 	return bytes.Contains(answer, []byte("\ndata:"))
 }
 
-// readEvents reads the events from the last to the first. Of a line whose beginning is missing it is not known whether
-// it is one, but if it ends with a usage, it is.
+// readEvents reads the events from the last to the first. A line whose beginning is cut off counts as an event if it
+// ends with a usage.
 func (r *reading) readEvents(events []byte, cut bool) {
 	for len(events) > 0 {
 		at := bytes.LastIndexByte(events, '\n') + 1
@@ -121,8 +121,8 @@ func (r *reading) readEvents(events []byte, cut bool) {
 	}
 }
 
-// readObject reads the usage of a JSON object. It stands in it as such or, in events, in the response or message that
-// the event is about; where the beginning of that is missing, so is its name.
+// readObject reads the usage of a JSON object. It is a member of the object or, in events, of the response or message
+// in it; where the beginning of that member is cut off, so is its name.
 func (r *reading) readObject(object []byte, cut bool) {
 	var own, inner []byte
 	innerOf := "" // the name of what inner is a member of
@@ -133,7 +133,7 @@ func (r *reading) readObject(object []byte, cut bool) {
 			own = value
 		case isUsage && depth == 2 && innerOf == "":
 			inner = value
-		case depth == 1 && inner != nil && innerOf == "": // members are told before what they are members of
+		case depth == 1 && inner != nil && innerOf == "": // a member is visited before the object that it is in
 			if innerOf = string(key); innerOf != "response" && innerOf != "message" {
 				inner, innerOf = nil, ""
 			}
@@ -147,7 +147,7 @@ func (r *reading) readObject(object []byte, cut bool) {
 	}
 }
 
-// readMembers takes the numbers of a usage that no later one has told already.
+// readMembers takes the numbers of a usage, except those that a later usage has given already.
 func (r *reading) readMembers(of []byte) {
 	members(of, func(depth int, key, value []byte) {
 		field, known := usageFields, false
@@ -177,7 +177,7 @@ func fieldOf(name string) (usageField, bool) {
 	return usageFields, false
 }
 
-// mostTokens is more than any answer uses. What claims more is wrong, and would spoil the sums.
+// mostTokens is more than any answer uses. A larger number is wrong, and would spoil the sums.
 const mostTokens = 1 << 30
 
 // count reads a JSON number of tokens.

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// answers are what model servers say, by the API. Long ones are cut where tailLength cuts them.
+// answers are model servers' answers, by API. Long ones are cut where tailLength cuts them.
 var answers = map[string]struct {
 	answer string
 	want   Usage
@@ -124,7 +124,7 @@ func TestReadUsage(t *testing.T) {
 	}
 }
 
-// What is kept is an answer's end, whatever its pieces.
+// Tail keeps an answer's end, whatever its pieces.
 func TestTailKeepsTheEnd(t *testing.T) {
 	var answer []byte
 	for n := range 5000 {
@@ -146,8 +146,8 @@ func TestTailKeepsTheEnd(t *testing.T) {
 	}
 }
 
-// FuzzUsage holds the reading of usages to three things: no fault; no more cached tokens than the prompt has; and the
-// usage of an answer is the same however long its text is, so whatever of it is kept.
+// FuzzUsage checks three things: no panic; no more cached tokens than the prompt has; and the same usage however long
+// the answer's text is.
 func FuzzUsage(f *testing.F) {
 	for _, tt := range answers {
 		f.Add([]byte(tt.answer), []byte(tt.answer))

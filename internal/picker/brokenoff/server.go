@@ -1,6 +1,6 @@
-// Package brokenoff takes from waypoints which calls were broken off before their end, as entries of Envoy's access log
-// service, and tells the calls' pools. It is the only package that knows that service's messages; what is to be done about such a
-// call is poolstate's.
+// Package brokenoff receives from waypoints, as entries of Envoy's access log service, which calls were broken off, and
+// passes them to the calls' pools. It must not know what a pool does with such a call; no other package knows the
+// access log service's messages.
 package brokenoff
 
 import (
@@ -22,12 +22,12 @@ import (
 )
 
 const (
-	// mostStreams is how many streams may be open at once, and a namespace's waypoints may have four times as many of them as
-	// are free. A waypoint opens one for each of its threads and each pool of which it has something to say.
+	// mostStreams is how many streams may be open at once. A namespace's waypoints may have four times as many as are
+	// free. A waypoint opens one for each of its threads and each pool with a report.
 	mostStreams = 1024
 
-	// streamTime is how long a stream is open. The next entry comes on a new one: a stream without an end would keep a picker
-	// that drains from ending, and a place among mostStreams from other waypoints.
+	// streamTime is how long a stream is open. The next entry opens a new one. An endless stream would keep a draining
+	// picker from ending, and would take a place among mostStreams from other waypoints.
 	streamTime = 5 * time.Second
 )
 
@@ -35,11 +35,11 @@ const (
 type Options struct {
 	Metrics *telemetry.Metrics
 	Log     *slog.Logger
-	// Admits says whether a proxy that shows this token may speak of the pool of this name; nil admits all.
+	// Admits says whether a proxy that sends this token may report calls of the pool of this name; nil admits all.
 	Admits admission.Check
 }
 
-// Server is told by waypoints.
+// Server receives the reports of waypoints.
 type Server struct {
 	accesslogv3.UnimplementedAccessLogServiceServer
 
@@ -48,7 +48,7 @@ type Server struct {
 	streams *fairshare.Whole
 }
 
-// New makes a server that tells the pools of the fleet.
+// New makes a server that reports to the pools of the fleet.
 func New(f *poolstate.Fleet, o Options) *Server {
 	return &Server{fleet: f, options: o, streams: fairshare.New(mostStreams)}
 }
@@ -56,11 +56,11 @@ func New(f *poolstate.Fleet, o Options) *Server {
 // Register adds the service to a gRPC server.
 func (s *Server) Register(r grpc.ServiceRegistrar) { accesslogv3.RegisterAccessLogServiceServer(r, s) }
 
-// StreamAccessLogs takes what a waypoint has to say of the calls to one pool.
+// StreamAccessLogs receives a waypoint's reports of calls to one pool.
 func (s *Server) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
 	name := admission.Opened(stream.Context(), pool.NameHeader)
 	if !s.options.Admits.Admits(stream.Context(), name) {
-		return status.Error(codes.PermissionDenied, "the proxy has not shown the pool's token")
+		return status.Error(codes.PermissionDenied, "the proxy did not send the pool's token")
 	}
 	parsed, ok := pool.ParseName(name)
 	if !ok || s.fleet.Pool(parsed) == nil {
@@ -70,10 +70,10 @@ func (s *Server) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAcce
 	may := room.Take(1)
 	defer room.Give(1)
 	if !may {
-		return status.Error(codes.ResourceExhausted, "there are as many streams as there may be, or as the pool's namespace may have")
+		return status.Error(codes.ResourceExhausted, "the limit of open streams is reached, or the share of the pool's namespace")
 	}
 	ended := make(chan struct{})
-	go func() { // which ends with the stream
+	go func() { // ends with the stream
 		defer close(ended)
 		for {
 			message, err := stream.Recv()
@@ -81,7 +81,7 @@ func (s *Server) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAcce
 				return
 			}
 			if p := s.fleet.Pool(parsed); p != nil {
-				s.tell(p, message.GetHttpLogs().GetLogEntry())
+				s.report(p, message.GetHttpLogs().GetLogEntry())
 			}
 		}
 	}()
@@ -92,13 +92,13 @@ func (s *Server) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAcce
 	return nil
 }
 
-// tell tells a pool of the calls that were broken off before the first byte of their answer's body. Where there was one, the
-// prompt was prefilled: model servers write when they have a token.
-func (s *Server) tell(p *poolstate.Pool, entries []*logv3.HTTPAccessLogEntry) {
+// report reports to a pool the calls that were broken off before the first byte of their answer's body. After the first
+// byte, the prompt is prefilled: model servers send it when they have a token.
+func (s *Server) report(p *poolstate.Pool, entries []*logv3.HTTPAccessLogEntry) {
 	defer func() {
 		if fault := recover(); fault != nil {
 			s.options.Metrics.Panicked()
-			s.options.Log.Error("a fault of the picker", "panic", fault, "stack", string(debug.Stack()))
+			s.options.Log.Error("the picker panicked", "panic", fault, "stack", string(debug.Stack()))
 		}
 	}()
 	for _, e := range entries {

@@ -62,7 +62,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// endEarly makes a call that ends before its prompt can be prefilled, and returns its name.
+// endEarly makes a call that ends before its prompt can be prefilled, and returns its id.
 func (w *world) endEarly(t *testing.T, name types.NamespacedName) uint64 {
 	t.Helper()
 	facts := &request.Facts{Blocks: make([]uint64, 100), PromptBytes: 100 * request.BlockBytes}
@@ -80,7 +80,7 @@ func (w *world) endEarly(t *testing.T, name types.NamespacedName) uint64 {
 	return id
 }
 
-// brokenOff is how many calls of a pool are counted as broken off.
+// brokenOff returns how many calls of a pool are counted as broken off.
 func (w *world) brokenOff(t *testing.T, name types.NamespacedName) float64 {
 	t.Helper()
 	families, err := w.registry.Gather()
@@ -115,7 +115,7 @@ func entry(id uint64, bodyBytes uint64) *accesslogv3.StreamAccessLogsMessage {
 	}}
 }
 
-// A waypoint speaks of the calls of the pools whose tokens it has, and of those without a byte of their answer's body.
+// A waypoint reports calls of the pools whose tokens it has. Only calls without a byte of their answer's body count.
 func TestBrokenOff(t *testing.T) {
 	tests := map[string]struct {
 		of, token string
@@ -154,7 +154,7 @@ func TestBrokenOff(t *testing.T) {
 	}
 }
 
-// A stream without an end is ended, one namespace's streams leave room for others', and all is given back.
+// An endless stream is ended, one namespace's streams leave room for others', and all room is given back.
 func TestStreamsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

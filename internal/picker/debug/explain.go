@@ -1,5 +1,5 @@
-// Package debug answers operators over HTTP: how the pools are now, and where a call would go. Who may ask is not its
-// business.
+// Package debug serves operators over HTTP: the pools' live state, and where a call would go. It must not know who may
+// ask.
 package debug
 
 import (
@@ -20,8 +20,8 @@ import (
 const explainLimit = 16 << 20
 
 // ExplainHandler answers POST /debug/explain?pool=namespace/name, whose body is that of a request to a model, with the
-// ranking as JSON; nothing is reserved. Optional are path (the request's own, /v1/chat/completions by default), session
-// (the value of the pool's session header) and subset (an endpoint that the call may go to; several times for several).
+// ranking as JSON, and reserves nothing. Optional are path (the request's, by default /v1/chat/completions), session
+// (the value of the pool's session header) and subset (an allowed endpoint; may be repeated).
 func ExplainHandler(f *poolstate.Fleet) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		explanation, status, err := explainRequest(f, w, r)
@@ -29,7 +29,7 @@ func ExplainHandler(f *poolstate.Fleet) http.Handler {
 	})
 }
 
-// answer writes a value as JSON, or the error in its place. That a client is gone is no fault to report.
+// answer writes a value as JSON, or else the error. It ignores that a client is gone.
 func answer(w http.ResponseWriter, status int, value any, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
@@ -45,7 +45,7 @@ func explainRequest(f *poolstate.Fleet, w http.ResponseWriter, r *http.Request) 
 	query := r.URL.Query()
 	name, ok := pool.ParseName(query.Get("pool"))
 	if !ok {
-		return nil, http.StatusBadRequest, errors.New("the query has to name a pool: pool=namespace/name")
+		return nil, http.StatusBadRequest, errors.New("the query must name a pool: pool=namespace/name")
 	}
 	p := f.Pool(name)
 	if p == nil {

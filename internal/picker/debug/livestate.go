@@ -16,20 +16,20 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// LiveState is all pools as they are now, in the order of their names.
+// LiveState returns the state of all pools, in the order of their names.
 func LiveState(f *poolstate.Fleet) livestate.State {
 	names := f.Names()
 	slices.SortFunc(names, func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) })
 	out := livestate.State{Time: time.Now(), Pools: make([]livestate.Pool, 0, len(names))}
 	for _, name := range names {
-		if p := f.Pool(name); p != nil { // it may be gone by now
+		if p := f.Pool(name); p != nil { // the pool may be gone by now
 			out.Pools = append(out.Pools, poolAt(p, out.Time))
 		}
 	}
 	return out
 }
 
-// poolAt is a pool as it is now, which is wall by the wall's clock.
+// poolAt returns a pool's state now; wall is the same time by the wall clock.
 func poolAt(p *poolstate.Pool, wall time.Time) livestate.Pool {
 	now := p.Snapshot()
 	out := livestate.Pool{
@@ -68,7 +68,7 @@ func endpoint(e *poolstate.EndpointState) livestate.Endpoint {
 	return out
 }
 
-// known is nil for what is not.
+// known returns nil for NaN, which stands for an unknown value.
 func known(v float64) *float64 {
 	if math.IsNaN(v) {
 		return nil
@@ -77,15 +77,15 @@ func known(v float64) *float64 {
 	return &v
 }
 
-// sorted is a copy in order; it is never nil, so that JSON has a list.
+// sorted returns a sorted copy, never nil, so that JSON has a list.
 func sorted(names []string) []string {
 	out := append(make([]string, 0, len(names)), names...)
 	slices.Sort(out)
 	return out
 }
 
-// LiveStateHandler answers GET /debug/pools with all pools as they are now as JSON, a livestate.State, and
-// GET /debug/pools?pool=namespace/name with one; 400 and 404 have a JSON object with the field error.
+// LiveStateHandler serves GET /debug/pools, all pools' state as JSON (a livestate.State), and GET
+// /debug/pools?pool=namespace/name, one pool's. 400 and 404 have a JSON object with the field error.
 func LiveStateHandler(f *poolstate.Fleet) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		state, status, err := liveStateRequest(f, r)
@@ -101,7 +101,7 @@ func liveStateRequest(f *poolstate.Fleet, r *http.Request) (livestate.State, int
 	}
 	name, ok := pool.ParseName(query.Get("pool"))
 	if !ok {
-		return livestate.State{}, http.StatusBadRequest, errors.New("want a pool as pool=namespace/name")
+		return livestate.State{}, http.StatusBadRequest, errors.New("the query must name a pool as pool=namespace/name")
 	}
 	p := f.Pool(name)
 	if p == nil {

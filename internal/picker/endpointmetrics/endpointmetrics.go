@@ -1,5 +1,5 @@
-// Package endpointmetrics makes metrics of each endpoint out of a livestate.State, when they are asked for: picks pay
-// nothing for them. Their labels name endpoints of pools that exist and nothing that a client sends.
+// Package endpointmetrics makes metrics of each endpoint from a livestate.State, only when they are scraped. It must
+// not know how the state comes about. Labels name endpoints of existing pools, and nothing from clients.
 package endpointmetrics
 
 import (
@@ -8,7 +8,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 )
 
-// gauge is one metric of an endpoint; value says false where it is not known, and then there is no series.
+// gauge is one metric of an endpoint. value returns false for an unknown value, which gets no series.
 type gauge struct {
 	desc  *prometheus.Desc
 	value func(*livestate.Endpoint) (float64, bool)
@@ -19,10 +19,10 @@ type collector struct {
 	gauges []gauge
 }
 
-// New is a collector of what state tells.
+// New makes a collector of the metrics of the state.
 func New(state func() livestate.State) prometheus.Collector {
 	return &collector{state: state, gauges: []gauge{
-		always("ready", "1 where the endpoint can be picked, 0 where it has left its pool and still has calls.",
+		always("ready", "1 if the endpoint can be picked, 0 if it has left its pool and still has calls.",
 			func(e *livestate.Endpoint) float64 {
 				if e.Ready {
 					return 1
@@ -31,23 +31,23 @@ func New(state func() livestate.State) prometheus.Collector {
 			}),
 		always("requests_reserved", "Calls of this picker in flight at the endpoint.",
 			func(e *livestate.Endpoint) float64 { return float64(e.ReservedRequests) }),
-		always("tokens_reserved", "Estimated prompt tokens of this picker's calls that wait to be prefilled.",
+		always("tokens_reserved", "Estimated uncached prompt tokens of this picker's calls that wait in the prefill queue.",
 			func(e *livestate.Endpoint) float64 { return e.ReservedTokens }),
-		always("expected_first_token_seconds", "Expected time to the first token of an average call that comes now.",
+		always("expected_first_token_seconds", "Expected time to first token of an average call that arrives now.",
 			func(e *livestate.Endpoint) float64 { return e.FirstToken }),
-		always("avoided_seconds", "How much longer the endpoint is avoided for its failures.",
+		always("avoided_seconds", "Seconds for which the endpoint is still avoided after failures.",
 			func(e *livestate.Endpoint) float64 { return e.Health.AvoidedFor }),
-		read("reading_age_seconds", "Age of what the endpoint last told of itself.",
+		read("reading_age_seconds", "Age of the last reading of the endpoint's metrics.",
 			func(r *livestate.Reading) float64 { return r.Age }),
-		read("requests_running", "Calls in the endpoint's batch, as it tells.",
+		read("requests_running", "Calls in the endpoint's batch, by the endpoint's metrics.",
 			func(r *livestate.Reading) float64 { return float64(r.Running) }),
-		read("requests_waiting", "Calls in the endpoint's queue, as it tells.",
+		read("requests_waiting", "Calls in the endpoint's queue, by the endpoint's metrics.",
 			func(r *livestate.Reading) float64 { return float64(r.Waiting) }),
-		read("kv_cache_usage_ratio", "Share of the endpoint's KV cache that running calls hold.",
+		read("kv_cache_usage_ratio", "Share of the endpoint's KV cache that running calls use.",
 			func(r *livestate.Reading) float64 { return r.KVUse }),
-		{describe("cached_ratio", "Share of prompt tokens of late that the endpoint found in its prefix cache."),
+		{describe("cached_ratio", "Share of recent prompt tokens that the endpoint found in its prefix cache."),
 			func(e *livestate.Endpoint) (float64, bool) { return known(e.CachedShare) }},
-		{describe("observed_first_token_seconds", "Mean time to first token of late, as the endpoint measures it."),
+		{describe("observed_first_token_seconds", "Recent mean time to first token, by the endpoint's metrics."),
 			func(e *livestate.Endpoint) (float64, bool) { return known(e.ObservedFirstToken) }},
 	}}
 }

@@ -1,5 +1,5 @@
-// Package explain puts a decision of a pool into words: why a call went, or would go, where it does. How a decision is made
-// may not enter.
+// Package explain puts a pool's decision into words: why a call goes to an endpoint. It must not know how a decision is
+// made.
 package explain
 
 import (
@@ -9,7 +9,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 )
 
-// Decision is what operators are shown of a decision.
+// Decision returns a decision as operators see it.
 func Decision(d *poolstate.Decision) *livestate.Explanation {
 	out := &livestate.Explanation{
 		Pool: d.Pool, Model: d.Model, PromptTokens: d.PromptTokens, PromptBlocks: d.PromptBlocks,

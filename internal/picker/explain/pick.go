@@ -8,7 +8,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 )
 
-// Pick is what operators are shown of a pick of a moment: what was chosen, and what spoke for it.
+// Pick returns a pick as operators see it: the chosen endpoint, and the main reason for it.
 func Pick(d *poolstate.Decision, at time.Time) livestate.Pick {
 	out := livestate.Pick{
 		Time: at, Endpoint: d.Chosen, Model: d.Model, PromptTokens: d.PromptTokens, Candidates: d.Candidates,
@@ -33,7 +33,7 @@ func Pick(d *poolstate.Decision, at time.Time) livestate.Pick {
 	return out
 }
 
-// reason names what the first has most over the second: a class, or the term of the cost that differs most.
+// reason names the first's greatest advantage over the second: a class, or the term of the cost that differs most.
 func reason(first, second *livestate.Candidate) string {
 	if first.Class != second.Class {
 		if second.Class != "" {

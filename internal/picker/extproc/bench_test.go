@@ -10,8 +10,8 @@ import (
 	"google.golang.org/grpc/tap"
 )
 
-// BenchmarkStream is a whole stream over the loopback, client included: headers, body and the answer's headers, each
-// replied to. Server "nothing" replies the same messages without looking at anything: what is above it is ours.
+// BenchmarkStream is a stream over the loopback, client included: headers, body and the answer's headers, each with its
+// reply. Server "nothing" replies without reading the messages: the difference is the picker's cost.
 func BenchmarkStream(b *testing.B) {
 	servers := map[string]func(b *testing.B) *world{
 		"picker":  func(b *testing.B) *world { return newWorld(b, fourEndpoints...) },
@@ -39,7 +39,7 @@ func BenchmarkStream(b *testing.B) {
 	}
 }
 
-// nothing is an ext_proc server built the ordinary way that only says CONTINUE.
+// nothing is an ext_proc server of generated code that only replies CONTINUE.
 type nothing struct {
 	extprocv3.UnimplementedExternalProcessorServer
 }
@@ -48,7 +48,7 @@ func registerNothing(r grpc.ServiceRegistrar) {
 	extprocv3.RegisterExternalProcessorServer(r, nothing{})
 }
 
-// ordinaryOptions are ours without our way of reading and writing messages.
+// ordinaryOptions are ServerOptions without the picker's codec.
 func ordinaryOptions() []grpc.ServerOption { return ServerOptions(16 << 20)[1:] }
 
 var (
@@ -76,7 +76,7 @@ func (nothing) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
 	}
 }
 
-// BenchmarkPatience is what each stream pays for the bounds on its silence: two waits, and a context that can be ended.
+// BenchmarkPatience measures the deadlines of each stream: two waits, and a context that can be cancelled.
 func BenchmarkPatience(b *testing.B) {
 	w := newWorld(b, fourEndpoints...)
 	stream := &tap.Info{FullMethodName: extprocv3.ExternalProcessor_Process_FullMethodName}
@@ -86,7 +86,7 @@ func BenchmarkPatience(b *testing.B) {
 		parent, cancel := context.WithCancel(b.Context())
 		ctx, _ := makeTerminable(parent, stream)
 		x.stream = terminableOf(ctx)
-		for _, p := range []*patience{&w.server.silent, &w.server.bodiless} {
+		for _, p := range []*waitlist{&w.server.awaitHeaders, &w.server.awaitBody} {
 			p.begin(x)
 			p.end(x)
 		}

@@ -16,20 +16,20 @@ import (
 const (
 	// headersWithin is how long a stream may be open without a message. A proxy opens it to send one.
 	headersWithin = 10 * time.Second
-	// bodyWithin is for Options.BodyWithin.
+	// bodyWithin is the default of Options.BodyWithin.
 	bodyWithin = 5 * time.Minute
-	// refusedWithin is how long a refusal may take of a call that was given up. A proxy that does not read holds it up,
-	// and what the session sends at the time.
+	// refusedWithin is how long the refusal of a call that was given up may take. A proxy that does not read blocks it,
+	// and any other reply that the session is sending.
 	refusedWithin = time.Second
 )
 
-// patience is with streams that owe us something: the first who came is the first whose time is over. One list and one
-// timer serve all streams, as a timer for each costs more than all else that is done with it here.
-type patience struct {
-	awaited string        // what they owe
-	within  time.Duration // and in which time
-	most    int           // how many there may be before the oldest gives way; 0 sets no limit
-	refuses bool          // their calls are refused, or else left to the failure mode
+// waitlist ends streams whose next message is late. All get the same time, so the oldest is the next to end. One list
+// and one timer serve all streams: a timer for each would cost more than all other work on it here.
+type waitlist struct {
+	awaited string        // what the streams must send
+	within  time.Duration // how long they may take
+	most    int           // how many may wait before the oldest is ended; 0 sets no limit
+	refuses bool          // their calls are refused, instead of left to the failure mode
 
 	mu             sync.Mutex
 	n              int
@@ -37,16 +37,16 @@ type patience struct {
 	watched        bool // the timer runs
 }
 
-// waiting is a session's place among those that owe something. It belongs to the patience that the session is with.
+// waiting is a session's place in a waitlist, whose mutex guards it.
 type waiting struct {
 	on           bool
-	ending       chan struct{} // closed once the stream of one that was given up is being ended; nil before
+	ending       chan struct{} // closed once the stream of a session that was given up is being ended; nil before
 	since        time.Time
 	older, newer *session
 }
 
-// begin begins to wait for a session; end must follow.
-func (p *patience) begin(x *session) {
+// begin adds a session to the list; end must follow.
+func (p *waitlist) begin(x *session) {
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -67,8 +67,8 @@ func (p *patience) begin(x *session) {
 	}
 }
 
-// end ends the wait, and says whether the session was given up before.
-func (p *patience) end(x *session) (givenUp bool) {
+// end removes a session, and reports whether it was given up before.
+func (p *waitlist) end(x *session) (givenUp bool) {
 	p.mu.Lock()
 	if x.waiting.on {
 		p.remove(x)
@@ -80,8 +80,8 @@ func (p *patience) end(x *session) (givenUp bool) {
 	return true
 }
 
-// watch gives up those whose time is over.
-func (p *patience) watch() {
+// watch gives up the sessions whose time is over.
+func (p *waitlist) watch() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for now := time.Now(); p.oldest != nil; p.giveUp(p.oldest) {
@@ -93,8 +93,8 @@ func (p *patience) watch() {
 	p.watched = false
 }
 
-// giveUp ends the wait for a session and has its stream's next message fail. The mutex is held.
-func (p *patience) giveUp(x *session) {
+// giveUp removes a session and ends its stream. The mutex is held.
+func (p *waitlist) giveUp(x *session) {
 	p.remove(x)
 	ending := make(chan struct{})
 	x.waiting.ending = ending
@@ -103,7 +103,7 @@ func (p *patience) giveUp(x *session) {
 		close(ending)
 		return
 	}
-	go func() { // a reply may have to wait for the proxy, if not for long
+	go func() { // the reply may have to wait for the proxy, up to refusedWithin
 		defer close(ending)
 		stream := x.stream // the timer may outlast the session
 		defer time.AfterFunc(refusedWithin, stream.terminate).Stop()
@@ -112,7 +112,7 @@ func (p *patience) giveUp(x *session) {
 	}()
 }
 
-func (p *patience) remove(x *session) {
+func (p *waitlist) remove(x *session) {
 	w := &x.waiting
 	if w.older != nil {
 		w.older.waiting.newer = w.newer
@@ -128,9 +128,9 @@ func (p *patience) remove(x *session) {
 	p.n--
 }
 
-// refuseStalled refuses a call whose body stands still, whatever its pool's failure mode is. Where the stream just ends in
-// the middle of a body, Envoy 1.40 that fails open sends on what it has, and again with the rest, as its router keeps bodies
-// for retries: the model server would get a body whose head is there twice.
+// refuseStalled refuses a call whose body stopped coming, whatever its pool's failure mode is. If the stream just ended
+// in the middle of a body, an Envoy 1.40 that fails open would send the buffered part on, and then that part again with
+// the rest, as its router keeps bodies for retries.
 func (x *session) refuseStalled(within time.Duration) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -141,17 +141,16 @@ func (x *session) refuseStalled(within time.Duration) {
 	_ = x.sendPick(onRequestBody) // a proxy that is gone needs none
 }
 
-// lost counts and tells of a stream that was given up, and is the error that it ends with. The proxy then does what the
-// pool's failure mode says.
-func (s *Server) lost(p *patience, pool string) error {
+// timedOut counts and logs a stream that was given up, and returns the error that ends it. The proxy then follows the
+// pool's failure mode.
+func (s *Server) timedOut(p *waitlist, pool string) error {
 	s.options.Metrics.StreamTimedOut(p.awaited)
-	s.options.Log.Warn("ended a stream that stood still before its pick", "pool", pool, "awaited", p.awaited, "within", p.within)
+	s.options.Log.Warn("ended a stream whose proxy sent too little for a pick in time", "pool", pool, "awaited", p.awaited, "within", p.within)
 	return status.FromContextError(context.DeadlineExceeded).Err()
 }
 
-// terminable is a stream's context with the means to end it, which gRPC keeps from those who serve a stream: a call of
-// RecvMsg returns only if the proxy sends something or this context ends. gRPC then ends the stream with the context's
-// error.
+// terminable is a stream's context that can be cancelled, which gRPC does not offer to handlers: RecvMsg returns only
+// when the proxy sends something or this context ends. gRPC then ends the stream with the context's error.
 type terminable struct {
 	context.Context
 	cancel context.CancelFunc
@@ -175,8 +174,8 @@ func (c *terminable) Err() error {
 	return err
 }
 
-// terminate ends the stream as one whose time is over. Of a stream of a server that was not made with ServerOptions there
-// is no such context, and it does nothing.
+// terminate ends the stream as timed out. It does nothing for a stream of a gRPC server without ServerOptions, which
+// has no such context.
 func (c *terminable) terminate() {
 	if c != nil {
 		c.late.Store(true)
@@ -184,7 +183,7 @@ func (c *terminable) terminate() {
 	}
 }
 
-// makeTerminable is gRPC's hook for a stream that comes. The context ends with the stream in any case.
+// makeTerminable is gRPC's hook for a new stream. The context ends with the stream in any case.
 func makeTerminable(ctx context.Context, stream *tap.Info) (context.Context, error) {
 	if stream.FullMethodName != extprocv3.ExternalProcessor_Process_FullMethodName {
 		return ctx, nil

@@ -18,8 +18,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 )
 
-// Streams that stand still before their pick are ended: where nothing came, with an error, so that the pool's failure mode
-// decides, and where a body stands still, by a refusal. They are counted, told, and take nothing from other calls.
+// Streams that stall before their pick are ended: without any message by an error, so that the pool's failure mode
+// decides, and within a body by a refusal. They are counted and logged, and take nothing from other calls.
 func TestStreamsThatStandStill(t *testing.T) {
 	for name, tt := range map[string]struct {
 		bring func(x *exchange)
@@ -40,7 +40,7 @@ func TestStreamsThatStandStill(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			log := &safeLog{}
 			w := newWorldWith(t, poolstate.Options{Seed: 1}, Options{Log: slog.New(slog.NewTextHandler(log, nil))}, fourEndpoints...)
-			w.server.silent.within, w.server.bodiless.within = 50*time.Millisecond, 50*time.Millisecond
+			w.server.awaitHeaders.within, w.server.awaitBody.within = 50*time.Millisecond, 50*time.Millisecond
 			x := w.open(t, llama, nil)
 			tt.bring(x)
 			if tt.want == "body" {
@@ -66,11 +66,11 @@ func TestStreamsThatStandStill(t *testing.T) {
 	}
 }
 
-// A proxy that does not read keeps nobody from giving its stream up, though the picker waits to send it
-// the head of its body.
+// A stream whose proxy does not read is given up in time, even while the picker waits to send the head of the body
+// back.
 func TestStreamsThatNobodyReadsAreGivenUp(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
-	w.server.bodiless.within = 2 * time.Second // until the body is there for sure
+	w.server.awaitBody.within = 2 * time.Second // until the body is there for sure
 	x := w.open(t, llama, withModes(full, none))
 	x.send(requestHeaders(false))
 	x.send(requestBody(completion(1, factsLimit), false)) // more than goes into the window of a stream that nobody reads
@@ -87,10 +87,10 @@ func TestStreamsThatNobodyReadsAreGivenUp(t *testing.T) {
 	}
 }
 
-// Neither waits for its answer with a time to it: model servers take theirs.
+// No deadline covers the wait for an answer: model servers take their time.
 func TestStreamsThatWaitForAnAnswerAreLeftAlone(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
-	w.server.silent.within, w.server.bodiless.within = 20*time.Millisecond, 20*time.Millisecond
+	w.server.awaitHeaders.within, w.server.awaitBody.within = 20*time.Millisecond, 20*time.Millisecond
 	x := w.open(t, llama, withModes(full, none))
 	x.send(requestHeaders(false))
 	x.send(requestBody(completion(1, 1000), true))
@@ -110,7 +110,7 @@ func TestStreamsThatWaitForAnAnswerAreLeftAlone(t *testing.T) {
 	w.quiet(t)
 }
 
-// Streams without a message take no room from calls. Above as many as there may be calls the oldest gives way.
+// Streams without a message take no room from calls. Above MaxStreams of them the oldest is ended.
 func TestSilentStreamsKeepNobodyOut(t *testing.T) {
 	w := newWorldWith(t, poolstate.Options{Seed: 1}, Options{MaxStreams: 2}, fourEndpoints...)
 	var silent []*exchange
@@ -138,7 +138,7 @@ func TestSilentStreamsKeepNobodyOut(t *testing.T) {
 	}
 }
 
-// However far a call has come when its caller goes away, nothing of it is left, and all the room that there is serves others.
+// Whenever the caller goes away, the call leaves nothing behind, and all room serves other calls.
 func TestCallersThatVanish(t *testing.T) {
 	const rounds = 3
 	steps := []struct {
@@ -193,7 +193,7 @@ func TestCallersThatVanish(t *testing.T) {
 			if got := w.metric(t, "held_body_bytes"); got != 0 {
 				t.Errorf("%v bytes held at the end", got)
 			}
-			if silent, bodiless := w.server.silent.count(), w.server.bodiless.count(); silent+bodiless != 0 {
+			if silent, bodiless := w.server.awaitHeaders.count(), w.server.awaitBody.count(); silent+bodiless != 0 {
 				t.Errorf("%d and %d streams are waited for", silent, bodiless)
 			}
 			if got := w.metric(t, "panics_total"); got != 0 {
@@ -203,7 +203,7 @@ func TestCallersThatVanish(t *testing.T) {
 	}
 }
 
-// A proxy whose machine is gone says nothing any more, and its calls are over within seconds.
+// The calls of a proxy whose node died end within seconds.
 func TestDeadProxiesLeaveNoCalls(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes 15 seconds")
@@ -242,8 +242,8 @@ func (c *muteConn) Write(b []byte) (int, error) {
 	}
 }
 
-// count is how many are waited for.
-func (p *patience) count() int {
+// count returns how many sessions wait.
+func (p *waitlist) count() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.n

@@ -15,7 +15,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
-// replies is a proxy's end that reads what it was sent only afterwards, as gRPC writes it at a time of its own.
+// replies is a sender that reads replies only at the end, as gRPC may write them later.
 type replies struct {
 	encoded []mem.BufferSlice
 }
@@ -26,7 +26,7 @@ func (r *replies) SendMsg(m any) error {
 	return err
 }
 
-// read are all replies, with their bytes given back.
+// read returns all replies, and frees their bytes.
 func (r *replies) read(t testing.TB) []*extprocv3.ProcessingResponse {
 	t.Helper()
 	var out []*extprocv3.ProcessingResponse
@@ -42,7 +42,7 @@ func (r *replies) read(t testing.TB) []*extprocv3.ProcessingResponse {
 	return out
 }
 
-// feed has a session answer a message that came in two frames, and spoils the room in which they were put together.
+// feed gives a session a message in two frames, and afterwards overwrites the buffer in which they were joined.
 func feed(t testing.TB, x *session, m *extprocv3.ProcessingRequest) (over bool, err error) {
 	t.Helper()
 	encoded, err := proto.Marshal(m)
@@ -64,9 +64,9 @@ func feed(t testing.TB, x *session, m *extprocv3.ProcessingRequest) (over bool, 
 	return over, err
 }
 
-// FuzzSession drives the state machine with any messages in any order. Each byte of script is a message; the rest of
-// what messages carry is text. Held to: no panic, at most one pick's worth of claims and none left at the end, and of
-// a streamed body no byte lost, added or changed.
+// FuzzSession gives a session any messages in any order. Each byte of script is a message; text fills the messages. It
+// checks that there is no panic, at most one claim at a time and none at the end, and that no byte of a streamed body
+// is lost, added or changed.
 func FuzzSession(f *testing.F) {
 	f.Add(byte(procmodev3.ProcessingMode_BUFFERED_PARTIAL), []byte{0, 2, 6}, []byte(`{"prompt":"hello"}`), true)
 	f.Add(byte(procmodev3.ProcessingMode_FULL_DUPLEX_STREAMED), []byte{0, 3, 3, 2, 6, 8, 9}, []byte(`{"messages":[]}`), true)
@@ -152,7 +152,7 @@ func message(kind byte, text []byte) *extprocv3.ProcessingRequest {
 	}
 }
 
-// returned joins the chunks of the request's body that were given back.
+// returned joins the chunks of the request's body that were sent back.
 func returned(got []*extprocv3.ProcessingResponse) []byte {
 	var out []byte
 	for _, r := range got {

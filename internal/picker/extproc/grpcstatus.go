@@ -8,16 +8,16 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// A call of gRPC that fails is answered with 200, and with its status in a header where that is known at once: then the
-// head is the whole answer ("Trailers-Only" of the gRPC protocol over HTTP/2). Else the status is in the trailers.
+// A gRPC call that fails is answered with HTTP status 200. If the failure is known at once, the headers are the whole
+// answer and hold the gRPC status ("Trailers-Only" in gRPC over HTTP/2). Otherwise the trailers hold it.
 const grpcStatusHeader = "grpc-status"
 
-// ofGRPC says whether these are the headers of an answer of gRPC.
+// ofGRPC says whether these are the headers of a gRPC answer.
 func (r *received) ofGRPC() bool { return bytes.HasPrefix(r.contentType, []byte("application/grpc")) }
 
-// statusOfGRPC is the status of HTTP that says of an endpoint what the head of an answer of gRPC does, and whether the
-// answer has ended with it. The head of an answer that goes on tells nothing yet; one that ends the answer and has no
-// status is one that clients take for unknown.
+// statusOfGRPC returns the HTTP status that stands for the same outcome as the headers of a gRPC answer, and whether
+// the answer ends with them. Headers of an answer that goes on show no outcome yet. Headers that end the answer without
+// a status count as Unknown, as they do to gRPC clients.
 func (r *received) statusOfGRPC() (status int, ended bool) {
 	code := r.header(grpcStatusHeader)
 	if code == nil && !r.end {
@@ -34,13 +34,13 @@ func (r *received) statusOfGRPC() (status int, ended bool) {
 	return http.StatusBadRequest, true
 }
 
-// failedAsGRPC says whether an answer's trailers tell that its call failed.
+// failedAsGRPC says whether an answer's trailers show that its gRPC call failed.
 func (r *received) failedAsGRPC() bool {
 	code := r.header(grpcStatusHeader)
 	return code != nil && grpcCode(code) != codes.OK
 }
 
-// grpcCode reads a status of gRPC. What is none is unknown, as it is to clients.
+// grpcCode parses a gRPC status. Text that is no status counts as Unknown, as it does to gRPC clients.
 func grpcCode(text []byte) codes.Code {
 	n, err := strconv.ParseUint(string(text), 10, 32)
 	if err != nil {

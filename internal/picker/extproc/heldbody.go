@@ -2,13 +2,13 @@ package extproc
 
 import "google.golang.org/grpc/mem"
 
-// heldBody is the head of a body that comes in chunks, in one piece. Its rooms are used again: made anew for each call,
-// those of a body of 512 KB cost as much as all else that is done with it.
+// heldBody joins the chunks of a body's head in one buffer. Buffers are reused: a new one for each call cost, for a
+// body of 512 KB, as much as all other work on it.
 type heldBody struct {
-	room *[]byte // of joined; nil where nothing is held
+	room *[]byte // a buffer from joined; nil where nothing is held
 }
 
-// bytes are valid until the next add or take.
+// bytes returns the held bytes, valid until the next add or take.
 func (h *heldBody) bytes() []byte {
 	if h.room == nil {
 		return nil
@@ -30,7 +30,7 @@ func (h *heldBody) add(chunk []byte) {
 	*h.room = append((*h.room)[:n], chunk...)
 }
 
-// take gives all that is held away, to be freed, and holds nothing any more.
+// take returns all held bytes, which the caller must free, and holds nothing any more.
 func (h *heldBody) take() mem.Buffer {
 	if h.len() == 0 {
 		return mem.SliceBuffer(nil)

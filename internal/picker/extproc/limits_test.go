@@ -23,7 +23,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 )
 
-// brokenClock faults as often as it is told to.
+// brokenClock panics as often as set.
 type brokenClock struct{ faults atomic.Int32 }
 
 func (c *brokenClock) now() time.Duration {
@@ -189,7 +189,7 @@ func TestStreamsOverTheLimitAreEnded(t *testing.T) {
 	picked(t, x.recv())
 }
 
-// With the room for held bodies used up, a call is picked on what is there of its body, and no byte is lost.
+// At the limit on held bytes, a call is picked on the part of its body that has come, and no byte is lost.
 func TestHeldBytesAreBounded(t *testing.T) {
 	w := newWorldWith(t, poolstate.Options{Seed: 1}, Options{MaxHeldBytes: 100_000}, fourEndpoints...)
 	holding := w.open(t, llama, withModes(full, none))
@@ -222,8 +222,8 @@ func TestHeldBytesAreBounded(t *testing.T) {
 	}
 }
 
-// Calls that end by themselves as their streams are parted from are not used after they were given back: it is for the race
-// detector to see.
+// A session whose call ends at the same time as the drain ends its stream is not used after its release. The race
+// detector checks that.
 func TestPartWhileCallsEnd(t *testing.T) {
 	for range 5 {
 		w := newWorld(t, fourEndpoints...)
@@ -246,7 +246,7 @@ func TestPartWhileCallsEnd(t *testing.T) {
 	}
 }
 
-// Parting ends streams with OK, which harms no call: an error would make a proxy of a FailClose pool cut the answer.
+// Part ends streams with OK, which harms no call: an error would make the proxy of a FailClose pool cut the answer off.
 func TestPart(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
 	waiting := w.open(t, llama, withModes(partial, none))
@@ -266,7 +266,7 @@ func TestPart(t *testing.T) {
 			t.Errorf("a stream ends with %v, want OK", err)
 		}
 	}
-	// One that waits for its pick still gets it, and is then parted from too.
+	// A stream that waits for its pick still gets it, and ends then.
 	waiting.send(requestBody(completion(1, 100), true))
 	picked(t, waiting.recv())
 	if _, err := waiting.stream.Recv(); !errors.Is(err, io.EOF) {
@@ -275,8 +275,8 @@ func TestPart(t *testing.T) {
 	w.quiet(t)
 }
 
-// A session is used by nobody once it was given back, however many streams end at once by their own goroutines and by
-// parting: the race detector and the mutex of a session watch over it.
+// No goroutine uses a session after its release, however many streams end by themselves and by Part at once: the race
+// detector and the session's mutex check that.
 func TestPartWhileAnswersPass(t *testing.T) {
 	const rounds, streams = 4, 500
 	for range rounds {
@@ -405,7 +405,7 @@ func TestLongTextsAreClipped(t *testing.T) {
 	}
 }
 
-// A span whose call goes away before the pick ends too.
+// The span of a call that ends before its pick ends too.
 func TestSpanOfACallThatVanishes(t *testing.T) {
 	spans := tracetest.NewSpanRecorder()
 	tracer := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans)).Tracer("test")
@@ -466,7 +466,7 @@ func TestPoolDeletedDuringRequest(t *testing.T) {
 	})
 }
 
-// heap is what is in use after a collection, in bytes, stacks included.
+// heap returns the bytes in use after a collection, stacks included.
 func heap() int {
 	runtime.GC()
 	var m runtime.MemStats
@@ -474,7 +474,7 @@ func heap() int {
 	return int(m.HeapAlloc + m.StackInuse)
 }
 
-// A body of 100 MB passes in chunks, and of it no more is held than its head.
+// A body of 100 MB passes in chunks, of which no more than the head is held.
 func TestHugeBody(t *testing.T) {
 	const size, chunk = 100 << 20, 64 << 10
 	w := newWorld(t, fourEndpoints...)
@@ -510,7 +510,7 @@ func TestHugeBody(t *testing.T) {
 	w.quiet(t)
 }
 
-// A message is taken that is as long as a proxy makes one by itself, and none that only fills the memory.
+// The longest message that a proxy sends by default is accepted; a message that would only fill the memory is not.
 func TestLargestMessage(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
 	for length, taken := range map[int]bool{2 << 20: true, 16<<20 - 1: false} {
@@ -525,7 +525,7 @@ func TestLargestMessage(t *testing.T) {
 	}
 }
 
-// A proxy that buffers 100 MB in one message is refused in clear words, and the connection goes on.
+// A message with a body of 100 MB is refused with a clear error, and the connection goes on.
 func TestHugeMessage(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
 	x := w.open(t, llama, withModes(whole, none))
@@ -541,7 +541,7 @@ func TestHugeMessage(t *testing.T) {
 	picked(t, y.recv())
 }
 
-// 10,000 calls whose answers are awaited; what they take includes the client's side.
+// 10,000 calls wait for their answers; their memory includes the client's side.
 func TestIdleStreamsTakeLittleMemory(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
@@ -603,8 +603,8 @@ func TestTenantLeavesRoom(t *testing.T) {
 	}
 }
 
-// Calls whose bodies stand still, as many as one namespace may have, take nothing from another's: all of those are picked,
-// by what their bodies say.
+// As many calls with a stalled body as one namespace may have take nothing from another namespace: all its calls are
+// picked on their bodies.
 func TestStalledBodiesLeaveOthersAlone(t *testing.T) {
 	for name, mode := range map[string]procmodev3.ProcessingMode_BodySendMode{"streamed": full, "buffered": partial} {
 		t.Run(name, func(t *testing.T) {
@@ -649,7 +649,7 @@ func TestStalledBodiesLeaveOthersAlone(t *testing.T) {
 	}
 }
 
-// A proxy that asks in the name of a probe has no more room than any other: each process names its probes anew.
+// A proxy cannot pass its calls for probes to avoid the limits: each process names its probe pool anew.
 func TestProbeCannotBeForged(t *testing.T) {
 	w := newWorldWith(t, poolstate.Options{Seed: 1}, Options{Log: slog.New(slog.DiscardHandler), MaxStreams: 1}, fourEndpoints...)
 	x := w.open(t, llama, nil)

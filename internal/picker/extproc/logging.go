@@ -13,26 +13,26 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// What a session tells: one line at the debug level for each pick, since there are thousands a second, a warning for
-// each refusal, an error for each fault of ours; and, where somebody traces, one span from the headers to the pick.
+// A session logs each pick at the debug level, since there are thousands a second, each refusal as a warning, and each
+// panic as an error. With tracing it also makes one span from the headers to the pick.
 
-// attempt calls f and reports whether it ended well. A panic in it ends here, counted and told with its place.
+// attempt calls f and reports whether it ended without a panic. It counts a panic, and logs it with its stack.
 func (x *session) attempt(f func()) (ok bool) {
 	defer func() {
 		if fault := recover(); fault != nil {
-			x.server.tellFault(x.pool, fault)
+			x.server.logPanic(x.pool, fault)
 		}
 	}()
 	f()
 	return true
 }
 
-func (s *Server) tellFault(pool string, fault any) {
+func (s *Server) logPanic(pool string, fault any) {
 	s.options.Metrics.Panicked()
-	s.options.Log.Error("a fault of the picker", "pool", pool, "panic", fault, "stack", string(debug.Stack()))
+	s.options.Log.Error("the picker panicked", "pool", pool, "panic", fault, "stack", string(debug.Stack()))
 }
 
-func (x *session) tellPick(took time.Duration) {
+func (x *session) logPick(took time.Duration) {
 	if log := x.server.options.Log; x.pool != probePool && log.Enabled(context.Background(), slog.LevelDebug) {
 		log.Debug("picked", "pool", x.pool, "path", clipped(x.path), "model", clipped(x.facts.Model), "endpoints", string(x.endpoints),
 			"promptTokens", x.reservation.PromptTokens, "cachedTokens", x.reservation.CachedTokens,
@@ -49,13 +49,13 @@ func (x *session) tellPick(took time.Duration) {
 	}
 }
 
-// textLimit bounds, in bytes, what a client's own text takes in a span or a log.
+// textLimit bounds a client's own text in a span or a log, in bytes.
 const textLimit = 512
 
 // clipped cuts no character in two: exporters refuse spans whose text is not UTF-8.
 func clipped(text string) string { return strings.ToValidUTF8(text[:min(len(text), textLimit)], "") }
 
-func (x *session) tellRefusal() {
+func (x *session) logRefusal() {
 	x.server.options.Log.Warn("refused a call", "pool", x.pool, "reason", string(x.refused.Reason), "message", x.refused.Message)
 	if x.span != nil {
 		x.span.SetAttributes(attribute.String("inference_waypoint.refusal", string(x.refused.Reason)))
@@ -64,7 +64,7 @@ func (x *session) tellRefusal() {
 	}
 }
 
-// startSpan begins the span of the pick, in the trace that the request's header names, if any.
+// startSpan begins the span of the pick, in the trace of the request's header, if any.
 func (x *session) startSpan() {
 	tracer := x.server.options.Tracer
 	if tracer == nil || x.span != nil || x.pool == probePool {

@@ -6,12 +6,12 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/answer"
 )
 
-// look looks at the answer to a call to a pool, on a stream that a proxy opens to show it, and counts what it says of
-// its tokens. Nothing is replied, as the proxy waits for nothing (observability_mode of Envoy's ext_proc filter). We may
-// end the stream at any time: the proxy then stops showing, and the answer goes on.
+// observe reads the answer to a call, on a stream that a proxy opens to show it, and counts the tokens that the answer
+// reports. It sends no reply, as the proxy waits for none (observability_mode of Envoy's ext_proc filter). It may end
+// the stream at any time: the proxy then stops showing, and the answer goes on.
 //
-// As a call's, the stream idles in a call of gRPC that only the proxy can end, so it has a goroutine of its own.
-func (s *Server) look(stream extprocv3.ExternalProcessor_ProcessServer, name string) error {
+// The stream idles in a gRPC receive that only the proxy can end, so it has a goroutine of its own, as a call has.
+func (s *Server) observe(stream extprocv3.ExternalProcessor_ProcessServer, name string) error {
 	room := s.shown.Of(s.tenantOf(name))
 	may := room.Take(1)
 	defer room.Give(1)
@@ -21,7 +21,7 @@ func (s *Server) look(stream extprocv3.ExternalProcessor_ProcessServer, name str
 	seen := make(chan struct{})
 	go func() {
 		defer close(seen)
-		s.lookThrough(stream, name)
+		s.readAnswer(stream, name)
 	}()
 	select {
 	case <-seen:
@@ -30,11 +30,11 @@ func (s *Server) look(stream extprocv3.ExternalProcessor_ProcessServer, name str
 	return nil
 }
 
-// lookThrough takes the answer's body. However the stream ends, what came by then is counted.
-func (s *Server) lookThrough(stream extprocv3.ExternalProcessor_ProcessServer, name string) {
+// readAnswer reads the answer's body. However the stream ends, what came by then is counted.
+func (s *Server) readAnswer(stream extprocv3.ExternalProcessor_ProcessServer, name string) {
 	defer func() {
 		if fault := recover(); fault != nil {
-			s.tellFault(name, fault)
+			s.logPanic(name, fault)
 		}
 	}()
 	t := s.tails.Get().(*answer.Tail)
@@ -58,8 +58,8 @@ func (s *Server) lookThrough(stream extprocv3.ExternalProcessor_ProcessServer, n
 	s.countUsage(name, t)
 }
 
-// countUsage counts what an answer's end says of its tokens, under the pool if it is still there, and takes the tail
-// back. An answer of which nothing came is none.
+// countUsage counts the tokens that an answer's end reports, under the pool if it still exists, and puts the tail back.
+// An answer of which nothing came is not counted.
 func (s *Server) countUsage(name string, t *answer.Tail) {
 	if p := s.find(name); p != nil && !t.Empty() {
 		if used, ok := t.Usage(); ok {

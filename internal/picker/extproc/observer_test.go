@@ -19,7 +19,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// countUsage has the tokens of a pool counted, or not.
+// countUsage sets whether a pool counts usage.
 func (w *world) countUsage(counts bool) {
 	settings := picksettings.Defaults()
 	settings.Usage = counts
@@ -43,7 +43,7 @@ func shown(m *extprocv3.ProcessingRequest) *extprocv3.ProcessingRequest {
 	return m
 }
 
-// over waits for the end of a stream that only shows, to which nothing is ever replied.
+// over waits for the end of a stream that only shows an answer, and checks that it got no reply.
 func (x *exchange) over() {
 	x.t.Helper()
 	if r, err := x.stream.Recv(); !errors.Is(err, io.EOF) {
@@ -51,7 +51,7 @@ func (x *exchange) over() {
 	}
 }
 
-// counted waits until so many answers were looked through, and says what they used.
+// counted waits until so many answers were read, and returns their usage.
 func (w *world) counted(t testing.TB, answers float64) (tokens answer.Usage, missing float64) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); w.metric(t, "usage_answers_total") != answers; time.Sleep(time.Millisecond) {
@@ -68,7 +68,7 @@ const (
 	event       = "data: {\"choices\":[{\"delta\":{\"content\":\"word\"}}]}\n\n"
 )
 
-// An answer is counted when it ends, in whichever way it does, and the stream is ended then.
+// An answer is counted when it ends, in whichever way, and then its stream is ended.
 func TestShownAnswerIsCounted(t *testing.T) {
 	half := len(plainAnswer) / 2
 	tests := map[string]struct {
@@ -106,7 +106,7 @@ func TestShownAnswerIsCounted(t *testing.T) {
 	}
 }
 
-// An answer without a body has nothing to show: the stream is ended with its headers, and no answer is counted.
+// A stream that shows an answer without a body is ended at the headers, and no answer is counted.
 func TestShownAnswerWithoutBody(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
 	w.countUsage(true)
@@ -118,7 +118,7 @@ func TestShownAnswerWithoutBody(t *testing.T) {
 	}
 }
 
-// An answer that does not say what it used is no fault: it is counted as such, and nothing is logged.
+// An answer without a usage is no error: it is counted as missing, and nothing is logged.
 func TestShownAnswerWithoutUsage(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
 	w.countUsage(true)
@@ -132,7 +132,7 @@ func TestShownAnswerWithoutUsage(t *testing.T) {
 	w.counted(t, 1)
 }
 
-// Where nobody asked for it, or cannot have, an answer is not looked at, and its proxy is told so at once.
+// Where a pool does not count usage, or the limit is reached, an answer is not read, and its stream is ended at once.
 func TestNothingIsShownUnasked(t *testing.T) {
 	w := newWorldWith(t, poolstate.Options{}, Options{MaxStreams: 1}, fourEndpoints...)
 	for _, name := range []string{llama, "models/unknown", "no name"} {
@@ -157,7 +157,7 @@ func TestNothingIsShownUnasked(t *testing.T) {
 	w.counted(t, 1)
 }
 
-// A drain ends the streams that only show: their answers go on.
+// A drain ends the streams that only show answers. The answers go on.
 func TestPartEndsWhatIsShown(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
 	w.countUsage(true)
@@ -172,7 +172,7 @@ func TestPartEndsWhatIsShown(t *testing.T) {
 	x.over()
 }
 
-// Where a proxy sends answers through us anyway, they come back as they were, and are counted where that is asked for.
+// Where a proxy sends answers through the picker, they come back unchanged, and are counted if the pool counts usage.
 func TestAnswerThroughUsIsCounted(t *testing.T) {
 	for name, counts := range map[string]bool{"asked for": true, "not asked for": false} {
 		t.Run(name, func(t *testing.T) {
@@ -205,7 +205,7 @@ func TestAnswerThroughUsIsCounted(t *testing.T) {
 	}
 }
 
-// A stream belongs to its pool as soon as it is open; those that name none that exists are of none.
+// A stream counts under its pool as soon as it is open; streams that name no existing pool count under none.
 func TestStreamsArePools(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
 	for _, name := range []string{llama, llama, "", "models/unknown", "models/unknown/more"} {
@@ -226,7 +226,7 @@ func TestStreamsArePools(t *testing.T) {
 	}
 }
 
-// A fault in the looking ends it, and nothing else.
+// A panic while reading an answer ends that stream, and nothing else.
 func TestFaultInLooking(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
 	w.countUsage(true)
@@ -240,8 +240,8 @@ func TestFaultInLooking(t *testing.T) {
 	}
 }
 
-// BenchmarkShownAnswer is a streamed answer of 1,000 pieces that only is shown, and one that goes through us by full
-// duplex: what counting tokens costs beside what it costs where every piece is replied to. The client is included.
+// BenchmarkShownAnswer compares a streamed answer of 1,000 chunks that is only shown with one that passes through the
+// picker by full duplex, where every chunk gets a reply. The client is included.
 func BenchmarkShownAnswer(b *testing.B) {
 	const pieces = 1000
 	w := newWorld(b, fourEndpoints...)

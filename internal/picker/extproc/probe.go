@@ -3,7 +3,6 @@ package extproc
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -26,15 +25,15 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
-// probePatience is how long a probe waits for its pick. A kubelet waits for 1 s. It is longer than a waypoint waits,
-// so who fails it twice in a row is of no use to any call.
+// probePatience is how long a probe waits for its pick. It is longer than a waypoint waits, so a picker that fails two
+// probes in a row is of no use to any call. A kubelet waits for 1 s.
 const probePatience = 500 * time.Millisecond
 
-// probePool is the pool that probes have picked from. No pool of a cluster is named so: its namespace is empty. A probe is
-// never one too many, so proxies must not know the name: each process has its own.
+// probePool is the pool of the probe's picks. No pool of a cluster has its name, as the namespace is empty. A probe is
+// not bound by MaxStreams, so proxies must not know the name: each process makes its own.
 var probePool = "/probe-" + rand.Text()
 
-// newProbePool makes the pool of probes: one endpoint, which nobody reads or calls, and metrics that nobody sees.
+// newProbePool makes the pool of probes: one endpoint, never scraped nor called, and metrics that nothing exports.
 func newProbePool() *poolstate.Pool {
 	own := poolstate.New(poolstate.Options{Metrics: telemetry.NewMetrics(prometheus.NewRegistry())})
 	name := types.NamespacedName{Name: "probe"}
@@ -42,22 +41,22 @@ func newProbePool() *poolstate.Pool {
 	return own.Pool(name)
 }
 
-// Probe has picks made as a proxy does, by the same gRPC server and the same ways up to the pool, to see whether the
-// picker still picks: a process that hangs may well answer pings and simple health checks.
+// Probe makes picks as a proxy does, through the same gRPC server, to see whether the picker still picks: a process
+// that hangs may well answer pings and simple health checks.
 type Probe struct {
 	conn *grpc.ClientConn
 
 	mu      sync.Mutex
-	attempt *attempt // the one that is under way, if any
+	attempt *attempt // the attempt under way, if any
 }
 
-// attempt is a probe's pick. err is there once done is closed.
+// attempt is a probe's pick. err is valid once done is closed.
 type attempt struct {
 	done chan struct{}
 	err  error
 }
 
-// NewProbe probes the server that connections are dialled to.
+// NewProbe makes a probe of the server to which dial connects.
 func NewProbe(dial func(context.Context) (net.Conn, error)) (*Probe, error) {
 	conn, err := grpc.NewClient("passthrough:///picker",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) }),
@@ -71,8 +70,8 @@ func NewProbe(dial func(context.Context) (net.Conn, error)) (*Probe, error) {
 // Close ends the probe's connection.
 func (p *Probe) Close() error { return p.conn.Close() }
 
-// Pick has a pick made and fails where none comes in time. A pick that hangs is waited for by all probes that follow, so
-// that a picker that hangs for an hour has one call in its hands and not thousands.
+// Pick makes a pick, and fails if it does not come in time. All later probes join a pick that hangs, so a picker that
+// hangs for an hour has one such call and not thousands.
 func (p *Probe) Pick(ctx context.Context) error {
 	late := time.NewTimer(probePatience)
 	defer late.Stop()
@@ -81,13 +80,13 @@ func (p *Probe) Pick(ctx context.Context) error {
 	case <-a.done:
 		return a.err
 	case <-late.C:
-		return errors.New("no pick in time")
+		return fmt.Errorf("the picker did not pick within %s", probePatience)
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
-// join finds the attempt that is under way, or begins one.
+// join returns the attempt under way, or begins one.
 func (p *Probe) join() *attempt {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -105,7 +104,7 @@ func (p *Probe) join() *attempt {
 	return p.attempt
 }
 
-// probed is the request that is picked for: its headers alone are the whole of it.
+// probed is the request of a probe: headers without a body.
 var probed = &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestHeaders{
 	RequestHeaders: &extprocv3.HttpHeaders{EndOfStream: true, Headers: &corev3.HeaderMap{Headers: []*corev3.HeaderValue{
 		{Key: ":method", RawValue: []byte("GET")}, {Key: ":path", RawValue: []byte("/")},
@@ -127,12 +126,12 @@ func (p *Probe) pick(ctx context.Context) error {
 		return err
 	}
 	if reply.GetRequestHeaders() == nil {
-		return fmt.Errorf("the reply is no pick: %v", reply)
+		return fmt.Errorf("the picker's reply to the probe holds no pick: %v", reply)
 	}
 	return nil
 }
 
-// Health answers health checks as h does, but for some services it says SERVING only after a pick.
+// Health answers health checks as h does, but for the given services it says SERVING only after a pick.
 func Health(h *health.Server, p *Probe, services ...string) healthv1.HealthServer {
 	return &probedHealth{h, p, services}
 }

@@ -22,7 +22,7 @@ const (
 	notServing = healthv1.HealthCheckResponse_NOT_SERVING
 )
 
-// probedServer serves a picker without pools that is probed, and whose streams wait while it hangs.
+// probedServer serves a picker without pools and its probe; its streams wait while it hangs.
 type probedServer struct {
 	picker   *Server
 	hangs    atomic.Bool
@@ -70,7 +70,7 @@ func (s *probedServer) check(t *testing.T, service string, want healthv1.HealthC
 	}
 }
 
-// A picker without pools is ready, and nothing shows that it was asked.
+// A picker without pools is ready, and a probe leaves no trace in logs or metrics.
 func TestProbeLeavesNoTrace(t *testing.T) {
 	s := serveProbed(t, 1)
 	before := series(t, s.registry)
@@ -85,7 +85,7 @@ func TestProbeLeavesNoTrace(t *testing.T) {
 	}
 }
 
-// series are all metrics as text.
+// series returns all metrics as text.
 func series(t *testing.T, of prometheus.Gatherer) string {
 	t.Helper()
 	families, err := of.Gather()
@@ -99,7 +99,7 @@ func series(t *testing.T, of prometheus.Gatherer) string {
 	return out.String()
 }
 
-// A picker with all the calls that it may have is busy. It does not hang.
+// A picker that has reached MaxStreams is busy, and still ready.
 func TestProbeOfBusyPicker(t *testing.T) {
 	s := serveProbed(t, 1)
 	s.picker.streams.Of("models").Take(5)
@@ -107,8 +107,8 @@ func TestProbeOfBusyPicker(t *testing.T) {
 	s.picker.streams.Of("models").Give(5)
 }
 
-// A picker that takes streams and picks nothing is not ready, is asked by one stream for as long as it hangs, and is
-// ready as soon as it picks.
+// A picker that accepts streams and makes no pick is not ready. While it hangs, only one stream probes it. It is ready
+// again as soon as it picks.
 func TestProbeOfHungPicker(t *testing.T) {
 	s := serveProbed(t, 0)
 	s.check(t, "readiness", serving)

@@ -14,13 +14,13 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// call is a request that a proxy brings, in the way that is tested; it returns the reply that decides.
+// call sends a request as a proxy does, in the way that is tested; it returns the reply that decides.
 type call struct {
 	name string
 	send func(x *exchange) *extprocv3.ProcessingResponse
 }
 
-// calls brings one request with a change to its headers' message in the ways that proxies have.
+// calls sends one request in each way that proxies have, with a change to its headers message.
 func calls(change func(*extprocv3.ProcessingRequest) *extprocv3.ProcessingRequest) []call {
 	body := completion(1, 3000)
 	return []call{
@@ -60,9 +60,8 @@ func subsetOf(endpoints ...any) func(*extprocv3.ProcessingRequest) *extprocv3.Pr
 	}
 }
 
-// TestProtocol has one test for each thing that the Endpoint Picker Protocol 1.0.0 says an endpoint picker MUST do; its
-// words on health checking are tested with the program that serves them. The names of headers and keys are written
-// out here, as the protocol has them.
+// TestProtocol has one test for each thing that the Endpoint Picker Protocol 1.0.0 says an endpoint picker MUST do. The
+// tests of cmd/picker cover health checks. Names of headers and keys are written out here, as in the protocol.
 func TestProtocol(t *testing.T) {
 	tests := []struct {
 		must   string
@@ -164,7 +163,7 @@ func TestProtocol(t *testing.T) {
 }
 
 // The picker MUST implement the external processing service, and MUST support streaming of requests and answers: each
-// piece of an answer passes before the next one is there.
+// chunk of an answer passes before the next one comes.
 func TestProtocolStreamsBothWays(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
 	x := w.open(t, llama, withModes(full, full))
@@ -186,7 +185,7 @@ func TestProtocolStreamsBothWays(t *testing.T) {
 	x.close()
 }
 
-// Beside the pick, the metadata name the call, by a number of its own that a float64 holds exactly.
+// The metadata carry, beside the pick, the call's id: a unique number that a float64 holds exactly.
 func TestCallsAreNamed(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
 	seen := map[float64]string{}

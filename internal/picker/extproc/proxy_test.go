@@ -163,9 +163,9 @@ type exchange struct {
 	t      testing.TB
 	stream extprocv3.ExternalProcessor_ProcessClient
 	cancel context.CancelFunc
-	// first is what the first message carries besides.
+	// first is what the first message carries in addition.
 	first func(*extprocv3.ProcessingRequest)
-	// only is the endpoint that alone may serve, if there is one.
+	// only is the one endpoint that may serve, if set.
 	only string
 }
 
@@ -283,7 +283,7 @@ func withMetadata(m *extprocv3.ProcessingRequest, namespace, key string, value a
 	return m
 }
 
-// picked reads the pick out of a reply and checks that header and metadata say the same.
+// picked returns the pick of a reply and checks that header and metadata agree.
 func picked(t testing.TB, r *extprocv3.ProcessingResponse) []string {
 	t.Helper()
 	var common *extprocv3.CommonResponse

@@ -10,18 +10,18 @@ import (
 )
 
 const (
-	// whyEvent is the name of the event that a pick's span has of its reasons.
+	// whyEvent is the name of the span event that holds a pick's reasons.
 	whyEvent = "endpoints ranked"
-	// tracedCandidates bounds how many candidates it has: those that could have been picked for a slightly other
-	// state, and not the hundreds that could not.
+	// tracedCandidates bounds the candidates in the event: the best ones, which a slightly different state could have
+	// picked, and not hundreds that it could not.
 	tracedCandidates = 8
 )
 
-// recording says whether the pick's span is one that is kept, so that its reasons are worth the finding.
+// recording says whether the pick's span is kept, so that the reasons are worth computing.
 func (x *session) recording() bool { return x.span != nil && x.span.IsRecording() }
 
-// traceWhy puts the reasons of a pick into its span, as one event. Its attributes are the columns of a table whose rows
-// are the candidates, best first, and its time is that of the pick.
+// traceWhy adds the reasons of a pick to its span, as one event. The event's attributes are the columns of a table
+// whose rows are the candidates, best first.
 func (x *session) traceWhy(why *poolstate.Decision) {
 	if why == nil || !x.recording() {
 		return
@@ -50,7 +50,7 @@ func (x *session) traceWhy(why *poolstate.Decision) {
 	))
 }
 
-// readingAge is -1 where there is no reading: infinity has no place in the JSON that traces are shown in.
+// readingAge returns -1 where there is no reading: JSON, in which traces are shown, has no infinity.
 func readingAge(c *livestate.Candidate) float64 {
 	if c.ReadingAge == nil {
 		return -1

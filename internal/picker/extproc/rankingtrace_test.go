@@ -12,7 +12,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 )
 
-// pickOne has one call picked, whose prompt is the same every time, and ends it.
+// pickOne makes a call, always with the same prompt, gets its pick, and ends it.
 func pickOne(t *testing.T, w *world) (endpoints string) {
 	t.Helper()
 	x := w.open(t, llama, withModes(partial, none))
@@ -27,7 +27,7 @@ func pickOne(t *testing.T, w *world) (endpoints string) {
 	return endpoints
 }
 
-// The span of a pick says why: all that the explanation has of the best candidates, those that were picked at the top.
+// The span of a pick has all of the explanation of the best candidates, the picked ones first.
 func TestSpansSayWhy(t *testing.T) {
 	var endpoints []string
 	for n := range 2 * tracedCandidates {
@@ -54,7 +54,7 @@ func TestSpansSayWhy(t *testing.T) {
 	if all := got["inference_waypoint.candidate.endpoint"].AsStringSlice(); len(all) != tracedCandidates || all[0] != picked {
 		t.Errorf("the best candidates are %v, want %d with the picked %s before others", all, tracedCandidates, picked)
 	}
-	// The prompt is there since the call before, and nowhere else.
+	// The call before cached the prompt at one endpoint.
 	for i, n := range got["inference_waypoint.candidate.cached_tokens"].AsInt64Slice() {
 		if (n > 0) != (i == 0) {
 			t.Errorf("candidate %d has %d tokens cached", i, n)
@@ -74,7 +74,7 @@ func TestSpansSayWhy(t *testing.T) {
 	}
 }
 
-// The reasons of a pick are not asked for where no trace keeps them.
+// The reasons of a pick are not computed where no trace keeps them.
 func TestPicksAreNotExplainedInVain(t *testing.T) {
 	always := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.AlwaysSample())).Tracer("test")
 	never := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.NeverSample())).Tracer("test")

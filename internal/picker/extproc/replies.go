@@ -15,7 +15,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// Fields of envoy.service.ext_proc.v3.ProcessingResponse and of what is in it.
+// Fields of envoy.service.ext_proc.v3.ProcessingResponse and of the messages in it.
 const (
 	tagDynamicMetadata = 8<<3 | bytesType
 
@@ -37,7 +37,7 @@ const (
 	tagStruct = 5<<3 | bytesType
 )
 
-// replyTags are the fields of a ProcessingResponse by the kind of message that they reply to.
+// replyTags are the fields of a ProcessingResponse, by the kind of message that is replied to.
 var replyTags = [...]tag{
 	onRequestHeaders:  1<<3 | bytesType,
 	onAnswerHeaders:   2<<3 | bytesType,
@@ -57,21 +57,21 @@ var plain = func() (out [len(replyTags)]mem.BufferSlice) {
 
 // reply is a ProcessingResponse. It refers to what it carries only until it is sent.
 type reply struct {
-	// kind is that of the message that is replied to; its zero value replies to none.
+	// kind is the kind of the message that is replied to.
 	kind kind
-	// endpoints are the pick, "ip:port,ip:port". A reply to trailers carries it in metadata alone, as it cannot change
-	// headers.
+	// endpoints are the pick, "ip:port,ip:port". A reply to trailers cannot change headers, so it carries the pick in its
+	// metadata alone.
 	endpoints []byte
-	// call names the call, where there is a pick; see pool.CallKey.
+	// call is the call's id, where there is a pick; see pool.CallKey.
 	call uint64
-	// chunk is a piece of a body that is given back, and end says that it is the last. Nil where none is.
+	// chunk is a chunk of a body that is sent back, nil where there is none. end says that it is the last.
 	chunk mem.Buffer
 	end   bool
 	// refused ends the call.
 	refused *refusal.Error
 }
 
-// encode makes the reply's bytes. Those of a chunk are not copied: the result has a claim on them.
+// encode encodes the reply. A chunk is not copied: the result holds a reference to it.
 func (r *reply) encode() (mem.BufferSlice, error) {
 	switch {
 	case r.refused != nil:
@@ -86,8 +86,8 @@ func (r *reply) encode() (mem.BufferSlice, error) {
 	}
 }
 
-// encodePick encodes the reply that carries a pick. Whatever a client sent under the header's name is overwritten, as
-// it must not steer.
+// encodePick encodes the reply that carries a pick. It overwrites what a client sent under the header's name, as
+// clients must not choose endpoints.
 func encodePick(field tag, endpoints []byte, call uint64) mem.BufferSlice {
 	w := newWriter(256 + 2*len(endpoints))
 	end := w.at
@@ -126,8 +126,8 @@ var (
 	callBytes        = []byte(pool.CallKey)
 )
 
-// encodeChunk encodes the reply that gives a piece of a body back. The piece is the message's end, uncopied; what
-// says that it is the last one comes before.
+// encodeChunk encodes the reply that sends a chunk back. The chunk is the message's end and is not copied; the flag
+// that marks the last chunk comes before it.
 func encodeChunk(field tag, chunk mem.Buffer, last bool) mem.BufferSlice {
 	w := newWriter(64)
 	end, behind := w.at, chunk.Len()
@@ -142,16 +142,16 @@ func encodeChunk(field tag, chunk mem.Buffer, last bool) mem.BufferSlice {
 	return mem.BufferSlice{mem.SliceBuffer(w.buf[w.at:]), chunk}
 }
 
-// writer writes a message from its end to its beginning, so that a length is known when its turn comes.
+// writer writes a message from its end to its beginning, so that each length is known when it is written.
 type writer struct {
 	buf []byte
-	at  int // where what is written begins
+	at  int // where the written part begins
 }
 
 // newWriter makes a writer for a message of at most size bytes.
 func newWriter(size int) writer { return writer{buf: make([]byte, size), at: size} }
 
-// wrap makes of what was written since end the value of a field.
+// wrap makes the bytes written since end the value of a field.
 func (w *writer) wrap(field tag, end int) { w.length(field, end-w.at) }
 
 // bytes writes a field of bytes.
@@ -164,13 +164,13 @@ func (w *writer) bytes(field tag, value []byte) {
 // length writes a field's tag and its value's length.
 func (w *writer) length(field tag, n int) { w.varint(field, uint64(n)) }
 
-// varint writes a field of a number.
+// varint writes a number field.
 func (w *writer) varint(field tag, value uint64) {
 	w.number(value)
 	w.number(uint64(field))
 }
 
-// double writes a field of a floating point number.
+// double writes a floating-point field.
 func (w *writer) double(field tag, value float64) {
 	w.at -= 8
 	protowire.AppendFixed64(w.buf[:w.at], math.Float64bits(value))

@@ -1,6 +1,5 @@
-// Package extproc speaks Envoy's external processing protocol with a proxy: it takes a stream's messages, has an
-// endpoint picked, and is the only place where replies are built. How an endpoint is chosen and what a body says may
-// not enter.
+// Package extproc serves Envoy's external processing protocol: it reads a stream's messages, has an endpoint picked,
+// and is the only place where replies are built. It must not know how an endpoint is chosen or what a body means.
 //
 // The contract with the proxy is the Endpoint Picker Protocol 1.0.0 of the Gateway API Inference Extension.
 package extproc
@@ -33,28 +32,28 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
-// Service is the name under which health checks ask for this service.
+// Service is this service's name in health checks.
 const Service = "envoy.service.ext_proc.v3.ExternalProcessor"
 
-// Options are what a Server is made of.
+// Options configure a Server.
 type Options struct {
 	Metrics *telemetry.Metrics
 	Log     *slog.Logger
-	// Tracer makes a span of each pick; nil makes none.
+	// Tracer makes a span for each pick; nil makes none.
 	Tracer trace.Tracer
-	// MaxStreams is how many streams, which are calls in flight, may be open at once, and a namespace's pools may have four
-	// times as many of them as are free; what is above is ended as overloaded, so that the pool's failure mode decides.
-	// As many again may show answers; those above are not looked at. As many again may be open without a message; above
-	// that the oldest of them is ended. 0 sets no limit.
+	// MaxStreams is how many streams may be open at once, each of which is a call in flight. The pools of a namespace may
+	// have four times as many as are free. A stream above the limit ends as overloaded, so that the pool's failure mode
+	// decides. As many further streams may show answers; answers above that are not read. As many further streams may be open
+	// without a message; above that the oldest of them is ended. 0 sets no limit.
 	MaxStreams int
-	// MaxHeldBytes bounds what is held, of all calls together, of bodies that proxies stream to us before the pick, and a
-	// namespace's pools may hold four times as much of it as is free. Where it is used up, calls are picked on the part of
-	// the body that is there. As many may be on their way back to proxies; streams above that are ended. 0 sets no limit.
+	// MaxHeldBytes bounds the bytes of bodies, of all calls together, that are held before the pick. The pools of a
+	// namespace may hold four times as much as is free. Above the limit a call is picked on the part of its body that has
+	// come. As many bytes may be on their way back to proxies; streams above that are ended. 0 sets no limit.
 	MaxHeldBytes int
-	// Admits says whether a proxy that shows this token may ask about the pool of this name; nil admits all.
+	// Admits says whether a proxy that sends this token may ask about the pool of this name; nil admits all.
 	Admits admission.Check
-	// BodyWithin is how long a call may take from its headers to what decides it, which is at most 1 MiB of its body. 0 is
-	// the time after which proxies give up a call that stands still: five minutes.
+	// BodyWithin is how long a call may take from its headers to the part of its body that decides the pick, at most 1
+	// MiB. 0 stands for five minutes, after which Envoy ends an idle stream by default.
 	BodyWithin time.Duration
 }
 
@@ -62,18 +61,18 @@ type Options struct {
 type Server struct {
 	extprocv3.UnimplementedExternalProcessorServer
 
-	fleet    *poolstate.Fleet
-	probes   *poolstate.Pool // what a Probe has picked from
-	options  Options
-	sessions sync.Pool
-	tails    sync.Pool
-	streams  *fairshare.Whole // calls: streams on which a message came
-	silent   patience         // with streams without a message
-	bodiless patience         // with calls that are not decided on yet
-	shown    *fairshare.Whole // streams that only show an answer
-	held     *fairshare.Whole // bytes of bodies before the pick
-	reading  *fairqueue.Queue // turns at the processors, for prompts
-	pieces   *fairshare.Whole // bytes of pieces of bodies that are not given back yet
+	fleet        *poolstate.Fleet
+	probes       *poolstate.Pool // the pool of Probe's picks
+	options      Options
+	sessions     sync.Pool
+	tails        sync.Pool
+	streams      *fairshare.Whole // calls: streams on which a message came
+	awaitHeaders waitlist         // streams without a message
+	awaitBody    waitlist         // calls that await the part of their body that decides
+	shown        *fairshare.Whole // streams on which a proxy only shows an answer
+	held         *fairshare.Whole // bytes of bodies that are held before the pick
+	reading      *fairqueue.Queue // turns to read a prompt, one for each processor
+	pieces       *fairshare.Whole // bytes of body chunks that are not sent back yet
 
 	parting sync.Once
 	parted  chan struct{} // closed by Part
@@ -82,25 +81,25 @@ type Server struct {
 // New makes a server that picks from the fleet.
 func New(f *poolstate.Fleet, o Options) *Server {
 	s := &Server{
-		fleet:    f,
-		probes:   newProbePool(),
-		reading:  fairqueue.New(runtime.GOMAXPROCS(0)),
-		options:  o,
-		streams:  fairshare.New(int64(o.MaxStreams)),
-		shown:    fairshare.New(int64(o.MaxStreams)),
-		held:     fairshare.New(int64(o.MaxHeldBytes)),
-		pieces:   fairshare.New(piecesOf(o.MaxHeldBytes)),
-		silent:   patience{awaited: "headers", within: headersWithin, most: o.MaxStreams},
-		bodiless: patience{awaited: "body", within: cmp.Or(o.BodyWithin, bodyWithin), refuses: true},
-		parted:   make(chan struct{}),
+		fleet:        f,
+		probes:       newProbePool(),
+		reading:      fairqueue.New(runtime.GOMAXPROCS(0)),
+		options:      o,
+		streams:      fairshare.New(int64(o.MaxStreams)),
+		shown:        fairshare.New(int64(o.MaxStreams)),
+		held:         fairshare.New(int64(o.MaxHeldBytes)),
+		pieces:       fairshare.New(piecesOf(o.MaxHeldBytes)),
+		awaitHeaders: waitlist{awaited: "headers", within: headersWithin, most: o.MaxStreams},
+		awaitBody:    waitlist{awaited: "body", within: cmp.Or(o.BodyWithin, bodyWithin), refuses: true},
+		parted:       make(chan struct{}),
 	}
 	s.sessions.New = func() any { return &session{server: s} }
 	s.tails.New = func() any { return new(answer.Tail) }
 	return s
 }
 
-// tenantOf is the tenant of a pool's name, which is the namespace: one that makes many pools has no more for it. Names
-// that no pool has are one tenant together.
+// tenantOf returns the tenant of a pool, which is its namespace: many pools give a namespace no larger share. All names
+// without a pool are one tenant.
 func (s *Server) tenantOf(name string) string {
 	if s.find(name) == nil {
 		return ""
@@ -112,40 +111,39 @@ func (s *Server) tenantOf(name string) string {
 // Register adds the service to a gRPC server, which must be made with ServerOptions.
 func (s *Server) Register(r grpc.ServiceRegistrar) { extprocv3.RegisterExternalProcessorServer(r, s) }
 
-// LargestMessage is the length of the longest message, in bytes, of a proxy with Envoy's own limits: the 1 MiB that it
-// buffers, a read of as much on top of that, and the headers. gRPC gathers a message before we see whose it is, so it is in
-// nobody's share, and each stream may have one.
+// LargestMessage is the length, in bytes, of the longest message that a proxy sends with Envoy's own limits: the 1 MiB
+// that it buffers, one more read, and the headers. gRPC assembles a message before its pool is known, so it counts in
+// no tenant's share, and each stream may have one.
 const LargestMessage = 3 << 20
 
-// ServerOptions are the settings of gRPC that this service needs: its own way of reading and writing its messages; and
-// those that fit it: many short streams on few connections, messages of up to maxMessage bytes one way and of some
-// hundred bytes the other.
+// ServerOptions are the gRPC settings that this service needs: its own codec, and limits for many short streams on few
+// connections, with requests of up to maxMessage bytes and replies of some hundred bytes.
 func ServerOptions(maxMessage int) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.InTapHandle(makeTerminable),
-		// A proxy whose machine died says no goodbye, and TCP waits for hours. Its calls would count as load until then.
-		// Nothing else has to look for calls that are over and still counted: a call is a stream, Envoy resets a call's
-		// stream when it drops the call, whatever the reason, and what can lose the reset is the connection, which these
-		// pings watch. The thread of Envoy that answers them is the one that owns the call. A call that a server ended and
-		// whose caller does not read is still a call; readings keep it out of the queue.
-		// Connections are not ended by age: a proxy opens a second one for that, and streams live on for minutes.
+		// A proxy whose node died closes no connection, and TCP notices after hours. Until then its calls would count as
+		// load. These pings are the only check for calls that are over and still counted. A call is a stream, and Envoy
+		// resets the stream when it drops the call, for whatever reason. The reset can only be lost with the connection,
+		// which the pings watch. The Envoy thread that answers the pings owns the call. A call that a server ended and whose
+		// caller does not read is still a call; readings keep it out of the queue. Connections are not ended by age: a proxy
+		// would open a second one, and streams last for minutes.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
-		// A waypoint sends a ping with a call that comes after a silence. By default gRPC takes the third one that no reply
-		// of ours came before for an attack, and closes the connection with all of its calls.
+		// A waypoint sends a ping with a call that comes after an idle time. By default gRPC takes the third ping without a
+		// reply in between for an attack, and closes the connection with all of its calls.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 50 * time.Millisecond, PermitWithoutStream: true}),
 		grpc.MaxRecvMsgSize(maxMessage),
-		// A body of Envoy's default 1 MiB comes without waiting for a window; fixed windows also save the pings
-		// that would otherwise measure the bandwidth.
+		// These windows take a body of Envoy's default 1 MiB without waiting. Fixed windows also save the pings that would
+		// otherwise measure the bandwidth.
 		grpc.StaticStreamWindowSize(1 << 20),
 		grpc.StaticConnWindowSize(16 << 20),
 	}
 }
 
-// leastPieces is the room for pieces of bodies on their way back, however little may be held: those of a few calls.
+// leastPieces is the least limit on body chunks on their way back, whatever MaxHeldBytes is: the chunks of a few calls.
 const leastPieces = 8 << 20
 
-// piecesOf is the room for pieces on their way back beside so much for held bodies.
+// piecesOf returns the limit on body chunks on their way back, for a limit on held bodies.
 func piecesOf(held int) int64 {
 	if held == 0 {
 		return 0
@@ -153,18 +151,18 @@ func piecesOf(held int) int64 {
 	return max(int64(held), leastPieces)
 }
 
-// Part ends all streams whose pick is made, in the way that leaves their calls unharmed: with OK, which tells the
-// proxy to go on without the picker. It is for the end of a drain. Streams that wait for their pick go on until then, and
-// those through which a request's body passes until its end: at OK in the middle of that, Envoy 1.40 goes on without the
-// pieces that are on their way, and the model server gets a body with a hole. Answers come through OK whole.
+// Part ends all streams whose pick is made, at the end of a drain. It ends them with OK, upon which the proxy goes on
+// without the picker, so their calls are unharmed. A stream that waits for its pick goes on until the pick is made. A
+// stream through which a request's body passes goes on until the body's end: at OK before that, Envoy 1.40 drops the
+// chunks that are on their way, and the model server gets a body with a hole. Answers pass OK unharmed.
 func (s *Server) Part() { s.parting.Do(func() { close(s.parted) }) }
 
-// admits says whether the proxy may ask about the pool that it names. A probe comes from ourselves.
+// admits says whether the proxy may ask about the pool that it names. The picker's own probe always may.
 func (s *Server) admits(stream context.Context, name string) bool {
 	return name == probePool || s.options.Admits.Admits(stream, name)
 }
 
-// find is the pool of a name, or nil.
+// find returns the pool of a name, or nil.
 func (s *Server) find(name string) *poolstate.Pool {
 	if name == probePool {
 		return s.probes
@@ -176,8 +174,7 @@ func (s *Server) find(name string) *poolstate.Pool {
 	return s.fleet.Pool(parsed)
 }
 
-// countRefusal counts a refused call under its pool if there is one of that name, so that what clients send makes no
-// series.
+// countRefusal counts a refused call under its pool if that exists, so names that clients make up create no series.
 func (s *Server) countRefusal(name string, reason refusal.Reason) {
 	if p := s.find(name); p != nil {
 		p.Metrics().Refused(string(reason))
@@ -186,7 +183,7 @@ func (s *Server) countRefusal(name string, reason refusal.Reason) {
 	s.options.Metrics.RefusedWithoutPool(string(reason))
 }
 
-// ended makes of a stream's end, as the proxy brings it about, no error.
+// ended returns nil for the errors with which a proxy normally ends a stream.
 func ended(err error) error {
 	if errors.Is(err, io.EOF) || status.Code(err) == codes.Canceled {
 		return nil

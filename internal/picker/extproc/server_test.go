@@ -83,7 +83,7 @@ var ways = map[string]func(x *exchange, body []byte) []string{
 	},
 }
 
-// fullDuplex brings a body in chunks of a size and checks that it comes back unchanged.
+// fullDuplex sends a body in chunks of a size and checks that it comes back unchanged.
 func fullDuplex(x *exchange, body []byte, size int, trailers bool) []string {
 	x.t.Helper()
 	x.send(requestHeaders(false))
@@ -116,7 +116,7 @@ func fullDuplex(x *exchange, body []byte, size int, trailers bool) []string {
 	return got
 }
 
-// A conversation's turns go to one endpoint, and another's elsewhere, however the proxy brings them.
+// A conversation's turns go to one endpoint, and another conversation's elsewhere, however the proxy sends them.
 func TestConversationStaysInEveryMode(t *testing.T) {
 	for name, bring := range ways {
 		t.Run(name, func(t *testing.T) {
@@ -151,7 +151,7 @@ func TestConversationStaysInEveryMode(t *testing.T) {
 	}
 }
 
-// Where headers cannot wait for a body, they are answered with a pick by load.
+// Where headers cannot wait for a body, their reply is a pick by load.
 func TestPickOnHeaders(t *testing.T) {
 	tests := map[string]struct {
 		modes func(*extprocv3.ProcessingRequest)
@@ -183,8 +183,8 @@ func TestPickOnHeaders(t *testing.T) {
 	}
 }
 
-// The body of a call that cannot carry a prompt is not waited for, however the proxy brings it, and passes as it comes
-// where it passes through us: it may never end.
+// The pick does not wait for a body that cannot carry a prompt, as it may never end. Where such a body passes through
+// the picker, it passes at once.
 func TestBodyWithoutPromptIsNotAwaited(t *testing.T) {
 	tests := map[string]struct {
 		modes   func(*extprocv3.ProcessingRequest)
@@ -224,7 +224,7 @@ func TestBodyWithoutPromptIsNotAwaited(t *testing.T) {
 	}
 }
 
-// A drain waits for the body of a call that was picked by its headers, as for any that passes through us.
+// A drain waits for the body of a call that was picked on its headers, as for any body through the picker.
 func TestDrainWaitsForBodyPickedByHeaders(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
 	x := w.open(t, llama, withModes(full, none))
@@ -237,7 +237,7 @@ func TestDrainWaitsForBodyPickedByHeaders(t *testing.T) {
 	}
 }
 
-// Calls of one session stay together, by the header that the pool is set to, and only by that one.
+// Calls of one session stay together, by the pool's session header alone.
 func TestSessionHeader(t *testing.T) {
 	tests := map[string]struct {
 		header   string
@@ -513,8 +513,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// The pool is looked for when the pick is made: one that is deleted during the request refuses it, one that has lost
-// its last endpoint too.
+// The pool is looked up at the pick: a pool that is deleted during the request, or loses its last endpoint, refuses the
+// call.
 func TestPoolChangesDuringRequest(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
 	x := w.open(t, llama, withModes(partial, none))
@@ -591,7 +591,7 @@ func TestServedEndpointTakesTheReservation(t *testing.T) {
 	}
 }
 
-// The client goes away at each point of the exchange; nothing is left of it.
+// The client goes away at each point of the exchange, and its call leaves nothing behind.
 func TestClientVanishes(t *testing.T) {
 	all := []*extprocv3.ProcessingRequest{
 		requestHeaders(false), requestBody(completion(1, 1000), false), requestTrailers(),
@@ -661,7 +661,7 @@ func TestBodyWithoutHeaders(t *testing.T) {
 	picked(t, x.recv())
 }
 
-// Nor is it held where it comes in pieces: there is no reply to headers that could carry its pick.
+// Such a body is not held where it comes in chunks: there is no reply to headers that could carry its pick.
 func TestPieceWithoutHeaders(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
 	x := w.open(t, llama, withModes(full, none))
@@ -673,7 +673,7 @@ func TestPieceWithoutHeaders(t *testing.T) {
 	}
 }
 
-// Trailers of a request whose body was never sent carry the pick where they can: in metadata.
+// The reply to trailers of a request without a body carries the pick in metadata, where it can.
 func TestTrailersWithoutBody(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
 	x := w.open(t, llama, withModes(whole, none))
@@ -697,8 +697,8 @@ func TestObservabilityModeGetsNoReply(t *testing.T) {
 	}
 }
 
-// outcomes are the ways in which a call of a prompt can end within no time, as the proxy shows them, and whether they show
-// that the prompt was prefilled.
+// outcomes are the ways in which a call can end at once, as the proxy shows them, and whether they show that the prompt
+// was prefilled.
 var outcomes = map[string]struct {
 	end       func(x *exchange)
 	prefilled bool
@@ -733,7 +733,7 @@ var outcomes = map[string]struct {
 	"gRPC, an end and no status": {func(x *exchange) { x.answer("200", true, "content-type", "application/grpc") }, false},
 }
 
-// answer brings the head of the answer by the endpoint that was picked, and takes the reply.
+// answer sends the answer's headers from the picked endpoint, and takes the reply.
 func (x *exchange) answer(status string, end bool, more ...string) {
 	x.t.Helper()
 	m := answerHeaders(status, end)
@@ -743,13 +743,13 @@ func (x *exchange) answer(status string, end bool, more ...string) {
 	isContinue(x.t, x.recv(), "ResponseHeaders")
 }
 
-// answerGRPC brings the head of an answer of gRPC that is the whole answer, and takes the reply.
+// answerGRPC sends the headers of a gRPC answer that ends with them, and takes the reply.
 func (x *exchange) answerGRPC(status string) {
 	x.t.Helper()
 	x.answer("200", true, "content-type", "application/grpc", "grpc-status", status)
 }
 
-// trailers brings the answer's trailers, and takes the reply.
+// trailers sends the answer's trailers, and takes the reply.
 func (x *exchange) trailers(pairs ...string) {
 	x.t.Helper()
 	m := answerTrailers()
@@ -758,21 +758,21 @@ func (x *exchange) trailers(pairs ...string) {
 	isContinue(x.t, x.recv(), "ResponseTrailers")
 }
 
-// answerByProxy brings the head of an answer that the proxy made by itself, and takes the reply.
+// answerByProxy sends the headers of an answer that the proxy made itself, and takes the reply.
 func (x *exchange) answerByProxy(status string) {
 	x.t.Helper()
 	x.send(answerHeaders(status, true))
 	isContinue(x.t, x.recv(), "ResponseHeaders")
 }
 
-// answerEnd brings the end of the answer's body.
+// answerEnd sends the end of the answer's body.
 func (x *exchange) answerEnd() {
 	x.t.Helper()
 	x.send(answerBody(nil, true))
 	isContinue(x.t, x.recv(), "ResponseBody")
 }
 
-// callTo brings a call that only one endpoint may serve, up to its pick.
+// callTo makes a call that only one endpoint may serve, up to its pick.
 func (w *world) callTo(t *testing.T, endpoint string, body []byte) *exchange {
 	t.Helper()
 	x := w.open(t, llama, withModes(partial, none))
@@ -784,7 +784,7 @@ func (w *world) callTo(t *testing.T, endpoint string, body []byte) *exchange {
 	return x
 }
 
-// A good answer shows that the server has prefilled all that came before its call; no other one does.
+// A good answer shows that the server has prefilled all calls before its own; no other answer does.
 func TestAnswerEmptiesTheQueue(t *testing.T) {
 	const busy, other = "10.244.0.1:8000", "10.244.0.2:8000"
 	for name, tt := range outcomes {
@@ -812,7 +812,7 @@ func TestAnswerEmptiesTheQueue(t *testing.T) {
 	}
 }
 
-// Only a call that was prefilled leaves its prompt in the endpoint's cache.
+// Only a prefilled call leaves its prompt in the endpoint's cache.
 func TestAnswerLeavesThePrompt(t *testing.T) {
 	const endpoint = "10.244.0.1:8000"
 	for name, tt := range outcomes {
@@ -836,8 +836,8 @@ func TestAnswerLeavesThePrompt(t *testing.T) {
 	}
 }
 
-// What an endpoint's answers begin with decides whether it is avoided: one that fails, and one that sheds; not one that
-// refuses a call. A good beginning is enough to use it again. What the proxy answers by itself blames none.
+// An answer's headers decide whether its endpoint is avoided: one that fails or sheds is, one that refuses a call is
+// not. A good beginning ends the avoidance. Answers that the proxy makes itself blame no endpoint.
 func TestAnswerTellsOfHealth(t *testing.T) {
 	const first, other = "10.244.0.1:8000", "10.244.0.2:8000"
 	tests := map[string]struct {

@@ -19,51 +19,51 @@ import (
 )
 
 const (
-	// factsLimit is how much of a body is held before the pick where the proxy streams it to us: as much as Envoy
-	// sends in its buffered modes by default. What comes after it only makes the prompt longer.
+	// factsLimit is how many bytes of a streamed body are held before the pick: as many as Envoy's buffered modes send by
+	// default. What comes after it only makes the prompt longer.
 	factsLimit = 1 << 20
 
-	// chunkLimit is the longest piece in which a held body is given back: ext_proc recommends at most 64 KiB.
+	// chunkLimit is the longest chunk, in bytes, in which a held body is sent back: ext_proc recommends at most 64 KiB.
 	chunkLimit = 64 << 10
 
-	// cheapBody is the length of a body that is read without waiting for a turn at the processors: that takes a few
-	// microseconds, a tenth of what all else takes that is done for a call.
+	// cheapBody is the length, in bytes, up to which a body is read without waiting for a turn at the processors. Reading
+	// it takes a few microseconds, a tenth of all other work for a call.
 	cheapBody = 4 << 10
 
-	// turnPatience is how long a call waits for its turn to be read. It is behind the calls of its own namespace alone:
-	// where they come faster than they can be read, those that are late are picked by load. Waypoints wait half as long
+	// turnPatience is how long a call waits for its turn to have its body read. It waits behind calls of its own namespace
+	// only. Where those come faster than they can be read, late calls are picked by load. A waypoint waits half as long
 	// again for a pick.
 	turnPatience = 200 * time.Millisecond
 
-	// blocksKept bounds what a finished session keeps for the next one: the blocks of a 2 MiB prompt, 64 KiB.
+	// blocksKept bounds the blocks that an ended session keeps for the next one: those of a 2 MiB prompt, 64 KiB.
 	blocksKept = 8192
 )
 
-// sender is the way back to the proxy. It takes a *reply, which is only valid during the call.
+// sender sends replies to the proxy. SendMsg takes a *reply, which is valid only during the call.
 type sender interface {
 	SendMsg(reply any) error
 }
 
-// phase is where a call's exchange with the proxy stands.
+// phase is the state of a call's exchange with the proxy.
 type phase uint8
 
 const (
-	opened     phase = iota // nothing of the request has come
-	awaitsBody              // the headers are replied to, and the body comes in one message that decides
-	holds                   // the reply to the headers waits for the pick, and the body's pieces are held for it
-	passes                  // picked, and the rest of the request's body passes through us
-	settled                 // picked, and nothing of the request is on its way through us
-	parted                  // picked, and the stream is not ours any more
-	faulty                  // a fault of ours left the exchange in an unknown state
+	opened     phase = iota // no message of the request has come
+	awaitsBody              // the headers are answered, and the one message with the body decides
+	holds                   // the reply to the headers and the body's chunks are held until the pick
+	passes                  // picked, and the rest of the request's body passes through the picker
+	settled                 // picked, and no chunk of the request is on its way through the picker
+	parted                  // picked, and the stream was ended at a drain
+	faulty                  // a panic left the exchange in an unknown state
 )
 
-// decided says that there was a pick, or a refusal in its place.
+// decided says whether the call was picked or refused.
 func (p phase) decided() bool { return p >= passes }
 
-// streaming says that pieces of the request's body are on their way through us.
+// streaming says whether chunks of the request's body are on their way through the picker.
 func (p phase) streaming() bool { return p == holds || p == passes }
 
-// decidedWhere is the phase of a call that is decided on, where the rest of its body passes through us or not.
+// decidedWhere returns the phase after the pick; bodyPasses says whether the rest of the request's body still comes.
 func decidedWhere(bodyPasses bool) phase {
 	if bodyPasses {
 		return passes
@@ -71,8 +71,8 @@ func decidedWhere(bodyPasses bool) phase {
 	return settled
 }
 
-// session is one call's exchange with the proxy. A message that comes out of order is answered as its kind demands and
-// never faults: the call still gets the best pick that is possible then.
+// session is one call's exchange with the proxy. A message out of order gets the reply that its kind demands and never
+// an error: the call still gets the best pick that is possible by then.
 type session struct {
 	server  *Server
 	send    sender
@@ -80,11 +80,11 @@ type session struct {
 	stream  *terminable
 	waiting waiting
 	tenant  string
-	room    *fairshare.Share // among calls; nil before the first message
+	room    *fairshare.Share // the tenant's share of MaxStreams; nil before the first message
 
 	mu     sync.Mutex // held while a message is answered
 	phase  phase
-	flowed time.Time // when the last piece of an answer came that passes through us; zero where none does
+	flowed time.Time // when the last chunk came of an answer that passes through the picker; zero where none does
 
 	message received
 	reply   reply
@@ -93,28 +93,28 @@ type session struct {
 	path                    string
 	session                 string // the value of the pool's session header
 	subset                  poolstate.Subset
-	held                    heldBody // of a streamed body, before the pick
+	held                    heldBody // the head of a streamed body, before the pick
 	refused                 *refusal.Error
 	outcome                 poolstate.Outcome
-	span                    trace.Span   // from the headers to the pick; nil where nobody traces
-	tail                    *answer.Tail // of the answer, if its usage is counted
+	span                    trace.Span   // from the headers to the pick; nil without tracing
+	tail                    *answer.Tail // the answer's end, if its usage is counted
 
 	facts       request.Facts
 	reservation poolstate.Reservation
 	endpoints   []byte // the pick, "ip:port,ip:port"
-	call        uint64 // its name for the proxy
+	call        uint64 // the call's id, which the proxy gets with the pick
 }
 
-// bodyMode is what a way of sending bodies means for us.
+// bodyMode is what a mode of sending bodies means for the picker.
 type bodyMode uint8
 
 const (
-	// duplex: the body comes in chunks, is ours to give back, and the headers' reply may wait for it. It is what
-	// endpoint pickers are sent by default, and is assumed of a proxy that does not tell its mode.
+	// duplex: the body comes in chunks, the picker sends them back, and the reply to the headers may wait for the body. It
+	// is the endpoint picker protocol's default, and assumed of a proxy that does not send its mode.
 	duplex bodyMode = iota
-	// buffered: once the headers are replied to, the body comes in one message whose reply can change headers.
+	// buffered: once the headers are answered, the body comes in one message whose reply can still change headers.
 	buffered
-	// unseen: no body comes, or none before the headers are gone: they are the last chance for a pick.
+	// unseen: no body comes, or none before the headers are sent on, so the pick must be made on the headers.
 	unseen
 )
 
@@ -129,11 +129,11 @@ func modeOf(m int32) bodyMode {
 	}
 }
 
-// step takes the message that the proxy sent last, and sends what it calls for. done says that the exchange is over.
+// step handles the message that the proxy sent last, and sends its reply. done says that the exchange is over.
 func (x *session) step() (done bool, err error) {
 	m := &x.message
 	if m.observability {
-		return false, nil // the proxy only shows what it does, and ignores replies
+		return false, nil // the proxy only shows its messages, and ignores replies
 	}
 	if m.modesTold { // in the first message only
 		x.requestMode, x.answerMode = modeOf(m.requestMode), modeOf(m.answerMode)
@@ -160,7 +160,7 @@ func (x *session) step() (done bool, err error) {
 			x.noteEnd()
 		}
 		err = x.sendPlain()
-	default: // a message without a kind, or of one that is newer than we are, asks for nothing
+	default: // a message without a kind, or of an unknown kind, needs no reply
 	}
 	return x.refused != nil, err
 }
@@ -188,8 +188,8 @@ func (x *session) requestHeaders() error {
 	}
 }
 
-// carriesPrompt reports whether the request whose headers these are may carry a prompt. For any other body nothing
-// waits: it may never end.
+// carriesPrompt reports whether the request with these headers may carry a prompt. The pick never waits for another
+// body, which may never end.
 func (r *received) carriesPrompt() bool {
 	return request.CarriesPrompt(string(r.method), string(r.contentType))
 }
@@ -206,17 +206,17 @@ func (x *session) requestBody() error {
 	}
 }
 
-// requestChunk holds chunks until there is enough to decide on, and gives back each one that comes after. Enough is
-// also what the server's room for held bodies allows: a call picked on a shorter head is better than one refused.
+// requestChunk holds chunks until they suffice for a pick, and sends back each later one. They also suffice where the
+// limit on held bodies is reached: a pick on a shorter head is better than a refusal.
 func (x *session) requestChunk() error {
 	m := &x.message
 	switch {
 	case x.phase.decided():
 		x.phase = decidedWhere(!m.end)
 		return x.giveBack(onRequestBody, m.bodyBuffer(), m.end)
-	case m.end && x.held.len() == 0: // most bodies are one chunk, and are not copied
+	case m.end && x.held.len() == 0: // most bodies are one chunk, which is not copied
 		return x.decideStreamed(m.bodyBuffer(), true)
-	case x.phase != holds: // no headers came that could wait
+	case x.phase != holds: // the headers were not sent first
 		return x.decideStreamed(m.bodyBuffer(), false)
 	}
 	room := x.hold(len(m.body))
@@ -227,14 +227,14 @@ func (x *session) requestChunk() error {
 	return x.decideHeld(m.end)
 }
 
-// decideHeld decides on the chunks that were held. end says that nothing, not even trailers, comes after them.
+// decideHeld picks on the chunks that were held. end says that neither more chunks nor trailers follow.
 func (x *session) decideHeld(end bool) error {
 	x.release()
 	return x.decideStreamed(x.held.take(), end)
 }
 
-// hold takes room for n more bytes of a body, and says whether there was some left. It is taken in any case: release must
-// follow.
+// hold takes room for n more bytes of a body, and reports whether there was enough. The room is taken in any case, so
+// release must follow.
 func (x *session) hold(n int) bool {
 	x.server.options.Metrics.Held(n)
 	return x.server.held.Of(x.tenant).Take(int64(n))
@@ -248,13 +248,13 @@ func (x *session) release() {
 	}
 }
 
-// letGo ends the holding of a body.
-func (x *session) letGo() {
+// dropHeld ends the holding of a body.
+func (x *session) dropHeld() {
 	x.release()
 	x.held.take().Free()
 }
 
-// decideStreamed picks from a body's head, then replies to the headers and gives the head back. It frees body.
+// decideStreamed picks on a body's head, then answers the headers and sends the head back. It frees body.
 func (x *session) decideStreamed(body mem.Buffer, end bool) error {
 	defer body.Free()
 	headersWait := x.phase == holds
@@ -276,7 +276,7 @@ func (x *session) decideStreamed(body mem.Buffer, end bool) error {
 	}
 }
 
-// requestTrailers end a body that did not say that it ended.
+// requestTrailers ends a body whose chunks did not mark its end.
 func (x *session) requestTrailers() error {
 	switch {
 	case x.phase.decided():
@@ -305,12 +305,12 @@ func (x *session) answerBody() error {
 	return x.sendPlain()
 }
 
-// noteAnswer learns from the answer's headers who serves the call and how it goes.
+// noteAnswer notes, from the answer's headers, which endpoint serves the call and how the call goes.
 func (x *session) noteAnswer() {
 	if !x.reservation.Held() {
 		return
 	}
-	status, _ := strconv.Atoi(string(x.message.status)) // none, or no number, counts as "other"
+	status, _ := strconv.Atoi(string(x.message.status)) // a status that is missing or no number counts as "other"
 	x.reservation.Metrics().Responded(status)
 	if p := x.server.find(x.pool); p != nil && p.CountsUsage() && x.tail == nil {
 		x.tail = x.server.tails.Get().(*answer.Tail)
@@ -323,8 +323,8 @@ func (x *session) noteAnswer() {
 	x.reservation.Responded(x.outcome)
 }
 
-// outcome is what an answer's head tells. Served says that the proxy names the endpoint that serves: an answer that it
-// made itself, for want of an endpoint or to hold a caller to a limit, blames none.
+// outcome returns the outcome that an answer's headers show. served says that the proxy named the endpoint that serves.
+// An answer that the proxy made itself, without an endpoint or for a rate limit, blames no endpoint.
 func (r *received) outcome(status int, served bool) poolstate.Outcome {
 	whole := r.whole()
 	if status == http.StatusOK && r.ofGRPC() {
@@ -347,28 +347,28 @@ func (r *received) outcome(status int, served bool) poolstate.Outcome {
 	return poolstate.Refused
 }
 
-// whole says that with its head an answer's end is there too, or is about to be. JSON is written when its generation has
-// ended. The head of a stream may come before its prompt is prefilled.
+// whole says that the answer's end is there, or follows its headers at once. A server writes JSON when the generation
+// has ended. The headers of a stream may come before its prompt is prefilled.
 func (r *received) whole() bool {
 	return r.end || bytes.HasPrefix(r.contentType, []byte("application/json"))
 }
 
-// noteEnd notes that the answer came to its end, where the proxy lets us see it.
+// noteEnd notes that the proxy showed the answer's end.
 func (x *session) noteEnd() {
 	if x.outcome == poolstate.Ended {
 		x.outcome = poolstate.Answered
 	}
 }
 
-// sendPlain replies to the message that nothing is to be changed.
+// sendPlain replies to the message without changing anything.
 func (x *session) sendPlain() error { return x.sendReply(reply{kind: x.message.kind}) }
 
-// sendPick replies to a message of a kind with the pick, or ends the call with the refusal.
+// sendPick replies to a message with the pick, or ends the call with the refusal.
 func (x *session) sendPick(k kind) error {
 	return x.sendReply(reply{kind: k, endpoints: x.endpoints, call: x.call, refused: x.refused})
 }
 
-// giveBack replies with a chunk of the request's or the answer's body. It frees chunk.
+// giveBack replies with a chunk of the request's or the answer's body. It frees the chunk.
 func (x *session) giveBack(k kind, chunk mem.Buffer, end bool) error {
 	defer chunk.Free()
 	return x.sendReply(reply{kind: k, chunk: chunk, end: end})
@@ -381,9 +381,8 @@ func (x *session) sendReply(r reply) error {
 	return err
 }
 
-// decide picks, once for a call, which takes it to the next phase. Where a fault of ours stands in the way, the call is
-// still picked, by load alone; a second fault ends the stream, and what then becomes of the call is for the pool's failure
-// mode to say.
+// decide picks for the call, and moves it to the next phase. After a panic the call is picked by load alone. A second
+// panic ends the stream, and the pool's failure mode decides what becomes of the call.
 func (x *session) decide(body []byte, next phase) {
 	x.phase = next
 	if x.attempt(func() { x.pick(body) }) {
@@ -393,7 +392,7 @@ func (x *session) decide(body []byte, next phase) {
 	x.pick(nil)
 }
 
-// pick reads the facts, picks and reserves. The refusal, if any, is already counted.
+// pick reads the facts, picks and reserves. It also counts a refusal.
 func (x *session) pick(body []byte) {
 	begin := time.Now()
 	p := x.server.find(x.pool)
@@ -421,19 +420,19 @@ func (x *session) pick(body []byte) {
 	x.endpoints, x.call = x.reservation.Endpoints(x.endpoints[:0]), x.reservation.ID()
 	took := time.Since(begin)
 	p.Metrics().Picked(x.reservation.PromptTokens, x.reservation.CachedTokens, took)
-	x.tellPick(took)
+	x.logPick(took)
 }
 
 func (x *session) refuse(e *refusal.Error) {
 	x.refused = e
 	x.server.countRefusal(x.pool, e.Reason)
-	x.tellRefusal()
+	x.logRefusal()
 }
 
-// end gives back what the call holds and makes the session ready for the next call.
+// end releases all that the call holds, and makes the session ready for the next call.
 func (x *session) end() {
 	x.reservation.Release(x.outcome)
-	x.letGo()
+	x.dropHeld()
 	if x.tail != nil {
 		x.server.countUsage(x.pool, x.tail)
 	}

@@ -13,25 +13,25 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// errFault ends a stream that a fault of ours leaves without a pick. The proxy then does what the pool's failure mode
-// says, where it still can (see sayWhy); a reply without a pick would decide that for it, and is against the protocol.
+// errFault ends a stream that a panic left without a pick. The proxy then follows the pool's failure mode, where it
+// still can (see refuseMidBody). A reply without a pick would override the failure mode and break the protocol.
 var errFault = status.Error(codes.Internal, "the endpoint picker failed")
 
-// errOverloaded ends the stream of a call for which there is no room, so that the pool's failure mode decides: the call
-// could well be served, if not picked for.
-var errOverloaded = status.Error(codes.ResourceExhausted, "the endpoint picker has as many calls in flight as it may have, or as the pool's namespace may")
+// errOverloaded ends the stream of a call above the limits, so that the pool's failure mode decides: the model servers
+// could well serve the call without a pick.
+var errOverloaded = status.Error(codes.ResourceExhausted, "the endpoint picker has reached its limit of calls in flight, or the pool's namespace has reached its share")
 
-// errNotAdmitted ends the stream of a proxy that has not shown that it serves the pool. If it does, its calls go on as the
-// pool's failure mode says.
-var errNotAdmitted = status.Error(codes.PermissionDenied, "the proxy has not shown the pool's token, by which the controller admits the waypoints that serve it")
+// errNotAdmitted ends the stream of a proxy that did not send the pool's token. If the proxy does serve the pool, its
+// calls follow the pool's failure mode.
+var errNotAdmitted = status.Error(codes.PermissionDenied, "the proxy did not send the pool's token, which the controller gives to the waypoints that serve the pool")
 
-// counter counts streams that are open.
+// counter counts open streams.
 type counter interface {
 	StreamOpened()
 	StreamClosed()
 }
 
-// counterOf is that of a pool, or of the streams of none.
+// counterOf returns a pool's counter, or that of streams without a pool.
 func (s *Server) counterOf(name string) counter {
 	if p := s.find(name); p != nil {
 		return p.Metrics()
@@ -39,8 +39,8 @@ func (s *Server) counterOf(name string) counter {
 	return s.options.Metrics
 }
 
-// Process serves one stream. It is one HTTP call, until the proxy ends it: with the call, by the protocol. Or it only
-// shows the answer of one, if it is opened so.
+// Process serves one stream, which is one HTTP call and ends with it, by the protocol. A stream that is opened for the
+// usage only shows the answer to a call.
 func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
 	name := admission.Opened(stream.Context(), pool.NameHeader)
 	if name == "" {
@@ -48,7 +48,7 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 			if !s.admits(stream.Context(), shownOf) {
 				return errNotAdmitted
 			}
-			return s.look(stream, shownOf)
+			return s.observe(stream, shownOf)
 		}
 	}
 	if !s.admits(stream.Context(), name) {
@@ -63,9 +63,9 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 
 // serve serves the stream of a call to a pool.
 //
-// Up to the pick that takes a few messages within microseconds. Then the stream idles until the answer comes and again
-// until it has ended, for minutes, in a call of gRPC that only the proxy can end. So the session gets a goroutine of
-// its own by then, and this one stands ready to end the stream. An idle stream takes less than 14 KB all the same.
+// Up to the pick a call takes a few messages within microseconds. Then the stream idles for minutes, until the answer
+// comes and until it has ended, in a gRPC receive that only the proxy can end. So the session then gets a goroutine of
+// its own, and this one waits to end the stream at a drain. An idle stream still takes less than 14 KB.
 func (s *Server) serve(stream extprocv3.ExternalProcessor_ProcessServer, name string) error {
 	x := s.sessions.Get().(*session)
 	x.pool, x.send, x.stream = name, stream, terminableOf(stream.Context())
@@ -74,7 +74,7 @@ func (s *Server) serve(stream extprocv3.ExternalProcessor_ProcessServer, name st
 		return err
 	}
 	ended := make(chan struct{})
-	var err error // once it has ended
+	var err error // of advance; valid once ended is closed
 	go func() {
 		_, err = x.advance(stream, false)
 		close(ended)
@@ -101,45 +101,45 @@ func (s *Server) serve(stream extprocv3.ExternalProcessor_ProcessServer, name st
 	return nil
 }
 
-// quiet is how long no piece of an answer that passes through us may have come before we part from it. Pieces that are on
-// their way to us then would be lost, and an answer that lacks its middle looks like a whole one. So it outlasts the time
-// for which a busy node keeps the proxy or us from running: on two cores with six programs at work, 100 ms did not.
+// quiet is how long no chunk of an answer may have passed through the picker before the stream may be ended. A chunk on
+// its way at the end would be lost, and an answer without its middle looks whole. So quiet outlasts the time for which
+// a busy node stops the proxy or the picker: on two cores with six busy programs, 100 ms did not.
 const quiet = 500 * time.Millisecond
 
-// begin takes messages until the call is decided on or over. Only a stream with a message is a call and takes the room of
-// one: those that never say anything keep nobody out.
+// begin handles messages until the call is picked, refused or over. Only a stream with a message counts as a call and
+// takes room: a stream without one keeps no call out.
 func (x *session) begin(stream grpc.ServerStream) (over bool, err error) {
 	s := x.server
-	s.silent.begin(x)
+	s.awaitHeaders.begin(x)
 	err = stream.RecvMsg(&x.message)
-	if s.silent.end(x) {
-		return true, s.lost(&s.silent, x.pool)
+	if s.awaitHeaders.end(x) {
+		return true, s.timedOut(&s.awaitHeaders, x.pool)
 	}
 	if err != nil {
 		return true, ended(err)
 	}
 	x.tenant = s.tenantOf(x.pool)
 	x.room = s.streams.Of(x.tenant)
-	// That there is no room for more calls is no reason to send none: a probe is never one too many.
+	// A probe is never over the limit: a picker without room for more calls still works.
 	if !x.room.Take(1) && x.pool != probePool {
 		return true, x.shed(errOverloaded)
 	}
-	asks := x.message.kind.ofRequest() && !x.message.observability // who only shows calls owes nothing
+	asks := x.message.kind.ofRequest() && !x.message.observability // a proxy that only shows calls owes no body
 	if over, err = x.take(); over || x.phase.decided() {
 		return over, err
 	}
 	if !asks { // a proxy that only shows answers owes no body
 		return x.advance(stream, true)
 	}
-	s.bodiless.begin(x)
+	s.awaitBody.begin(x)
 	over, err = x.advance(stream, true)
-	if s.bodiless.end(x) {
-		return true, s.lost(&s.bodiless, x.pool)
+	if s.awaitBody.end(x) {
+		return true, s.timedOut(&s.awaitBody, x.pool)
 	}
 	return over, err
 }
 
-// advance takes messages until the exchange is over or, if only so much is wanted, the call is decided on.
+// advance handles messages until the exchange is over or, with untilDecided, until the call is picked or refused.
 func (x *session) advance(stream grpc.ServerStream, untilDecided bool) (over bool, err error) {
 	for !untilDecided || !x.phase.decided() {
 		if err := stream.RecvMsg(&x.message); err != nil {
@@ -152,10 +152,10 @@ func (x *session) advance(stream grpc.ServerStream, untilDecided bool) (over boo
 	return false, nil
 }
 
-// take answers a message, and says whether the exchange is over.
+// take handles a message, and reports whether the exchange is over.
 func (x *session) take() (over bool, err error) {
 	if n := len(x.message.body); n > 0 && x.requestMode == duplex {
-		// A piece is in memory until it is given back, and a proxy may not read.
+		// A chunk is in memory until it is sent back, and a proxy may not read.
 		room := x.server.pieces.Of(x.tenant)
 		defer room.Give(int64(n))
 		if !room.Take(int64(n)) && (n > chunkLimit || x.decided()) {
@@ -164,19 +164,19 @@ func (x *session) take() (over bool, err error) {
 		}
 	}
 	over, err = x.answer()
-	// A stream lives as long as its call, a body's bytes only until the pick.
+	// A stream lives as long as its call, but the body's bytes are needed only until the pick.
 	x.message.free()
 	return over || err != nil, ended(err)
 }
 
-// decided says that the call is decided on, to those who do not hold the mutex.
+// decided says whether the call was picked or refused, for callers that do not hold the mutex.
 func (x *session) decided() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.phase.decided()
 }
 
-// answer does what the message calls for, and nothing once the session has parted.
+// answer sends the message's reply, and nothing once the stream was ended at a drain.
 func (x *session) answer() (over bool, err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -184,7 +184,7 @@ func (x *session) answer() (over bool, err error) {
 		return true, nil
 	}
 	if !x.attempt(func() { over, err = x.step() }) {
-		x.sayWhy(refusal.Internal, errFault)
+		x.refuseMidBody(refusal.Internal, errFault)
 		x.phase = faulty
 		return true, errFault
 	}
@@ -197,19 +197,19 @@ func (x *session) answer() (over bool, err error) {
 	return over, err
 }
 
-// shed gives a call up for which there is no room.
+// shed gives up a call that is over a limit.
 func (x *session) shed(err error) error {
 	x.server.countRefusal(x.pool, refusal.Overloaded)
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.sayWhy(refusal.Overloaded, err)
+	x.refuseMidBody(refusal.Overloaded, err)
 	return err
 }
 
-// sayWhy refuses a call whose stream is about to end with an error, if that would not leave it to the pool's failure mode:
-// while the request's body is streamed to us. Envoy 1.40 fails open only until it has sent the first piece, which comes
-// right behind the headers, and then refuses the call without a reason.
-func (x *session) sayWhy(reason refusal.Reason, err error) {
+// refuseMidBody refuses a call whose stream is about to end with an error while the request's body is streamed: there
+// the pool's failure mode does not apply. Envoy 1.40 fails open only until it has sent the first chunk, which follows
+// the headers at once, and then refuses the call without a reason.
+func (x *session) refuseMidBody(reason refusal.Reason, err error) {
 	m := &x.message
 	mode := x.requestMode
 	if m.modesTold {
@@ -219,16 +219,16 @@ func (x *session) sayWhy(reason refusal.Reason, err error) {
 	if x.phase == parted || x.refused != nil || !opens && !x.phase.streaming() {
 		return
 	}
-	// A proxy that does not read is not waited for.
+	// The stream is ended if the proxy does not read the refusal in time.
 	defer time.AfterFunc(refusedWithin, x.stream.terminate).Stop()
 	e := refusal.New(reason, "%s", status.Convert(err).Message())
 	x.attempt(func() { _ = x.sendReply(reply{kind: m.kind, refused: e}) }) // a proxy that is gone needs none
 }
 
-// follow notes when of the answer's body a piece is on its way through us.
+// follow notes when a chunk of the answer's body last passed through the picker.
 func (x *session) follow() {
 	switch x.message.kind {
-	case onAnswerHeaders, onAnswerBody: // the first piece comes close behind the headers
+	case onAnswerHeaders, onAnswerBody: // the first chunk follows the headers at once
 		x.flowed = time.Time{}
 		if x.answerMode == duplex && !x.message.end {
 			x.flowed = time.Now()
@@ -238,8 +238,8 @@ func (x *session) follow() {
 	}
 }
 
-// part keeps the session from using the stream any more, and says whether it does: not while the request's body is on
-// its way through us, nor while the answer's is and does not pause.
+// part keeps the session from using the stream any more, and reports whether it could. It cannot while the request's
+// body passes through the picker, nor while the answer's body does without a pause.
 func (x *session) part() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -253,8 +253,8 @@ func (x *session) partLocked() bool {
 	return x.phase == parted
 }
 
-// finish gives back what the call holds, and the session to the next call unless it is in an unknown state. Nobody may
-// use the session any more: its goroutine has ended, and whoever waits for that goroutine calls finish.
+// finish releases what the call holds, and returns the session to the pool unless its state is unknown. The session's
+// goroutine has ended by then, and nothing uses the session afterwards.
 func (x *session) finish() {
 	server, usable := x.server, x.phase != faulty
 	if x.room != nil {

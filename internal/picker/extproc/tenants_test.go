@@ -12,8 +12,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// A proxy asks only about the pools whose tokens it has, and those that only show answers are no exception. Who names the
-// pool of probes, which are never one too many, is a stranger like any other.
+// A proxy may ask only about the pools whose tokens it has, also on streams that only show answers. A proxy that names
+// the probe pool is refused like any other.
 func TestAdmits(t *testing.T) {
 	w := newWorldWith(t, poolstate.Options{Seed: 1}, Options{
 		Admits: func(pool, token string) bool { return token == "of "+pool },
@@ -54,8 +54,8 @@ func TestAdmits(t *testing.T) {
 	}
 }
 
-// Where a namespace's long prompts have all turns at the processors, its own calls that come late are picked by load, and
-// another's call has the next turn.
+// Where a namespace's long prompts take all turns at the processors, its own late calls are picked by load, and another
+// namespace's call has the next turn.
 func TestReadingTakesTurns(t *testing.T) {
 	w := newWorld(t, fourEndpoints...)
 	w.set("hostile/qwen", fourEndpoints...)
@@ -85,7 +85,7 @@ func TestReadingTakesTurns(t *testing.T) {
 	}
 }
 
-// Proxies that send long pieces and never read what is given back hold a bounded part of the memory, and leave others theirs.
+// Proxies that send long chunks and read no replies hold a bounded part of the memory; other namespaces have theirs.
 func TestPiecesThatNobodyTakesBack(t *testing.T) {
 	const most, piece, streams = 8 << 20, 1 << 20, 40
 	w := newWorldWith(t, poolstate.Options{Seed: 1}, Options{MaxHeldBytes: most}, fourEndpoints...)

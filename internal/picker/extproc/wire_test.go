@@ -33,7 +33,7 @@ type seen struct {
 	Served                  string
 }
 
-// byHand sees a message as the picker does.
+// byHand decodes a message with the picker's code.
 func byHand(t testing.TB, r *received) seen {
 	t.Helper()
 	s := seen{
@@ -50,7 +50,7 @@ func byHand(t testing.TB, r *received) seen {
 	return s
 }
 
-// byGenerated sees a message with protobuf's own code.
+// byGenerated decodes a message with protobuf's generated code.
 func byGenerated(m *extprocv3.ProcessingRequest) seen {
 	s := seen{Observability: m.GetObservabilityMode()}
 	if c := m.GetProtocolConfig(); c != nil {
@@ -113,7 +113,7 @@ func generatedHeader(h *corev3.HeaderMap, key string) string {
 	return ""
 }
 
-// wireSamples are messages with all that matters in them.
+// wireSamples are messages with all fields that matter.
 func wireSamples(t testing.TB) []*extprocv3.ProcessingRequest {
 	t.Helper()
 	observed := requestHeaders(true)
@@ -142,8 +142,8 @@ func wireSamples(t testing.TB) []*extprocv3.ProcessingRequest {
 	}
 }
 
-// FuzzDecode holds our reading of messages against the generated code's: what protobuf reads, we read the same, and
-// what is malformed does not make us fault.
+// FuzzDecode compares the picker's decoding with the generated code's: equal where protobuf decodes a message, and
+// without a panic where the message is malformed.
 func FuzzDecode(f *testing.F) {
 	for _, m := range wireSamples(f) {
 		encoded, err := proto.Marshal(m)
@@ -177,7 +177,7 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// The seeds really hold what they are meant to.
+// The fuzz seeds have the fields that they are meant to have.
 func TestDecodeSamples(t *testing.T) {
 	seenSubset, seenServed, seenTrace := 0, 0, 0
 	for _, m := range wireSamples(t) {
@@ -203,7 +203,7 @@ func TestDecodeSamples(t *testing.T) {
 	}
 }
 
-// A message cut anywhere is an error and never a fault, or reads as what was there.
+// A message that is cut anywhere is an error, or decodes to what was there; it never causes a panic.
 func TestDecodeCutMessages(t *testing.T) {
 	errors := 0
 	for _, m := range wireSamples(t) {
@@ -232,7 +232,7 @@ func TestCodecTellsOfMalformedMessages(t *testing.T) {
 	}
 }
 
-// Replies are what the generated code makes of the same content, over all lengths where a length takes more bytes.
+// Replies equal the generated code's for the same content, at all lengths where a length takes more bytes.
 func TestReplies(t *testing.T) {
 	addresses := func(n int) []byte { return bytes.Repeat([]byte("1"), n) }
 	sizes := []int{1, 13, 80, 100, 127, 128, 200, 16250, 16384, 70000}
@@ -307,7 +307,7 @@ func TestReplies(t *testing.T) {
 	}
 }
 
-// What is not ours goes the ordinary way: health checks share the server.
+// Messages of other services use protobuf's codec: health checks share the server.
 func TestCodecLeavesOtherMessagesToProtobuf(t *testing.T) {
 	want := answerHeaders("200", true)
 	encoded, err := newCodec().Marshal(want)
@@ -336,7 +336,7 @@ func TestBufferPoolGivesRoomOfTheLengthAskedFor(t *testing.T) {
 	}
 }
 
-// A body's buffer is found by where the body begins, and not by what room its slice happens to have.
+// A body's buffer is found by the body's place in the message, and not by the capacity of its slice.
 func TestBodyBufferIsTheBody(t *testing.T) {
 	for name, m := range map[string]*extprocv3.ProcessingRequest{
 		"of a request": requestBody([]byte("some bytes"), true),

@@ -1,5 +1,5 @@
-// Package fairqueue lets tenants that do not trust each other take turns at something that only few can have at once,
-// such as the processors: however many of one tenant's wait, the next of another's waits for one of them.
+// Package fairqueue gives tenants that do not trust each other turns at a scarce resource, such as the processors: each
+// waiting tenant is served once before any is served twice. It must not know what the resource is.
 package fairqueue
 
 import (
@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// Queue has places, and lines of those that wait for one: a line for each tenant, which are served in turn, and within
-// each the first comes first. Its methods may be called from several goroutines.
+// Queue has places, and a line for each tenant that waits for one. The lines are served in turn, each in the order of
+// arrival. Its methods may be called from several goroutines.
 type Queue struct {
 	mu    sync.Mutex
-	free  int // places; none while somebody waits
+	free  int // free places; 0 while somebody waits
 	lines map[string]*line
-	turns []*line // those in which somebody may wait, the next first
+	turns []*line // the lines in which somebody may wait, the next one first
 }
 
 type line struct {
@@ -29,8 +29,7 @@ type waiter struct {
 // New makes a queue with so many places.
 func New(places int) *Queue { return &Queue{free: places, lines: map[string]*line{}} }
 
-// Enter takes a place for a tenant, and waits for it, but no longer than the patience lasts. Leave must follow where it is
-// true.
+// Enter takes a place for a tenant, and waits for one no longer than patience. If it returns true, Leave must follow.
 func (q *Queue) Enter(tenant string, patience time.Duration) bool {
 	w := q.enter(tenant)
 	if w == nil {
@@ -46,7 +45,7 @@ func (q *Queue) Enter(tenant string, patience time.Duration) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	select {
-	case <-w.called: // at the last moment
+	case <-w.called: // the turn came as the time ended
 		return true
 	default:
 		w.gone = true
@@ -54,7 +53,7 @@ func (q *Queue) Enter(tenant string, patience time.Duration) bool {
 	}
 }
 
-// enter takes a place that is free, or goes into the tenant's line.
+// enter takes a free place and returns nil, or adds a waiter to the tenant's line.
 func (q *Queue) enter(tenant string) *waiter {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -73,7 +72,7 @@ func (q *Queue) enter(tenant string) *waiter {
 	return w
 }
 
-// Leave gives a place to the next in turn.
+// Leave passes the place to the next waiter.
 func (q *Queue) Leave() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -94,7 +93,7 @@ func (q *Queue) Leave() {
 	q.free++
 }
 
-// next takes the first who still waits out of the line; nil where there is none.
+// next removes the first waiter that still waits from the line; nil where there is none.
 func (l *line) next() *waiter {
 	for len(l.waiting) > 0 {
 		w := l.waiting[0]

@@ -11,7 +11,7 @@ import (
 
 const long = time.Hour
 
-// TestTurns has one tenant's hundred wait before another's two: they come after one and two of the hundred.
+// TestTurns queues one tenant's hundred before another's two, which are served after one and two of the hundred.
 func TestTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := New(1)
@@ -51,7 +51,7 @@ func TestTurns(t *testing.T) {
 	})
 }
 
-// TestPatience has those go whose patience ends, and no place is lost with them.
+// TestPatience lets waiters time out, and checks that no place is lost with them.
 func TestPatience(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := New(2)
@@ -79,7 +79,7 @@ func TestPatience(t *testing.T) {
 	})
 }
 
-// BenchmarkFree is what a place costs that nobody else wants.
+// BenchmarkFree measures a place that no other waiter wants.
 func BenchmarkFree(b *testing.B) {
 	q := New(2)
 	for b.Loop() {

@@ -1,5 +1,5 @@
-// Package fairshare divides something of which there is so much among tenants that are not known in advance and do not
-// trust each other: none can take so much that there is nothing left for the next one.
+// Package fairshare divides a limited resource among tenants that do not trust each other and are not known in advance,
+// so that no tenant can leave nothing for the next one. It must not know what the resource is.
 package fairshare
 
 import (
@@ -7,13 +7,13 @@ import (
 	"sync/atomic"
 )
 
-// Greed is how many times what is free a tenant may have. One that takes all that it can has four fifths of the whole;
-// two have four ninths each, and the rest is always there for others. The rule is the dynamic threshold of Choudhury and
-// Hahne (IEEE/ACM Transactions on Networking 6(2), 1998): it leaves nothing unused that a lone tenant could need but that
-// fifth.
+// Greed is how many times the free part a tenant may have. One tenant that takes all it can has four fifths of the
+// whole; two have four ninths each; the rest stays free for others. The rule is the dynamic threshold of Choudhury and
+// Hahne (IEEE/ACM Transactions on Networking 6(2), 1998). It leaves nothing unused that a lone tenant could need but
+// that fifth.
 const Greed = 4
 
-// Whole is all that there is.
+// Whole is the whole resource.
 type Whole struct {
 	most  int64 // 0 sets no limit
 	taken atomic.Int64
@@ -26,10 +26,10 @@ type Share struct {
 	taken atomic.Int64
 }
 
-// New is a whole of so much; 0 sets no limit.
+// New makes a whole of the given size; 0 sets no limit.
 func New(most int64) *Whole { return &Whole{most: most} }
 
-// Of is a tenant's share. It is kept, so tenants must not be made of what clients send.
+// Of returns a tenant's share. Shares are never dropped, so clients must not choose the names of tenants.
 func (w *Whole) Of(tenant string) *Share {
 	if known, ok := w.of.Load(tenant); ok {
 		return known.(*Share)
@@ -38,11 +38,11 @@ func (w *Whole) Of(tenant string) *Share {
 	return known.(*Share)
 }
 
-// Taken is what all tenants have.
+// Taken returns how much all tenants have.
 func (w *Whole) Taken() int64 { return w.taken.Load() }
 
-// Take takes n more, or gives back what is below zero, and says whether the tenant may have what it has now. It is taken
-// in any case.
+// Take takes n, or gives back a negative n, and reports whether the tenant may have what it has now. It takes n in any
+// case.
 func (s *Share) Take(n int64) bool {
 	own, all := s.taken.Add(n), s.whole.taken.Add(n)
 	if s.whole.most == 0 {

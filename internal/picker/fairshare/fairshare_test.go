@@ -6,7 +6,7 @@ import (
 	"testing/quick"
 )
 
-// Tenants that take all that they can leave the others room, and nobody gets more than there is.
+// Tenants that take all they can leave others room, and together get no more than the whole.
 func TestGreedyTenants(t *testing.T) {
 	for hogs, want := range map[int]int64{1: 800, 2: 444, 10: 97} {
 		w := New(1000)
@@ -38,7 +38,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// What all give back what they took, whatever the order, is as if nothing had been taken.
+// When all tenants have given back what they took, in any order, nothing is taken.
 func TestBalance(t *testing.T) {
 	balanced := func(steps []struct {
 		Tenant uint8

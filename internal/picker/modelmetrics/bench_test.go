@@ -68,7 +68,7 @@ func pageServer(b *testing.B) string {
 	return "http://" + strings.TrimSpace(address) + "/metrics"
 }
 
-// cpu is what the process has used, kernel and user.
+// cpu returns the CPU time that the process has used, kernel and user.
 func cpu() time.Duration {
 	var usage syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
@@ -107,8 +107,8 @@ func (c *counter) Scraped(netip.AddrPort, Reading)         { c.readings.Add(1) }
 func (c *counter) ScrapeFailed(netip.AddrPort, int, error) { c.failures.Add(1) }
 func (c *counter) Pace(netip.AddrPort) time.Duration       { return 0 }
 
-// BenchmarkScraper is a fleet of 100 endpoints at the default rate for as long as it takes: what a scrape costs the
-// process with all that belongs to it, timers, goroutines and garbage.
+// BenchmarkScraper scrapes 100 endpoints at the default rate: the cost of a scrape to the process, with timers,
+// goroutines and garbage.
 func BenchmarkScraper(b *testing.B) {
 	url := pageServer(b)
 	targets := map[netip.AddrPort]Target{}
@@ -138,7 +138,7 @@ func BenchmarkScraper(b *testing.B) {
 	}
 }
 
-// BenchmarkParseHostile are the largest pages, made to cost as much as they can.
+// BenchmarkParseHostile parses pages of the largest size that are made to cost as much as possible.
 func BenchmarkParseHostile(b *testing.B) {
 	for name, line := range map[string]string{
 		"shards":   "vllm:num_requests_running{engine=\"%d\"} 1\n",

@@ -1,10 +1,7 @@
-// Package modelmetrics reads what model servers tell of themselves: it asks each endpoint of a fleet for its Prometheus
-// page, picks the few numbers that matter out of it, and hands them on as readings that know how old they are.
+// Package modelmetrics scrapes the Prometheus pages of model servers, and makes of each page a reading: the few numbers
+// that a pick needs. It must not know selection, Kubernetes or Envoy, nor how a reading decides a pick.
 //
-// The servers need nothing beyond their ordinary metrics. Their names for them are in engine.go; parse.go finds them in
-// one pass over a page; scraper.go says when which endpoint is asked; tenant.go and room.go keep the endpoints of one tenant
-// from holding up those of others.
-//
-// What a reading is worth, and which endpoint is to be chosen for it, is decided elsewhere: nothing of selection, of
-// Kubernetes or of Envoy may enter here.
+// The servers need nothing beyond their ordinary metrics. engine.go has the metrics' names; parse.go finds them in one
+// pass over a page; scraper.go decides when which endpoint is scraped; tenant.go and room.go keep the endpoints of one
+// tenant from delaying those of others.
 package modelmetrics

@@ -2,12 +2,12 @@ package modelmetrics
 
 import "fmt"
 
-// Engine is the program that serves the model, by which its metrics are named.
+// Engine is the model server's program, which decides the names of its metrics.
 type Engine uint8
 
 // The engines whose metrics are known.
 const (
-	// Detect stands for the engine whose metrics are found on the page.
+	// Detect stands for the engine whose metrics the page has.
 	Detect Engine = iota
 	// VLLM is vLLM's own server, of versions 0.5 and later.
 	VLLM
@@ -15,13 +15,13 @@ const (
 	SGLang
 	// TRTLLMServe is TensorRT-LLM's own server, trtllm-serve, with enable_iter_perf_stats.
 	TRTLLMServe
-	// TritonTRTLLM is the TensorRT-LLM backend of the Triton Inference Server. Its page is on a port of its own, 8002.
+	// TritonTRTLLM is the TensorRT-LLM backend of the Triton Inference Server. Its metrics are on their own port, 8002.
 	TritonTRTLLM
 
 	numEngines
 )
 
-// engineNames are those that the Gateway API Inference Extension gives to the engines.
+// engineNames are the engines' names in the Gateway API Inference Extension.
 var engineNames = [numEngines]string{
 	Detect:       "",
 	VLLM:         "vllm",
@@ -38,7 +38,7 @@ func (e Engine) String() string {
 	return engineNames[e]
 }
 
-// ParseEngine is the engine of a name; the empty name is Detect.
+// ParseEngine returns the engine of a name; the empty name is Detect.
 func ParseEngine(name string) (Engine, error) {
 	for e, n := range engineNames {
 		if n == name {
@@ -48,7 +48,7 @@ func ParseEngine(name string) (Engine, error) {
 	return Detect, fmt.Errorf("unknown engine %q; known are %q", name, engineNames[1:])
 }
 
-// field is what a metric tells. The gauges come first and the counters after them, as they are kept in arrays.
+// field is the meaning of a metric. Gauges come first and counters after them, as they are stored in arrays.
 type field uint8
 
 const (
@@ -57,7 +57,7 @@ const (
 	usage
 	blockSize
 	blocks
-	capacity // in tokens; where a server tells no blocks
+	capacity // in tokens, of servers that do not report blocks
 
 	numGauges
 )
@@ -76,31 +76,31 @@ const (
 const (
 	cacheConfig   field = endOfCounters + iota // labels: block size, number of blocks
 	loraRequests                               // labels: slots, running adapters, waiting adapters; value: Unix time
-	requestsBy                                 // label: which of the gauges it is
-	blocksBy                                   // the same
+	requestsBy                                 // label: which gauge the sample is
+	blocksBy                                   // label: which gauge the sample is
 	processStart                               // Unix time
 	unknownMetric                              // any other metric
 )
 
-// maxLabels is how many labels a metric is read for at most.
+// maxLabels is the greatest number of labels that are read of a metric.
 const maxLabels = 3
 
-// metric is a metric worth reading: what it tells, and the labels that have to be looked at for it.
+// metric is a metric that is read: its meaning, and the labels that are read with it.
 type metric struct {
 	engine Engine
 	field  field
 	labels [maxLabels]string
 }
 
-// shardLabels name the label whose values tell apart the engines behind one endpoint that have a queue and a cache
-// each: those of data parallelism, and for Triton the models.
+// shardLabels name the label that distinguishes the engines behind one endpoint, each of which has its own queue and
+// cache: the data-parallel ranks, and for Triton the models.
 var shardLabels = [numEngines]string{
 	VLLM:         "engine",
 	SGLang:       "dp_rank",
 	TritonTRTLLM: "model",
 }
 
-// metrics are the metrics worth reading. The sources, as of 2026: vLLM's v1/metrics/loggers.py, SGLang's
+// metrics are the metrics that are read. Their sources, as of 2026, are vLLM's v1/metrics/loggers.py, SGLang's
 // observability/metrics_collector.py (page_size and num_pages became gauges in 0.5.11), TensorRT-LLM's
 // metrics/collector.py, and the README of Triton's tensorrtllm_backend.
 var metrics = map[string]metric{
@@ -145,7 +145,7 @@ var metrics = map[string]metric{
 	"process_start_time_seconds": {field: processStart},
 }
 
-// requestGauge is the gauge that one of Triton's request metrics is, by its request_type.
+// requestGauge returns the gauge of one of Triton's request metrics, by its request_type.
 func requestGauge(kind []byte) field {
 	switch string(kind) {
 	case "waiting":
@@ -156,7 +156,7 @@ func requestGauge(kind []byte) field {
 	return unknownMetric
 }
 
-// blockGauge is the gauge that one of Triton's block metrics is, by its kv_cache_block_type.
+// blockGauge returns the gauge of one of Triton's block metrics, by its kv_cache_block_type.
 func blockGauge(kind []byte) field {
 	switch string(kind) {
 	case "fraction":

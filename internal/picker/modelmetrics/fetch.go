@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// StatusError is of an answer with another status than 200.
+// StatusError is the error of an answer whose status is not 200.
 type StatusError int
 
 func (e StatusError) Error() string {
@@ -22,22 +22,22 @@ func (e StatusError) Error() string {
 // dialFunc makes a connection, as net.Dialer does.
 type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
-// fetcher asks for the page of one endpoint. It keeps one connection.
+// fetcher fetches the page of one endpoint, over one connection that it keeps.
 type fetcher struct {
 	transport *http.Transport
 	request   *http.Request
-	size      int // the number of the size that the last page needed
+	size      int // the index in pageSizes of the size that the last page needed
 }
 
-// newFetcher uses the transport by itself: a page is neither redirected nor cached nor fetched through a proxy, and
-// the client around it would add to the cost.
+// newFetcher uses an http.Transport without an http.Client, which would add to the cost: a page is neither redirected,
+// nor cached, nor fetched through a proxy.
 func newFetcher(url string, dial dialFunc) (*fetcher, error) {
 	request, err := http.NewRequest(http.MethodGet, url, http.NoBody)
 	if err != nil {
 		return nil, err
 	}
 	if (request.URL.Scheme != "http" && request.URL.Scheme != "https") || request.URL.Host == "" {
-		return nil, fmt.Errorf("%q is not the URL of a metrics page", url)
+		return nil, fmt.Errorf("%q is not the URL of a metrics page: want http(s)://host/path", url)
 	}
 	// Without an Accept header some servers send OpenMetrics, which is longer and ends differently.
 	request.Header.Set("Accept", "text/plain")
@@ -48,14 +48,14 @@ func newFetcher(url string, dial dialFunc) (*fetcher, error) {
 			DialContext:            dial,
 			DisableCompression:     true, // unpacking costs more than the bytes on a cluster's network
 			MaxConnsPerHost:        1,
-			MaxResponseHeaderBytes: 8 << 10, // held beside the page
+			MaxResponseHeaderBytes: 8 << 10, // counts in no tenant's memory
 		},
 	}, nil
 }
 
-// fetch asks for the page and has it read. The page is the callback's only until it returns. The page waits for others of its
-// tenant before it is asked for and once it is there, and the timeout counts neither. While it comes it holds nothing but
-// memory of its tenant, so that a slow page holds up no other tenant's.
+// fetch fetches the page and calls read, which may use the page only until it returns. The page waits behind other
+// pages of its tenant before it is requested and before it is parsed, and the timeout counts neither wait. While it is
+// received, it only takes memory of its tenant's share, so that a slow page delays no other tenant's pages.
 func (f *fetcher) fetch(ctx context.Context, t *tenant, timeout time.Duration, read func(page []byte, asked time.Time) error) error {
 	room, err := newRoom(ctx, t, f.size)
 	if err != nil {
@@ -70,7 +70,7 @@ func (f *fetcher) fetch(ctx context.Context, t *tenant, timeout time.Duration, r
 	return t.parse(ctx, func() error { return read(page, asked) })
 }
 
-// ask gets the page into the room, within the timeout.
+// ask receives the page into the room, within the timeout.
 func (f *fetcher) ask(ctx context.Context, timeout time.Duration, room *room) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -87,8 +87,8 @@ func (f *fetcher) ask(ctx context.Context, timeout time.Duration, room *room) ([
 	return page, err
 }
 
-// piece is how many bytes of a page are read or parsed before others may run: 50 µs of work. Go itself takes a processor
-// from who keeps it busy after 10 ms, and ten endless pages that come at full speed would have a pick wait for 100 ms.
+// piece is how many bytes of a page are read or parsed before other goroutines may run: 50 µs of work. Go itself
+// preempts a busy goroutine only after 10 ms, so ten endless pages at full speed would delay a pick by 100 ms.
 const piece = 64 << 10
 
 // readPage reads up to the page's end, or up to the last whole line of MaxPage bytes.
@@ -119,7 +119,7 @@ func (f *fetcher) close() {
 	f.transport.CloseIdleConnections()
 }
 
-// defaultDial is a dialer without the race of address families: endpoints are addresses.
+// defaultDial returns a dialer that does not race IPv4 against IPv6, as endpoints are addresses.
 func defaultDial() dialFunc {
 	return (&net.Dialer{KeepAlive: 15 * time.Second, FallbackDelay: -1}).DialContext
 }

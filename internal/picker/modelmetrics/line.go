@@ -6,16 +6,16 @@ import (
 	"strconv"
 )
 
-// metricName is the name that a line begins with, and what is behind it. A line of the Prometheus text format (version
-// 0.0.4) that is no comment is
+// metricName splits a line into the name that it begins with and the rest. A line of the Prometheus text format
+// (version 0.0.4) that is no comment is
 //
 //	name{label="value",label="value"} value timestamp
 //
-// where all but the name and the value may be missing. Reading is lenient: what is no such line has a name that nobody
-// knows, or a value that is no number.
+// where only the name and the value are required. Reading is lenient: a malformed line yields a name that is not read,
+// or a value that is no number.
 func metricName(line []byte) (name, rest []byte) {
 	end := len(line)
-	for _, c := range [...]byte{'{', ' ', '\t'} { // each search is of what the one before left, which is short
+	for _, c := range [...]byte{'{', ' ', '\t'} { // each search covers only what the last one left, which is short
 		if i := bytes.IndexByte(line[:end], c); i >= 0 {
 			end = i
 		}
@@ -23,11 +23,11 @@ func metricName(line []byte) (name, rest []byte) {
 	return line[:end], line[end:]
 }
 
-// labelsAndValue cuts what is behind a name: the labels are without their braces. The timestamp is left out.
+// labelsAndValue splits the rest of a line into labels, without braces, and value. It drops the timestamp.
 func labelsAndValue(rest []byte) (labels, value []byte) {
 	rest = bytes.TrimLeft(rest, " \t")
 	if len(rest) > 0 && rest[0] == '{' {
-		// Behind the labels come only numbers, so the last brace is theirs whatever the labels' values hold.
+		// Only numbers follow the labels, so the last brace closes them, whatever their values contain.
 		closing := bytes.LastIndexByte(rest, '}')
 		if closing < 0 {
 			return nil, nil
@@ -41,8 +41,8 @@ func labelsAndValue(rest []byte) (labels, value []byte) {
 	return labels, value
 }
 
-// nextLabel cuts the first label off; its value is as written, escapes and all. It reports false when there is none
-// any more, or none that can be read.
+// nextLabel splits off the first label; its value is as written, with its escapes. It reports false when no readable
+// label is left.
 func nextLabel(labels []byte) (name, value, rest []byte, ok bool) {
 	labels = bytes.TrimLeft(labels, " \t,")
 	equals := bytes.IndexByte(labels, '=')
@@ -62,7 +62,7 @@ func nextLabel(labels []byte) (name, value, rest []byte, ok bool) {
 	return name, quoted[:end], quoted[end+1:], true
 }
 
-// closingQuote is the place of the first quote that no backslash escapes, or -1.
+// closingQuote returns the place of the first quote without a backslash before it, or -1.
 func closingQuote(s []byte) int {
 	for from := 0; ; {
 		i := bytes.IndexByte(s[from:], '"')
@@ -81,7 +81,7 @@ func closingQuote(s []byte) int {
 	}
 }
 
-// unescape undoes the escapes of a label's value: \\, \" and \n.
+// unescape resolves the escapes of a label's value: \\, \" and \n.
 func unescape(value []byte) string {
 	if bytes.IndexByte(value, '\\') < 0 {
 		return string(value)
@@ -100,10 +100,10 @@ func unescape(value []byte) string {
 	return string(out)
 }
 
-// number is the number that a value or label is, if it is one that a count, a share or a time can be: finite and not
+// number parses a value or a label as a count, a share or a time. It reports false if the number is not finite or is
 // negative.
 func number(text []byte) (float64, bool) {
-	// No float has need of more digits; the bound keeps the conversion on the stack.
+	// No float needs more digits, and the bound keeps the conversion on the stack.
 	if len(text) == 0 || len(text) > 32 {
 		return 0, false
 	}

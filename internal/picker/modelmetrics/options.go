@@ -7,24 +7,24 @@ import (
 	"time"
 )
 
-// Options say how often endpoints are asked, and how patiently.
+// Options set how often endpoints are scraped, and how long a scrape may take.
 type Options struct {
 	// MinInterval and MaxInterval bound the time from one scrape of an endpoint to its next. MaxInterval also is the
 	// longest time for which a failing endpoint is left alone.
 	MinInterval, MaxInterval time.Duration
-	// Rate is how many scrapes a second are made of all endpoints together, as long as MaxInterval allows it. Each tenant has
-	// as much of it as any other, or as much as it can use.
+	// Rate is the most scrapes a second, of all endpoints together, unless MaxInterval demands more. Each tenant has as
+	// much of it as any other, or as much as it can use.
 	Rate float64
-	// Timeout is the time that one scrape may take, from the connection to the page's last byte.
+	// Timeout is how long one scrape may take, from the connection to the page's last byte.
 	Timeout time.Duration
-	// Concurrency is how many pages are parsed at the same time, of each tenant one at most.
+	// Concurrency is how many pages are parsed at the same time; of each tenant one at most.
 	Concurrency int
 }
 
-// DefaultOptions cost about a tenth of a core at most: 640 scrapes a second, of some 160 µs for a page of 38 KB
-// (BenchmarkScraper on two idle cores; 115 µs with GOMAXPROCS=1). Up to 32 endpoints are asked every 50 ms, 100 every
-// 156 ms, 1,000 every 1.6 s. Sinks that have little use for readings ask for fewer. Half of the cores
-// parse pages at most, so that calls have the rest; of two cores both do, so that one tenant's long page holds up no other's.
+// DefaultOptions cost about a tenth of a core at most: 640 scrapes a second, each some 160 µs for a page of 38 KB
+// (BenchmarkScraper on two idle cores; 115 µs with GOMAXPROCS=1). Up to 32 endpoints are scraped every 50 ms, 100 every
+// 156 ms, 1,000 every 1.6 s; a Sink's Pace may make that less often. At most half of the cores parse pages, so that
+// calls have the rest. Of two cores both may parse, so that one tenant's long page does not delay another's.
 func DefaultOptions() Options {
 	return Options{
 		MinInterval: 50 * time.Millisecond,
@@ -35,7 +35,7 @@ func DefaultOptions() Options {
 	}
 }
 
-// Validate says all that is wrong with the options.
+// Validate returns all that is wrong with the options.
 func (o Options) Validate() error {
 	var errs []error
 	check := func(ok bool, format string, args ...any) {
@@ -52,14 +52,14 @@ func (o Options) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Interval is the time from one scrape of an endpoint to its next where one tenant has n and no other has any:
+// Interval is the time between two scrapes of an endpoint where one tenant has all n endpoints:
 //
 //	n / Rate, but at least MinInterval and at most MaxInterval
 //
-// so that the cost grows with the fleet up to Rate, and from there the readings' age does, up to MaxInterval.
+// The cost so grows with the number of endpoints up to Rate. Beyond that the readings' age grows, up to MaxInterval.
 func (o Options) Interval(n int) time.Duration { return o.interval(n, o.Rate) }
 
-// interval is that of n endpoints that have so much of the rate.
+// interval is the Interval of n endpoints at a given rate.
 func (o Options) interval(n int, rate float64) time.Duration {
 	seconds := min(float64(n)/rate, o.MaxInterval.Seconds())
 	return min(max(o.MinInterval, time.Duration(seconds*float64(time.Second))), o.MaxInterval)

@@ -10,30 +10,29 @@ import (
 	"time"
 )
 
-// Why a page gives no reading. Both mean that nothing is known of the endpoint's load, not that it has none.
+// Reasons why a page gives no reading. Both mean that the endpoint's load is unknown, and not that it is zero.
 var (
-	// ErrNoEngine is of a page without any metric of a known engine, or of the engine that was told.
-	ErrNoEngine = errors.New("no metrics of a known model server")
-	// ErrIncomplete is of a page that lacks the requests waiting, those running or the KV cache's usage, or has
-	// something there that is none: NaN, infinite, negative or no number. Servers that make a metric only when they
-	// first set it, such as trtllm-serve, send such pages until their first request.
-	ErrIncomplete = errors.New("metrics of the model server are missing")
+	// ErrNoEngine is returned for a page without any metric of a known engine, or of the engine that was set.
+	ErrNoEngine = errors.New("the page has no metrics of a known model server")
+	// ErrIncomplete is returned for a page on which the waiting requests, the running requests or the KV cache's usage are
+	// missing or invalid: NaN, infinite, negative or no number. Servers that create a metric when they first set it, such
+	// as trtllm-serve, send such pages until their first request.
+	ErrIncomplete = errors.New("the page lacks a metric of the server's load: waiting requests, running requests or KV cache usage")
 )
 
-// Bounds on what a page can make the parser keep. They are far above what servers have (data parallelism of 64, some
-// tens of adapters); without them the searches for shards and names would cost a hostile page of 4 MiB minutes.
+// Bounds on what a page can make the parser remember. Servers have far less (data parallelism of 64, some tens of
+// adapters). Without the bounds, the searches for shards and names would take minutes for a hostile page of 4 MiB.
 const (
-	maxShards   = 256  // with more the load is not known, since that of the others would be missing
+	maxShards   = 256  // beyond it the load is unknown, since some shards' load is missing
 	maxAdapters = 1024 // further ones are left out
 )
 
-// Parser reads the pages of one endpoint, one after the other; from page to page it knows whether the server was
-// started anew. It allocates nothing unless the set of adapters has changed. It must not be used from two goroutines
-// at once.
+// Parser reads the pages of one endpoint, one after the other, and finds out from page to page whether the server
+// restarted. It allocates nothing unless the set of adapters has changed. Only one goroutine at a time may use it.
 type Parser struct {
 	engine   Engine
 	tallies  [numEngines]tally
-	start    float64 // of the process, Unix seconds; 0 if the page does not tell
+	start    float64 // of the process, in Unix seconds; 0 if the page does not have it
 	adapters adapters
 	last     struct {
 		engine   Engine
@@ -43,18 +42,18 @@ type Parser struct {
 	}
 }
 
-// NewParser returns a parser for the metrics of one engine, or with Detect of whichever engine the pages are of.
+// NewParser returns a parser for the metrics of one engine or, with Detect, of the engine that each page is of.
 func NewParser(engine Engine) *Parser {
 	p := &Parser{engine: engine}
 	p.reset()
 	return p
 }
 
-// tally gathers what a page tells in the names of one engine.
+// tally collects a page's metrics of one engine.
 type tally struct {
 	seen     bool
 	shards   []shard
-	hint     int  // the shard that the next sample is likely to be of
+	hint     int  // the index of the shard that the next sample probably belongs to
 	overflow bool // there are more than maxShards
 	counters [numCounters]float64
 	lora     loraSets
@@ -66,10 +65,10 @@ type shard struct {
 	gauges gauges
 }
 
-// gauges are -1 where they are not told.
+// gauges are -1 where the page does not have them.
 type gauges [numGauges]float64
 
-// tokens is the capacity of the KV cache, 0 if it is not told.
+// tokens returns the capacity of the KV cache, 0 if the page does not have it.
 func (g *gauges) tokens() float64 {
 	if g[blockSize] > 0 && g[blocks] > 0 {
 		return g[blockSize] * g[blocks]
@@ -77,20 +76,20 @@ func (g *gauges) tokens() float64 {
 	return max(0, g[capacity])
 }
 
-// loraSets are the adapters of one series; vLLM leaves a series behind for every set that there ever was, and its
-// value is when it was last so.
+// loraSets are the adapters of one series. vLLM keeps a series for every set that there ever was, whose value is the
+// time when it was last current.
 type loraSets struct {
-	told             bool
+	seen             bool
 	at               float64
 	slots            float64
 	running, waiting []byte
 }
 
-// Parse reads a page that was asked for at the given time. It returns ErrNoEngine or ErrIncomplete, wrapped, when the
-// page gives no reading; lines that cannot be read are passed over, since only what is missing in the end matters.
+// Parse reads a page that was requested at the given time. It returns ErrNoEngine or ErrIncomplete, wrapped, when the
+// page gives no reading. It skips lines that it cannot read, since only missing metrics matter.
 //
-// If the engine is to be detected and the page has the metrics of several, the first of the constants' order that is
-// complete is taken.
+// If the engine is to be detected and the page has metrics of several, the first complete engine counts, in the order
+// of the constants.
 func (p *Parser) Parse(page []byte, at time.Time) (Reading, error) {
 	for pause := len(page) - piece; len(page) > 0; {
 		if len(page) < pause {
@@ -105,11 +104,11 @@ func (p *Parser) Parse(page []byte, at time.Time) (Reading, error) {
 		page = rest
 	}
 	reading, err := p.reading(at)
-	p.reset() // at once, for what was gathered points into the page
+	p.reset() // at once, as the tallies point into the page
 	return reading, err
 }
 
-// reset forgets what was gathered of a page.
+// reset forgets the last page.
 func (p *Parser) reset() {
 	for i := range p.tallies {
 		t := &p.tallies[i]
@@ -122,7 +121,7 @@ func (p *Parser) reset() {
 	p.start = 0
 }
 
-// line takes in one line, if it is of a metric worth reading.
+// line adds one line, if its metric is read.
 func (p *Parser) line(line []byte) {
 	if len(line) == 0 || !startsMetric(line[0]) {
 		return
@@ -153,28 +152,28 @@ func (p *Parser) line(line []byte) {
 	}
 }
 
-// bucketSuffix ends the names of three lines out of four, the buckets of histograms; comparing it costs less than a look
-// into the map.
+// bucketSuffix ends the names of three lines out of four, the buckets of histograms. Comparing it costs less than a
+// look-up in the map.
 var bucketSuffix = []byte("_bucket")
 
-// startsMetric reports whether a metric worth reading can begin with the byte; comments do not.
+// startsMetric reports whether a metric that is read can begin with the byte; comments do not.
 func startsMetric(c byte) bool {
 	return c == 'v' || c == 's' || c == 't' || c == 'n' || c == 'p'
 }
 
 func (t *tally) add(m metric, labels []byte, v float64) {
 	if m.field >= numGauges && m.field < endOfCounters {
-		// Counters are told apart by labels of many kinds (engine, priority, source of the cached tokens); the sum is
-		// always that of all.
+		// Counters have labels of many kinds (engine, priority, source of the cached tokens). The sum over all series is
+		// always the total.
 		t.counters[m.field-numGauges] = max(0, t.counters[m.field-numGauges]) + v
 		return
 	}
 	shardLabel, values := wanted(m, labels)
 	switch m.field {
 	case loraRequests:
-		if !t.lora.told || v >= t.lora.at {
+		if !t.lora.seen || v >= t.lora.at {
 			slots, _ := number(values[0])
-			t.lora = loraSets{told: true, at: v, slots: slots, running: values[1], waiting: values[2]}
+			t.lora = loraSets{seen: true, at: v, slots: slots, running: values[1], waiting: values[2]}
 		}
 	case cacheConfig:
 		for i, gauge := range [...]field{blockSize, blocks} {
@@ -191,7 +190,7 @@ func (t *tally) add(m metric, labels []byte, v float64) {
 	}
 }
 
-// wanted finds the values of the labels that a metric is read for.
+// wanted returns the values of the labels that are read with a metric.
 func wanted(m metric, labels []byte) (shardLabel []byte, values [maxLabels][]byte) {
 	for {
 		name, value, rest, ok := nextLabel(labels)
@@ -210,8 +209,8 @@ func wanted(m metric, labels []byte) (shardLabel []byte, values [maxLabels][]byt
 	}
 }
 
-// gauge takes in a gauge of a shard. Of several series of one shard the largest holds: SGLang's tensor parallel ranks
-// repeat one number, and beside the total its queue is told by priority.
+// gauge adds a gauge of a shard. Of several series of one shard the largest counts: SGLang's tensor-parallel ranks
+// repeat one number, and it reports its queue by priority beside the total.
 func (t *tally) gauge(shardLabel []byte, f field, v float64) {
 	if f >= numGauges || t.overflow {
 		return
@@ -221,8 +220,8 @@ func (t *tally) gauge(shardLabel []byte, f field, v float64) {
 	}
 }
 
-// shard finds the shard of a label. Series of one metric come in the same order as those of the one before, so the
-// search begins behind the last find.
+// shard returns the shard of a label. The series of each metric come in the same order, so the search begins behind the
+// last shard found.
 func (t *tally) shard(label []byte) *shard {
 	for range t.shards {
 		if t.hint >= len(t.shards) {
@@ -247,7 +246,7 @@ func (t *tally) shard(label []byte) *shard {
 	return &t.shards[len(t.shards)-1]
 }
 
-// reading makes the reading of what was gathered.
+// reading makes the page's reading.
 func (p *Parser) reading(at time.Time) (Reading, error) {
 	engine, err := p.choose()
 	if err != nil {
@@ -260,7 +259,7 @@ func (p *Parser) reading(at time.Time) (Reading, error) {
 	return r, nil
 }
 
-// choose finds the first engine with a complete tally.
+// choose returns the first engine with a complete tally.
 func (p *Parser) choose() (Engine, error) {
 	incomplete := Detect
 	for e := VLLM; e < numEngines; e++ {
@@ -278,27 +277,27 @@ func (p *Parser) choose() (Engine, error) {
 	return Detect, ErrNoEngine
 }
 
-// complete reports whether the load is known of each shard. A shard that tells only its capacity is one that vLLM
-// before 0.10 gave no label there.
+// complete reports whether the load of each shard is known. A shard that has only a capacity comes from vLLM before
+// 0.10, which did not label it by engine.
 func (t *tally) complete() bool {
 	loads := 0
 	for i := range t.shards {
-		told := 0
+		known := 0
 		for _, f := range [...]field{waiting, running, usage} {
 			if t.shards[i].gauges[f] >= 0 {
-				told++
+				known++
 			}
 		}
-		if told == 3 {
+		if known == 3 {
 			loads++
-		} else if told > 0 {
+		} else if known > 0 {
 			return false
 		}
 	}
 	return loads > 0 && !t.overflow
 }
 
-// fill sums the shards up.
+// fill adds up the shards.
 func (t *tally) fill(r *Reading) {
 	var queued, batch, used, loads, tokens float64
 	for i := range t.shards {
@@ -319,25 +318,25 @@ func (t *tally) fill(r *Reading) {
 	r.CacheHits = count(t.counters[cacheHits-numGauges])
 	r.FirstTokens = count(t.counters[firstTokens-numGauges])
 	r.FirstTokenSeconds = max(0, t.counters[firstTokenSeconds-numGauges])
-	r.CacheQueries = r.PromptTokens // every prompt is looked up, where the lookups are not counted by themselves
+	r.CacheQueries = r.PromptTokens // servers that do not count look-ups look up every prompt
 	if r.Engine == VLLM {
 		r.CacheQueries = count(t.counters[cacheQueries-numGauges])
 	}
 }
 
-// count is a number as an integer: rounded, and within what a float counts without gaps.
+// count returns a number as an integer: rounded, and within the integers that a float holds exactly.
 func count(v float64) int64 {
 	const most = 1 << 53
 	return int64(math.Round(min(max(v, 0), most)))
 }
 
-// startSlack is by how many seconds the start of one process can seem to move: some servers compute it from the
-// machine's uptime and clock.
+// startSlack is by how many seconds a process's start may seem to move: some servers compute it from the machine's
+// uptime and clock.
 const startSlack = 1
 
-// restarts counts a restart if the page is of a process other than that of the page before: another engine, a later
-// start, or a counter that dropped. A counter that is missing says nothing: SGLang has none before its first request,
-// and the end of an overlong page is not read.
+// restarts counts a restart if the page is of another process than the last page: another engine, a later start, or a
+// counter that dropped. A missing counter shows nothing: SGLang has none before its first request, and the end of an
+// overlong page is not read.
 func (p *Parser) restarts(engine Engine) int {
 	last, counters := &p.last, &p.tallies[engine].counters
 	anew := last.engine != Detect && last.engine != engine
@@ -361,8 +360,8 @@ func (p *Parser) restarts(engine Engine) int {
 	return last.restarts
 }
 
-// adapters turns the lists of adapters of a page into names. It keeps the last ones, as lists seldom change from page
-// to page, and names seldom from list to list.
+// adapters turns a page's lists of adapters into names. It keeps the last lists and names, as they seldom change from
+// page to page.
 type adapters struct {
 	raw              []byte // the lists as they were written
 	split            int    // where the second begins in raw
@@ -370,7 +369,7 @@ type adapters struct {
 	running, waiting []string // parts of names
 }
 
-// of returns the names of two lists, separated by commas: those of the first, and those that are only in the second.
+// of returns the names in two comma-separated lists: those in the first, and those only in the second.
 func (a *adapters) of(running, waiting []byte) (runningNames, waitingNames []string) {
 	if bytes.Equal(a.raw[:a.split], running) && bytes.Equal(a.raw[a.split:], waiting) {
 		return a.running, a.waiting
@@ -387,7 +386,7 @@ func (a *adapters) of(running, waiting []byte) (runningNames, waitingNames []str
 	return a.running, a.waiting
 }
 
-// appendNames appends the names of a list that are not there yet. Known names are not made anew.
+// appendNames appends the names of a list that are not there yet. It reuses the strings of known names.
 func appendNames(names, known []string, list []byte) []string {
 	for name := range bytes.SplitSeq(list, []byte{','}) {
 		if name = bytes.TrimSpace(name); len(name) == 0 {
@@ -403,7 +402,7 @@ func appendNames(names, known []string, list []byte) []string {
 	return names
 }
 
-// intern is the name as a string, one of the known ones if it is there.
+// intern returns the name as a string, a known one if there is one.
 func intern(known []string, name []byte) string {
 	for _, k := range known {
 		if k == string(name) {

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Who reads or parses a long page lets others run after each piece of it.
+// Reading or parsing a long page lets other goroutines run after each piece.
 func TestLongPagesLetOthersRun(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	page := []byte(strings.Repeat("vllm:num_requests_waiting{model_name=\"a\"} 1\n", MaxPage/45))

@@ -9,14 +9,14 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairshare"
 )
 
-// MaxPage is how many bytes of a page are read; what comes behind is left unread, at the price of the connection.
+// MaxPage is how many bytes of a page are read. The rest is left unread, and the connection is closed.
 const MaxPage = 4 << 20
 
-// pageSizes are the sizes of buffers that pages come into. Servers' pages are of 40 KB, and of some hundred KB where many
-// engines stand behind one endpoint.
+// pageSizes are the sizes of the buffers for pages. Servers' pages have 40 KB, or some hundred KB where many engines
+// are behind one endpoint.
 var pageSizes = [...]int{64 << 10, 512 << 10, MaxPage}
 
-// sizeFor is the number of the smallest size for a page of n bytes. The page's end is seen only behind its last byte.
+// sizeFor returns the index of the smallest size above n bytes: a page's end is seen only behind its last byte.
 func sizeFor(n int) int {
 	if i := slices.IndexFunc(pageSizes[:], func(size int) bool { return n < size }); i >= 0 {
 		return i
@@ -24,22 +24,22 @@ func sizeFor(n int) int {
 	return len(pageSizes) - 1
 }
 
-// maxHeld is how many bytes the pages of all tenants hold together, from the question to the reading.
+// maxHeld is how many bytes the pages of all tenants take together, from the request to the reading.
 const maxHeld = 64 << 20
 
-// mostLongest is how many pages of a tenant may come at the same time into buffers of the longest size. What they take of the
-// processors and of the garbage collector holds up picks.
+// mostLongest is how many pages of a tenant may be received at the same time into buffers of the longest size. Their
+// load on the processors and the garbage collector delays picks.
 const mostLongest = 3
 
-// errNoRoom is of a page that turned out longer than the one before while its tenant held all that it may. The next
-// scrape waits for the room that this one needed.
-var errNoRoom = errors.New("the page is longer than the one before, and other pages of its tenant take the memory")
+// errNoRoom is returned for a page that needs a larger buffer than the last one did, while its tenant has no memory
+// left. The next scrape waits for a buffer of that size.
+var errNoRoom = errors.New("the page is longer than the last one, and other pages of its tenant take the memory; the next scrape waits for it")
 
-// memory is what pages are held in. It is shared as package fairshare has it, but who may have no more waits.
+// memory is the memory for pages. Tenants share it as in package fairshare, but one that has reached its share waits.
 type memory struct {
 	mu      sync.Mutex
 	free    int
-	freed   chan struct{} // closed when something is given back; nil while nobody waits for that
+	freed   chan struct{} // closed when memory is given back; nil while nobody waits
 	buffers [len(pageSizes)]sync.Pool
 }
 
@@ -51,7 +51,7 @@ func newMemory(size int) *memory {
 	return m
 }
 
-// take takes n bytes for a tenant, if it may have them. Otherwise it returns what is closed when it is worth another try.
+// take takes n bytes if the tenant's share allows them, or returns a channel that closes when another try may succeed.
 func (m *memory) take(t *tenant, n int) (ok bool, freed <-chan struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -85,15 +85,15 @@ func (m *memory) give(t *tenant, n int) {
 	}
 }
 
-// room is the memory that one page has.
+// room is the memory of one page.
 type room struct {
 	tenant *tenant
-	size   int     // the number of its size
+	size   int     // the index in pageSizes
 	buffer *[]byte // nil until the page comes
 }
 
-// newRoom waits until the tenant may have a room. Of each tenant one page at most looks whether it may, and the others
-// wait behind it, so that what is given back wakes as many as there are tenants.
+// newRoom waits until the tenant may have memory for a page. At most one page of each tenant tries, and the others wait
+// behind it, so that freed memory wakes at most one page of each tenant.
 func newRoom(ctx context.Context, t *tenant, size int) (room, error) {
 	if err := take(ctx, t.first); err != nil {
 		return room{}, err
@@ -118,8 +118,8 @@ func (r *room) open() []byte {
 	return *r.buffer
 }
 
-// grow changes to a larger buffer with the same beginning. It does not wait: pages that hold memory and wait for more
-// could all wait for each other.
+// grow replaces the buffer by a larger one with the same beginning. It does not wait: pages that hold memory and wait
+// for more could all wait for each other.
 func (r *room) grow() ([]byte, error) {
 	larger := room{tenant: r.tenant, size: r.size + 1}
 	if ok, _ := r.tenant.shared.memory.take(r.tenant, pageSizes[larger.size]); !ok {

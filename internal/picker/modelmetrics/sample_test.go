@@ -16,8 +16,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-// TestScrapeSampleModelServer reads the sample model server, a program and a module of its own: idle, with a request that runs and
-// one that waits, with both done, and started anew.
+// TestScrapeSampleModelServer scrapes the sample model server, a program and module of its own: idle, with a running and
+// a waiting request, with both done, and restarted.
 func TestScrapeSampleModelServer(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the sample model server")

@@ -12,33 +12,33 @@ import (
 	"time"
 )
 
-// Target is where the metrics of an endpoint are.
+// Target says where and how the metrics of an endpoint are scraped.
 type Target struct {
-	// URL is that of the page, such as http://10.0.0.7:8000/metrics.
+	// URL is the page's URL, such as http://10.0.0.7:8000/metrics.
 	URL string
-	// Engine is the program behind it, or Detect.
+	// Engine is the endpoint's engine, or Detect.
 	Engine Engine
-	// Tenant is the owner of the endpoint. However many endpoints a tenant has, and whatever their pages are like, they hold
-	// up no endpoint of another tenant.
+	// Tenant is the owner of the endpoint. A tenant's endpoints delay no endpoint of another tenant, however many they are
+	// and whatever their pages are like.
 	Tenant string
 }
 
-// Sink takes what the scraper finds out. Its methods are called from many goroutines, but of one endpoint never two at
-// once; they hold up that endpoint's next scrape. They may come once more, late, for an endpoint that Update
-// has just taken away.
+// Sink receives the scraper's results. Many goroutines call its methods, but never two at once for one endpoint; a
+// method that blocks delays that endpoint's next scrape. One more late call may come for an endpoint that Update has
+// just removed.
 type Sink interface {
-	// Scraped takes the reading of an endpoint.
+	// Scraped receives the reading of an endpoint.
 	Scraped(endpoint netip.AddrPort, r Reading)
-	// ScrapeFailed says that there is no new reading of an endpoint, for the n-th time in a row. The last one goes on
-	// ageing. The error is a StatusError, ErrNoEngine, ErrIncomplete, or one of the network.
+	// ScrapeFailed reports that scraping an endpoint failed, for the n-th time in a row. The last reading goes on ageing.
+	// The error is a StatusError, ErrNoEngine, ErrIncomplete, or one of the network.
 	ScrapeFailed(endpoint netip.AddrPort, n int, err error)
-	// Pace is the time after which a new reading of an endpoint is of use. It is asked after each scrape, and can only
-	// make the time to the next one longer than the options say.
+	// Pace returns the time after which a new reading of an endpoint is of use. It is called after each scrape, and can
+	// only lengthen the time to the next one beyond what the options say.
 	Pace(endpoint netip.AddrPort) time.Duration
 }
 
-// Scraper reads a fleet's endpoints again and again, each in a goroutine of its own. Its methods may be called at any
-// time, from any goroutine.
+// Scraper scrapes endpoints again and again, each in a goroutine of its own. Any goroutine may call its methods at any
+// time.
 type Scraper struct {
 	options Options
 	sink    Sink
@@ -48,11 +48,11 @@ type Scraper struct {
 	mu      sync.Mutex
 	closed  bool
 	targets map[netip.AddrPort]*target
-	tenants map[string]*tenant // kept without endpoints too: a tenant that comes again has the share it had
+	tenants map[string]*tenant // a tenant without endpoints stays, so that it has its old share when endpoints come back
 	running sync.WaitGroup
 }
 
-// New returns a scraper without endpoints. Close must be called in the end.
+// New returns a scraper without endpoints. The caller must call Close in the end.
 func New(options Options, sink Sink) (*Scraper, error) {
 	if err := options.Validate(); err != nil {
 		return nil, err
@@ -67,9 +67,9 @@ func New(options Options, sink Sink) (*Scraper, error) {
 	}, nil
 }
 
-// Update says where endpoints are read from now on, and which are not read any more; others stay as they are. Those that
-// are there already, and whose target is the same, go on undisturbed; the others are read within MinInterval. The error
-// tells of targets that have no usable URL: they are left out, the others are set. After Close it does nothing.
+// Update sets the targets of endpoints, and stops scraping the endpoints in gone; all others stay as they are. An
+// endpoint whose target is unchanged goes on undisturbed; the others are scraped within MinInterval. The error names
+// the endpoints without a usable URL: they are left out, the others are set. After Close, Update does nothing.
 func (s *Scraper) Update(targets map[netip.AddrPort]Target, gone []netip.AddrPort) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -93,7 +93,7 @@ func (s *Scraper) Update(targets map[netip.AddrPort]Target, gone []netip.AddrPor
 		}
 		added = append(added, t)
 	}
-	setIntervals(s.options, slices.Collect(maps.Values(s.tenants))) // before the first scrapes ask for them
+	setIntervals(s.options, slices.Collect(maps.Values(s.tenants))) // before the first scrapes use the intervals
 	for _, t := range added {
 		s.running.Go(t.run)
 	}
@@ -108,7 +108,7 @@ func (s *Scraper) stop(endpoint netip.AddrPort) {
 	}
 }
 
-// add makes an endpoint's target, which is not read yet.
+// add makes an endpoint's target, which run then scrapes.
 func (s *Scraper) add(endpoint netip.AddrPort, what Target) (*target, error) {
 	fetcher, err := newFetcher(what.URL, s.dial)
 	if err != nil {
@@ -126,7 +126,7 @@ func (s *Scraper) add(endpoint netip.AddrPort, what Target) (*target, error) {
 	return t, nil
 }
 
-// Close ends all scrapes and returns when they have ended; the sink is not called any more then.
+// Close ends all scrapes and waits for them. Afterwards no method of the sink is called any more.
 func (s *Scraper) Close() {
 	s.mu.Lock()
 	s.closed = true
@@ -138,20 +138,20 @@ func (s *Scraper) Close() {
 	s.running.Wait()
 }
 
-// target is an endpoint that is being read.
+// target is an endpoint that is being scraped.
 type target struct {
 	Target
 	endpoint netip.AddrPort
 	scraper  *Scraper
 	tenant   *tenant
-	ctx      context.Context // ends when the endpoint goes
+	ctx      context.Context // ends when the endpoint is removed
 	cancel   context.CancelFunc
 	fetcher  *fetcher
 	parser   *Parser
 	failures int // in a row
 }
 
-// run reads the endpoint until its context ends. Delays are measured on the monotonic clock, from scrape to scrape.
+// run scrapes the endpoint until its context ends. Delays are from scrape to scrape, on the monotonic clock.
 func (t *target) run() {
 	defer t.fetcher.close()
 	timer := time.NewTimer(rand.N(t.scraper.options.MinInterval))
@@ -185,10 +185,10 @@ func (t *target) scrape() {
 	}
 }
 
-// delay is the time from the start of one scrape to that of the next: the tenant's interval or the sink's pace, whichever
-// is longer, doubled with each failure up to MaxInterval, and a tenth more or less. After the first scrape it is anything
-// up to that: endpoints that came together are spread over the interval, and the tenth keeps them from falling into step
-// again.
+// delay is the time from the start of one scrape to the start of the next: the tenant's interval or the sink's pace,
+// whichever is longer. It is doubled with each failure, up to MaxInterval, and then varied by up to a tenth. After the
+// first scrape it is random, up to that time, so that endpoints that came together are spread over the interval. The
+// tenth keeps them spread.
 func (t *target) delay(first bool) time.Duration {
 	longest := t.scraper.options.MaxInterval
 	delay := min(longest, max(time.Duration(t.tenant.interval.Load()), t.scraper.sink.Pace(t.endpoint)))

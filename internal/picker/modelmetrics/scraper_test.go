@@ -93,7 +93,7 @@ func (r *recorder) await(t *testing.T, what string, wanted func(event) bool) eve
 func isReading(e event) bool { return e.err == nil }
 func isFailure(e event) bool { return e.err != nil }
 
-// endpoint is a made-up address; where the page is, the target's URL says.
+// endpoint is a made-up address; the target's URL says where its page is.
 func endpoint(i int) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 8000)
 }
@@ -122,7 +122,7 @@ func set(t *testing.T, s *Scraper, urls ...string) {
 	update(t, s, targets)
 }
 
-// update has exactly these endpoints read.
+// update makes the scraper scrape exactly these endpoints.
 func update(t *testing.T, s *Scraper, targets map[netip.AddrPort]Target) {
 	t.Helper()
 	var gone []netip.AddrPort
@@ -203,8 +203,8 @@ func bare(open bool) http.HandlerFunc {
 	}
 }
 
-// TestScrapeBadServers has each server misbehave until it is told to be well: the failure is told, and the endpoint
-// is read again as soon as it can be.
+// TestScrapeBadServers lets each server misbehave for a while: the failure is reported, and the endpoint is read again
+// as soon as possible.
 func TestScrapeBadServers(t *testing.T) {
 	is := func(target error) func(error) bool { return func(err error) bool { return errors.Is(err, target) } }
 	something := func(err error) bool { return err != nil }
@@ -293,7 +293,7 @@ func TestScrapeUnreachable(t *testing.T) {
 	sink.await(t, "a third failure", func(e event) bool { return e.n == 3 })
 }
 
-// TestScrapeHugePage sends without end: what comes first is read, and the rest is not waited for.
+// TestScrapeHugePage serves an endless page: its beginning is read, and the rest is not waited for.
 func TestScrapeHugePage(t *testing.T) {
 	var sent atomic.Int64
 	noise := []byte(strings.Repeat("vllm:e2e_request_latency_seconds_bucket{le=\"1\"} 1\n", 1000))
@@ -348,7 +348,7 @@ func TestReadPageCutsAtALine(t *testing.T) {
 	}
 }
 
-// Pages that come drop by drop hold up nobody else, however many pages may be parsed at a time, and end with a failure.
+// Pages that come slowly delay no other page, however many pages may be parsed at a time, and end with a failure.
 func TestDrippingPagesHoldUpNobody(t *testing.T) {
 	for name, begin := range map[string]string{
 		"with nothing yet":   "",
@@ -441,7 +441,7 @@ func TestTargetsComeAndGo(t *testing.T) {
 	awaitGoroutines(t, before)
 }
 
-// awaitGoroutines waits for connections to be closed on both sides, which nothing else tells of.
+// awaitGoroutines waits until connections are closed on both sides, which only the number of goroutines shows.
 func awaitGoroutines(t *testing.T, most int) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > most; time.Sleep(5 * time.Millisecond) {
@@ -551,7 +551,7 @@ func bubbleURLs(n int) []string {
 	return urls
 }
 
-// gaps are the times from each scrape of an endpoint to the next.
+// gaps returns the times from each scrape of an endpoint to the next.
 func gaps(events []event) []time.Duration {
 	var out []time.Duration
 	for i := 1; i < len(events); i++ {
@@ -606,7 +606,7 @@ func TestDelayOfNothing(t *testing.T) {
 	}
 }
 
-// TestIntervalFollowsThePace has the sink ask for less than the tenant's interval, for more, and for more than may be.
+// TestIntervalFollowsThePace tries paces below the tenant's interval, above it, and above MaxInterval.
 func TestIntervalFollowsThePace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := newRecorder()
@@ -689,7 +689,7 @@ func TestFailingEndpointsAreAskedLessOften(t *testing.T) {
 	})
 }
 
-// TestTimeout has a server that never answers, and looks at what it costs in time.
+// TestTimeout scrapes a server that never answers, and checks the time that it takes.
 func TestTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := newRecorder()
@@ -708,7 +708,7 @@ func TestTimeout(t *testing.T) {
 	})
 }
 
-// TestTargetsThatGoAreNotFailures takes an endpoint away while it is being asked.
+// TestTargetsThatGoAreNotFailures removes an endpoint while it is being scraped.
 func TestTargetsThatGoAreNotFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := newRecorder()
@@ -724,7 +724,7 @@ func TestTargetsThatGoAreNotFailures(t *testing.T) {
 	})
 }
 
-// TestReadingsAreAsOldAsTheQuestion has a server that takes its time: the reading's age counts from when it was asked.
+// TestReadingsAreAsOldAsTheQuestion scrapes a slow server: the reading's age counts from the request.
 func TestReadingsAreAsOldAsTheQuestion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := newRecorder()

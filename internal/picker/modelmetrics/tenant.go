@@ -9,44 +9,44 @@ import (
 )
 
 const (
-	// parseShare is the part of one core that the parsing of a tenant's pages takes at most. 640 ordinary pages a second
-	// take a fifteenth; pages of 4 MiB that are made to cost as much as they can would take 60 cores.
+	// parseShare is the greatest share of one core that parsing a tenant's pages takes. 640 ordinary pages a second take a
+	// fifteenth; pages of 4 MiB that are made to cost as much as possible would take 60 cores.
 	parseShare = 1. / 4
-	// parseAhead is for how long a tenant's pages are parsed without a pause after a rest. It is enough for 1,000 ordinary
-	// pages, so a large pool is read at once when it comes.
+	// parseAhead is for how long a tenant's pages are parsed without a pause after a rest. It suffices for 1,000 ordinary
+	// pages, so that a large new pool is read at once.
 	parseAhead = 100 * time.Millisecond
 )
 
-// shared is what the pages of all tenants need.
+// shared is what the pages of all tenants share.
 type shared struct {
 	memory  *memory
-	parsing chan struct{} // holds one for each page that is parsed
+	parsing chan struct{} // holds one element for each page that is being parsed
 }
 
 func newShared(concurrency int) *shared {
 	return &shared{memory: newMemory(maxHeld), parsing: make(chan struct{}, concurrency)}
 }
 
-// tenant is the owner of endpoints. What its pages need beyond its share, they wait for behind each other.
+// tenant is the owner of endpoints. Beyond its share, its pages wait behind each other.
 type tenant struct {
 	shared    *shared
 	endpoints int           // guarded by the scraper's mutex
 	interval  atomic.Int64  // time.Duration
 	held      int           // bytes of pages, guarded by the memory's mutex
 	longest   int           // pages of the longest size among them, guarded likewise
-	first     chan struct{} // holds the page that is the next to be given room
+	first     chan struct{} // holds one element while a page waits for memory
 
-	// turn holds the page that is parsed or is the next to be. It is one, so the pages that wait to be parsed are of
-	// different tenants, and tenants are served in turn.
+	// turn holds one element while one of the tenant's pages is parsed or is the next to be. So the pages that wait for
+	// parsing are of different tenants, and tenants are served in turn.
 	turn chan struct{}
-	paid time.Time // when the tenant has waited for what was parsed; guarded by the turn
+	paid time.Time // until when the tenant waits for what was parsed; guarded by turn
 }
 
 func newTenant(s *shared) *tenant {
 	return &tenant{shared: s, first: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
 }
 
-// take waits for one of the turns.
+// take waits until the channel takes one more element.
 func take(ctx context.Context, turns chan struct{}) error {
 	select {
 	case turns <- struct{}{}:
@@ -56,7 +56,7 @@ func take(ctx context.Context, turns chan struct{}) error {
 	}
 }
 
-// parse has a page parsed when it is the tenant's turn.
+// parse parses a page when it is the tenant's turn.
 func (t *tenant) parse(ctx context.Context, page func() error) error {
 	if err := take(ctx, t.turn); err != nil {
 		return err
@@ -74,8 +74,8 @@ func (t *tenant) parse(ctx context.Context, page func() error) error {
 	return page()
 }
 
-// pay counts what was parsed: the tenant's next page waits until all would be parsed by the tenant's share of a core. What
-// a tenant leaves unused counts for it up to parseAhead.
+// pay charges the tenant for a parsed page: its next page waits until a parser at the tenant's share of a core would
+// have parsed all. Unused time counts for the tenant up to parseAhead.
 func (t *tenant) pay(start time.Time, took time.Duration) {
 	if ahead := start.Add(-time.Duration(float64(parseAhead) / parseShare)); t.paid.Before(ahead) {
 		t.paid = ahead
@@ -98,8 +98,8 @@ func sleepUntil(ctx context.Context, at time.Time) error {
 	}
 }
 
-// setIntervals shares the rate out. Each tenant has as much as any other, or as much as it can use. Those that can use least
-// come first, and the others share what is left.
+// setIntervals divides the rate among the tenants: each gets as much as any other, or as much as it can use. Those that
+// can use least come first, and the others share what is left.
 func setIntervals(o Options, tenants []*tenant) {
 	slices.SortFunc(tenants, func(a, b *tenant) int { return cmp.Compare(a.endpoints, b.endpoints) })
 	left := o.Rate

@@ -48,10 +48,10 @@ func TestRateIsSharedByTenants(t *testing.T) {
 	}
 }
 
-// good is how many endpoints a tenant has that another may not hold up.
+// good is how many endpoints the well-behaved tenant has.
 const good = 2
 
-// beside has so many endpoints of a greedy tenant read at http://greedy, and a few of another at http://good.
+// beside scrapes so many endpoints of a greedy tenant at http://greedy, and the good tenant's at http://good.
 func beside(t *testing.T, s *Scraper, greedy int) {
 	t.Helper()
 	targets := map[netip.AddrPort]Target{}
@@ -64,7 +64,7 @@ func beside(t *testing.T, s *Scraper, greedy int) {
 	update(t, s, targets)
 }
 
-// wantShortestInterval fails unless the good tenant's endpoints were read as often as they are without the other.
+// wantShortestInterval fails unless the good tenant's endpoints were scraped as often as without the other tenant.
 func wantShortestInterval(t *testing.T, s *Scraper, sink *recorder) {
 	t.Helper()
 	longest := s.options.MinInterval*11/10 + 1
@@ -166,7 +166,7 @@ func TestTenantLeavesMemory(t *testing.T) {
 	}
 }
 
-// A page that turns out too long for what its tenant may hold fails; the next scrape waits until the whole is free.
+// A page that is longer than its tenant's memory allows fails. The next scrape waits until there is enough memory.
 func TestPageWaitsForItsTenantsMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScraper(t, DefaultOptions(), newRecorder())

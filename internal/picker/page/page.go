@@ -1,7 +1,7 @@
-// Package page is what the picker shows to people in a browser: its pools, their endpoints with load and adapters, and
-// some recent picks with their reasons. It only shows a livestate.State: how that comes about is not known here, and
-// nothing can be changed from the page. All is rendered at the server; a script of a few lines fetches the tables anew
-// every second, and without it reloading does the same.
+// Package page shows the picker's live state in a browser: its pools, their endpoints with load and adapters, and some
+// recent picks with their reasons. It must not know how the livestate.State comes about, and cannot change anything.
+// The server renders everything. A short script fetches the tables anew every second; without it, reloading does the
+// same.
 package page
 
 import (
@@ -25,7 +25,7 @@ var templates = template.Must(template.New("").Funcs(template.FuncMap{
 	"known": func(v float64) *float64 { return &v },
 }).ParseFS(files, "page.html"))
 
-// policy lets the page use its own script, style and address, and nothing else.
+// policy allows the page its own script, style and address, and nothing else.
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 // Handler serves the page at /, its tables alone at /tables, and the page's script and style.
@@ -40,7 +40,7 @@ func Handler(state func() livestate.State) http.Handler {
 
 func rendered(name string, state func() livestate.State) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		var out bytes.Buffer // whole before the status is sent
+		var out bytes.Buffer // complete before the status is sent
 		if err := templates.ExecuteTemplate(&out, name, state()); err != nil {
 			http.Error(w, "the page cannot be rendered", http.StatusInternalServerError)
 			return
@@ -67,10 +67,10 @@ func send(w http.ResponseWriter, kind string, content []byte) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cache-Control", "no-store")
-	_, _ = w.Write(content) // a client that is gone is no fault to report
+	_, _ = w.Write(content) // it is no error that a client is gone
 }
 
-// totals are a pool's endpoints taken together.
+// totals are the sums over a pool's endpoints.
 type totals struct{ Ready, Running, Waiting, Reserved int }
 
 func total(p livestate.Pool) totals {
@@ -88,7 +88,7 @@ func total(p livestate.Pool) totals {
 	return t
 }
 
-// unknown stands for what is not known.
+// unknown stands for an unknown value.
 const unknown = "–"
 
 func percent(share *float64) string {
@@ -98,7 +98,7 @@ func percent(share *float64) string {
 	return fmt.Sprintf("%.0f %%", 100**share)
 }
 
-// seconds is a time as people read it; v is a float64 or, where it may be unknown, a pointer to one.
+// seconds formats a time for people; v is a float64 or, where it may be unknown, a pointer to one.
 func seconds(v any) string {
 	var s float64
 	switch v := v.(type) {
@@ -116,7 +116,7 @@ func seconds(v any) string {
 	return fmt.Sprintf("%.1f s", s)
 }
 
-// count is a number with its thousands apart; n is an int or a float64.
+// count formats a number with commas between thousands; n is an int or a float64.
 func count(n any) string {
 	text := ""
 	switch n := n.(type) {
@@ -135,7 +135,7 @@ func clock(t time.Time) string { return t.Format("15:04:05.0") }
 
 func names(of []string) string { return strings.Join(of, ", ") }
 
-// note is what has to be said of an endpoint besides its numbers; "" where all is well.
+// note is an endpoint's state if it is not simply ready; else "".
 func note(e livestate.Endpoint) string {
 	switch {
 	case !e.Ready:
@@ -150,5 +150,5 @@ func note(e livestate.Endpoint) string {
 	return ""
 }
 
-// staleAge is the age of a reading, in seconds, from which on it loses weight in picks.
+// staleAge is the age of a reading, in seconds, from which on the reading loses weight in picks.
 const staleAge = 3

@@ -1,5 +1,5 @@
 "use strict";
-// Fetches the tables anew every second while the page is seen. Without it, reloading shows the same.
+// Fetches the tables anew every second while the page is visible. Without this script, reloading does the same.
 const tables = document.getElementById("tables");
 async function refresh() {
   if (document.hidden || tables.contains(document.activeElement)) return; // nothing moves under a reader's keyboard
@@ -10,7 +10,7 @@ async function refresh() {
     tables.innerHTML = await answer.text();
     tables.querySelectorAll(".wide").forEach((e, i) => scrolled[i] && e.scrollTo(...scrolled[i]));
   } catch {
-    document.getElementById("live").textContent = "The picker does not answer; this is the last that it told.";
+    document.getElementById("live").textContent = "The picker does not answer. This is its last known state.";
   }
 }
 setInterval(refresh, 1000);

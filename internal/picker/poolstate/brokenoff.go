@@ -8,34 +8,34 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairshare"
 )
 
-// The head of a streamed answer may come before its prompt is prefilled, and its end looks to the picker like a caller who
-// left. Where such a call ended before its endpoint can have prefilled the prompt, at the speed that it is taken to have, the
-// prompt is still taken to be cached: the endpoint may be faster. The proxy knows which calls were broken off and says so a
-// moment before the picker sees the end or, mostly, after. The pool's mutex is held, but in BrokenOff and settle.
+// The headers of a streamed answer may come before its prompt is prefilled, and an answer's end looks to the picker
+// like a caller who left. A prompt that its endpoint can hardly have prefilled by then still counts as cached, as the
+// endpoint may be faster than assumed. The proxy knows which calls were broken off, and reports them a moment before
+// the picker sees the end or, mostly, after. All functions here but BrokenOff and settle need the pool's mutex.
 
 const (
-	// doubtFor is how long a call stays known that may have been broken off. A proxy says at once that one was; opening
-	// a connection for that takes milliseconds.
+	// doubtFor is how long a call that may have been broken off is remembered. A proxy reports a broken-off call at once;
+	// opening a connection for the report takes milliseconds.
 	doubtFor = 3 * time.Second
-	// maxDoubted bounds what is kept of such calls, of all pools together, in bytes. A prompt of 64 KiB takes 2 KiB.
+	// maxDoubted bounds the memory of such calls, of all pools together, in bytes. A prompt of 64 KiB takes 2 KiB.
 	maxDoubted = 16 << 20
-	// mostDoubts is how many such calls of a pool are kept: each call that ends looks through them.
+	// mostDoubts is how many such calls of a pool are remembered: each call that ends looks through them.
 	mostDoubts = 256
-	// doubtBytes is what one takes beside its blocks.
+	// doubtBytes is the memory of one such call besides its blocks.
 	doubtBytes = 64
-	// toldEarly is how many calls are kept of which it was said that they were broken off and nothing else is known.
-	toldEarly = 64
-	// idSpare is how many bits of a number a call's name does not take: proxies hold it as a float64.
+	// mostReported is how many reported calls are remembered whose end the picker has not seen.
+	mostReported = 64
+	// idSpare is how many bits of a uint64 a call's id leaves unused: proxies hold the id as a float64.
 	idSpare = 12
 )
 
 // doubts are the calls that may have been broken off.
 type doubts struct {
-	room  *fairshare.Share
-	ended []doubt  // in the order of their ends
-	told  []uint64 // calls that were broken off and not seen to end; the oldest is overwritten first
-	next  int      // where in told
-	timer *time.Timer
+	room     *fairshare.Share
+	ended    []doubt  // in the order of their ends
+	reported []uint64 // calls that were reported as broken off and not seen to end; the oldest is overwritten first
+	next     int      // the next place in reported to overwrite
+	timer    *time.Timer
 }
 
 // doubt is a call that ended before its endpoint can have prefilled all of its blocks.
@@ -44,26 +44,26 @@ type doubt struct {
 	at       time.Duration
 	endpoint int32
 	blocks   []uint64
-	sure     int // so many of the blocks the endpoint holds, whatever became of the call
+	sure     int // how many of the blocks the endpoint has cached, whether or not the call was broken off
 }
 
 func (d *doubt) bytes() int64 { return int64(doubtBytes + 8*len(d.blocks)) }
 
-// nextID names a call. Names begin at random, so that those of several pickers and pools differ.
+// nextID returns a call's id. Ids begin at a random number, so that several pickers and pools use different ones.
 func (p *Pool) nextID() uint64 {
-	p.lastID++ // from at most 2^52 on, so that all names stay exact
+	p.lastID++ // ids begin below 2^52, so that a float64 holds all of them exactly
 	return p.lastID
 }
 
-// BrokenOff says that a call was broken off before its answer's first byte: by the caller, by a time limit or by the
-// endpoint. What its endpoint did not have the time to prefill is not taken to be cached any more. A name that is no call's
-// of the pool changes nothing.
+// BrokenOff notes that a call was broken off before its answer's first byte: by the caller, by a timeout or by the
+// endpoint. What the endpoint had no time to prefill no longer counts as cached. An id that is not a call's of the pool
+// changes nothing.
 func (p *Pool) BrokenOff(id uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	i := slices.IndexFunc(p.doubts.ended, func(d doubt) bool { return d.id == id })
 	if i < 0 {
-		p.doubts.tell(id)
+		p.doubts.noteReport(id)
 		return
 	}
 	broken := p.doubts.ended[i]
@@ -71,24 +71,24 @@ func (p *Pool) BrokenOff(id uint64) {
 	p.takeBack(&broken)
 }
 
-// doubt notes that a call ended before its endpoint can have prefilled more than some of its blocks.
+// doubt notes that a call ended before its endpoint can have prefilled more than the first sure of its blocks.
 func (p *Pool) doubt(r *Reservation, sure int, now time.Duration) {
 	n := r.claim.Endpoint
 	d := doubt{id: r.id, at: now, endpoint: n, blocks: r.blocks, sure: sure}
-	if slices.Contains(p.doubts.told, r.id) {
+	if slices.Contains(p.doubts.reported, r.id) {
 		p.takeBack(&d)
 		return
 	}
 	if !p.slots[n].member && !p.slots[n].remembered {
-		return // its number is about to be given out anew
+		return // the endpoint's number is about to be reused
 	}
 	if p.doubts.add(d) && p.doubts.timer == nil {
 		p.doubts.timer = time.AfterFunc(doubtFor, p.settle)
 	}
 }
 
-// takeBack takes out of the index what a call that was broken off did not come to compute. Calls in flight that hold the
-// same blocks insert them again when they end, and for those that ended since it is done here.
+// takeBack takes out of the index the blocks that a broken-off call did not compute. Calls in flight with the same
+// blocks insert them again when they end. For calls that ended in the meantime takeBack inserts them again.
 func (p *Pool) takeBack(broken *doubt) {
 	n := broken.endpoint
 	p.metrics.BrokenOff()
@@ -101,8 +101,8 @@ func (p *Pool) takeBack(broken *doubt) {
 	}
 }
 
-// found is how many of so many blocks that a call was taken to find at endpoint n were there for sure: not those that a call
-// brought which may have been broken off.
+// found returns how many of the blocks that a call was taken to find at endpoint n were surely there. Blocks that came
+// with a call that may have been broken off do not count.
 func (d *doubts) found(n int32, blocks []uint64, taken int) int {
 	for i := range d.ended {
 		if e := &d.ended[i]; e.endpoint == n && shared(e.blocks, blocks) > e.sure {
@@ -112,7 +112,7 @@ func (d *doubts) found(n int32, blocks []uint64, taken int) int {
 	return taken
 }
 
-// confirm notes that endpoint n holds these blocks, whatever became of the calls that brought them.
+// confirm notes that endpoint n has these blocks cached, whatever became of the calls that brought them.
 func (d *doubts) confirm(n int32, blocks []uint64) {
 	for i := range d.ended {
 		if e := &d.ended[i]; e.endpoint == n {
@@ -121,7 +121,7 @@ func (d *doubts) confirm(n int32, blocks []uint64) {
 	}
 }
 
-// settle drops the calls of which it would have been said by now that they were broken off.
+// settle drops the calls that a proxy would have reported by now.
 func (p *Pool) settle() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -136,7 +136,7 @@ func (p *Pool) settle() {
 	}
 }
 
-// add keeps a call, with a copy of its blocks, and says whether there was room for it. The oldest of the pool give way.
+// add remembers a call, with a copy of its blocks, if there is room. The pool's oldest calls make room.
 func (d *doubts) add(call doubt) bool {
 	if len(d.ended) == mostDoubts {
 		d.remove(0)
@@ -158,17 +158,17 @@ func (d *doubts) remove(i int) {
 	d.ended = slices.Delete(d.ended, i, i+1)
 }
 
-// tell keeps the name of a call that was broken off and is not seen to end yet, if it is one at all.
-func (d *doubts) tell(id uint64) {
-	if len(d.told) < toldEarly {
-		d.told = append(d.told, id)
+// noteReport remembers the id of a broken-off call whose end the picker has not seen, if there is such a call.
+func (d *doubts) noteReport(id uint64) {
+	if len(d.reported) < mostReported {
+		d.reported = append(d.reported, id)
 		return
 	}
-	d.told[d.next] = id
-	d.next = (d.next + 1) % toldEarly
+	d.reported[d.next] = id
+	d.next = (d.next + 1) % mostReported
 }
 
-// forget drops the calls to an endpoint of which nothing is known any more.
+// forget drops the calls to an endpoint whose cache is forgotten.
 func (d *doubts) forget(n int32) {
 	for i := len(d.ended) - 1; i >= 0; i-- {
 		if d.ended[i].endpoint == n {
@@ -177,7 +177,7 @@ func (d *doubts) forget(n int32) {
 	}
 }
 
-// shared is how many blocks two prompts have in common. Each stands for all before it.
+// shared returns how many first blocks two prompts have in common. A block's hash stands for all before it too.
 func shared(a, b []uint64) int {
 	return sort.Search(min(len(a), len(b)), func(i int) bool { return a[i] != b[i] })
 }

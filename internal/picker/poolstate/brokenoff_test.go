@@ -9,14 +9,14 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// A prompt of so many blocks takes a second at the speed that is assumed, and what is left of one of which so much is done.
+// oneSecond and inPart are how many blocks an endpoint prefills in a second, and in part of one, at the assumed speed.
 const (
 	oneSecond = 8000 / selection.BlockTokens
 	part      = 200 * time.Millisecond
 	inPart    = 8000 / 5 / selection.BlockTokens
 )
 
-// What is left in the index of a call that is broken off, and of others beside it.
+// After a call is broken off, the index keeps the blocks that were prefilled, and those of other calls beside it.
 func TestBrokenOff(t *testing.T) {
 	const a = "10.0.0.1:8000"
 	long := prompt(1, oneSecond)
@@ -48,11 +48,11 @@ func TestBrokenOff(t *testing.T) {
 		}, want: inPart},
 		"it is said long before the end, and of many others": {do: func(t *testing.T, p *Pool, c *testClock) {
 			r := pickAt(t, p, a, long)
-			for i := range uint64(toldEarly - 1) {
+			for i := range uint64(mostReported - 1) {
 				p.BrokenOff(i + 1)
 			}
 			p.BrokenOff(r.ID())
-			p.BrokenOff(toldEarly)
+			p.BrokenOff(mostReported)
 			ends(r, c, part, Ended)
 		}, want: inPart},
 		"the answer's end was seen": {do: func(t *testing.T, p *Pool, c *testClock) {
@@ -157,7 +157,7 @@ func TestDoubtsAreBounded(t *testing.T) {
 	})
 }
 
-// One namespace's calls leave room for those of others.
+// One namespace's calls leave room for other namespaces' calls.
 func TestDoubtsLeaveRoom(t *testing.T) {
 	f, clock := newFleet(t)
 	const blocks = 16 * oneSecond

@@ -11,17 +11,17 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/selection"
 )
 
-// Decision is a pick, or what would be picked, with the numbers behind it.
+// Decision is a pick, or a preview of one, with the numbers behind it.
 type Decision struct {
 	Pool string
-	// At is when it was made, on the pool's clock.
+	// At is when the decision was made, on the pool's clock.
 	At time.Duration
 	// Chosen is the endpoint that was reserved, as "ip:port"; "" where none was.
 	Chosen                     string
 	Model                      string
 	PromptTokens, PromptBlocks int
-	// Candidates are the endpoints that might serve the call, and Ranking is of them, best first. The draw between equals
-	// is all that it does not foresee. Of a pick that is kept it has the chosen one and the next best alone.
+	// Candidates is how many endpoints might serve the call. Ranking orders them, best first; only the draw between equals
+	// is not in it. The Ranking of a recent pick has only the chosen endpoint and the next best.
 	Candidates int
 	Ranking    []Ranked
 }
@@ -32,27 +32,27 @@ type Ranked struct {
 	selection.Reason
 }
 
-// Rank is what would be decided now; nothing is reserved. The error is a *refusal.Error, as Pick's is.
+// Rank returns what Pick would decide now, and reserves nothing. The error is a *refusal.Error, as Pick's is.
 func (p *Pool) Rank(c *Call) (*Decision, error) {
-	rows, now, err := p.lookRanked(c)
+	rows, now, err := p.rankNow(c)
 	if err != nil {
 		return nil, err
 	}
 	return p.decision(c.Facts, rows, now, ""), nil
 }
 
-func (p *Pool) lookRanked(c *Call) ([]Ranked, time.Duration, error) {
+func (p *Pool) rankNow(c *Call) ([]Ranked, time.Duration, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := p.clock()
-	call, err := p.look(c, now)
+	call, err := p.selectionCall(c, now)
 	if err != nil {
 		return nil, now, err
 	}
 	return p.rank(&call, now), now, nil
 }
 
-// rank takes down the numbers of all candidates, in no order. The pool's mutex is held, so it copies and does no more.
+// rank copies the numbers of all candidates, in no order. The pool's mutex is held, so rank does no more than that.
 func (p *Pool) rank(call *selection.Call, now time.Duration) []Ranked {
 	reasons := p.choice.Explain(call, now)
 	out := make([]Ranked, len(reasons))
@@ -62,7 +62,7 @@ func (p *Pool) rank(call *selection.Call, now time.Duration) []Ranked {
 	return out
 }
 
-// decision puts what was taken down in order. The pool's mutex is not held.
+// decision sorts the copied numbers into a Decision. The pool's mutex is not held.
 func (p *Pool) decision(facts *request.Facts, rows []Ranked, at time.Duration, chosen string) *Decision {
 	slices.SortStableFunc(rows, func(a, b Ranked) int { return a.Compare(b.Reason) })
 	return &Decision{
@@ -71,7 +71,7 @@ func (p *Pool) decision(facts *request.Facts, rows []Ranked, at time.Duration, c
 	}
 }
 
-// LogValue has the first of the ranking as a log is read: one group for each.
+// LogValue returns the best of the ranking for a log: one group for each.
 func (d *Decision) LogValue() slog.Value {
 	attrs := []slog.Attr{
 		slog.String("model", clipped(d.Model)), slog.Int("promptTokens", d.PromptTokens), slog.Int("candidates", d.Candidates),
@@ -85,28 +85,28 @@ func (d *Decision) LogValue() slog.Value {
 	return slog.GroupValue(attrs...)
 }
 
-// Rounded is a number of seconds as people are shown it: to a microsecond.
+// Rounded rounds a number of seconds for people to read: to a microsecond.
 func Rounded(v float64) float64 { return math.Round(v*1e6) / 1e6 }
 
-// clipped bounds what a client's own text takes where it is kept.
+// clipped bounds a client's own text that is kept.
 func clipped(text string) string { return text[:min(len(text), 100)] }
 
 const (
-	// recentInterval is the least time between two picks that are kept for people to see. All that any other pick pays
-	// for it is a comparison; a kept one pays for its ranking.
+	// recentInterval is the least time between two picks that are kept for people to read. For all other picks this costs
+	// one comparison; a kept pick computes its ranking.
 	recentInterval = 250 * time.Millisecond
-	// recentPicks is how many are kept.
+	// recentPicks is how many picks are kept.
 	recentPicks = 16
 )
 
 // recent are some of a pool's latest picks, the oldest overwritten first.
 type recent struct {
-	next  time.Duration // the moment from which on another one is kept
-	made  int           // how many have been kept so far
+	next  time.Duration // the time from which on another pick is kept
+	made  int           // how many picks have been kept so far
 	picks [recentPicks]Decision
 }
 
-// due says whether a pick at a moment is to be kept; those right after it then are not.
+// due says whether a pick at the given time is to be kept. If so, picks within recentInterval after it are not.
 func (r *recent) due(now time.Duration) bool {
 	if now < r.next {
 		return false
@@ -115,13 +115,13 @@ func (r *recent) due(now time.Duration) bool {
 	return true
 }
 
-// keep notes a pick.
+// keep adds a pick.
 func (r *recent) keep(d Decision) {
 	r.picks[r.made%recentPicks] = d
 	r.made++
 }
 
-// latest lists those that are kept, the newest first.
+// latest returns the kept picks, the newest first.
 func (r *recent) latest() []Decision {
 	var out []Decision
 	for i := r.made - 1; i >= max(0, r.made-recentPicks); i-- {
@@ -130,7 +130,7 @@ func (r *recent) latest() []Decision {
 	return out
 }
 
-// abridged is a copy with the chosen endpoint and the next best alone, and nothing of the request's own memory.
+// abridged returns a copy with only the chosen endpoint and the next best, which shares no memory with the request.
 func (d *Decision) abridged() Decision {
 	out := *d
 	out.Model = strings.Clone(clipped(d.Model))

@@ -18,7 +18,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
-// What was counted before a restart, or long ago, is in no average.
+// Averages hold no counts from before a restart, or from long ago.
 func TestObservedForgets(t *testing.T) {
 	var o observed
 	at := time.Unix(100, 0)
@@ -78,7 +78,7 @@ func TestRecentPicks(t *testing.T) {
 	}
 }
 
-// At the debug level each pick tells its reasons, with names cut to what a log bears; otherwise nothing is computed.
+// At the debug level each pick logs its reasons, with clipped model names; at other levels no reasons are computed.
 func TestPickTellsItsReasons(t *testing.T) {
 	for _, level := range []slog.Level{slog.LevelInfo, slog.LevelDebug} {
 		var out bytes.Buffer
@@ -110,7 +110,7 @@ func TestPickTellsItsReasons(t *testing.T) {
 	}
 }
 
-// What picks pay for those that are kept: "none" keeps none, "usual" those of a pool of 100,000 calls a second.
+// The cost of keeping recent picks: "none" keeps none, "usual" as many as a pool of 100,000 calls a second keeps.
 func BenchmarkPickRecent(b *testing.B) {
 	for name, step := range map[string]time.Duration{"none": 0, "usual": 10 * time.Microsecond} {
 		b.Run(name, func(b *testing.B) {

@@ -5,24 +5,24 @@ import (
 	"time"
 )
 
-// Endpoints that leave a pool often come back: a model server misses its readiness probes when it is busiest, and has its
-// cache all the while. So what is known of an endpoint that left is kept for a time. The pool's mutex is held, but in tidy.
+// Endpoints that leave a pool often come back with their cache: busy model servers miss readiness probes. So the state
+// of an endpoint that left is kept for a time. All functions here but tidy need the pool's mutex.
 
 const (
-	// rememberFor is how long an endpoint that left is remembered. Most that do not come back within it were deleted.
+	// rememberFor is how long a departed endpoint's state is kept. Endpoints that stay away longer were mostly deleted.
 	rememberFor = 5 * time.Minute
-	// mostRemembered bounds how many are remembered at a time: a rollout replaces all pods of a pool.
+	// mostRemembered bounds how many such endpoints a pool remembers: a rollout replaces all pods of a pool.
 	mostRemembered = 32
 )
 
-// leave takes an endpoint out, and remembers it.
+// leave removes an endpoint from the pool, and remembers it.
 func (p *Pool) leave(n int32) {
 	s := &p.slots[n]
 	if !s.member {
-		return // another server has its address
+		return // another server has the endpoint's address
 	}
 	s.member, s.remembered, s.leftAt = false, true, p.clock()
-	s.restarts = -1 // they are counted anew when the endpoint is read again
+	s.restarts = -1 // restarts are counted anew when the endpoint is read again
 	p.left = append(p.left, n)
 	if len(p.left) > mostRemembered {
 		p.expire(p.left[0])
@@ -32,7 +32,7 @@ func (p *Pool) leave(n int32) {
 	}
 }
 
-// replaced takes out an endpoint whose address another server has now.
+// replaced removes an endpoint whose address another server has now.
 func (p *Pool) replaced(n int32) {
 	p.slots[n].member = false
 	delete(p.byAddr, p.slots[n].addr)
@@ -47,7 +47,7 @@ func (p *Pool) expire(n int32) {
 	p.reuse(n)
 }
 
-// tidy forgets the endpoints that left long ago, in a pool without calls too.
+// tidy forgets the endpoints that left long ago. Its timer runs also in a pool without calls.
 func (p *Pool) tidy() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

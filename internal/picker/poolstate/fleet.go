@@ -1,6 +1,6 @@
-// Package poolstate holds the pools that the picker serves: their endpoints as an immutable snapshot, what each endpoint
-// has to do and has cached, and the reservations of calls in flight. The rule by which an endpoint is chosen is
-// selection's; where pools are read from is of the sources, and messages of a proxy may not enter.
+// Package poolstate holds the state of the pools that the picker serves: their endpoints as an immutable snapshot, each
+// endpoint's work and cached prefixes, and the reservations of calls in flight. It must not know the rule by which an
+// endpoint is chosen (package selection), where pools come from (the sources), or a proxy's messages.
 package poolstate
 
 import (
@@ -19,31 +19,31 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
-// Options are what a Fleet is made of.
+// Options configure a Fleet.
 type Options struct {
 	Metrics *telemetry.Metrics
-	// Seed fixes the lots that are drawn between equal endpoints.
+	// Seed seeds the random draws between equal endpoints.
 	Seed uint64
 	// Clock is a monotonic clock with any origin; nil is the process's own.
 	Clock func() time.Duration
-	// Log is told, at the debug level, why each call went where it did; nil tells nobody.
+	// Log gets, at the debug level, why each call went where it did; nil logs nothing.
 	Log *slog.Logger
-	// MaxIndexBytes bounds the memory of what is known of caches, of all pools together; those of a namespace have at most
-	// four times as much of it as is free. 0 sets no limit.
+	// MaxIndexBytes bounds the memory of prefix indexes, of all pools together. The pools of a namespace have at most four
+	// times as much as is free. 0 sets no limit.
 	MaxIndexBytes int64
 }
 
-// Fleet is all pools by name. Its methods may be called from several goroutines.
+// Fleet holds all pools by name. Its methods may be called from several goroutines.
 type Fleet struct {
 	options Options
-	memory  *fairshare.Whole // of the pools' indexes, in bytes
-	doubted *fairshare.Whole // of the blocks of calls that may have been broken off, in bytes
+	memory  *fairshare.Whole // bytes of the pools' prefix indexes
+	doubted *fairshare.Whole // bytes of the calls that may have been broken off
 	pools   atomic.Pointer[map[types.NamespacedName]*Pool]
 	seed    atomic.Uint64
 
 	mu      sync.Mutex // serialises writers of pools
 	made    uint64     // pools made so far
-	scraper Scraper    // nil where nobody reads endpoints
+	scraper Scraper    // nil where endpoints are not scraped
 	members members
 }
 
@@ -61,18 +61,18 @@ func New(o Options) *Fleet {
 	return f
 }
 
-// Seed begins the hashes of prompts.
+// Seed is the seed of the hashes of prompt blocks.
 func (f *Fleet) Seed() uint64 { return f.seed.Load() }
 
-// SetSeed has the hashes of prompts begin otherwise. Nothing is found any more of what is known of caches: it goes as what
-// was used least recently.
+// SetSeed changes the seed of the hashes of prompt blocks. Prefixes indexed before are then never found, and are
+// evicted as the least recently used.
 func (f *Fleet) SetSeed(seed uint64) { f.seed.Store(seed) }
 
-// Pool finds a pool by its name, or returns nil.
+// Pool returns the pool of a name, or nil.
 func (f *Fleet) Pool(name types.NamespacedName) *Pool { return (*f.pools.Load())[name] }
 
-// SetPool makes a pool known, or replaces its endpoints by these. What is known of an endpoint that stays is kept;
-// one that left takes no more calls from now on. A new pool has the default settings.
+// SetPool adds a pool, or replaces its endpoints. The state of an endpoint that stays is kept; one that left takes no
+// more calls from now on. A new pool has the default settings.
 func (f *Fleet) SetPool(p pool.Pool, endpoints []pool.Endpoint) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -83,7 +83,7 @@ func (f *Fleet) SetPool(p pool.Pool, endpoints []pool.Endpoint) {
 	}
 }
 
-// Configure sets how a pool picks. A pool that is not known yet is made, without endpoints.
+// Configure sets how a pool picks. A pool that does not exist yet is added, without endpoints.
 func (f *Fleet) Configure(name types.NamespacedName, settings picksettings.Settings) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -93,7 +93,7 @@ func (f *Fleet) Configure(name types.NamespacedName, settings picksettings.Setti
 	}
 }
 
-// ensure finds a pool or makes it.
+// ensure returns the pool of a name, and adds it if it does not exist.
 func (f *Fleet) ensure(name types.NamespacedName) *Pool {
 	known := f.Pool(name)
 	if known == nil {
@@ -128,7 +128,7 @@ func (f *Fleet) Names() []types.NamespacedName {
 	return names
 }
 
-// swap puts a changed copy of the pools in place of the one that readers hold.
+// swap replaces the map of pools by a changed copy.
 func (f *Fleet) swap(change func(map[types.NamespacedName]*Pool)) {
 	next := maps.Clone(*f.pools.Load())
 	change(next)

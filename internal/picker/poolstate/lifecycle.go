@@ -6,12 +6,12 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/selection"
 )
 
-// All that a call does to a pool is one of three events: it is reserved, it moves, it is released. Each takes values
-// and a time, and nothing of a stream. Endpoints are the pool's own numbers and times are of this process's clock, so
-// that an event means nothing to another picker. The pool's mutex is held.
+// A call changes a pool's state by three events: it is reserved, it moves, it is released. Each event takes values and
+// a time, and nothing of a stream. Endpoints are the pool's own numbers and times are on this process's clock, so an
+// event means nothing to another picker. The pool's mutex is held.
 
-// reserve charges the choice with the call. What it will have cached counts from now on, so that the next call with
-// the same prompt finds it; it is taken back if it does not come to be.
+// reserve adds the call to the chosen endpoint. The call's blocks count as cached at once, so that the next call with
+// the same prompt finds them. They are taken back if the endpoint does not prefill them.
 func (p *Pool) reserve(r *Reservation, call *selection.Call, choice *selection.Choice, now time.Duration) {
 	*r = Reservation{
 		pool:         p,
@@ -24,8 +24,8 @@ func (p *Pool) reserve(r *Reservation, call *selection.Call, choice *selection.C
 	p.insert(r, int(call.Cached[choice.Endpoint]))
 }
 
-// move takes the call to the endpoint that serves it, which may have less of the prompt cached than the first choice, or
-// more.
+// move moves the call to the endpoint that serves it, which may have less of the prompt cached than the first choice,
+// or more.
 func (p *Pool) move(r *Reservation, to int32, now time.Duration) {
 	from, kept := r.claim.Endpoint, r.kept
 	held := p.index.Held(int(to), r.blocks)
@@ -58,7 +58,7 @@ func (p *Pool) release(r *Reservation, outcome Outcome, now time.Duration) {
 	p.reuse(n)
 }
 
-// insert notes in the index that the call's endpoint, which held so many of its blocks before, holds all of them.
+// insert adds all of the call's blocks to its endpoint in the index. held is how many the endpoint had before.
 func (p *Pool) insert(r *Reservation, held int) {
 	n := r.claim.Endpoint
 	r.kept = held
@@ -68,7 +68,7 @@ func (p *Pool) insert(r *Reservation, held int) {
 	}
 }
 
-// withdraw takes the blocks of a call that endpoint n did not prefill out of the index again, but those that it held before.
+// withdraw removes the blocks of a call that endpoint n did not prefill from the index, except the first kept.
 func (p *Pool) withdraw(n int32, blocks []uint64, kept int) {
 	p.slots[n].withdrawn++
 	if len(blocks) > 0 {

@@ -76,7 +76,7 @@ func prompt(seed uint64, blocks int) *request.Facts {
 	return f
 }
 
-// pick picks without a restriction and returns the reservation and its first choice.
+// pick picks without a subset and returns the reservation and its first choice.
 func pick(t testing.TB, p *Pool, facts *request.Facts) (*Reservation, string) {
 	t.Helper()
 	r := &Reservation{}
@@ -158,7 +158,7 @@ func TestPickHoldsToSubset(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			p, _ := poolOf(t, endpoints...)
-			// The prompt is cached, and only there, where the subset does not allow it to go.
+			// The prompt is cached only at an endpoint that the subset does not allow.
 			facts := prompt(1, 8)
 			for range 3 {
 				subset := Subset{Given: true}
@@ -320,7 +320,7 @@ func TestReservationLifecycle(t *testing.T) {
 	}
 }
 
-// pickAt picks an endpoint that alone may serve.
+// pickAt picks with a subset of one endpoint.
 func pickAt(t testing.TB, p *Pool, addr string, facts *request.Facts) *Reservation {
 	t.Helper()
 	only, r := Subset{Given: true}, &Reservation{}
@@ -331,7 +331,7 @@ func pickAt(t testing.TB, p *Pool, addr string, facts *request.Facts) *Reservati
 	return r
 }
 
-// heldAt is how many tokens of a prompt the pool takes an endpoint to hold.
+// heldAt returns how many tokens of a prompt the pool takes an endpoint to have cached.
 func heldAt(t *testing.T, p *Pool, facts *request.Facts, addr string) int {
 	t.Helper()
 	only := Subset{Given: true}
@@ -343,7 +343,7 @@ func heldAt(t *testing.T, p *Pool, facts *request.Facts, addr string) int {
 	return why.Ranking[0].CachedTokens
 }
 
-// What an endpoint is taken to hold is the prompts that it has prefilled or is about to.
+// An endpoint is taken to have cached the prompts that it has prefilled or is about to.
 func TestWhoHoldsThePrompt(t *testing.T) {
 	const a, b = "10.0.0.1:8000", "10.0.0.2:8000"
 	served := func(r *Reservation, addr string) { r.Served(netip.MustParseAddrPort(addr)) }
@@ -441,8 +441,8 @@ func TestWhoHoldsThePrompt(t *testing.T) {
 	}
 }
 
-// The picker learns of an endpoint before the proxy does, which then asks another one. That is no failure of the new one,
-// and none that is counted; later, it is both.
+// The picker learns of an endpoint before the proxy does, which then asks another one. While the endpoint is new, that
+// is no failure and is not counted; later, it is a failure and is counted.
 func TestEndpointThatJustCameIsNotBlamed(t *testing.T) {
 	const latest, other = "10.0.0.1:8000", "10.0.0.2:8000"
 	for name, tt := range map[string]struct {
@@ -478,7 +478,7 @@ func TestEndpointThatJustCameIsNotBlamed(t *testing.T) {
 	}
 }
 
-// servedElsewhere is the count of all pools.
+// servedElsewhere returns the count over all pools.
 func servedElsewhere(t *testing.T, registry *prometheus.Registry) (sum float64) {
 	t.Helper()
 	families, err := registry.Gather()
@@ -601,12 +601,12 @@ func TestEndpointThatLeaves(t *testing.T) {
 	}
 }
 
-// server is an endpoint by its address and what tells it from others there.
+// server makes an endpoint from its address and its process, which distinguishes servers at one address.
 func server(address, process string) pool.Endpoint {
 	return pool.Endpoint{Address: netip.MustParseAddrPort(address), Process: process}
 }
 
-// An endpoint that comes back soon has its cache still, and another one at its address has not.
+// An endpoint that comes back soon still has its cache; another server at its address has nothing cached.
 func TestEndpointThatComesBack(t *testing.T) {
 	const a, b = "10.0.0.1:8000", "10.0.0.2:8000"
 	facts := prompt(1, 50)
@@ -692,7 +692,7 @@ func TestReplacedWhileBusy(t *testing.T) {
 	}
 }
 
-// What is remembered of endpoints that left goes by itself, in a pool without calls too.
+// The state of endpoints that left is forgotten by a timer, also in a pool without calls.
 func TestEndpointsThatLeftAreForgottenInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := New(Options{Metrics: telemetry.NewMetrics(prometheus.NewRegistry()), Seed: 1})
@@ -867,7 +867,7 @@ func BenchmarkPoolPick(b *testing.B) {
 	}
 }
 
-// eventually waits for what another goroutine brings about.
+// eventually waits for a condition that another goroutine brings about.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); !holds(); time.Sleep(time.Millisecond) {

@@ -13,24 +13,24 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// Scraper reads endpoints and gives the readings to a fleet; modelmetrics.Scraper is one.
+// Scraper scrapes endpoints and gives the readings to a fleet; modelmetrics.Scraper is one.
 type Scraper interface {
-	// Update says where endpoints are read from now on, and which are not read any more; others stay as they are. The
-	// error tells of those that cannot be read.
+	// Update sets the targets of endpoints, and names those that are no longer scraped; all others stay as they are. The
+	// error names the endpoints that cannot be scraped.
 	Update(targets map[netip.AddrPort]modelmetrics.Target, gone []netip.AddrPort) error
 }
 
-// quietFailures is how many scrapes of an endpoint fail in a row before the log is told, once.
+// quietFailures is how many scrapes of an endpoint must fail in a row before one warning is logged.
 const quietFailures = 5
 
-// members finds the pools of an endpoint, in the order of their names. Changes come one after the other, from those who
-// hold the fleet's mutex; readers from many goroutines.
+// members finds the pools of an endpoint, in the order of their names. Only holders of the fleet's mutex change it; any
+// goroutine may read it.
 type members struct {
 	mu    sync.RWMutex
 	pools map[netip.AddrPort][]*Pool
 }
 
-// of is the pools of an endpoint. The slice never changes.
+// of returns the pools of an endpoint. The slice never changes.
 func (m *members) of(endpoint netip.AddrPort) []*Pool {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -62,7 +62,7 @@ func (m *members) leave(endpoint netip.AddrPort, p *Pool) {
 	m.pools[endpoint] = left
 }
 
-// ReadBy has a scraper told of all endpoints, now and whenever they change.
+// ReadBy gives all endpoints to a scraper, now and whenever they change.
 func (f *Fleet) ReadBy(s Scraper) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -70,8 +70,8 @@ func (f *Fleet) ReadBy(s Scraper) {
 	f.readAgain(slices.Collect(maps.Keys(f.members.pools)))
 }
 
-// membersChanged notes which endpoints came to a pool and which left it, and tells the scraper of them. What it costs
-// depends on this pool alone.
+// membersChanged notes which endpoints joined and left a pool, and tells the scraper. Its cost depends on this pool
+// alone.
 func (f *Fleet) membersChanged(p *Pool, before, after []pool.Endpoint) {
 	left := make(map[netip.AddrPort]bool, len(before))
 	for _, e := range before {
@@ -93,15 +93,15 @@ func (f *Fleet) membersChanged(p *Pool, before, after []pool.Endpoint) {
 	f.readAgain(changed)
 }
 
-// target says where an endpoint of the pool is read, and as what.
+// target returns where an endpoint of the pool is scraped, and as which engine.
 func (p *Pool) target(endpoint netip.AddrPort) modelmetrics.Target {
 	s := p.settings.Load()
-	engine, _ := modelmetrics.ParseEngine(s.Engine) // of a name that was checked: a test has that it knows them all
+	engine, _ := modelmetrics.ParseEngine(s.Engine) // the settings hold only known names, which a test checks
 	return modelmetrics.Target{URL: "http://" + endpoint.String() + s.MetricsPath, Engine: engine, Tenant: p.name.Namespace}
 }
 
-// readAgain tells the scraper how endpoints are to be read. Where two pools with an endpoint in common are set to read it
-// differently, the one whose name comes first decides, and the endpoint counts for its namespace.
+// readAgain sets the scraper's targets for endpoints. Where two pools that share an endpoint want it scraped
+// differently, the pool whose name comes first decides, and the endpoint counts for that pool's namespace.
 func (f *Fleet) readAgain(endpoints []netip.AddrPort) {
 	if f.scraper == nil || len(endpoints) == 0 {
 		return
@@ -116,7 +116,7 @@ func (f *Fleet) readAgain(endpoints []netip.AddrPort) {
 		}
 	}
 	if err := f.scraper.Update(targets, gone); err != nil {
-		f.options.Log.Warn("some endpoints cannot be read; they are picked by what the picker itself knows", "error", err)
+		f.options.Log.Warn("some endpoints have no usable metrics URL; they are picked without readings", "error", err)
 	}
 }
 
@@ -128,7 +128,7 @@ func addressesIn(endpoints []pool.Endpoint) []netip.AddrPort {
 	return out
 }
 
-// Scraped takes what an endpoint told of itself, for all pools that it is in.
+// Scraped gives an endpoint's reading to all pools that the endpoint is in.
 func (f *Fleet) Scraped(endpoint netip.AddrPort, r modelmetrics.Reading) {
 	age := r.Age(time.Now())
 	for _, p := range f.members.of(endpoint) {
@@ -136,15 +136,15 @@ func (f *Fleet) Scraped(endpoint netip.AddrPort, r modelmetrics.Reading) {
 	}
 }
 
-// ScrapeFailed tells of an endpoint that cannot be read. Its last reading goes on losing weight.
+// ScrapeFailed notes that an endpoint's scrape failed. The endpoint's last reading goes on losing weight.
 func (f *Fleet) ScrapeFailed(endpoint netip.AddrPort, n int, err error) {
 	if n == quietFailures {
-		f.options.Log.Warn("an endpoint's metrics cannot be read; it is picked by what the picker itself knows",
+		f.options.Log.Warn("an endpoint's metrics cannot be read; it is picked without readings",
 			"endpoint", endpoint.String(), "error", err)
 	}
 }
 
-// Observe takes a reading of an endpoint that is so old. One of an endpoint that the pool does not have is dropped.
+// Observe takes a reading of an endpoint and the reading's age. It ignores endpoints that are not in the pool.
 func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -180,7 +180,7 @@ func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 	})
 }
 
-// learnCapacity tells the index how many of its blocks an endpoint's cache holds.
+// learnCapacity sets how many blocks an endpoint's cache holds.
 func (p *Pool) learnCapacity(n int32, tokens int64) {
 	blocks := int(min(tokens, picksettings.MostTokens) / selection.BlockTokens)
 	if blocks <= 0 || blocks == p.slots[n].blocks {

@@ -31,7 +31,7 @@ import (
 
 func addressOf(text string) netip.AddrPort { return netip.MustParseAddrPort(text) }
 
-// An endpoint is taken to hold as much as it tells that its cache holds, each its own.
+// Each endpoint's capacity in the index is the cache capacity that the endpoint reports.
 func TestCapacityIsLearned(t *testing.T) {
 	p, clock := poolOf(t, numbered(1)...)
 	e := "10.0.0.1:8000"
@@ -82,7 +82,7 @@ func TestRestartForgets(t *testing.T) {
 	}
 }
 
-// Servers' counters tell their speed, where the picker itself sends them nothing.
+// The picker learns speeds from servers' counters, also of servers to which it sends no calls.
 func TestSpeedIsReadFromCounters(t *testing.T) {
 	p, clock := poolOf(t, numbered(2)...)
 	for n := range int64(60) {
@@ -102,7 +102,7 @@ func TestSpeedIsReadFromCounters(t *testing.T) {
 	}
 }
 
-// Load that the picker did not bring is seen by readings, and a reading of an endpoint that is not the pool's is dropped.
+// Readings show load that came from elsewhere. A reading of an endpoint that is not in the pool is dropped.
 func TestReadingsSteer(t *testing.T) {
 	p, _ := poolOf(t, numbered(3)...)
 	p.Observe(addressOf("10.0.0.1:8000"), modelmetrics.Reading{Running: 50}, 0)
@@ -118,7 +118,7 @@ func TestReadingsSteer(t *testing.T) {
 	}
 }
 
-// The real scraper, a real page: what it reads is known to the pool within moments, in all pools of the endpoint.
+// With the real scraper and a real page, all pools of the endpoint have the reading within moments.
 func TestFleetIsReadByTheScraper(t *testing.T) {
 	var busy atomic.Int32
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -144,7 +144,7 @@ func TestFleetIsReadByTheScraper(t *testing.T) {
 	}
 }
 
-// targets is a scraper that reads nothing.
+// targets is a scraper that only records its targets.
 type targets struct {
 	set map[netip.AddrPort]modelmetrics.Target
 	err error
@@ -161,8 +161,8 @@ func (s *targets) Update(t map[netip.AddrPort]modelmetrics.Target, gone []netip.
 	return s.err
 }
 
-// Of two pools that read a common endpoint differently the first by name decides, whichever came first, and the other once
-// that one has left.
+// If two pools want a common endpoint scraped differently, the first by name decides, whichever came first. The other
+// decides once the first has left.
 func TestFirstPoolDecidesHowACommonEndpointIsRead(t *testing.T) {
 	path := func(p string) picksettings.Settings {
 		s := picksettings.Defaults()
@@ -196,7 +196,7 @@ func TestFirstPoolDecidesHowACommonEndpointIsRead(t *testing.T) {
 	}
 }
 
-// BenchmarkPoolsAtStart is all pools of a cluster becoming known, each with 10 endpoints, while a scraper is told of them.
+// BenchmarkPoolsAtStart adds all pools of a cluster, each with 10 endpoints, while a scraper gets their targets.
 func BenchmarkPoolsAtStart(b *testing.B) {
 	for _, pools := range []int{100, 1000} {
 		b.Run(fmt.Sprint("pools=", pools), func(b *testing.B) {
@@ -213,7 +213,7 @@ func BenchmarkPoolsAtStart(b *testing.B) {
 	}
 }
 
-// BenchmarkPodEvent is one of 1,000 pools with 10 endpoints each losing one and getting it back.
+// BenchmarkPodEvent removes one of the 10 endpoints of one of 1,000 pools and adds it again.
 func BenchmarkPodEvent(b *testing.B) {
 	f := New(Options{Metrics: telemetry.NewMetrics(prometheus.NewRegistry())})
 	f.ReadBy(&targets{})
@@ -267,7 +267,7 @@ func TestScraperIsToldOfEndpoints(t *testing.T) {
 	if !strings.Contains(log.String(), "no usable URL") {
 		t.Errorf("the log does not tell of what cannot be read: %s", log.String())
 	}
-	// A scrape that fails again and again is told once.
+	// A scrape that fails again and again is logged once.
 	for n := range 20 {
 		f.ScrapeFailed(addressOf("10.0.0.1:8000"), n+1, context.DeadlineExceeded)
 	}
@@ -294,7 +294,7 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// The engines that an annotation may name are those whose metrics can be read.
+// The engine annotation allows exactly the engines whose metrics can be read.
 func TestEnginesOfSettingsAreKnown(t *testing.T) {
 	var known []string
 	for e := modelmetrics.VLLM; ; e++ {

@@ -9,9 +9,9 @@ import (
 )
 
 // Reservation is one call's claim on an endpoint, until it is released: a call in flight and the prompt tokens that it
-// brings. The zero value holds nothing. It belongs to one goroutine; what is in it changes with the pool's mutex held.
+// brings. The zero value holds nothing. One goroutine owns it; its fields change with the pool's mutex held.
 type Reservation struct {
-	// PromptTokens is the prompt's length, and CachedTokens the part of it that the endpoint is taken to hold.
+	// PromptTokens is the prompt's length, and CachedTokens the part of it that the endpoint is taken to have cached.
 	PromptTokens, CachedTokens int
 
 	pool   *Pool
@@ -19,7 +19,7 @@ type Reservation struct {
 	picked int
 	claim  selection.Claim
 	blocks []uint64
-	kept   int // so many of the blocks the endpoint held before
+	kept   int // how many of the blocks the endpoint had cached before the call
 	// withdrawn is the endpoint's count of withdrawals when the blocks were inserted.
 	withdrawn uint64
 	id        uint64
@@ -41,14 +41,14 @@ const (
 // Held says whether the reservation holds an endpoint.
 func (r *Reservation) Held() bool { return r.pool != nil }
 
-// Metrics are those of the pool of a reservation that holds an endpoint.
+// Metrics are the metrics of the pool. The reservation must hold an endpoint.
 func (r *Reservation) Metrics() *telemetry.PoolMetrics { return r.pool.metrics }
 
-// ID names the call to the proxy, which may tell by it that the call was broken off. A float64 holds it exactly, and it is never
-// 0 while the reservation is held.
+// ID is the call's id, by which the proxy may report that the call was broken off. A float64 holds it exactly, and it
+// is never 0 while the reservation is held.
 func (r *Reservation) ID() uint64 { return r.id }
 
-// Endpoints is the ranking as "ip:port,ip:port", best first, appended to dst.
+// Endpoints appends the ranking to dst as "ip:port,ip:port", best first.
 func (r *Reservation) Endpoints(dst []byte) []byte {
 	for i, text := range r.texts[:r.picked] {
 		if i > 0 {
@@ -59,10 +59,10 @@ func (r *Reservation) Endpoints(dst []byte) []byte {
 	return dst
 }
 
-// Served moves the reservation to the endpoint that really serves the call, and with it the memory of the prompt. Where
-// that is not the first choice, the first choice has failed, and the call counts as served elsewhere; or it is too new for
-// the proxy to know it. An address that is not one of the pool's leaves the reservation without a charge: whatever serves
-// is not ours to plan. Without a reservation it does nothing.
+// Served moves the reservation, and its blocks in the index, to the endpoint that really serves the call. If that is
+// not the first choice, the first choice has failed, and the call counts as served elsewhere, unless the first choice
+// is too new for the proxy to know it. If it is not an endpoint of the pool, the reservation is released, as the pool
+// plans only for its own endpoints. Without a reservation Served does nothing.
 func (r *Reservation) Served(addr netip.AddrPort) {
 	p := r.pool
 	if p == nil {
@@ -86,8 +86,8 @@ func (r *Reservation) Served(addr netip.AddrPort) {
 	p.move(r, n, now)
 }
 
-// Responded notes what the head of the answer tells of the endpoint that serves the call: it is well, or not, long before
-// the answer ends. Without a reservation it does nothing.
+// Responded notes the health that an answer's headers show of the endpoint that serves the call, long before the answer
+// ends. Without a reservation it does nothing.
 func (r *Reservation) Responded(outcome Outcome) {
 	p := r.pool
 	if p == nil {
@@ -98,7 +98,7 @@ func (r *Reservation) Responded(outcome Outcome) {
 	p.choice.Responded(&r.claim, outcome, p.clock())
 }
 
-// Release gives the claim back. Again, or without a reservation, it does nothing.
+// Release ends the reservation. Without one, or a second time, it does nothing.
 func (r *Reservation) Release(outcome Outcome) {
 	p := r.pool
 	if p == nil {
@@ -117,14 +117,14 @@ func (r *Reservation) end() {
 
 // Subset is a proxy's list of the endpoints that a call may go to.
 type Subset struct {
-	// Given says that the proxy restricts the call: with no endpoint in the list, none may serve.
+	// Given says that the proxy restricts the call: with an empty list, no endpoint may serve.
 	Given bool
-	// Endpoints are the admitted ones, in no order. Port 0 stands for all ports of an address.
+	// Endpoints are the allowed endpoints, in no order. Port 0 stands for all ports of an address.
 	Endpoints []netip.AddrPort
 }
 
-// Add admits an endpoint by the text that a proxy uses for it: ip:port, [ipv6]:port, an address without a port, or
-// the name of an internal address that ends in one of these. It reports whether the text was understood.
+// Add adds an endpoint by the text that a proxy uses for it: ip:port, [ipv6]:port, an address without a port, or the
+// name of an internal address that ends in one of these. It reports whether the text was understood.
 func (s *Subset) Add(text string) bool {
 	addr, ok := ParseEndpoint(text)
 	if ok {
@@ -148,7 +148,7 @@ func ParseEndpoint(text string) (netip.AddrPort, bool) {
 	return canonical(netip.AddrPortFrom(addr, 0)), err == nil
 }
 
-// canonical makes the two writings of an IPv4 address in an IPv6 one and its own the same.
+// canonical maps an IPv4 address that is written as an IPv6 address to the IPv4 address.
 func canonical(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }

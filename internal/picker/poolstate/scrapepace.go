@@ -7,32 +7,32 @@ import (
 )
 
 const (
-	// readingsPerPick is how many readings, of all its endpoints together, a pool makes use of for each call. More is
-	// spent on pages that nothing is decided by: on the real trace (3.3 calls a second on 8 servers, and twice that)
-	// servers read every 300 ms, which is 8 readings a call, are picked as well as those read every 50 ms.
+	// readingsPerPick is how many readings, of all its endpoints together, a pool uses for each call. More readings would
+	// cost scrapes that decide nothing: on the real trace (3.3 calls a second on 8 servers, and twice that), picks of
+	// servers read every 300 ms, which is 8 readings a call, were as good as of servers read every 50 ms.
 	readingsPerPick = 8
-	// restInterval is the longest that the endpoints of a pool without calls go unread. Readings count fully for three
-	// times as long, so that the first calls after a rest find some.
+	// restInterval is the longest time between scrapes of a pool without calls. Readings count fully for three times as
+	// long, so that the first calls after a rest find some.
 	restInterval = time.Second
 	// paceMemory is the time over which calls are counted.
 	paceMemory = 2 * time.Second
 )
 
-// pace is how often a pool is asked: a count of calls of which each loses weight with its age.
+// pace is how often a pool is asked for a pick: a count of calls in which each loses weight with its age.
 type pace struct {
 	calls float64
-	at    time.Duration // when calls was last brought up to date
+	at    time.Duration // when calls was last decayed
 }
 
 // asked counts a call.
 func (p *pace) asked(now time.Duration) { p.calls, p.at = p.until(now)+1, now }
 
-// until is what is left of the count at a moment.
+// until returns what is left of the count at the given time.
 func (p *pace) until(now time.Duration) float64 {
 	return p.calls * math.Exp(-max(0, (now-p.at).Seconds())/paceMemory.Seconds())
 }
 
-// interval is the time after which a new reading of one of so many endpoints is of use, at most restInterval.
+// interval returns the time after which a new reading of one of so many endpoints is of use, at most restInterval.
 func (p *pace) interval(endpoints int, now time.Duration) time.Duration {
 	perSecond := readingsPerPick * p.until(now) / paceMemory.Seconds()
 	seconds := float64(endpoints) / max(perSecond, math.SmallestNonzeroFloat64)

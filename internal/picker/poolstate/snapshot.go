@@ -8,41 +8,41 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/selection"
 )
 
-// Snapshot is a pool as it is at a moment, for people to see.
+// Snapshot is a pool's state at one time, for people to read.
 type Snapshot struct {
-	// At is the moment, on the pool's clock.
+	// At is the time of the snapshot, on the pool's clock.
 	At time.Duration
-	// Endpoints are in the order of the pool, those that have left and still have calls at the end.
+	// Endpoints are in the order of the pool. Those that left and still have calls come last.
 	Endpoints []EndpointState
-	// Picks are some of the latest, the newest first.
+	// Picks are some of the latest picks, the newest first.
 	Picks []Decision
 }
 
-// EndpointState is one endpoint as it is at a moment.
+// EndpointState is one endpoint's state at one time.
 type EndpointState struct {
 	Pod, Address string
 	// Member says that the endpoint can be picked.
 	Member bool
 	selection.Standing
-	// Reading is what the endpoint told when it was last read, and ReadingAge how old that is; nil where it never was.
+	// Reading is the endpoint's last reading, and ReadingAge its age; nil where the endpoint was never read.
 	Reading    *modelmetrics.Reading
 	ReadingAge time.Duration
-	// CachedShare is the share of prompt tokens of late that the endpoint found in its cache, and ObservedFirstToken its mean
-	// time to first token in seconds. NaN is not known.
+	// CachedShare is the share of recent prompt tokens that the endpoint found in its cache, and ObservedFirstToken its
+	// recent mean time to first token in seconds. NaN is not known.
 	CachedShare, ObservedFirstToken float64
 }
 
-// lookedAtOnce is how many endpoints are looked at without letting picks in between: some 20 µs.
-const lookedAtOnce = 64
+// copiedAtOnce is how many endpoints are copied between two releases of the mutex: some 20 µs.
+const copiedAtOnce = 64
 
-// Snapshot looks at the pool. Picks go on meanwhile, so that what it says of two endpoints may be some microseconds apart.
+// Snapshot copies the pool's state. Picks go on meanwhile, so two endpoints' states may be microseconds apart.
 func (p *Pool) Snapshot() Snapshot {
 	snap := p.snapshot.Load()
 	out := Snapshot{Endpoints: make([]EndpointState, 0, len(snap.numbers))}
-	for i := 0; i < len(snap.numbers); i += lookedAtOnce {
+	for i := 0; i < len(snap.numbers); i += copiedAtOnce {
 		p.mu.Lock()
 		now := p.clock()
-		for k := i; k < min(i+lookedAtOnce, len(snap.numbers)); k++ {
+		for k := i; k < min(i+copiedAtOnce, len(snap.numbers)); k++ {
 			if n, e := snap.numbers[k], snap.endpoints[k]; p.slots[n].member && p.slots[n].addr == e.Address {
 				out.Endpoints = append(out.Endpoints, p.endpointState(n, e.Pod, now))
 			}
@@ -61,7 +61,7 @@ func (p *Pool) Snapshot() Snapshot {
 	return out
 }
 
-// endpointState tells of one endpoint. The pool's mutex is held.
+// endpointState returns one endpoint's state. The pool's mutex is held.
 func (p *Pool) endpointState(n int32, pod string, now time.Duration) EndpointState {
 	s := &p.slots[n]
 	out := EndpointState{

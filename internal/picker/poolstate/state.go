@@ -34,48 +34,48 @@ type Pool struct {
 
 	noEndpoints, notInSubset *refusal.Error
 
-	// mu makes a pick and its reservation one step, so that of a burst each call sees all that came before it. It
-	// is held for microseconds, never over I/O.
+	// mu makes a pick and its reservation one step, so that each call of a burst sees all calls before it. It is held for
+	// microseconds, never over I/O.
 	mu     sync.Mutex
 	rnd    *rand.Rand
-	byAddr map[netip.AddrPort]int32 // members, those that left and are remembered, and those that left and have calls
+	byAddr map[netip.AddrPort]int32 // endpoints that are members, that left and are remembered, or that left and still have calls
 	slots  []slot
 	free   []int32
-	left   []int32          // numbers of endpoints that left and are remembered, in the order in which they did
-	tidier *time.Timer      // forgets them in time; nil where there is nothing to forget
-	choice *selection.State // by number, as slots
-	cached []int32          // room for what the endpoints have of one pick's prompt, by number
-	subset []int32          // room for the candidates of one pick
+	left   []int32          // numbers of remembered endpoints, in the order in which they left
+	tidier *time.Timer      // runs tidy; nil where no endpoint is remembered
+	choice *selection.State // by number, as slots are
+	cached []int32          // working memory of a pick: how many of the prompt's blocks each endpoint has, by number
+	subset []int32          // working memory of a pick: its candidates
 	recent recent
 	pace   pace
 	doubts doubts
 	lastID uint64
 }
 
-// snapshot is the pool's endpoints at one moment; it never changes.
+// snapshot is the pool's endpoints at one time; it never changes.
 type snapshot struct {
 	endpoints []pool.Endpoint
 	numbers   []int32 // parallel to endpoints
 }
 
-// slot is what an endpoint's number stands for. A number is given out anew once its endpoint has left, is forgotten, and
-// the last call to it has ended.
+// slot is the state of one endpoint's number. A number is reused once its endpoint has left and is forgotten, and its
+// last call has ended.
 type slot struct {
 	addr netip.AddrPort
-	// text is the address as replies name it.
+	// text is the address as replies contain it.
 	text string
-	// process tells the server from others at the address.
+	// process distinguishes the server from earlier and later ones at the same address.
 	process string
 	// member says that the endpoint is in the snapshot.
 	member bool
-	// remembered says that the endpoint left, at a moment on the pool's clock, and may come back with its cache.
+	// remembered says that the endpoint left, at leftAt on the pool's clock, and may come back with its cache.
 	remembered bool
 	leftAt     time.Duration
-	// withdrawn counts what was taken back from the index: what others inserted may have gone with it.
+	// withdrawn counts the withdrawals from the index. Blocks that other calls inserted may have gone with one.
 	withdrawn uint64
-	// blocks is the capacity of the endpoint's cache as it told it, in blocks of the index; 0 where it did not.
+	// blocks is the endpoint's reported cache capacity, in blocks of the index; 0 where it did not report one.
 	blocks int
-	// restarts is how often it had started anew by its last reading; -1 where there was none.
+	// restarts is how often the server had restarted by its last reading; -1 where there was none.
 	restarts int
 	// observed is nil until the endpoint is read.
 	observed *observed
@@ -103,44 +103,44 @@ func newPool(name types.NamespacedName, o Options, memory, doubted *fairshare.Sh
 	return p
 }
 
-// Name is the pool's.
+// Name is the pool's name.
 func (p *Pool) Name() types.NamespacedName { return p.name }
 
-// Metrics are the pool's own.
+// Metrics are the pool's metrics.
 func (p *Pool) Metrics() *telemetry.PoolMetrics { return p.metrics }
 
-// Endpoints are those that can be picked now. The slice must not be changed.
+// Endpoints are the endpoints that can be picked now. The slice must not be changed.
 func (p *Pool) Endpoints() []pool.Endpoint { return p.snapshot.Load().endpoints }
 
-// SessionHeader is the name of the request header, in lower case, whose value keeps calls of one session together; ""
+// SessionHeader is the name, in lower case, of the request header whose value keeps calls of one session together; ""
 // where there is none.
 func (p *Pool) SessionHeader() string { return p.settings.Load().SessionHeader }
 
-// CountsUsage says whether the tokens are to be counted that the endpoints' answers say were used.
+// CountsUsage says whether the tokens that answers report as used are counted.
 func (p *Pool) CountsUsage() bool { return p.settings.Load().Usage }
 
-// Call is one call that an endpoint is wanted for.
+// Call is one call that needs an endpoint.
 type Call struct {
 	Facts *request.Facts
-	// Subset are the endpoints that the proxy admits.
+	// Subset are the endpoints that the proxy allows.
 	Subset Subset
 	// Session is the value of the pool's SessionHeader; "" is no session.
 	Session string
-	// Explained has Pick give the numbers behind the choice.
+	// Explained makes Pick return the numbers behind the choice.
 	Explained bool
 }
 
-// Pick chooses the endpoints for a call and reserves the first of them, in one step. The reservation is written to r, which
-// must be empty or released; it refers to the facts' blocks, which must live until it is released. The decision is nil
-// unless it is wanted: where nobody wants it and nothing logs it, it is not computed. The error is a *refusal.Error: the pool
-// has no endpoint, or none that the subset admits.
+// Pick chooses the endpoints for a call and reserves the first of them, in one step. It writes the reservation to r,
+// which must be empty or released. r refers to the facts' blocks, which must live until r is released. The decision is
+// nil unless c.Explained is set. The error is a *refusal.Error: the pool has no endpoint, or none that the subset
+// allows.
 func (p *Pool) Pick(c *Call, r *Reservation) (*Decision, error) {
 	logged := p.log.Enabled(context.Background(), slog.LevelDebug)
 	rows, keep, at, err := p.choose(c, r, c.Explained || logged)
 	if err != nil || rows == nil {
 		return nil, err
 	}
-	// What follows is without the pool's mutex.
+	// From here on the pool's mutex is not held.
 	decision := p.decision(c.Facts, rows, at, r.texts[0])
 	if keep {
 		p.keepRecent(decision.abridged())
@@ -154,14 +154,14 @@ func (p *Pool) Pick(c *Call, r *Reservation) (*Decision, error) {
 	return decision, nil
 }
 
-// choose is the one step: the choice, the numbers behind it where they are wanted or the pick is one to keep, and the
-// reservation.
+// choose does the one step: the choice, the reservation and, where they are wanted or the pick is kept, the numbers
+// behind the choice.
 func (p *Pool) choose(c *Call, r *Reservation, wanted bool) (rows []Ranked, keep bool, now time.Duration, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now = p.clock()
 	p.pace.asked(now)
-	call, err := p.look(c, now)
+	call, err := p.selectionCall(c, now)
 	if err != nil {
 		return nil, false, now, err
 	}
@@ -186,8 +186,8 @@ func (p *Pool) keepRecent(d Decision) {
 	p.recent.keep(d)
 }
 
-// look is a call as the choice sees it at a moment: who may serve it, and what they have of its prompt.
-func (p *Pool) look(c *Call, now time.Duration) (selection.Call, error) {
+// selectionCall makes a call for package selection: with its candidates, and their cached blocks of its prompt.
+func (p *Pool) selectionCall(c *Call, now time.Duration) (selection.Call, error) {
 	snap := p.snapshot.Load()
 	if len(snap.numbers) == 0 {
 		return selection.Call{}, p.noEndpoints
@@ -203,7 +203,7 @@ func (p *Pool) look(c *Call, now time.Duration) (selection.Call, error) {
 	return selection.Call{Facts: c.Facts, Session: c.Session, Candidates: candidates, Cached: p.cached}, nil
 }
 
-// admitted lists the endpoints that a subset admits, each once.
+// admitted lists the endpoints that a subset allows, each once.
 func (p *Pool) admitted(s *Subset) []int32 {
 	p.subset = p.subset[:0]
 	for _, want := range s.Endpoints {
@@ -271,11 +271,11 @@ func (p *Pool) configure(settings picksettings.Settings) bool {
 	return true
 }
 
-// assumedBlocks is what an endpoint's cache is taken to hold until it tells, in blocks of the index.
+// assumedBlocks is the cache capacity assumed of an endpoint until it reports its own, in blocks of the index.
 func assumedBlocks(s *picksettings.Settings) int { return s.CacheTokens / selection.BlockTokens }
 
-// join makes an endpoint a member, and returns its number. One that comes back has all that was known of it. Another
-// server at the address of one that was known is new: it has nothing in its cache.
+// join makes an endpoint a member, and returns its number. An endpoint that comes back keeps its state. Another server
+// at a known address is a new endpoint: it has nothing in its cache.
 func (p *Pool) join(e pool.Endpoint) int32 {
 	n, known := p.byAddr[e.Address]
 	if known && p.slots[n].process != e.Process {
@@ -316,7 +316,7 @@ func (p *Pool) newSlot() int32 {
 	return int32(len(p.slots) - 1)
 }
 
-// forget drops what an endpoint had in its memory.
+// forget drops the state of what an endpoint had in its memory.
 func (p *Pool) forget(n int32) {
 	p.index.Forget(int(n))
 	p.doubts.forget(n)
@@ -324,7 +324,7 @@ func (p *Pool) forget(n int32) {
 	p.slots[n].blocks = 0
 }
 
-// reuse frees the number of an endpoint that has left, is forgotten, and has no call any more.
+// reuse frees the number of an endpoint that has left, is forgotten, and has no calls any more.
 func (p *Pool) reuse(n int32) {
 	s := &p.slots[n]
 	if s.member || s.remembered || p.choice.InFlight(n) > 0 {

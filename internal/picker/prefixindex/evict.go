@@ -53,20 +53,20 @@ func (h *endsHeap) pop() {
 	}
 }
 
-// queue enters an endpoint's share in a node among its ends.
+// queue adds an endpoint's share in a node to the heap of its ends.
 func (x *Index) queue(h *holder, n *node, share int) {
 	n.holds[share].queued = true
 	h.ends.push(end{n.holds[share].used, n})
 }
 
-// evict takes the endpoint's least recently used blocks from it until no more than capacity are left.
+// evict removes the endpoint's least recently used blocks until no more than capacity are left.
 func (x *Index) evict(h *holder, capacity int) {
 	for h.size > capacity {
 		x.evictOne(h, capacity)
 	}
 }
 
-// evictOne shortens the endpoint's oldest end, by as much as is needed or the node has.
+// evictOne shortens the endpoint's oldest end, by as many blocks as needed or as the node has.
 func (x *Index) evictOne(h *holder, capacity int) {
 	n, i := h.oldest()
 	held := n.held(i)
@@ -80,7 +80,7 @@ func (x *Index) evictOne(h *holder, capacity int) {
 	x.shorten(n)
 }
 
-// oldest returns the node and the share that hold the endpoint's least recently used block last. There is one while
+// oldest returns the node and the share with the last of the endpoint's least recently used blocks. There is one while
 // the endpoint holds anything.
 func (h *holder) oldest() (*node, int) {
 	for {
@@ -100,7 +100,7 @@ func (h *holder) oldest() (*node, int) {
 	}
 }
 
-// leave ends the endpoint's share i in a node, of which it holds nothing any more.
+// leave removes the endpoint's share i from a node of which the endpoint holds no block any more.
 func (x *Index) leave(h *holder, n *node, i int) {
 	n.run.live.Add(-1)
 	x.shares--
@@ -118,8 +118,8 @@ func (x *Index) leave(h *holder, n *node, i int) {
 	}
 }
 
-// shorten drops the blocks of a node that have no holder any more, with the node itself if none is left, and takes
-// back the room of shares that ended.
+// shorten drops the blocks of a node that no endpoint holds any more, and the node itself if no block is left. It also
+// drops the words of removed shares where they are more than half.
 func (x *Index) shorten(n *node) {
 	live := int(n.run.live.Load())
 	if live == 0 {
@@ -147,8 +147,8 @@ func (x *Index) shorten(n *node) {
 	}
 }
 
-// fit cuts a run's blocks. Readers may still look at those cut off, so nothing is ever appended in their place; and
-// the room is given back when most of it is unused.
+// fit cuts a run's blocks. Readers may still look at the blocks that are cut off, so fit never lets an append overwrite
+// them. It copies the blocks to a smaller array when most of the old one is unused.
 func fit(blocks []uint64, n int) []uint64 {
 	if n*2 < cap(blocks) {
 		return append(make([]uint64, 0, n), blocks[:n]...)
@@ -156,7 +156,7 @@ func fit(blocks []uint64, n int) []uint64 {
 	return blocks[:n:n]
 }
 
-// compact leaves out the shares that ended.
+// compact copies a node's words without those of removed shares.
 func (n *node) compact(live int) []uint64 {
 	held := make([]uint64, 0, live)
 	holds := make([]hold, 0, live)

@@ -1,20 +1,20 @@
-// Package prefixindex remembers which endpoint of a pool holds which prefix block. It knows endpoints as small
-// numbers that its user gives out, and blocks as chained hashes; it knows nothing of requests, pools or addresses.
+// Package prefixindex remembers which endpoint of a pool has which prefix blocks cached. It must not know requests,
+// pools or addresses: endpoints are small numbers that its user assigns, and blocks are chained hashes.
 //
-// Prompts with a common head make a tree. A bitset of endpoints for each block would say the same thing thousands of
-// times over, since along a prompt the set of holders changes at few places: where prompts part ways, and where an
-// endpoint has evicted the rest. So the tree's nodes are runs of blocks between two places where prompts part, and a
-// node has one word for each endpoint in it: how many of the run's blocks, from its head, the endpoint holds. A prompt
-// of 2,048 blocks is matched by one look-up for each run and a binary search in the last one.
+// Prompts with a common head form a tree. Along a prompt, the set of holders changes at few places: where prompts
+// diverge, and where an endpoint has evicted the rest. A bitset of endpoints for each block would thus repeat itself
+// thousands of times. So a node of the tree is a run of blocks between two places where prompts diverge. A node has one
+// word for each endpoint in it: how many of the run's blocks, from its head, the endpoint holds. Matching a prompt of
+// 2,048 blocks takes one look-up for each run and a binary search in the last one.
 //
-// Each endpoint is taken to keep its blocks as model servers do: least recently used out first, and of those used at
-// the same time the deepest first. Hence the invariant on which matching rests: an endpoint that holds a block holds
-// all blocks before it. It needs no bookkeeping for each block. A use of a prompt uses all of its blocks, so a block
-// is at least as recent as any block behind it; only the ends of what an endpoint holds can be the oldest; and a use
-// is noted once, at the prompt's end. When an end goes, what was before it becomes an end and inherits its recency.
+// Each endpoint is assumed to evict as model servers do: the least recently used block first, and of blocks used at the
+// same time the deepest first. So an endpoint that holds a block holds all blocks before it: matching rests on this
+// invariant. It needs no bookkeeping for each block. A use of a prompt uses all of its blocks, so no block is older
+// than one behind it, and only the ends of what an endpoint holds can be the oldest. A use is noted once, at the
+// prompt's end. When an end is evicted, the block before it becomes an end and inherits its recency.
 //
-// Match takes no lock. Writers take the index's mutex; what readers see they replace or change one word at a time, so
-// that a reader sees each run either before or after a change.
+// Match takes no lock. Writers take the index's mutex. They replace what readers see, or change it one word at a time,
+// so that a reader sees each run either before or after a change.
 package prefixindex
 
 import (
@@ -27,37 +27,38 @@ import (
 )
 
 const (
-	// sweepNodes bounds what is cleaned up at a time of what Forget left behind: about 10 µs.
+	// sweepNodes bounds how many nodes of forgotten endpoints are freed at a time: about 10 µs.
 	sweepNodes = 64
-	// sweepEvery is how often that is done where no Insert does it: 0.2 % of a CPU, and some 10,000 conversations a second.
+	// sweepEvery is how often a timer frees them without an Insert: 0.2 % of a CPU, and some 10,000 conversations a
+	// second.
 	sweepEvery = 5 * time.Millisecond
 )
 
-// Index is one pool's memory of prefixes. All methods may be called from several goroutines.
+// Index is one pool's index of prefixes. All methods may be called from several goroutines.
 //
 // Blocks must be chained: a hash stands for its block and all blocks before it. Where the hashes of two different
 // prefixes collide, the later one is not remembered.
 type Index struct {
 	runs atomic.Pointer[table]
-	// numbers gives the number of the endpoint that a holder's id stands for, -1 for one that was forgotten.
+	// numbers maps a holder's id to the number of its endpoint, -1 for a forgotten one.
 	numbers atomic.Pointer[[]int32]
 
 	mu        sync.Mutex
-	room      *fairshare.Share // of the memory of all indexes
-	told      int64            // what was taken of it
+	room      *fairshare.Share // the tenant's share of the memory of all indexes
+	taken     int64            // bytes taken of room
 	capacity  int
 	clock     uint64 // counts inserts
 	blocks    int
-	shares    int             // of endpoints in nodes
+	shares    int             // how many shares endpoints have in nodes
 	endpoints map[int]*holder // by number
 	holders   []*holder       // by id; nil where an id is free
 	freeIDs   []uint32
 	forgotten []*holder // not yet swept
-	sweeping  bool      // there is a timer that sweeps
+	sweeping  bool      // a timer for sweep is set
 	closed    bool
 }
 
-// holder is what one endpoint holds. Only writers see it.
+// holder is what one endpoint holds. Only writers access it.
 type holder struct {
 	id       uint32
 	capacity int
@@ -65,9 +66,9 @@ type holder struct {
 	ends     endsHeap
 }
 
-// New makes an empty index; capacity is the number of blocks that an endpoint is taken to hold until SetCapacity
-// tells its own. The index takes its memory, in bytes, from the room; where that has no more, endpoints lose the blocks
-// that they used least recently, those first that have the most.
+// New makes an empty index. capacity is how many blocks an endpoint is assumed to hold until SetCapacity is called for
+// it. The index takes its memory, in bytes, from room. Where room has no more, endpoints lose the blocks that they used
+// least recently, starting with the endpoint that holds the most.
 func New(capacity int, room *fairshare.Share) *Index {
 	x := &Index{room: room, capacity: max(capacity, 0), endpoints: map[int]*holder{}}
 	x.runs.Store(newTable(minSlots))
@@ -75,9 +76,9 @@ func New(capacity int, room *fairshare.Share) *Index {
 	return x
 }
 
-// Match writes into depth[n], for every endpoint number n below len(depth), how many of the blocks, counted from the
-// head without a gap, endpoint n holds. Against an Insert or Forget that runs at the same time, it may see a part of
-// its effect. It allocates nothing and waits for nobody.
+// Match writes into depth[n], for every endpoint number n below len(depth), how many of the blocks, from the head and
+// without a gap, endpoint n holds. While an Insert or Forget runs, Match may see a part of its effect. It allocates
+// nothing and takes no lock.
 func (x *Index) Match(blocks []uint64, depth []int32) {
 	clear(depth)
 	numbers := *x.numbers.Load()
@@ -87,8 +88,8 @@ func (x *Index) Match(blocks []uint64, depth []int32) {
 		if n == len(r.blocks) {
 			next = x.next(blocks[at+n:])
 		}
-		// All who hold the next run hold this one, and are written there: a head that 1,000 endpoints hold, parted
-		// into 64 runs, costs little more than one run.
+		// All holders of the next run hold this one too, and get their depth there. So a head that 1,000 endpoints hold, in
+		// 64 runs, costs little more than one run.
 		if next == nil || next.live.Load() != r.live.Load() {
 			r.depths(at, n, numbers, depth)
 		}
@@ -97,7 +98,7 @@ func (x *Index) Match(blocks []uint64, depth []int32) {
 	}
 }
 
-// Held is how many of the blocks, counted from the head without a gap, one endpoint holds: what Match writes for it.
+// Held returns how many of the blocks, from the head and without a gap, one endpoint holds, as Match does for all.
 func (x *Index) Held(endpoint int, blocks []uint64) int {
 	numbers := *x.numbers.Load()
 	at := 0
@@ -112,7 +113,7 @@ func (x *Index) Held(endpoint int, blocks []uint64) int {
 	return at
 }
 
-// heldBy is how many of a run's blocks, from its head, an endpoint holds.
+// heldBy returns how many of a run's blocks, from its head, an endpoint holds.
 func (r *run) heldBy(endpoint int, numbers []int32) int {
 	for i := range r.held {
 		id, held := unpack(atomic.LoadUint64(&r.held[i]))
@@ -123,7 +124,7 @@ func (r *run) heldBy(endpoint int, numbers []int32) int {
 	return 0
 }
 
-// next is the run that begins with the first of the blocks; nil where there is none.
+// next returns the run that begins with the first of the blocks, or nil.
 func (x *Index) next(blocks []uint64) *run {
 	if len(blocks) == 0 {
 		return nil
@@ -131,7 +132,7 @@ func (x *Index) next(blocks []uint64) *run {
 	return x.runs.Load().get(blocks[0])
 }
 
-// depths writes how deep the holders of a run are: it begins behind the given number of blocks, and n of it match.
+// depths writes the depths of a run's holders. before blocks come ahead of the run, and its first n blocks match.
 func (r *run) depths(before, n int, numbers, depth []int32) {
 	for i := range r.held {
 		id, held := unpack(atomic.LoadUint64(&r.held[i]))
@@ -144,8 +145,8 @@ func (r *run) depths(before, n int, numbers, depth []int32) {
 	}
 }
 
-// Insert notes that the endpoint now holds these blocks, the first of which is a prompt's head, and has used all of
-// them. What exceeds the endpoint's capacity is evicted; of blocks that exceed it by themselves the head is kept.
+// Insert notes that the endpoint now holds these blocks, which begin at a prompt's head, and has used all of them.
+// Blocks beyond the endpoint's capacity are evicted; of a prompt that is longer than the capacity the head is kept.
 func (x *Index) Insert(endpoint int, blocks []uint64) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -160,27 +161,27 @@ func (x *Index) Insert(endpoint int, blocks []uint64) {
 	x.shrink(len(blocks) + slack)
 }
 
-// SetCapacity tells how many blocks an endpoint holds, in blocks of the caller's hashing.
+// SetCapacity sets how many blocks an endpoint holds, in blocks of the caller's hashing.
 func (x *Index) SetCapacity(endpoint, blocks int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if h := x.holder(endpoint); h != nil {
 		h.capacity = max(blocks, 0)
 		x.evict(h, h.capacity)
-		x.tell()
+		x.account()
 	}
 }
 
-// Close gives the index's room back. It takes in nothing more.
+// Close gives the index's memory back. A closed index takes no more blocks.
 func (x *Index) Close() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.room.Give(x.told)
-	x.told, x.closed = 0, true
+	x.room.Give(x.taken)
+	x.taken, x.closed = 0, true
 }
 
-// Forget drops everything known of an endpoint: it left, or its cache was emptied. Its number may be given out anew.
-// No Match sees it from now on; its memory comes back in small pieces, with the inserts that follow and with time.
+// Forget drops everything known of an endpoint that left, or whose cache was emptied. Its number may be reused. No
+// Match sees the endpoint from now on. Its memory is freed in small steps, by later inserts and by a timer.
 func (x *Index) Forget(endpoint int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -197,15 +198,15 @@ func (x *Index) Forget(endpoint int) {
 	}
 }
 
-// Blocks is the number of blocks that any endpoint holds, each counted once. It falls behind Forget until what was
-// forgotten is cleaned up.
+// Blocks returns the number of blocks that any endpoint holds, each counted once. It still counts blocks of forgotten
+// endpoints until they are freed.
 func (x *Index) Blocks() int {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.blocks
 }
 
-// holder returns what an endpoint holds, of a new one nothing; nil if the number is no endpoint's.
+// holder returns an endpoint's holder, and makes it for a new endpoint; nil if the number is no endpoint's.
 func (x *Index) holder(endpoint int) *holder {
 	if h := x.endpoints[endpoint]; h != nil || endpoint < 0 || endpoint > math.MaxInt32 {
 		return h
@@ -226,18 +227,18 @@ func (x *Index) holder(endpoint int) *holder {
 	return h
 }
 
-// sweep frees a little of what forgotten endpoints held, and does so again until nothing is left.
+// sweep frees a few nodes of forgotten endpoints, and sets a timer for the next few until none are left.
 func (x *Index) sweep() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.sweepSome()
-	x.tell()
+	x.account()
 	if x.sweeping = len(x.forgotten) > 0; x.sweeping {
 		time.AfterFunc(sweepEvery, x.sweep)
 	}
 }
 
-// sweepSome frees a little of what forgotten endpoints held.
+// sweepSome frees a few nodes of forgotten endpoints.
 func (x *Index) sweepSome() {
 	for budget := sweepNodes; budget > 0 && len(x.forgotten) > 0; budget-- {
 		last := len(x.forgotten) - 1
@@ -252,8 +253,8 @@ func (x *Index) sweepSome() {
 	}
 }
 
-// common is how many blocks two chains of at least one block have in common. Since each hash stands for all before
-// it, it suffices to look at few.
+// common returns how many blocks two chains of at least one block have in common. Each hash stands for all blocks
+// before it too, so few comparisons suffice.
 func common(a, b []uint64) int {
 	n := min(len(a), len(b))
 	if a[n-1] == b[n-1] {

@@ -35,7 +35,7 @@ func prompt(seed uint64, n int) []uint64 {
 	return out
 }
 
-// match is what each endpoint holds of the blocks, by which all ways to ask agree.
+// match returns how many of the blocks each endpoint holds, and checks that Match and Held agree.
 func match(x *Index, endpoints int, blocks []uint64) []int32 {
 	depth := make([]int32, endpoints)
 	x.Match(blocks, depth)
@@ -142,7 +142,7 @@ func TestIndex(t *testing.T) {
 	}
 }
 
-// naive is an LRU over single blocks, written down as its definition says.
+// naive is an LRU over single blocks, by its definition.
 type naive struct {
 	clock    int
 	capacity map[int]int
@@ -262,7 +262,7 @@ func TestModel(t *testing.T) {
 	}
 }
 
-// TestForgetIsSweptByInserts shows that memory comes back without anybody asking for it.
+// TestForgetIsSweptByInserts shows that inserts free the memory of forgotten endpoints.
 func TestForgetIsSweptByInserts(t *testing.T) {
 	x := New(1<<20, unlimited())
 	for i := range uint64(1000) {
@@ -281,7 +281,7 @@ func TestForgetIsSweptByInserts(t *testing.T) {
 	}
 }
 
-// sweepAll cleans up all that was forgotten.
+// sweepAll frees the memory of all forgotten endpoints.
 func (x *Index) sweepAll() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -290,7 +290,7 @@ func (x *Index) sweepAll() {
 	}
 }
 
-// An index that nobody asks or tells anything gives its memory back too, a little at a time.
+// An index without calls also frees the memory of forgotten endpoints, a little at a time.
 func TestForgetIsSweptInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := New(1<<20, unlimited())
@@ -323,7 +323,7 @@ func TestForgetIsSweptInTime(t *testing.T) {
 	})
 }
 
-// FuzzIndex gives the index hashes that are no chains: what it answers is then of no use, but it must not fail.
+// FuzzIndex gives the index hashes that are not chained: its answers are then useless, but it must not fail.
 func FuzzIndex(f *testing.F) {
 	f.Add([]byte{1, 2, 3, 0, 1, 2, 4, 0, 2, 2, 0, 3, 3, 1})
 	f.Add([]byte{5, 5, 5, 0, 5, 5, 0, 5, 0, 0, 0, 5, 6, 5, 6})

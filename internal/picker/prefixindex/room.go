@@ -1,8 +1,8 @@
 package prefixindex
 
-// What an index takes of memory, in bytes, as a heap of many short prompts has it: a node is a run and a node of the tree
-// with their slots in the table; a share is its words in both and an entry in the heap of ends. Measured by
-// TestBytesAreAsMeasured.
+// The memory of an index, in bytes, as in a heap of many short prompts. A node is a run and a tree node with their
+// slots in the table. A share is its words in both and an entry in the heap of ends. TestBytesAreAsMeasured measures
+// them.
 const (
 	blockBytes = 8
 	nodeBytes  = 140
@@ -10,10 +10,10 @@ const (
 )
 
 const (
-	// slack is how many blocks an Insert takes away beside as many as it brings, where there is no room: so an index that
-	// has more than it may shrinks, a little at a time.
+	// slack is how many more blocks than it brings an Insert may evict where there is no memory left: so an index that
+	// exceeds its share shrinks, a little at a time.
 	slack = 256
-	// portion is how many blocks are taken away between two looks at the room.
+	// portion is how many blocks are evicted between two looks at the share.
 	portion = 64
 )
 
@@ -21,20 +21,20 @@ func (x *Index) bytes() int64 {
 	return int64(blockBytes*x.blocks + nodeBytes*x.runs.Load().live + shareBytes*x.shares)
 }
 
-// tell takes what the index has grown by from the room, or gives back, and says whether it may have what it has.
-func (x *Index) tell() bool {
+// account takes the index's growth from its share, or gives memory back, and reports whether the share allows the rest.
+func (x *Index) account() bool {
 	if x.closed {
 		return true
 	}
 	now := x.bytes()
-	fits := x.room.Take(now - x.told)
-	x.told = now
+	fits := x.room.Take(now - x.taken)
+	x.taken = now
 	return fits
 }
 
-// shrink takes blocks from the endpoints that have the most until the index has no more than it may, so many at most.
+// shrink evicts up to most blocks from the endpoints that hold the most, until the share allows the index its memory.
 func (x *Index) shrink(most int) {
-	for !x.tell() && most > 0 {
+	for !x.account() && most > 0 {
 		h := x.fullest()
 		if h == nil {
 			return
@@ -45,7 +45,7 @@ func (x *Index) shrink(most int) {
 	}
 }
 
-// fullest is the endpoint that holds the most blocks; nil where none holds any.
+// fullest returns the endpoint that holds the most blocks; nil where none holds any.
 func (x *Index) fullest() *holder {
 	var out *holder
 	for _, h := range x.endpoints {

@@ -20,7 +20,7 @@ func randomPrompt(rng *rand.Rand, blocks int) []uint64 {
 	return out
 }
 
-// What an index takes itself to need is near what the heap says, be prompts short or long, held once or by many.
+// The memory that an index accounts for is near the heap's, for short and long prompts, held by one endpoint or many.
 func TestBytesAreAsMeasured(t *testing.T) {
 	for name, tt := range map[string]struct{ prompts, blocks, endpoints int }{
 		"short": {100_000, 1, 1},
@@ -46,7 +46,7 @@ func TestBytesAreAsMeasured(t *testing.T) {
 	}
 }
 
-// An index that is sent ever new prompts keeps to its room, knows the newest, and leaves others theirs.
+// An index that gets ever new prompts keeps to its share, knows the newest, and leaves other indexes their shares.
 func TestIndexKeepsToItsRoom(t *testing.T) {
 	for name, blocks := range map[string]int{"short": 1, "long": 700} {
 		t.Run(name, func(t *testing.T) {
@@ -80,7 +80,7 @@ func TestIndexKeepsToItsRoom(t *testing.T) {
 	}
 }
 
-// What was taken of the room is given back, whatever became of the blocks.
+// All memory that was taken is given back, whatever became of the blocks.
 func TestRoomIsGivenBack(t *testing.T) {
 	whole := fairshare.New(1 << 30)
 	x := New(50, whole.Of("models"))

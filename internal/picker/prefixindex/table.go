@@ -6,15 +6,15 @@ import (
 	"sync/atomic"
 )
 
-// table finds a run by its first block. One writer changes it while readers look things up: a slot is set with one
-// store, removed runs leave a mark behind so that no reader loses its way, and a table that fills up is copied.
+// table finds a run by its first block. One writer changes it while others read. The writer sets a slot with one store,
+// leaves a mark for a removed run so that readers go on searching behind it, and copies a table that fills up.
 type table struct {
 	slots []atomic.Pointer[run]
 	shift int
-	// factor is odd and random, so that nobody can prepare prompts whose blocks meet in few slots.
+	// factor is odd and random, so that nobody can prepare prompts whose blocks collide in few slots.
 	factor uint64
 	live   int
-	used   int // live ones and marks
+	used   int // slots with live runs and marks
 }
 
 const minSlots = 64
@@ -49,8 +49,8 @@ func (t *table) find(block uint64) int {
 	}
 }
 
-// add puts a run into the table, which must have no other of that first block, and returns the table to use from now
-// on. At most half of the slots are used, by live runs and by marks.
+// add adds a run to the table, which must have no other run with that first block, and returns the table to use from
+// now on. At most half of the slots are used, by live runs and by marks.
 func (t *table) add(r *run) *table {
 	if t.used*2 >= len(t.slots) {
 		t = t.copy()

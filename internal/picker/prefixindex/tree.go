@@ -5,11 +5,11 @@ import (
 	"sync/atomic"
 )
 
-// run is a node as readers see it. Its fields never change, but for live and the words behind held, one at a time.
+// run is a node as readers see it. Its fields never change, except live and the words of held, one at a time.
 type run struct {
 	blocks []uint64
-	held   []uint64     // an endpoint's id and how many of the blocks it holds; see pack
-	live   atomic.Int32 // how many of those words say that it holds any
+	held   []uint64     // words of an endpoint's id and how many of the blocks it holds; see pack
+	live   atomic.Int32 // how many of the words say that the endpoint holds a block
 	node   *node
 }
 
@@ -21,10 +21,10 @@ type node struct {
 	holds    []hold // one for each word of run.held
 }
 
-// hold is what one endpoint's share in one node is worth to it.
+// hold is one endpoint's share in one node.
 type hold struct {
-	used   uint64 // the last insert that ended here; for an end also the last of any that went on from here
-	kids   int32  // how many of the node's children the endpoint has a share in. 0: the share is an end
+	used   uint64 // the number of the last insert that ended here; in an end, also of one that went on from here
+	kids   int32  // how many of the node's children the endpoint has a share in; at 0 the share is an end
 	queued bool   // the node is in the endpoint's heap of ends
 }
 
@@ -32,7 +32,7 @@ func pack(id uint32, held int) uint64 { return uint64(id)<<32 | uint64(uint32(he
 
 func unpack(w uint64) (id uint32, held int) { return uint32(w >> 32), int(uint32(w)) }
 
-// find returns where an endpoint's share is, -1 if it has none.
+// find returns the place of an endpoint's share, -1 if it has none.
 func (n *node) find(id uint32) int {
 	for i, w := range n.run.held {
 		if uint32(w>>32) == id && uint32(w) != 0 {
@@ -51,7 +51,7 @@ func (n *node) setHeld(i int, id uint32, held int) {
 	atomic.StoreUint64(&n.run.held[i], pack(id, held))
 }
 
-// put publishes a changed view of a node.
+// put publishes a node's new run to readers.
 func (x *Index) put(n *node, blocks, held []uint64) {
 	old := n.run
 	n.run = &run{blocks: blocks, held: held, node: n}
@@ -59,8 +59,8 @@ func (x *Index) put(n *node, blocks, held []uint64) {
 	x.runs.Load().replace(old, n.run)
 }
 
-// insert walks along the blocks through the tree, makes the endpoint a holder of all it passes, adds what is missing,
-// and notes the use at the end.
+// insert follows the blocks through the tree, makes the endpoint a holder of each node on the way, adds the missing
+// blocks, and notes the use at the end.
 func (x *Index) insert(h *holder, blocks []uint64) {
 	var last *node
 	share := -1
@@ -95,8 +95,8 @@ func (x *Index) insert(h *holder, blocks []uint64) {
 	}
 }
 
-// holdsBeyond reports whether an endpoint has more of the node than its first k blocks: if those are used without the
-// rest, their ages differ from now on.
+// holdsBeyond reports whether an endpoint holds more of the node than its first k blocks. If only those are used, the
+// ages of the two parts differ from now on.
 func (n *node) holdsBeyond(id uint32, k int) bool {
 	if k == len(n.run.blocks) {
 		return false
@@ -105,7 +105,7 @@ func (n *node) holdsBeyond(id uint32, k int) bool {
 	return i >= 0 && n.held(i) > k
 }
 
-// hold makes the endpoint, whose share in the node's parent is given, hold the node's first k blocks at least.
+// hold makes the endpoint hold at least the node's first k blocks. parentShare is its share in the parent node.
 func (x *Index) hold(h *holder, n *node, parentShare, k int) int {
 	i := n.find(h.id)
 	if i < 0 {
@@ -121,7 +121,7 @@ func (x *Index) hold(h *holder, n *node, parentShare, k int) int {
 	return i
 }
 
-// addShare finds room for one more share in a node. Its word says that it holds nothing yet.
+// addShare adds a share to a node and returns its place. The share holds no block yet.
 func (x *Index) addShare(n *node) int {
 	n.run.live.Add(1)
 	x.shares++
@@ -135,7 +135,7 @@ func (x *Index) addShare(n *node) int {
 	return len(n.holds) - 1
 }
 
-// grow adds blocks that no endpoint holds behind the given node, to its run if nothing else lies behind it.
+// grow adds blocks that no endpoint holds behind the given node, to its run if it has no children.
 func (x *Index) grow(h *holder, last *node, share int, blocks []uint64) (*node, int) {
 	x.blocks += len(blocks)
 	if last != nil && last.children == 0 {
@@ -152,8 +152,8 @@ func (x *Index) grow(h *holder, last *node, share int, blocks []uint64) (*node, 
 	return n, x.hold(h, n, share, len(blocks))
 }
 
-// split parts a node behind its first k blocks: they become a node of their own, and the given one keeps the rest
-// and its children. The upper part is what it returns. Only a collision of hashes keeps it from it.
+// split splits a node behind its first k blocks. They become a new node, which split returns; the old node keeps the
+// other blocks and its children. Only a collision of hashes prevents that.
 func (x *Index) split(n *node, k int) (*node, bool) {
 	old := n.run
 	if x.runs.Load().get(old.blocks[k]) != nil {
@@ -186,7 +186,7 @@ func (x *Index) split(n *node, k int) (*node, bool) {
 	return upper, true
 }
 
-// share gives a node that no reader sees yet one more holder.
+// share adds a holder to a node that no reader sees yet.
 func (n *node) share(word uint64, s hold) {
 	n.run.held = append(n.run.held, word)
 	n.holds = append(n.holds, s)

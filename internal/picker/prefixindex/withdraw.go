@@ -2,10 +2,9 @@ package prefixindex
 
 import "slices"
 
-// Withdraw takes back an Insert that turned out not to be true: the endpoint did not come to hold these blocks, of
-// which it had held the first keep before. What it holds of them for another reason stays: blocks that a longer prompt
-// goes on from. A use in between of these very blocks is not told from the one that is taken back, so whoever used them
-// has to insert them again.
+// Withdraw takes back an Insert whose blocks the endpoint did not come to hold, except the first keep, which it held
+// before. Blocks from which a longer prompt goes on stay. Withdraw cannot tell a later use of these blocks from the use
+// that it takes back, so calls that used them in between must insert them again.
 func (x *Index) Withdraw(endpoint int, blocks []uint64, keep int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -13,7 +12,7 @@ func (x *Index) Withdraw(endpoint int, blocks []uint64, keep int) {
 	if h == nil {
 		return
 	}
-	defer x.tell()
+	defer x.account()
 	for {
 		n, share, before := x.lastOf(h, blocks)
 		if n == nil || before+n.held(share) <= keep || n.holds[share].kids > 0 {
@@ -26,8 +25,8 @@ func (x *Index) Withdraw(endpoint int, blocks []uint64, keep int) {
 	}
 }
 
-// lastOf is the node, with the endpoint's share in it and the number of blocks before it, where what an endpoint holds
-// of a prompt ends. There is none where it holds nothing of the prompt, or goes on in the same run with another one.
+// lastOf finds where the blocks that an endpoint holds of a prompt end: the node, the endpoint's share in it, and the
+// number of blocks before it. It returns no node where the endpoint holds none of them, or holds more of the last run.
 func (x *Index) lastOf(h *holder, blocks []uint64) (last *node, share, before int) {
 	for at, r := 0, x.next(blocks); r != nil; r = x.next(blocks[at:]) {
 		i := r.node.find(h.id)
@@ -58,13 +57,13 @@ func (x *Index) cut(h *holder, n *node, share, held int) {
 	x.shorten(n)
 }
 
-// remove takes a node's entry out. It looks at all of them, which is a few microseconds for a thousand conversations.
+// remove removes a node's entry. It searches all entries, which takes a few microseconds for a thousand conversations.
 func (h *endsHeap) remove(n *node) {
 	i := slices.IndexFunc(*h, func(e end) bool { return e.node == n })
 	if i < 0 {
 		return
 	}
-	// Up to the top, past entries that are older, and off.
+	// The entry moves up to the top, past older ones, and is popped.
 	s := *h
 	for i > 0 {
 		s[i] = s[(i-1)/2]

@@ -1,5 +1,5 @@
-// Package refusal holds the reasons for which the picker refuses a call. Each is a typed error that knows its
-// HTTP status and its metric label; this is the one place that maps them, and nobody reads a message's text.
+// Package refusal holds the typed reasons for which the picker refuses a call, and maps each to its HTTP status and
+// metric label. It must not know how a refusal reaches the caller. Nothing reads a message's text.
 package refusal
 
 import (
@@ -8,19 +8,19 @@ import (
 	"net/http"
 )
 
-// Reason is a kind of refusal and, as text, its metric label and the code in the error's body.
+// Reason is a kind of refusal and, as text, its metric label and the code in the error body.
 type Reason string
 
-// The statuses that go with them are those of the Endpoint Picker Protocol 1.0.0: 503 where no endpoint can serve,
-// 429 where the call is to be shed. A body that stands still has that of HTTP: 408.
+// Their statuses are those of the Endpoint Picker Protocol 1.0.0: 503 where no endpoint can serve, 429 where the call
+// is shed. A body that stops coming gets HTTP's 408.
 const (
 	UnknownPool Reason = "unknown_pool"  // the stream names no pool, or one that does not exist
 	NoEndpoints Reason = "no_endpoints"  // the pool has no ready endpoint
 	NotInSubset Reason = "not_in_subset" // none of the endpoints that the proxy allows is ready
-	NotAdmitted Reason = "not_admitted"  // the proxy has not shown that it serves the pool
+	NotAdmitted Reason = "not_admitted"  // the proxy did not send the pool's token
 	Overloaded  Reason = "overloaded"    // the picker or the pool is at its limit
-	Stalled     Reason = "stalled_body"  // the caller sent a part of its body, and no more
-	Internal    Reason = "internal"      // a fault of ours
+	Stalled     Reason = "stalled_body"  // the caller sent only a part of its body
+	Internal    Reason = "internal"      // an error of the picker itself
 )
 
 // Error is a refused call.
@@ -50,7 +50,7 @@ func New(reason Reason, format string, args ...any) *Error {
 	return &Error{Reason: reason, Message: fmt.Sprintf(format, args...)}
 }
 
-// Of finds the refusal in an error's chain. Any other error becomes an Internal one whose text stays inside.
+// Of returns the refusal in an error's chain. Any other error becomes an Internal one, whose text callers do not see.
 func Of(err error) *Error {
 	var e *Error
 	if errors.As(err, &e) {

@@ -2,10 +2,10 @@ package request
 
 import "strings"
 
-// CarriesPrompt reports whether a request of a method and a content type may carry a prompt that Read understands, so
-// that its body is worth waiting for: a POST of JSON, of a form or of nothing that it names. Any other body, a stream
-// of gRPC or the messages of a WebSocket among them, may never end, and there is nothing in it for a pick. An empty
-// method is one that is not known.
+// CarriesPrompt reports whether a request with this method and content type may carry a prompt that Read understands,
+// so that the pick should wait for its body: a POST of JSON, of a form, or without a content type. Any other body may
+// never end, such as a gRPC stream or WebSocket messages, and holds nothing for a pick. An empty method stands for an
+// unknown one.
 func CarriesPrompt(method, contentType string) bool {
 	if method != "POST" && method != "" {
 		return false

@@ -192,7 +192,7 @@ func TestDeepPrompt(t *testing.T) {
 	}
 }
 
-// TestSameBlocks holds what must not matter for the blocks.
+// TestSameBlocks changes what must not change the blocks.
 func TestSameBlocks(t *testing.T) {
 	text := long("text", 3)
 	for name, tc := range map[string]struct{ path, a, b string }{
@@ -254,7 +254,7 @@ func TestSameBlocks(t *testing.T) {
 	}
 }
 
-// TestOtherBlocks holds what must matter, and from which block on.
+// TestOtherBlocks changes what must change the blocks, and checks from which block on.
 func TestOtherBlocks(t *testing.T) {
 	text, tail := long("text", 3), long("tail", 4)
 	chat := func(messages string) string { return `{"messages":[` + messages + `]}` }

@@ -15,7 +15,7 @@ import (
 
 var paths = []string{chatPath, completionsPath, responsesPath, embeddingsPath, messagesPath, "/health", "/deployments/m/x", "/tokenize"}
 
-// FuzzRead reads anything: without a panic, within the bounds that Facts promises, and twice with the same result.
+// FuzzRead reads any body: without a panic, within the bounds that Facts promises, and twice with the same result.
 func FuzzRead(f *testing.F) {
 	for i, body := range []string{
 		`{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"a\u00e9\ud83d\ude00"},{"image_url":{"url":"x"}}]}]}`,

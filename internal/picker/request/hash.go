@@ -6,17 +6,17 @@ import (
 	"github.com/zeebo/xxh3"
 )
 
-// A join says what two hashes are put together for, so that none passes for another.
+// A join is the purpose for which two hashes are joined, so that equal hashes of different kinds stay apart.
 type join uint64
 
 const (
-	joinNames join = iota // of the model and the cache salt
+	joinNames join = iota // the model's name and the cache salt
 	joinSection
 	joinBlock
-	joinRest // what fills no block, behind the blocks before it
+	joinRest // the last bytes of a section, which fill no block
 )
 
-// with puts b behind a.
+// with joins a and b, in this order, into one hash.
 func (j join) with(seed, a, b uint64) uint64 {
 	var p [16]byte
 	binary.LittleEndian.PutUint64(p[:8], a)
@@ -24,11 +24,11 @@ func (j join) with(seed, a, b uint64) uint64 {
 	return xxh3.HashSeed(p[:], seed+uint64(j))
 }
 
-// half of a block is as much as xxh3 hashes with a seed in the time that it takes without one; from 241 bytes on it makes a
-// secret of the seed first, which takes as long as the hash.
+// half is half a block: as many bytes as xxh3 hashes with a seed in the time that it takes without one. From 241 bytes
+// on it first makes a secret of the seed, which takes as long as the hash.
 const half = BlockBytes / 2
 
-// hashOf is the hash of a text of at most a block by itself.
+// hashOf returns the hash of at most one block of text, by itself.
 func hashOf(seed uint64, p []byte) uint64 {
 	if len(p) > half {
 		seed, p = xxh3.HashSeed(p[:half], seed), p[half:]

@@ -1,6 +1,6 @@
 package request
 
-// key is a member's name, as far as it means something in one of the APIs.
+// key is a member's name, if it has a meaning in one of the APIs.
 type key uint8
 
 // Keys of a prompt's items come first, in the order in which their values enter the text.
@@ -21,7 +21,7 @@ const (
 	keyToolCalls
 	keyMedium
 	keyRefusal
-	itemKeys // those above
+	itemKeys // the number of the keys above
 
 	keyLocator // where a medium is, or its bytes
 	keyModel
@@ -35,7 +35,7 @@ const (
 	keyTextInput
 )
 
-// longestKey bounds the keys that are unescaped before they are looked up.
+// longestKey bounds the length of keys that are unescaped before they are looked up.
 const longestKey = len("reasoning_content")
 
 // keyOf looks up a key as it is written in the body.
@@ -49,7 +49,7 @@ func keyOf(raw []byte) key {
 	return lookUp(raw)
 }
 
-// lookUpEscaped looks up a key with escapes. It is not inlined: the room for the text would be on the stack of every look-up.
+// lookUpEscaped looks up a key with escapes. If it were inlined, its text would be on the stack of every look-up.
 //
 //go:noinline
 func lookUpEscaped(raw []byte) key {

@@ -6,9 +6,9 @@ import (
 	"unicode/utf8"
 )
 
-// A section is a part of the prompt whose place in the body is free and whose place in the prompt is not. Each is
-// cut into blocks by itself while it is read, so that its blocks need not wait for a section that the model sees
-// before it; in the end the sections' hashes are chained in the model's order.
+// A section is a part of the prompt that may be anywhere in the body, and has one place in the prompt. Each section is
+// cut into blocks by itself, so that it need not wait for a section that the model sees before it. In the end the
+// sections' hashes are chained in the model's order.
 type section struct {
 	seen     bool
 	from, to int // in text.hashes
@@ -23,8 +23,8 @@ const (
 	sectionCount
 )
 
-// markByte never occurs in UTF-8. It ends the strings inside of a structure, and before an item's key it says whose
-// value follows, so that no text passes for another role's or another part's.
+// markByte never occurs in UTF-8. It ends the strings inside a structure. Before an item's key it marks whose value
+// follows, so that no text passes for another role's or another part's.
 const markByte = 0xFF
 
 func (r *reader) mark(k key) {
@@ -32,7 +32,7 @@ func (r *reader) mark(k key) {
 	r.prompt.writeByte(byte(k))
 }
 
-// shape is the way in which a section is written.
+// shape is the JSON form of a section.
 type shape uint8
 
 const (
@@ -42,7 +42,7 @@ const (
 	promptShape       // a string, token ids, or a batch of them
 )
 
-// request reads the members of the whole body.
+// request reads all members of the body.
 func (r *reader) request() {
 	if !r.enter('{') {
 		return
@@ -62,7 +62,7 @@ func (r *reader) request() {
 	}
 }
 
-// sectionOf says which section of the prompt a member of the request is, and how it is written.
+// sectionOf returns the section of the prompt that a member of the request is, and its shape.
 func (r *reader) sectionOf(k key) (int, shape) {
 	unknown := r.api == Unknown
 	switch k {
@@ -101,7 +101,7 @@ func (r *reader) sectionOf(k key) (int, shape) {
 	return 0, noSection
 }
 
-// listsObjects says whether the value that comes next is a list whose first element is an object.
+// listsObjects says whether the next value is a list whose first element is an object.
 func (r *reader) listsObjects() bool {
 	if r.peek() != '[' {
 		return false
@@ -137,8 +137,8 @@ func (r *reader) section(i int, how shape) {
 	s.to = len(r.prompt.hashes)
 }
 
-// chain puts the sections' hashes into the model's order and makes each stand for all before it. What fills no block
-// at a section's end goes into the hash of the next section's first block.
+// chain puts the sections' hashes in the model's order and makes each stand for all before it. The last bytes of a
+// section that fill no block go into the hash of the next section's first block.
 func (r *reader) chain() []uint64 {
 	hashes := r.prompt.hashes
 	seed := r.prompt.seed
@@ -164,7 +164,7 @@ func (r *reader) chain() []uint64 {
 	return hashes[:min(done, MaxBlocks)]
 }
 
-// moveUp brings a section's hashes to place to, before those of sections that come later in the prompt.
+// moveUp moves a section's hashes to place to, ahead of those of sections that come later in the prompt.
 func (r *reader) moveUp(hashes []uint64, to int, s *section) {
 	if s.from == s.to || s.from == to {
 		return
@@ -181,7 +181,7 @@ func (r *reader) moveUp(hashes []uint64, to int, s *section) {
 	s.from, s.to = to, to+s.to-s.from
 }
 
-// Items nest: messages hold parts, tool results hold parts again. Below maxDepth they are hashed as they are printed.
+// Items nest: messages hold parts, and tool results hold parts again. Below maxDepth, items are hashed as their JSON.
 const (
 	messageDepth = 0
 	partDepth    = 1
@@ -200,7 +200,7 @@ func (r *reader) messages() {
 	r.items(messageDepth)
 }
 
-// items reads a content, or a list of messages, tools or calls. A string is the same as one part of text.
+// items reads a content, or a list of messages, tools or calls. A string is the same as one text part.
 func (r *reader) items(depth int) {
 	switch c := r.peek(); {
 	case c == '"':
@@ -217,16 +217,16 @@ func (r *reader) items(depth int) {
 				r.tokens(&r.prompt)
 			}
 		}
-	case c == 'n': // null is the same as nothing
+	case c == 'n': // null is the same as a missing value
 		r.skip()
 	default:
 		r.tokens(&r.prompt)
 	}
 }
 
-// after says which keys' values must be in the text before a key's value may go straight there, so that the text has
-// the same order whatever the order of the body: those that the model sees before it and that can stand beside it.
-// The values of other keys wait for the end of their item, and are then read a second time.
+// after lists, by key, the keys whose values must be in the text before that key's value may follow at once, so that
+// the text does not depend on the order in the body. These are the keys that the model sees before it and that occur
+// beside it. All other values wait for the end of their item, and are then read a second time.
 var after = [2][itemKeys]uint32{
 	messageDepth: {
 		keyContent: 1 << keyRole,
@@ -239,15 +239,15 @@ var after = [2][itemKeys]uint32{
 	},
 }
 
-// atOnce are the keys whose values always go straight into the text. Those of one depth do not stand beside each
-// other in any API; should they, their order counts.
+// atOnce are the keys whose values always enter the text at once. No API has two keys of one depth side by side; if a
+// body does, their order counts.
 var atOnce = [2]uint32{
 	messageDepth: 1<<keyRole | 1<<keyOutput,
 	partDepth:    1<<keyText | 1<<keyThinking | 1<<keyContent | 1<<keyFunction | 1<<keyName,
 }
 
-// item reads a message, a content part, a tool or a call: those of its members that a model sees. Where the body is
-// cut before the item's end, what waits is left out.
+// item reads a message, a content part, a tool or a call: the members that a model sees. Where the body is cut before
+// the item's end, the waiting values are left out.
 func (r *reader) item(depth int, first bool) {
 	r.at++
 	level := min(depth, partDepth)
@@ -278,8 +278,8 @@ func (r *reader) item(depth int, first bool) {
 	}
 }
 
-// again reads a value that was passed over. It sees no byte beyond it, so that values which wait inside of values
-// that waited are read maxDepth times at most, and malformed ones end where they were seen to end.
+// again reads a value that waited. It sees no byte beyond the value. So values that wait inside waiting values are read
+// at most maxDepth times, and malformed values end where they ended the first time.
 func (r *reader) again(s span, k key, depth int, first bool) {
 	at, body := r.at, r.body
 	r.at, r.body = s.from, body[:s.to]
@@ -289,7 +289,7 @@ func (r *reader) again(s span, k key, depth int, first bool) {
 
 // value hashes one member of an item.
 func (r *reader) value(k key, depth int, first bool) {
-	if r.peek() == 'n' { // null is the same as nothing
+	if r.peek() == 'n' { // null is the same as a missing value
 		r.skip()
 		return
 	}
@@ -313,7 +313,7 @@ func (r *reader) value(k key, depth int, first bool) {
 }
 
 // medium reads an image, a recording, a video or a file, given by its URL, its id or its bytes in base64, and writes
-// MediaBytes made of its digest. A medium that the body's end cuts is left out.
+// MediaBytes bytes made of its digest. A medium that is cut by the body's end is left out.
 func (r *reader) medium() {
 	switch r.peek() {
 	case '{':
@@ -346,8 +346,8 @@ func (r *reader) medium() {
 	}
 }
 
-// prompts reads the prompt of completions and the input of embeddings: a string, token ids, or a list of strings or
-// of lists of ids. A list is a batch of prompts; blocks are those of the first.
+// prompts reads the prompt of completions and the input of embeddings: a string, token ids, or a list of strings or of
+// lists of ids. Such a list is a batch of prompts, whose first one gives the blocks.
 func (r *reader) prompts() {
 	if r.peek() == '"' {
 		r.str(&r.prompt)
@@ -375,7 +375,7 @@ func (r *reader) prompts() {
 	}
 }
 
-// tokenID hashes one id as four bytes, so that a block is 64 tokens here too. What is no number is skipped.
+// tokenID hashes one id as four bytes, so that a block is 64 tokens here too. A value that is no number is skipped.
 func (r *reader) tokenID() {
 	if c := r.peek(); c < '0' || c > '9' {
 		r.skip()
@@ -393,7 +393,7 @@ func (r *reader) tokenID() {
 	r.prompt.write(b[:])
 }
 
-// keep remembers where a string lies; another kind of value is none.
+// keep notes where a string lies; a value of another kind counts as missing.
 func (r *reader) keep(s *span) {
 	isString := r.peek() == '"'
 	at := r.skip()
@@ -406,7 +406,7 @@ func (r *reader) keep(s *span) {
 	}
 }
 
-// digestOf is the digest of a string of the body.
+// digestOf returns the digest of a string of the body.
 func (r *reader) digestOf(s span) uint64 {
 	if s.to > 0 {
 		r.at = s.from
@@ -415,7 +415,7 @@ func (r *reader) digestOf(s span) uint64 {
 	return r.digest.sum()
 }
 
-// modelDigest is the digest of the model's name, the whole of it.
+// modelDigest returns the digest of the model's whole name.
 func (r *reader) modelDigest() uint64 {
 	if r.model.to == 0 {
 		r.digest.write([]byte(r.modelInPath))
@@ -424,7 +424,7 @@ func (r *reader) modelDigest() uint64 {
 	return r.digestOf(r.model)
 }
 
-// modelName is the model's name, the given string if it is the same.
+// modelName returns the model's name, or last if it is the same.
 func (r *reader) modelName(last string) string {
 	name := []byte(r.modelInPath)
 	if r.model.to > 0 {
@@ -441,7 +441,7 @@ func (r *reader) modelName(last string) string {
 	return string(name)
 }
 
-// clipped is the longest head of p of at most limit bytes that ends with a whole character.
+// clipped returns the longest head of p of at most limit bytes that ends with a whole character.
 func clipped(p []byte, limit int) []byte {
 	if len(p) <= limit {
 		return p

@@ -5,9 +5,9 @@ import (
 	"sync"
 )
 
-// reader walks over a body. It is not encoding/json/jsontext because that takes 12 times as long for a chat in prose,
-// and 3 times for one in code, before anything is hashed, and gives up where a body is cut. Each of its methods that reads something leaves it behind that; where the body ends too
-// early or is no JSON it stands at the end, broken, and nothing more is found.
+// reader reads a body from start to end. encoding/json/jsontext takes 12 times as long for a chat in prose, and 3 times
+// for one in code, before anything is hashed, and fails on a body that is cut. Each method leaves the reader behind
+// what it read. Where the body ends too early or is no JSON, the reader is at the end, broken, and finds nothing more.
 type reader struct {
 	body   []byte
 	at     int
@@ -16,8 +16,8 @@ type reader struct {
 	api         API
 	modelInPath string
 
-	prompt text // of the section that is being read
-	digest text // of a name, a salt, or a medium
+	prompt text // the section that is being read
+	digest text // a name, a salt, or a medium
 
 	sections    [sectionCount]section
 	promptBytes int
@@ -27,11 +27,11 @@ type reader struct {
 	stream bool
 }
 
-// readers are those that nobody uses. On the stack their 4 KiB would make the runtime grow and copy the stack of each call's
-// goroutine, which takes 15 % of all that a pick of 1 KB costs, and keep it large for as long as the call lasts.
+// readers is the pool of readers. On the stack their 4 KiB would make the runtime grow and copy the stack of each
+// call's goroutine, which takes 15 % of a pick of 1 KB, and keep it large for as long as the call lasts.
 var readers = sync.Pool{New: func() any { return new(reader) }}
 
-// begin makes the reader that of a body. What the texts have in their buffers from before is overwritten before it is read.
+// begin starts a body. It need not clear the texts' buffers, as they are overwritten before they are read.
 func (r *reader) begin(f *Facts, modelInPath string, body []byte) {
 	r.body, r.api, r.modelInPath = body, f.API, modelInPath
 	r.prompt.begin(f.Seed)
@@ -40,7 +40,7 @@ func (r *reader) begin(f *Facts, modelInPath string, body []byte) {
 	r.digest.folding = true
 }
 
-// end drops all that the reader has of a body.
+// end drops all state of a body.
 func (r *reader) end() {
 	r.body, r.at, r.broken, r.modelInPath = nil, 0, false, ""
 	r.prompt.hashes = nil
@@ -48,7 +48,7 @@ func (r *reader) end() {
 	r.model, r.salt, r.stream = span{}, span{}, false
 }
 
-// span is where a value lies in the body. The empty one is none.
+// span is where a value lies in the body. The empty span stands for no value.
 type span struct{ from, to int }
 
 func (r *reader) fail() {
@@ -69,7 +69,7 @@ func (r *reader) peek() byte {
 	return 0
 }
 
-// enter goes into the object or array that comes next, if it is one of that kind.
+// enter enters the object or array that comes next, if it opens with this bracket.
 func (r *reader) enter(open byte) bool {
 	if r.peek() != open {
 		return false
@@ -78,7 +78,7 @@ func (r *reader) enter(open byte) bool {
 	return true
 }
 
-// element goes to the next element of the array that the reader is in; false at the array's end.
+// element moves to the next element of the array that the reader is in; false at the array's end.
 func (r *reader) element() bool {
 	for {
 		switch r.peek() {
@@ -96,8 +96,7 @@ func (r *reader) element() bool {
 	}
 }
 
-// member goes to the value of the next member of the object that the reader is in; false at the object's end. The
-// key is valid until the next call.
+// member moves to the value of the next member of the object that the reader is in; false at the object's end.
 func (r *reader) member() (k key, ok bool) {
 	for r.peek() == ',' {
 		r.at++
@@ -122,7 +121,7 @@ func (r *reader) member() (k key, ok bool) {
 	return 0, false
 }
 
-// skipString passes over the string that starts here.
+// skipString skips the string that starts here.
 func (r *reader) skipString() {
 	p := r.body[r.at+1:]
 	end := bytes.IndexByte(p, '"')
@@ -149,8 +148,8 @@ func (r *reader) skipString() {
 	r.at += end + 2
 }
 
-// skip passes over the value that comes next and says where it was. It counts brackets and never recurses, so that
-// deep nesting costs no stack.
+// skip skips the next value and returns its span. It counts brackets and never recurses, so that deep nesting costs no
+// stack.
 func (r *reader) skip() span {
 	r.peek()
 	from, depth := r.at, 0
@@ -189,7 +188,7 @@ func (r *reader) skip() span {
 	return span{from, r.at}
 }
 
-// scalar passes over a number or a literal. One that reaches the body's end may be cut: it counts as broken.
+// scalar skips a number or a literal. One that reaches the body's end may be cut, so it counts as broken.
 func (r *reader) scalar() []byte {
 	from := r.at
 	for ; r.at < len(r.body); r.at++ {
@@ -202,7 +201,7 @@ func (r *reader) scalar() []byte {
 	return nil
 }
 
-// str hashes the string that starts here, unescaped. Most strings have no escape and are hashed where they lie.
+// str hashes the string that starts here, unescaped. Most strings have no escape and are hashed in place.
 func (r *reader) str(t *text) {
 	p := r.body[r.at+1:]
 	end := bytes.IndexByte(p, '"')
@@ -227,7 +226,7 @@ func (r *reader) str(t *text) {
 	r.at += end + 2
 }
 
-// tokens hashes a value of any shape: its JSON without whitespace and without escapes. Like skip it never recurses.
+// tokens hashes a value of any kind: its JSON without whitespace and without escapes. Like skip it never recurses.
 func (r *reader) tokens(t *text) {
 	depth := 0
 	for {

@@ -9,38 +9,38 @@ import (
 
 const (
 	word   = 8
-	window = 64 // bytes that unescape looks at together
-	ahead  = 16 // bytes that it may read behind them: the longest escape, \uXXXX\uXXXX, has 12
+	window = 64 // bytes that unescape searches together
+	ahead  = 16 // bytes behind them that it may read: the longest escape, \uXXXX\uXXXX, has 12
 
-	// room is what is gathered before it is hashed. To hash each block when it is full takes a fifth to a half longer:
-	// its bytes, written in odd pieces a moment ago, are still on their way to the cache, and each load waits for them.
+	// room is how many bytes are buffered before they are hashed. To hash each block when it is full takes a fifth to a
+	// half longer: its bytes were just written in odd pieces, and each load waits until they are in the cache.
 	room = 8 * BlockBytes
 )
 
-// text cuts a text that comes in pieces into blocks and hashes each. Pieces that span whole blocks are hashed where
-// they lie; only the rest is copied.
+// text cuts a text that comes in pieces into blocks, and hashes each block. Pieces that span whole blocks are hashed in
+// place; only the rest is copied.
 type text struct {
 	buf    [room + window + word]byte
 	n      int // bytes in buf, below room between calls
-	blocks int // whole blocks before those in buf, hashed or not
+	blocks int // whole blocks before those in buf, whether hashed or over the limit
 
-	seed uint64 // of all hashes
+	seed uint64 // the seed of all hashes
 
-	// hashes are those of the blocks, each by itself: they are chained when the model's name is known.
+	// hashes are the blocks' hashes, each by itself. They are chained when the model's name is known.
 	hashes []uint64
-	limit  int // no more hashes than this
+	limit  int // the most hashes
 
-	// folding makes one digest of all blocks instead.
+	// folding joins the hashes of all blocks into one digest instead.
 	folding bool
 	digest  uint64
 }
 
-// begin makes it an empty text, with hashes of this seed.
+// begin empties the text, and sets the seed of its hashes.
 func (t *text) begin(seed uint64) {
 	t.n, t.blocks, t.seed, t.hashes, t.limit, t.folding, t.digest = 0, 0, seed, nil, 0, false, 0
 }
 
-// len is the length of the text so far.
+// len returns the length of the text so far.
 func (t *text) len() int { return t.blocks*BlockBytes + t.n }
 
 func (t *text) block(p []byte) {
@@ -85,14 +85,14 @@ func (t *text) writeByte(c byte) {
 	t.settle()
 }
 
-// settle spills a buffer that has no more room.
+// settle spills a full buffer.
 func (t *text) settle() {
 	if t.n >= room {
 		t.spill()
 	}
 }
 
-// rest takes what fills no block, and its hash; the next text starts at a block's start.
+// rest takes the last bytes, which fill no block, and returns their hash. The next text starts at a block's start.
 func (t *text) rest() (hash uint64, length int) {
 	t.spill()
 	length, t.n = t.n, 0
@@ -102,7 +102,7 @@ func (t *text) rest() (hash uint64, length int) {
 	return hashOf(t.seed, t.buf[:length]), length
 }
 
-// sum takes the digest of a folding text, and empties it.
+// sum returns the digest of a folding text, and empties the text.
 func (t *text) sum() uint64 {
 	rest, _ := t.rest()
 	sum := joinRest.with(t.seed, t.digest, rest)
@@ -110,16 +110,16 @@ func (t *text) sum() uint64 {
 	return sum
 }
 
-// escapes maps the byte after a backslash to what the two stand for. Zero: itself, but for u.
+// escapes maps the byte after a backslash to the character of both. Zero stands for the byte itself, but not for u.
 var escapes = [256]byte{'b': '\b', 'f': '\f', 'n': '\n', 'r': '\r', 't': '\t', '"': '"', '\\': '\\', '/': '/'}
 
-// masks are what windowQuotes computes with. As variables they stay in registers; constants of 64 bits would be part of
+// masks are constants of windowQuotes. As variables they stay in registers; as 64-bit constants they would be part of
 // each instruction that uses them, which takes a tenth longer.
 var masks = struct{ quotes, backslashes, lows, gather uint64 }{
 	quotes:      0x0101010101010101 * '"',
 	backslashes: 0x0101010101010101 * '\\',
 	lows:        0x7f7f7f7f7f7f7f7f,
-	gather:      0x0002040810204081, // brings the highest bits of eight bytes together in the topmost one
+	gather:      0x0002040810204081, // gathers the highest bits of eight bytes in the topmost byte
 }
 
 // windowQuotes marks in a window the bytes that are '"' or '\\', one bit for each byte.
@@ -136,10 +136,10 @@ func windowQuotes(p *[window]byte) uint64 {
 	return ^others
 }
 
-// unescape writes the string whose content starts at p, up to its closing quote, and returns how far it read, the
-// quote included. Code and JSON inside of JSON have an escape every 5 to 30 bytes. To search for each from the end of
-// the one before makes each search wait for the one before, so those of a whole window are found first. An escape that
-// the end of p cuts is not written: it could be the half of a character.
+// unescape writes the string whose content starts at p, up to its closing quote, and returns how many bytes it read,
+// the quote included. Code and JSON inside JSON have an escape every 5 to 30 bytes. A search that starts at the end of
+// the last escape has to wait for it, so all escapes of a window are found first. An escape that the end of p cuts is
+// not written: it could be half of a character.
 func (t *text) unescape(p []byte) (read int, closed bool) {
 	i := 0
 	for i+window+ahead <= len(p) {
@@ -166,8 +166,8 @@ func (t *text) unescape(p []byte) (read int, closed bool) {
 	return i, false
 }
 
-// unescapeWindow is unescape for what begins in the first window of p. The bytes behind it are there so
-// that whole words can be copied, and for escapes that begin in the window and end behind it.
+// unescapeWindow is unescape for the first window of p. The bytes behind the window allow it to copy whole words, and
+// to read escapes that begin in the window and end behind it.
 func (t *text) unescapeWindow(w *[window + ahead]byte, p []byte) (read int, closed bool) {
 	n, i := t.n, 0
 	for marks := windowQuotes((*[window]byte)(w[:])); marks != 0; {
@@ -205,14 +205,14 @@ func (t *text) unescapeWindow(w *[window + ahead]byte, p []byte) (read int, clos
 	return window, false
 }
 
-// copy puts w[from:to] into the buffer at n, and perhaps some bytes beyond.
+// copy copies w[from:to] into the buffer at n, and perhaps some bytes beyond.
 func (t *text) copy(n int, w *[window + ahead]byte, from, to int) {
 	for ; from < to; n, from = n+word, from+word {
 		binary.LittleEndian.PutUint64(t.buf[n:], binary.LittleEndian.Uint64(w[from&(window-1):]))
 	}
 }
 
-// escape writes what the escape at p's start stands for, and returns its length; 0 if p ends before it does.
+// escape writes the character of the escape at p's start, and returns the escape's length; 0 if p ends before it does.
 func (t *text) escape(p []byte) int {
 	if len(p) > 1 && p[1] != 'u' {
 		t.writeByte(shortEscape(p[1]))
@@ -233,7 +233,7 @@ func shortEscape(c byte) byte {
 	return c
 }
 
-// unescaped is a copy of a whole string's content with its escapes resolved.
+// unescaped returns a copy of a string's whole content with its escapes resolved.
 func unescaped(p []byte) []byte {
 	out := make([]byte, 0, len(p))
 	for len(p) > 0 {
@@ -255,8 +255,8 @@ func unescaped(p []byte) []byte {
 	return out
 }
 
-// unicodeEscape reads \uXXXX at p's start, or two of them that make up one character. Half of a pair alone, or digits
-// that are none, stand for U+FFFD. The size is 0 if p ends too early to tell.
+// unicodeEscape reads \uXXXX at p's start, or two of them that make up one character. A lone half of a pair, or invalid
+// digits, stand for U+FFFD. The size is 0 if p ends too early to decide.
 func unicodeEscape(p []byte) (r rune, size int) {
 	const one, two = len(`\u0000`), len(`\u0000\u0000`)
 	if len(p) < one {
@@ -286,7 +286,7 @@ func hex4(p *[4]byte) (r rune, ok bool) {
 	return r, r >= 0
 }
 
-// digits has the values of hexadecimal digits, and negative ones for other bytes.
+// digits holds the values of hexadecimal digits, and -1 for all other bytes.
 var digits = func() (d [256]rune) {
 	for i := range d {
 		d[i] = -1
@@ -300,7 +300,7 @@ var digits = func() (d [256]rune) {
 	return d
 }()
 
-// nextQuote is where the first '"' or '\\' lies, len(p) if there is none.
+// nextQuote returns the place of the first '"' or '\\', or len(p) if there is none.
 func nextQuote(p []byte) int {
 	i := 0
 	for ; i+window <= len(p); i += window {

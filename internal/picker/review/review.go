@@ -1,5 +1,5 @@
-// Package review lets those read who may: it asks the API server who a request's token belongs to, and whether that user
-// may do what the request asks for (TokenReview, SubjectAccessReview).
+// Package review serves HTTP requests only to users who may read the answer: it has the API server review the request's
+// token and the user's rights (TokenReview, SubjectAccessReview). It must not know the answers.
 package review
 
 import (
@@ -20,15 +20,15 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// TokenHeader carries the caller's token behind "Bearer ", as Authorization does. The API server, by which kubectl reaches
-// pods, keeps that one for itself.
+// TokenHeader carries the caller's token behind "Bearer ", as Authorization does. The API server removes Authorization
+// from requests that kubectl sends to pods through it.
 const TokenHeader = "Inference-Waypoint-Authorization"
 
-// Limits of what unknown callers can bring about at the API server.
+// Limits on the load that unknown callers can put on the API server.
 const (
-	remembered = 10 * time.Second // a verdict, so that a page that is looked at asks seldom
-	verdicts   = 1024             // at once
-	perSecond  = 20               // reviews, beside a burst of as many
+	remembered = 10 * time.Second // how long a verdict is kept, so that a page that refreshes itself asks seldom
+	verdicts   = 1024             // how many verdicts are kept
+	perSecond  = 20               // how many reviews are made a second, and in a burst
 )
 
 // Reviewer asks the API server. Its methods may be called from several goroutines.
@@ -41,7 +41,7 @@ type Reviewer struct {
 	known map[verdictKey]verdict
 }
 
-// verdictKey is a hash of a token and what it was shown for. Tokens are not kept.
+// verdictKey is a hash of a token and the access that was asked for. Tokens are not kept.
 type verdictKey [sha256.Size]byte
 
 type verdict struct {
@@ -57,17 +57,17 @@ type Refusal struct {
 
 func (r *Refusal) Error() string { return r.Reason }
 
-// errBusy is told where the API server was asked too often.
-var errBusy = errors.New("too many requests for access are under way; try again in a second")
+// errBusy is returned where the limit on reviews is reached.
+var errBusy = errors.New("too many access reviews are under way; try again in a second")
 
-// New makes a reviewer that asks as the program's own account, which needs to create tokenreviews and
+// New makes a reviewer that asks with the program's own account, which needs the rights to create tokenreviews and
 // subjectaccessreviews.
 func New(config *rest.Config) (*Reviewer, error) {
 	scheme := runtime.NewScheme()
 	if err := errors.Join(authenticationv1.AddToScheme(scheme), authorizationv1.AddToScheme(scheme)); err != nil {
 		return nil, fmt.Errorf("building the scheme of reviews: %w", err)
 	}
-	// By default the client lets 5 requests a second go and has all others wait, in one queue: the limit here refuses them.
+	// By default the client makes 5 requests a second and queues all others. Here r.limit refuses them instead.
 	unlimited := rest.CopyConfig(config)
 	unlimited.QPS = -1
 	c, err := client.New(unlimited, client.Options{Scheme: scheme})
@@ -81,7 +81,7 @@ func newReviewer(c client.Client, now func() time.Time) *Reviewer {
 	return &Reviewer{client: c, limit: rate.NewLimiter(perSecond, perSecond), now: now, known: map[verdictKey]verdict{}}
 }
 
-// Handler serves a request where its token's user may do what access says that it asks for.
+// Handler passes a request to next if its token's user has the access that access returns for the request.
 func (r *Reviewer) Handler(access func(*http.Request) authorizationv1.ResourceAttributes, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 		err := r.Review(request.Context(), tokenOf(request), access(request))
@@ -94,7 +94,7 @@ func (r *Reviewer) Handler(access func(*http.Request) authorizationv1.ResourceAt
 		case errors.Is(err, errBusy):
 			http.Error(w, err.Error(), http.StatusTooManyRequests)
 		default:
-			http.Error(w, "the API server cannot be asked who may read: "+err.Error(), http.StatusServiceUnavailable)
+			http.Error(w, "asking the API server for the user's rights: "+err.Error(), http.StatusServiceUnavailable)
 		}
 	})
 }
@@ -108,11 +108,11 @@ func tokenOf(r *http.Request) string {
 	return ""
 }
 
-// Review is nil where the token's user may do what is asked for. It is a *Refusal where he may not, and another error
-// where nobody can say.
+// Review returns nil if the token's user has the access, a *Refusal if not, and another error if the API server cannot
+// tell.
 func (r *Reviewer) Review(ctx context.Context, token string, access authorizationv1.ResourceAttributes) error {
 	if token == "" {
-		return &Refusal{http.StatusUnauthorized, "no token: kubectl inference sends one, and a program sends its service account's in the header " + TokenHeader}
+		return &Refusal{http.StatusUnauthorized, "no token: kubectl inference sends one; a program must send its service account's in the header " + TokenHeader}
 	}
 	key := verdictKey(sha256.Sum256(fmt.Appendf(nil, "%q %+v", token, access)))
 	if known, ok := r.remembered(key); ok {
@@ -135,7 +135,7 @@ func (r *Reviewer) ask(ctx context.Context, token string, access authorizationv1
 		return fmt.Errorf("reviewing a token: %w", err)
 	}
 	if !who.Status.Authenticated {
-		return &Refusal{http.StatusUnauthorized, "the token is none of this cluster's, or no longer valid"}
+		return &Refusal{http.StatusUnauthorized, "the token is not valid in this cluster, or has expired"}
 	}
 	user := who.Status.User
 	may := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{

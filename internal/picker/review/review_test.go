@@ -56,7 +56,7 @@ func TestHandler(t *testing.T) {
 		"the usual header":            {"Authorization", "ann", "models", 200, "served"},
 		"another's namespace":         {TokenHeader, "ann", "shop", 403, "ann may not get inferencepools/state in namespace shop"},
 		"all namespaces":              {TokenHeader, "ann", "", 403, "in all namespaces"},
-		"a token of nobody":           {TokenHeader, "forged", "models", 401, "none of this cluster's"},
+		"a token of nobody":           {TokenHeader, "forged", "models", 401, "not valid in this cluster"},
 		"no token":                    {"X", "ann", "models", 401, TokenHeader},
 		"a server that does not talk": {TokenHeader, "down", "models", 503, "no route"},
 	}
@@ -107,7 +107,7 @@ func TestVerdictsAreRemembered(t *testing.T) {
 	}
 }
 
-// Callers without rights cannot have the API server asked without end.
+// Callers without rights cannot make the picker ask the API server without limit.
 func TestReviewsAreLimited(t *testing.T) {
 	asked := 0
 	r := newReviewer(server(t, &asked), time.Now)
@@ -120,7 +120,7 @@ func TestReviewsAreLimited(t *testing.T) {
 	}
 }
 
-// As many reviews as the limit lets through at once reach the API server at once: the client holds none of them back.
+// All reviews that the limit allows at once reach the API server at once: the client delays none.
 func TestClientHoldsNoReviewBack(t *testing.T) {
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer := `{"apiVersion":"authentication.k8s.io/v1","kind":"TokenReview","status":{"authenticated":false}}`

@@ -8,31 +8,31 @@ import (
 const (
 	// none is the id of no adapter.
 	none = -1
-	// longestName bounds an adapter's name in bytes. A longer one is a call's own idea: it is picked for by prefix
-	// and load alone.
+	// longestName bounds an adapter's name in bytes. A longer name is taken for no adapter: its calls are picked for by
+	// prefix and load alone.
 	longestName = 512
-	// mostNames bounds the names that are remembered. Only those in no use are given up for new ones.
+	// mostNames bounds the names that are remembered. Only a name that is not in use is forgotten for a new one.
 	mostNames = 4096
-	// warmth is the time after which an adapter that is not used is taken to be wanted no more, in seconds.
+	// warmth is the time, in seconds, after which an unused adapter is half as likely to be wanted again.
 	warmth = 60
 	// maxUnproven is how many calls in flight with one model name keep together while it is not known whether the name is an
 	// adapter's. More calls could as well be for a base model, and must be spread.
 	maxUnproven = 3
-	// homing is how much an adapter is drawn to its place by rendezvous hashing, between the best and the worst of
-	// the endpoints, as a multiple of its load time.
+	// homing is the difference in cost between an adapter's best and worst endpoint by rendezvous hashing, as a multiple
+	// of the adapter's load time.
 	homing = 1
 )
 
-// adapters is what a pool knows of LoRA adapters. A call names its adapter in the same field in which others name the
-// base model. Which names are adapters is learned from readings: a name that one lists is one, whatever it was taken for
-// before; a name that is in flight at an endpoint whose reading ought to list it if it were one, and does not, is a base
-// model. Until either is seen, a name is an adapter as long as it has calls in flight, so that the first calls with it
-// meet; it holds no slot, is kept from none, and leaves with the last of them. Where no endpoint tells of slots for
-// adapters, there are none.
+// adapters is what a pool knows of LoRA adapters. A call names its adapter in the field in which other calls name the
+// base model, so readings must tell which names are adapters. A name that a reading lists is an adapter, whatever it
+// was taken for before. A name in flight at an endpoint whose reading should list it and does not is a base model.
+// Until a reading tells, a name counts as an adapter while it has calls in flight, so that the first calls with it go
+// to one endpoint. Such a name takes no slot, rules out no endpoint, and is forgotten with its last call. Where no
+// endpoint reports adapter slots, there are no adapters.
 //
-// A call's adapter ought to be listed from the call's first token on. In recent versions of vLLM that is when the front
-// end, which writes the list, first hears from the engine that the call was queued and scheduled; older ones list it from
-// its arrival. So a call that waits, for a slot or its turn, or has its prompt prefilled, is counted and yet on no list.
+// A reading should list a call's adapter from the call's first token on. Recent versions of vLLM list it when the front
+// end hears from the engine that the call was queued and scheduled, older ones when the call arrives. So a call that
+// waits for a slot or its turn, or is being prefilled, is counted and not yet listed.
 type adapters struct {
 	ids   map[string]int32
 	names []adapter // by id
@@ -46,7 +46,7 @@ type adapter struct {
 	kind    kind
 	used    float64
 	calls   int32
-	holders []int32 // the endpoints where it is resident or has calls, in no order
+	holders []int32 // the endpoints where the adapter is resident or has calls, in no order
 }
 
 type kind uint8
@@ -57,8 +57,8 @@ const (
 	base
 )
 
-// slots are one endpoint's: an LRU as model servers have it. What has calls stays; of the rest the least recently used
-// goes first.
+// slots are one endpoint's adapter slots: an LRU as in model servers. An adapter with calls stays; of the others the
+// least recently used is evicted first.
 type slots struct {
 	max      int
 	resident []resident
@@ -68,26 +68,26 @@ type resident struct {
 	id    int32
 	calls int32
 	used  float64
-	// Readings from the moment due on ought to list watched of the calls, and from latest on all of them.
+	// Readings from the time due on should list the adapter for watched of its calls, and from the time latest on for all.
 	watched     int32
 	due, latest float64
 }
 
-// arrival is what the coming of a call to an endpoint has to do with its adapter, in seconds.
+// arrival is when a call arrives at an endpoint, and when the endpoint can serve its adapter, in seconds.
 type arrival struct {
-	at        float64 // when it comes
-	prefilled float64 // when it is taken to have its first token, if the adapter is there
+	at        float64 // when the call arrives
+	prefilled float64 // when its first token is expected, if the adapter is resident
 	load      float64 // the time to load the adapter
 }
 
-// use is what a call holds of an adapter.
+// use is a call's claim on an adapter.
 type use struct {
 	id  int32   // none where the call needs no adapter
-	due float64 // the moment from which on readings ought to list the adapter for the call
+	due float64 // the time from which on readings should list the adapter for the call
 }
 
-// begin counts a call, and returns from when on readings ought to list it. The first one waits for the adapter to be
-// loaded, and none that comes later is listed before it.
+// begin counts a call, and returns from when on readings should list it. The first call waits until the adapter is
+// loaded, and no later call is listed before the first.
 func (r *resident) begin(c arrival) (due float64) {
 	if r.calls == 0 {
 		due = c.prefilled + c.load
@@ -103,7 +103,7 @@ func (r *resident) begin(c arrival) (due float64) {
 	return due
 }
 
-// end takes away a call. A restart in between has forgotten it.
+// end removes a call. After a restart of the endpoint the call is not counted any more, so the counts stop at 0.
 func (r *resident) end(due float64) {
 	r.calls = max(0, r.calls-1)
 	if due <= r.due {
@@ -118,7 +118,7 @@ func newAdapters() adapters { return adapters{ids: map[string]int32{}} }
 
 func (a *adapters) grow() { a.slots = append(a.slots, slots{}) }
 
-// find is the id of the adapter that a model's name is taken to mean; none where it is taken for no adapter.
+// find returns the id of the adapter that a model's name stands for, or none if the name is taken for no adapter.
 func (a *adapters) find(model string) int32 {
 	if a.with == 0 || model == "" || len(model) > longestName {
 		return none
@@ -154,7 +154,7 @@ func (a *adapters) intern(model string, now float64) int32 {
 	return id
 }
 
-// giveUp forgets the name that is unused for longest and nowhere resident.
+// giveUp forgets the name that is unused for the longest time and resident nowhere.
 func (a *adapters) giveUp() bool {
 	oldest := int32(none)
 	for _, id := range a.ids {
@@ -260,8 +260,8 @@ func (a *adapters) evict(n int32) {
 	}
 }
 
-// spare is the number of endpoint n's free slots, negative where there are more adapters than slots, and the idle
-// adapter that would be the next to go, -1 where all have calls.
+// spare returns the number of endpoint n's free slots, negative where there are more adapters than slots. It also
+// returns the idle adapter that would be evicted next, -1 where all adapters have calls.
 func (a *adapters) spare(n int32) (free, victim int) {
 	s := &a.slots[n]
 	free, victim = s.max, -1
@@ -311,7 +311,7 @@ func (a *adapters) observe(n int32, now float64, r *Reading) {
 	a.evict(n)
 }
 
-// prove notes that a reading of endpoint n, taken at a moment, lists a name.
+// prove notes that a reading of endpoint n, taken at the time at, lists a name.
 func (a *adapters) prove(n int32, name string, now, at float64) {
 	if name == "" || len(name) > longestName {
 		return
@@ -322,29 +322,29 @@ func (a *adapters) prove(n int32, name string, now, at float64) {
 	}
 }
 
-// exposeBases finds the names in flight at endpoint n that its reading ought to list if they were adapters'. Where listed
-// adapters use all slots, others may be waiting for one; and a reading without any running call is older than the calls.
-func (a *adapters) exposeBases(n int32, at float64, told *Reading) {
-	if told.Running == 0 || len(told.RunningAdapters) >= told.MaxAdapters {
+// exposeBases finds the names in flight at endpoint n that its reading should list if they were adapters. It skips a
+// reading whose adapters use all slots, as others may wait, and one without running calls, which is outdated.
+func (a *adapters) exposeBases(n int32, at float64, reading *Reading) {
+	if reading.Running == 0 || len(reading.RunningAdapters) >= reading.MaxAdapters {
 		return
 	}
 	for i := len(a.slots[n].resident) - 1; i >= 0; i-- {
 		r := a.slots[n].resident[i]
 		name := &a.names[r.id]
-		if name.kind == unproven && r.watched > 0 && r.due < at { // what the reading lists is proven by now
+		if name.kind == unproven && r.watched > 0 && r.due < at { // the names that the reading lists are proven by now
 			name.kind = base
 			for len(name.holders) > 0 {
 				holder := name.holders[0]
 				a.remove(holder, a.slots[holder].index(r.id))
 			}
-			return // others are found by the next reading
+			return // the next reading finds the others
 		}
 	}
 }
 
-// cost is what it costs, in seconds, to serve an adapter at an endpoint where it is not resident: the time to
-// load it, once for this call and, as far as the adapter that goes for it is still wanted, once more for that one.
-// Full says that no slot can be had, since all are in use.
+// cost is what it costs, in seconds, to serve an adapter at an endpoint where it is not resident: the time to load it,
+// and the time to load the evicted adapter again, as far as that one is still wanted. full says that all slots are in
+// use.
 func (a *adapters) cost(n int32, now, loadTime float64) (cost float64, full bool) {
 	free, victim := a.spare(n)
 	switch {
@@ -357,11 +357,11 @@ func (a *adapters) cost(n int32, now, loadTime float64) (cost float64, full bool
 	return 2 * loadTime, true
 }
 
-// proven says that an id is known to be an adapter's.
+// proven says whether an id is known to be an adapter's.
 func (a *adapters) proven(id int32) bool { return a.names[id].kind == proven }
 
-// rendezvous maps a name and an endpoint's key to a number from 0 to 1, evenly and the same in every replica of the
-// picker: the endpoint with the highest is the name's home.
+// rendezvous maps a name and an endpoint's key to a number from 0 to 1, evenly, and to the same number in every replica
+// of the picker. The endpoint with the highest number is the name's home.
 func rendezvous(name, key uint64) float64 {
 	x := (name ^ key) * 0x9e3779b97f4a7c15 // the finaliser of splitmix64
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
@@ -369,7 +369,7 @@ func rendezvous(name, key uint64) float64 {
 	return float64(x^x>>31) / math.MaxUint64
 }
 
-// Hash is FNV-1a with 64 bits, which gives names and sessions the same number in every replica.
+// Hash is FNV-1a with 64 bits. It gives a name or a session the same number in every replica.
 func Hash(text string) uint64 {
 	h := uint64(14695981039346656037)
 	for i := range len(text) {

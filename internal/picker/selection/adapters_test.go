@@ -23,13 +23,13 @@ func newWorld(endpoints, slots int) *world {
 	return w
 }
 
-// read has endpoint n tell of adapters that are running.
+// read makes a reading of endpoint n with running adapters.
 func (w *world) read(n int32, others int, running ...string) {
 	w.now += time.Millisecond
 	w.Observe(n, w.now, &Reading{At: w.now, MaxAdapters: w.slots, RunningAdapters: running, Running: len(running) + others})
 }
 
-// know has the world know a name as an adapter's that is nowhere.
+// know makes a name known as an adapter's that is resident nowhere.
 func (w *world) know(model string) {
 	w.read(0, 0, model)
 	w.Restarted(0)
@@ -40,7 +40,7 @@ func (w *world) pick(model string, seed uint64) int32 {
 	return pickCall(w.view, callFor(model, 100), w.now, seed)[0].Endpoint
 }
 
-// serve picks for a call and holds it.
+// serve picks for a call and reserves it.
 func (w *world) serve(model string, seed uint64) Claim {
 	call := callFor(model, 100)
 	c := pickCall(w.view, call, w.now, seed)[0]
@@ -82,8 +82,8 @@ func TestAdapterGoesWhereItIs(t *testing.T) {
 	}
 }
 
-// Replicas that know the same of slots send an adapter that is nowhere to the same place, whatever their lots, and
-// nearly always in spite of their own calls in flight.
+// Replicas with the same readings send an adapter that is resident nowhere to the same endpoint, whatever their random
+// draws, and nearly always in spite of their own calls in flight.
 func TestReplicasAgreeOnAnAdapterThatIsNowhere(t *testing.T) {
 	count, apart := map[int32]int{}, 0
 	for i := range 100 {
@@ -146,7 +146,7 @@ func TestAdapterDisplacesLeast(t *testing.T) {
 	}
 }
 
-// With every adapter's calls in flight, no endpoint is given more adapters than it has slots while another has one.
+// While every adapter has calls, no endpoint gets more adapters than its slots while another has a free slot.
 func TestNeverOverMaxWhenAvoidable(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(7, 8))
 	for round := range 100 {
@@ -197,7 +197,7 @@ func TestAdapterSpreadsByItsLoad(t *testing.T) {
 	}
 }
 
-// The base model's name is found out by what readings do not say, and is then nothing special.
+// A base model is recognised as readings do not list its name, and is then picked for as any other call.
 func TestBaseModelIsNoAdapter(t *testing.T) {
 	w := newWorld(8, 4)
 	c := w.serve("base", 1)
@@ -221,7 +221,7 @@ func TestBaseModelIsNoAdapter(t *testing.T) {
 	}
 }
 
-// An adapter that a reading has no reason to list yet is not taken for the base model.
+// An adapter that a reading need not list yet is not taken for the base model.
 func TestUnlistedAdapterStaysOne(t *testing.T) {
 	tests := map[string]func(w *world, n int32){
 		"its prompt is being prefilled": func(w *world, n int32) {
@@ -285,8 +285,8 @@ func TestUnlistedAdapterStaysOne(t *testing.T) {
 	}
 }
 
-// A base model whose calls overlap without end is found out, though at no moment all of them are old, and the first have
-// gone before there is a reading.
+// A base model whose calls overlap without end is recognised, though its calls are never all old, and the first ones
+// have ended before there is a reading.
 func TestOverlappingCallsToTheBaseModelAreFoundOut(t *testing.T) {
 	w := newWorld(1, 4)
 	var inFlight []Claim
@@ -306,7 +306,7 @@ func TestOverlappingCallsToTheBaseModelAreFoundOut(t *testing.T) {
 	}
 }
 
-// Nor does a base model whose calls are shorter than an adapter's load stay at one endpoint because they overlap.
+// A base model whose calls are shorter than an adapter's load time does not stay at one endpoint because they overlap.
 func TestShortOverlappingCallsToTheBaseModelSpread(t *testing.T) {
 	w := newWorld(8, 4)
 	var inFlight []Claim
@@ -333,8 +333,8 @@ func TestShortOverlappingCallsToTheBaseModelSpread(t *testing.T) {
 	}
 }
 
-// Before anything is known of a name its first calls meet, and no more than those: a picker that has just started knows
-// nothing of its base model's name either.
+// While it is unknown whether a name is an adapter's, only its first calls go to one endpoint: a picker that has just
+// started does not know the name of its base model either.
 func TestCallsWithAnUnknownNameGatherNoCrowd(t *testing.T) {
 	w := newWorld(4, 4)
 	at := map[int32]int{}
@@ -351,8 +351,8 @@ func TestCallsWithAnUnknownNameGatherNoCrowd(t *testing.T) {
 	}
 }
 
-// Full slots keep no call away whose name may be the base model's: such calls would all go to one endpoint, beyond any
-// bound, since only there the name is in flight.
+// Full slots rule out no endpoint for a name that may be the base model's. Else all such calls would go to the one
+// endpoint where the name is in flight, beyond any bound.
 func TestFullSlotsRuleOutProvenAdaptersOnly(t *testing.T) {
 	w := newWorld(4, 1)
 	for n := range int32(4) {
@@ -376,7 +376,7 @@ func TestFullSlotsRuleOutProvenAdaptersOnly(t *testing.T) {
 	}
 }
 
-// A base model whose calls are too short for any reading to see them goes by load all the same.
+// A base model whose calls are too short to appear in any reading is picked for by load all the same.
 func TestShortCallsToTheBaseModelSpread(t *testing.T) {
 	w := newWorld(8, 4)
 	spread := map[int32]int{}
@@ -414,7 +414,7 @@ func TestLongAdapterNames(t *testing.T) {
 	}
 }
 
-// Names that clients make up leave nothing behind, and those of readings are bounded.
+// Names that clients make up are forgotten, and names from readings are bounded.
 func TestNamesAreBounded(t *testing.T) {
 	w := newWorld(4, 2)
 	for i := range 10_000 {
@@ -432,7 +432,7 @@ func TestNamesAreBounded(t *testing.T) {
 	}
 }
 
-// Whatever happens, holders and residents tell the same, and calls add up.
+// Whatever happens, holders and residents agree, and calls add up.
 func TestAdapterBooks(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(9, 10))
 	w := newWorld(5, 2)

@@ -2,39 +2,39 @@ package selection
 
 import "math"
 
-// Counters are what a server counted since its start, of all its callers' calls; 0 where it does not tell.
+// Counters are a server's counters since its start, over the calls of all callers; 0 where it does not report them.
 type Counters struct {
 	// Prefilled is the number of prompt tokens that were not found in the cache.
 	Prefilled int64
-	// FirstTokens is the number of calls that have their first token, and FirstTokenSeconds the sum of the times until.
+	// FirstTokens is the number of calls that got a first token, and FirstTokenSeconds the sum of their times to it.
 	FirstTokens       int64
 	FirstTokenSeconds float64
 }
 
-// counted is the stretch of readings over which a server's counters are looked at.
+// counted is the stretch of readings over which a server's counters are compared.
 type counted struct {
 	from   Counters
 	open   bool
-	opened float64 // when from was told
+	opened float64 // when from was read
 	since  float64 // the last reading by which no call of the stretch had its first token
-	// deferred says that calls may have waited for the slot of an adapter, which says nothing of prefill.
+	// deferred says that calls may have waited for an adapter slot: their times to first token tell no speed.
 	deferred bool
 }
 
 const (
-	// shortestStretch is the time over which counters are looked at, in seconds: calls that are in their prefill at either
-	// end count in one sum and not in the other.
+	// shortestStretch is the shortest time between the compared counters, in seconds. Calls that are being prefilled at
+	// either end of a stretch are counted in one of the sums and not in the other.
 	shortestStretch = 2
-	// leastPrefill is how many tokens the calls of a stretch have to prefill on average, or the time to their first token
-	// is mostly that of a step and tells no speed.
+	// leastPrefill is how many tokens the calls of a stretch must prefill on average. With fewer, their time to first
+	// token is mostly that of one step, and tells no speed.
 	leastPrefill = 4 * BlockTokens
-	// countedWeight is what a time that was found from counters weighs beside one that a queue took: how calls overlapped
-	// is guessed. With 1, simulated agents, whose servers seemed to differ, had a 90th percentile of the time to the first
-	// token 17 % longer.
+	// countedWeight is the weight of a speed from counters, beside one timed from a queue at 1: how calls overlapped is a
+	// guess. With weight 1, simulated agents, whose servers seemed to differ, had a 90th percentile of the time to first
+	// token that was 17 % longer.
 	countedWeight = 0.25
 )
 
-// take takes in a reading, and gives what was prefilled in which time where the reading ends a stretch.
+// take adds a reading. Where it ends a stretch, take returns the tokens prefilled and the time spent on prefill.
 func (c *counted) take(at float64, r *Reading) (tokens, seconds float64, ok bool) {
 	calls := float64(r.FirstTokens - c.from.FirstTokens)
 	c.deferred = c.deferred || r.Waiting > 0 && r.MaxAdapters > 0
@@ -50,29 +50,29 @@ func (c *counted) take(at float64, r *Reading) (tokens, seconds float64, ok bool
 	}
 	tokens = float64(r.Prefilled - c.from.Prefilled)
 	first := r.FirstTokenSeconds - c.from.FirstTokenSeconds
-	lasted := at - max(c.opened, c.since-first/calls) // the first of the calls came before it had its first token
+	lasted := at - max(c.opened, c.since-first/calls) // the stretch's first call arrived before its first token
 	ok = first > 0 && tokens >= leastPrefill*calls && !c.deferred
 	*c = counted{from: r.Counters, open: true, opened: at, since: at}
 	return tokens, busy(calls, first, lasted), ok
 }
 
-// busy is how much of a time a server prefilled, by the sum of the times to the first tokens of the calls that came in
-// it. Calls that come at random wait for one another: where u is the share of the time in which the server prefills, one
-// waits u/2(1-u) times its own prefill (Pollaczek and Khinchine, for prompts of one length), and of n calls as much less
-// as the one that is itself is of n. Solved for u, it is never more than the sum or the time.
+// busy returns for how long a server prefilled, from the sum of the times to first token of the calls in a stretch.
+// Calls that arrive at random wait for one another. Let u be the share of the time in which the server prefills. A call
+// waits u/2(1-u) times its own prefill (Pollaczek and Khinchine, for prompts of one length), less the n-th part of
+// that, as a call does not wait for itself. busy solves this for u, and never returns more than the sum or the stretch.
 func busy(calls, first, lasted float64) float64 {
 	x, a := first/lasted, (1-1/calls)/2
 	return lasted * 2 * x / (1 + x + math.Sqrt(max(0, (1+x)*(1+x)-4*(1-a)*x)))
 }
 
-// learnFromCounters takes endpoint n's speed from what the server counted: one with head-room never has a queue that
-// could be timed. Where the queue was timed, that says more.
+// learnFromCounters takes endpoint n's speed from the server's counters: a server with head-room never has a queue that
+// could be timed. Where the queue was timed, the counters are not used.
 func (s *State) learnFromCounters(n int32, now, at float64, r *Reading, timed bool) counted {
 	if timed {
 		return counted{}
 	}
 	l := &s.loads[n]
-	c := l.told.counted
+	c := l.reading.counted
 	if tokens, seconds, ok := c.take(at, r); ok {
 		l.speed.observe(now, countedWeight*tokens, countedWeight*seconds, s.hot[n].perToken)
 		s.setSpeed(n, now)

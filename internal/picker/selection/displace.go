@@ -3,17 +3,17 @@ package selection
 import "math"
 
 const (
-	// wanted is the time after which a prompt that was used is wanted again or never, 1/e of its like, in seconds: a
-	// person's turn, with the answer to the one before.
-	wanted = 120
-	// displaced is what a token costs others that pushes out one lately used, as a multiple of its time.
-	displaced = 0.5
+	// reuseTime is the time, in seconds, within which all but 1/e of the cached prompts that are used again are used
+	// again: a person's turn, with the answer to the one before.
+	reuseTime = 120
+	// displacedCost is what evicting a token used lately costs other calls, as a multiple of the time to prefill it.
+	displacedCost = 0.5
 )
 
-// fill is how many tokens an endpoint's cache took in over the last time: a sum that forgets.
+// fill is how many tokens entered an endpoint's cache lately: a sum that decays.
 type fill struct {
 	tokens float64
-	at     float64 // when it was right
+	at     float64 // when the sum was last decayed
 	size   float64 // of the cache, in tokens; 0 where it is not known
 }
 
@@ -22,10 +22,10 @@ func (f *fill) add(now, tokens float64) {
 	f.at = max(now, f.at)
 }
 
-func (f *fill) left(now float64) float64 { return f.tokens * math.Exp(-max(0, now-f.at)/wanted) }
+func (f *fill) left(now float64) float64 { return f.tokens * math.Exp(-max(0, now-f.at)/reuseTime) }
 
-// displaces is the part of what a new token pushes out, 0 to 1, that is wanted again as far as its age tells: a cache
-// that took in as much as it holds within the time pushes out nothing older.
+// displaces returns the part of the evicted tokens, 0 to 1, that would be used again, judged by their age: a cache that
+// took in as many tokens as it holds within that time evicts none that is older.
 func (f *fill) displaces(now float64) float64 {
 	if f.size <= 0 {
 		return 0
@@ -33,7 +33,7 @@ func (f *fill) displaces(now float64) float64 {
 	return min(1, f.left(now)/f.size)
 }
 
-// setDisplaces brings what picks read of endpoint n's cache up to date.
+// setDisplaces updates the cost of displaced tokens that picks read of endpoint n.
 func (s *State) setDisplaces(n int32, now float64) {
-	s.hot[n].displaces = s.settings.CacheBias * displaced * s.loads[n].fill.displaces(now)
+	s.hot[n].displaces = s.settings.CacheBias * displacedCost * s.loads[n].fill.displaces(now)
 }

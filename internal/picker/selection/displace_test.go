@@ -7,8 +7,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
 
-// Two endpoints are idle and have the same part of a prompt. One has taken in more than its cache holds, the other
-// nothing: the rest of the prompt goes where it pushes out nothing.
+// Two endpoints are idle and have the same part of a prompt cached. One has taken in more than its cache holds, the
+// other nothing: the call goes to the one where it evicts nothing.
 func TestNewPromptsGoWhereTheyPushOutLeast(t *testing.T) {
 	const cache = 10000
 	for name, tt := range map[string]struct {
@@ -46,7 +46,7 @@ func TestNewPromptsGoWhereTheyPushOutLeast(t *testing.T) {
 	}
 }
 
-// Two endpoints whose speeds seem a tenth apart are taken to be alike, so that the difference empties no cache.
+// Two endpoints whose speeds seem a tenth apart count as equal, so that the difference empties no cache.
 func TestSmallDifferencesOfSpeedAreNone(t *testing.T) {
 	const mean = 8000.0
 	for name, tt := range map[string]struct {

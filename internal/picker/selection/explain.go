@@ -5,32 +5,32 @@ import (
 	"time"
 )
 
-// Reason is why one candidate stands where it does in a ranking. Times are in seconds; together they make up Cost.
+// Reason explains one candidate's place in a ranking. Times are in seconds; they add up to Cost.
 type Reason struct {
 	Endpoint int32
-	// Cost is what the ranking goes by within a class.
+	// Cost orders the candidates within a class.
 	Cost float64
-	// Class is the worst bound that puts the endpoint behind those that have none, or "".
+	// Class names the worst bound that the endpoint is beyond, or is "".
 	Class string
 
-	// CachedTokens and UncachedTokens are the prompt's tokens that are taken to be held there, and those that are not.
+	// CachedTokens are the prompt's tokens that the endpoint is taken to have cached, and UncachedTokens the others.
 	CachedTokens, UncachedTokens int
-	// QueueTokens wait to be prefilled ahead of the call; Rate is how many of them are done in a second.
+	// QueueTokens wait to be prefilled ahead of the call; Rate is how many tokens are prefilled in a second.
 	QueueTokens, Rate float64
-	// InFlight are the picker's own calls; Calls adds those that readings tell of.
+	// InFlight are the picker's own calls; Calls adds the calls from elsewhere that readings report.
 	InFlight int
 	Calls    float64
 	// ReadingAge is how old the last reading is, in seconds; +Inf where there is none.
 	ReadingAge float64
 
 	Wait, Prefill, Others, Batch, Memory, Adapter, Session float64
-	// AdapterState says how the endpoint stands to the call's adapter; "" where the call names none.
+	// AdapterState says whether the endpoint has the call's adapter or room for it; "" where the call names no adapter.
 	AdapterState string
 
 	class class // all bounds that the endpoint is beyond
 }
 
-// ruleOut puts the endpoint behind those of lesser classes.
+// ruleOut puts the endpoint behind the candidates of lower classes.
 func (r *Reason) ruleOut(name string, by class) {
 	r.Class = name
 	r.class |= by
@@ -38,8 +38,8 @@ func (r *Reason) ruleOut(name string, by class) {
 
 // The states of an adapter at an endpoint, and the classes.
 const (
-	AdapterResident = "resident"    // it is there, or on its way
-	AdapterFits     = "free slot"   // it can be loaded without pushing out another
+	AdapterResident = "resident"    // the adapter is loaded, or being loaded
+	AdapterFits     = "free slot"   // it can be loaded without evicting another
 	AdapterPushes   = "evicts idle" // it can be loaded in the place of an idle one
 	AdapterFull     = "slots in use"
 
@@ -50,7 +50,7 @@ const (
 	ClassUnhealthy = "failed lately"
 )
 
-// Explain gives the reasons of all candidates, in their order, as Pick would find them for the call at the moment.
+// Explain returns the reasons of all candidates, in their order, as Pick would find them for the call now.
 func (s *State) Explain(c *Call, now time.Duration) []Reason {
 	p := pick{s, c}
 	r := p.rule(now)
@@ -70,14 +70,14 @@ func (s *State) Explain(c *Call, now time.Duration) []Reason {
 	return out
 }
 
-// reason takes a cost apart. Its terms add up to what Pick compares.
+// reason splits a candidate's cost into its terms, which add up to the cost that Pick compares.
 func (p *pick) reason(r *rule, e int32, home bool) Reason {
 	h := &p.hot[e]
 	own := Uncached(r.prompt, p.Cached[e])
 	why := Reason{
 		Endpoint: e, CachedTokens: r.prompt - own, UncachedTokens: own,
 		QueueTokens: h.queue(r.now), Rate: 1 / h.perToken,
-		InFlight: int(h.own), Calls: h.calls, ReadingAge: r.now - p.loads[e].told.at,
+		InFlight: int(h.own), Calls: h.calls, ReadingAge: r.now - p.loads[e].reading.at,
 		Wait: max(0, h.empty-r.now), Prefill: float64(own) * h.perToken,
 	}
 	why.Others = (r.share - 1 + h.displaces) * why.Prefill
@@ -120,7 +120,7 @@ func (p *pick) explainAdapter(r *rule, e int32, why *Reason) {
 	}
 }
 
-// Compare orders reasons as a ranking does, best first; what Pick draws by lot is as good as equal.
+// Compare orders reasons as a ranking does, best first. Candidates between which Pick draws by lot differ by little.
 func (r Reason) Compare(o Reason) int {
 	return cmp.Or(cmp.Compare(r.class, o.class), cmp.Compare(r.Cost, o.Cost))
 }

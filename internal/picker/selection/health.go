@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// health is what the answers of an endpoint, and the lack of them, tell of it.
+// health is what is known of an endpoint's health from its answers, and from answers that do not come.
 type health struct {
 	failed trouble // answers of a server in trouble (5xx), and calls that another endpoint had to serve
-	shed   trouble // answers that send the caller away (429, 503)
+	shed   trouble // answers by which the server sheds load (429, 503)
 	// silence is kept for each kind of answer, as their heads come at different times.
 	silence [2]silence
-	silent  bool // one of them has lasted too long
+	silent  bool // a silence has lasted too long
 	// joined is when the endpoint came into the pool, in seconds of the clock; -Inf where that is long ago.
 	joined float64
 }
@@ -26,15 +26,15 @@ type trouble struct {
 const (
 	// maxDoublings keeps the shift small: 2³⁰ s is longer than any bound.
 	maxDoublings = 30
-	// A server that sheds is well and only full, so it is avoided for a part of the time that one in trouble is: at
-	// first for a quarter of a second, at most for five seconds, by default.
+	// A server that sheds is well and only full, so it is avoided for a fraction of the time for which a failed one is: by
+	// default a quarter of a second at first, and five seconds at most.
 	shedFor, shedMax = 4, 12
-	// settling is how long an endpoint may be in the pool before the proxy knows it, in seconds: the picker learns of a
-	// pod from its own watch, the proxy from istiod, which collects changes before it sends them.
+	// settling is how long it may take the proxy to learn of a new endpoint, in seconds. The picker learns of a pod from
+	// its own watch. The proxy learns of it from istiod, which collects changes before it sends them.
 	settling = 3
 )
 
-// illness is the name and the bound of the class that endpoint n is in for its health now; "" and 0 where it is well.
+// illness returns the name and the bound of the class that endpoint n is in for its health; "" and 0 where it is well.
 func (s *State) illness(n int32, now float64) (name string, by class) {
 	switch h := &s.health[n]; {
 	case h.failed.until > now:
@@ -47,12 +47,12 @@ func (s *State) illness(n int32, now float64) (name string, by class) {
 	return "", 0
 }
 
-// ill says that illness has to be asked.
+// ill says whether illness must be asked.
 func (h *health) ill() bool {
 	return h.failed != trouble{} || h.shed != trouble{} || h.silent
 }
 
-// change changes endpoint n's health, and keeps count of those that are not well.
+// change changes endpoint n's health, and counts the endpoints that are not well.
 func (s *State) change(n int32, by func(h *health)) {
 	h := &s.health[n]
 	before := h.ill()
@@ -65,8 +65,8 @@ func (s *State) change(n int32, by func(h *health)) {
 	}
 }
 
-// failed notes a failure of endpoint n. Those of calls that were under way when it failed first count as one; so do
-// those of several probes.
+// failed notes a failure of endpoint n. The failures of calls that were under way when the endpoint first failed count
+// as one. So do the failures of several probes.
 func (s *State) failed(n int32, now, came float64, probe bool) {
 	s.change(n, func(h *health) {
 		if came >= h.failed.last && (probe || h.failed.until <= now) {
@@ -75,7 +75,7 @@ func (s *State) failed(n int32, now, came float64, probe bool) {
 	})
 }
 
-// shed notes that endpoint n sent a call away.
+// shed notes that endpoint n answered a call with 429 or 503.
 func (s *State) shed(n int32, now, came float64) {
 	s.change(n, func(h *health) {
 		if came >= h.shed.last && h.shed.until <= now {
@@ -90,7 +90,7 @@ func (t *trouble) note(now float64, first, most time.Duration) {
 	t.count++
 }
 
-// doubled is a time after so many doublings, up to a limit.
+// doubled returns d after so many doublings, and at most the limit.
 func doubled(d time.Duration, doublings int, most time.Duration) time.Duration {
 	if d <<= min(doublings, maxDoublings); d > 0 && d <= most {
 		return d
@@ -98,9 +98,9 @@ func doubled(d time.Duration, doublings int, most time.Duration) time.Duration {
 	return most
 }
 
-// recover notes that endpoint n began a good answer to a call that came at a moment. That ends its failures. Of shedding
-// it takes one step back, and only for a call that came after the endpoint last shed: a server that is full sends new
-// calls away while it answers those that it has taken.
+// recover notes that endpoint n began a good answer to a call that arrived at the time came. The answer ends the
+// endpoint's failures. It takes back one step of shedding, and only if the call arrived after the endpoint last shed: a
+// full server sheds new calls while it answers the calls that it has taken.
 func (s *State) recover(n int32, came float64) {
 	s.change(n, func(h *health) {
 		h.failed = trouble{}
@@ -114,9 +114,9 @@ func (s *State) recover(n int32, came float64) {
 	})
 }
 
-// probe notes a call to endpoint n, and says whether it is a probe: the first one after the endpoint was avoided. The
-// others are kept away until the probe's answer begins. A probe whose answer does not come keeps them away no longer
-// than the longest time for which an endpoint is avoided: a whole answer may take minutes to begin.
+// probe notes a call to endpoint n, and returns whether the call is a probe: the first one after the endpoint was
+// avoided. Other calls are kept away until the probe's answer begins, and at most for AvoidMax: a whole answer may take
+// minutes to begin.
 func (s *State) probe(n int32, now float64) bool {
 	h := &s.health[n].failed
 	if h.count == 0 || h.until > now {
@@ -126,54 +126,54 @@ func (s *State) probe(n int32, now float64) bool {
 	return true
 }
 
-// unprobe notes that a probe told nothing of endpoint n, so that the next call is one.
+// unprobe notes that a probe showed nothing of endpoint n's health, so that the next call is a probe.
 func (s *State) unprobe(n int32, now float64) {
 	if h := &s.health[n].failed; h.count > 0 {
 		h.until = min(h.until, now)
 	}
 }
 
-// Joined says that endpoint n came into the pool, or came back, at a moment.
+// Joined notes that endpoint n came into the pool, or came back, at the given time.
 func (s *State) Joined(n int32, now time.Duration) { s.health[n].joined = now.Seconds() }
 
-// known is the moment from which on the proxy knows the endpoint.
+// known returns the time from which on the proxy knows the endpoint.
 func (h *health) known() float64 { return h.joined + settling }
 
-// Known says whether the proxy knows endpoint n by a moment, and so asks it where it is picked.
+// Known says whether the proxy knows endpoint n at the given time, and so sends calls there if the endpoint is picked.
 func (s *State) Known(n int32, now time.Duration) bool { return s.health[n].known() <= now.Seconds() }
 
-// skipped notes that another endpoint served the call that was meant for endpoint n. It has failed; or, while it is new,
-// the proxy does not know it yet, and it is not preferred until the proxy does.
+// skipped notes that another endpoint served a call that endpoint n was picked for. Endpoint n has failed. Or it is new
+// and the proxy does not know it yet: then it is avoided until the proxy does.
 func (s *State) skipped(n int32, now float64, c *Claim) {
 	known := s.health[n].known()
 	if known <= now {
 		s.failed(n, now, c.place.at, c.probe)
 		return
 	}
-	if c.probe { // it told nothing
+	if c.probe { // the probe showed nothing of the endpoint
 		s.unprobe(n, now)
 		c.probe = false
 	}
 	s.change(n, func(h *health) { h.failed.until = max(h.failed.until, known) })
 }
 
-// silence is how long an endpoint has let calls wait for any answer.
+// silence is how long an endpoint has not begun any answer while calls waited for one.
 type silence struct {
 	unanswered int     // calls whose answer has not begun
-	since      float64 // when the present wait began, in seconds of the clock
-	waited     float64 // the waits before it, of calls that left, in seconds
+	since      float64 // when the first call that waits now began to wait, in seconds of the clock
+	waited     float64 // the earlier waits, of calls that left, in seconds
 	expected   float64 // how long the first of these calls was expected to wait for its first token
 }
 
-// The kinds of answers: the head of a whole one comes when its generation has ended, that of a streamed one before it
-// has begun.
+// The kinds of answers. The headers of a whole answer come when its generation has ended, the headers of a streamed one
+// before its generation has begun.
 const (
 	whole = iota
 	streamed
 )
 
-// An endpoint is silent when calls have waited for its first answer for a time that nothing explains: longer than the
-// least that is suspicious, and several times as long as was expected and as the pool's answers of the kind take.
+// An endpoint is silent when calls have waited for an answer for longer than leastSuspicious, in seconds, and for
+// longer than suspicious times both the time that was expected and the time that the pool's answers of the kind take.
 const suspicious = 4
 
 var leastSuspicious = [...]float64{whole: 30, streamed: 5}
@@ -183,7 +183,7 @@ func (h *health) unanswered() int {
 	return h.silence[whole].unanswered + h.silence[streamed].unanswered
 }
 
-// wait notes a call whose first token is expected after a time.
+// wait notes a call whose first token is expected after the given time.
 func (q *silence) wait(now, expected float64) {
 	if q.unanswered == 0 {
 		q.since = now
@@ -201,7 +201,7 @@ func (q *silence) end(now float64) {
 	}
 }
 
-// lasted is the length of the silence, in seconds, without the times in which there was nothing to answer.
+// lasted returns the length of the silence, in seconds, without the times in which no call waited.
 func (q *silence) lasted(now float64) float64 {
 	if q.unanswered == 0 {
 		return q.waited
@@ -209,9 +209,9 @@ func (q *silence) lasted(now float64) float64 {
 	return q.waited + now - q.since
 }
 
-// heard notes that endpoint n began an answer: it is not silent. The rest of what waits there is expected within the
-// time that its queue is long.
-func (s *State) heard(n int32, now float64) {
+// answerBegan notes that endpoint n began an answer, so that it is not silent. The calls that still wait are expected to be
+// answered within the time that the queue takes to drain.
+func (s *State) answerBegan(n int32, now float64) {
 	s.change(n, func(h *health) {
 		h.silent = false
 		for kind := range h.silence {
@@ -221,8 +221,8 @@ func (s *State) heard(n int32, now float64) {
 	})
 }
 
-// listen finds the members that are silent.
-func (s *State) listen(now float64, members []int32) {
+// findSilent finds the endpoints that are silent.
+func (s *State) findSilent(now float64, members []int32) {
 	for _, n := range members {
 		silent := false
 		for kind, q := range s.health[n].silence {
@@ -235,10 +235,10 @@ func (s *State) listen(now float64, members []int32) {
 	}
 }
 
-// unheard says that the wait for a call's answer shows nothing of its prompt: the endpoint may as well hang. The head of a
-// streamed answer comes with the first token at the latest, so a call that waits for one has none. That of a whole one
-// takes as long as the generation, so it may be late, and yet not later than is usual without a word from the endpoint.
-func (s *State) unheard(c *Claim, now float64) bool {
+// mayHang says that a call's wait shows nothing of its prompt: the endpoint may hang. Streamed answers begin with the
+// first token at the latest, so a call that waits for one has none. A whole answer takes as long as its generation. A
+// late one shows a hang only if it is later than usual, and no other answer began in the meantime.
+func (s *State) mayHang(c *Claim, now float64) bool {
 	if !c.waits {
 		return false
 	}
@@ -247,7 +247,7 @@ func (s *State) unheard(c *Claim, now float64) bool {
 	return c.kind == streamed || h.silent || q.lasted(now) > max(q.expected, s.heads[c.kind].mean())
 }
 
-// heads is how long the pool's good answers of one kind took to begin, as sums that forget.
+// heads is how long the pool's good answers of one kind took to begin, as sums that decay.
 type heads struct{ seconds, answers, at float64 }
 
 // add notes one answer that took so long.
@@ -258,7 +258,7 @@ func (m *heads) add(now, seconds float64) {
 	m.at = max(now, m.at)
 }
 
-// mean is 0 where none was seen.
+// mean returns 0 where no answer was seen.
 func (m *heads) mean() float64 {
 	if m.answers < 1e-9 {
 		return 0

@@ -6,13 +6,13 @@ import (
 	"time"
 )
 
-// outcomeAt is a call to endpoint 0 that comes and ends at one moment.
+// outcomeAt makes a call to endpoint 0 that comes and ends at one time.
 func outcomeAt(state *State, at time.Duration, outcome Outcome) {
 	c := state.Reserve(0, at, callFor("", 0), 0)
 	state.Release(&c, outcome, at)
 }
 
-// headAt is a call to endpoint 0 whose answer begins at the moment at which it comes, and goes on.
+// headAt makes a call to endpoint 0 whose answer begins when the call comes, and goes on.
 func headAt(state *State, at time.Duration, outcome Outcome) {
 	c := state.Reserve(0, at, callFor("", 0), 0)
 	state.Responded(&c, outcome, at)
@@ -276,7 +276,7 @@ func TestSilentEndpoint(t *testing.T) {
 	}
 }
 
-// Whatever has happened to all endpoints, someone is picked; and one that sheds comes before one that failed.
+// Whatever has happened to all endpoints, one of them is picked. One that sheds is picked before one that failed.
 func TestSomeoneIsPicked(t *testing.T) {
 	for name, outcome := range map[string]Outcome{"shed": Shed, "failed": Failed} {
 		t.Run(name, func(t *testing.T) {

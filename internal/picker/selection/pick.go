@@ -9,36 +9,36 @@ import (
 )
 
 const (
-	// Choices is the length of a ranking where there are so many endpoints: one to serve and two to retry on.
+	// Choices is the length of a ranking where there are enough endpoints: one to serve and two to retry on.
 	Choices = 3
 
 	// BlockTokens is the length of a prefix block in tokens, at four bytes a token.
 	BlockTokens = request.BlockBytes / 4
 
-	// callTokens is what a call in flight costs a new one, in tokens to prefill: the share of each step that its
-	// decoding takes. It is a block, so that one cached block outweighs one call more.
+	// callTokens is what a call in flight costs a new one, in tokens to prefill: the share of each step that decoding the
+	// call takes. It is a block, so that one cached block outweighs one more call.
 	callTokens = 64
 
-	// batch is the number of calls in flight below which their bound is not asked: a server takes them into one
-	// batch without slowing noticeably. With 8, simulated servers that answer questions about well-known documents had
-	// a 90th percentile of the time to the first token 3 to 7 % longer.
+	// batch is the number of calls in flight below which the bound on them does not apply: a server takes so many into one
+	// batch without slowing noticeably. With 8, simulated servers that answer questions about well-known documents had a
+	// 90th percentile of the time to first token that was 3 to 7 % longer.
 	batch = 16
 
-	// sessionWorth is what a session's own endpoint is worth to it, in seconds: as much as a prefill of 40,000 tokens
-	// takes at the default speed.
+	// sessionWorth is what a session's own endpoint is worth to its calls, in seconds: the time of a prefill of 40,000
+	// tokens at the default speed.
 	sessionWorth = 5
 
-	// equal is the difference in cost, in seconds, that is none: a tenth of a server's step.
+	// equal is the difference in cost, in seconds, below which costs count as equal: a tenth of a server's decode step.
 	equal = 1e-3
 
-	// What a token to prefill costs others, as a multiple of its time: least at the least, and one more for each
-	// busyTime, in seconds, that even the shortest queue is long; most at the most.
+	// What a token to prefill costs others, as a multiple of its time: leastOthers, or, where the shortest queue is
+	// longer, its length in units of busyTime, which is in seconds, up to mostOthers.
 	leastOthers, mostOthers = 1, 8
 	busyTime                = 2
 )
 
-// class is the set of bounds that an endpoint is beyond. A candidate is taken only where none of a lower class is left,
-// whatever it costs. Each bound outweighs all those before it.
+// class is the set of bounds that an endpoint is beyond. A candidate is picked only where no candidate of a lower class
+// is left, whatever it costs. Each bound outweighs all those before it.
 type class uint8
 
 const (
@@ -51,24 +51,24 @@ const (
 	numClasses
 )
 
-// Call is one call that an endpoint is wanted for.
+// Call is one call that needs an endpoint.
 type Call struct {
 	Facts *request.Facts
-	// Session names the session that the call belongs to; "" where it belongs to none.
+	// Session names the call's session; "" where the call has none.
 	Session string
 	// Candidates are the numbers of the endpoints that may be picked, in any order, each once.
 	Candidates []int32
-	// Cached has, by endpoint number, how many of the prompt's blocks, from its head, an endpoint is taken to hold.
+	// Cached is, by endpoint number, how many of the prompt's first blocks the endpoint is taken to have cached.
 	Cached []int32
 }
 
-// pick is one choice under way: the state, the call, and what is the same for all candidates.
+// pick is one pick under way: the state and the call.
 type pick struct {
 	*State
 	*Call
 }
 
-// scratch is the memory that a pick works in. It holds nothing between picks.
+// scratch is the working memory of a pick. It holds nothing between picks.
 type scratch struct {
 	costs   []float64
 	classes []class
@@ -80,25 +80,24 @@ type scratch struct {
 // Choice is one place of a ranking.
 type Choice struct {
 	Endpoint int32
-	// Cached and Uncached are the prompt's tokens that the endpoint is taken to hold and those that it has to
-	// prefill.
+	// Cached are the prompt's tokens that the endpoint is taken to have cached, and Uncached those that it must prefill.
 	Cached, Uncached int
 	// Cost is the endpoint's, in seconds.
 	Cost float64
 }
 
 // Pick ranks up to Choices candidates into out, best first, and returns their number: 0 only where there is no
-// candidate. The state's Age must have been called for the moment.
+// candidate. The caller must have called Age for the same time.
 func (s *State) Pick(c *Call, now time.Duration, rnd *rand.Rand, out *[Choices]Choice) int {
 	p := pick{s, c}
 	if len(p.Candidates) == 0 {
 		return 0
 	}
-	// 1. What is the same for all candidates.
+	// 1. Values that are the same for all candidates.
 	r := p.rule(now)
-	// 2. The cost of each by its load and its cache.
+	// 2. The cost of each candidate by its load and its cache.
 	p.costs(&r)
-	// 3. What only some calls, and only some moments, have to do with.
+	// 3. Terms that only some calls, or a pool with unwell endpoints, need.
 	if r.id != none {
 		p.addAdapter(&r)
 	}
@@ -108,15 +107,15 @@ func (s *State) Pick(c *Call, now time.Duration, rnd *rand.Rand, out *[Choices]C
 	if c.Session != "" {
 		p.addSession(&r)
 	}
-	// 4. The least, and what comes behind it.
+	// 4. The ranking by class and cost.
 	return p.rank(&r, rnd, out)
 }
 
-// rule is what one pick has in mind for all candidates.
+// rule holds the values of one pick that are the same for all candidates.
 type rule struct {
 	now    float64 // seconds of the clock
 	prompt int     // tokens
-	share  float64 // what a token to prefill costs, this call and others, as a multiple of its time
+	share  float64 // the cost of a token to prefill, to this call and to others, as a multiple of its time
 	bound  int32   // the number of calls in flight at which a candidate takes no more
 
 	id       int32 // the adapter's; none where the call needs none
@@ -134,11 +133,11 @@ func (p *pick) rule(now time.Duration) rule {
 	return r
 }
 
-// crowd sets what depends on how much the candidates have to do: the bound on calls in flight, below which at least one
-// always is, and what a token to prefill costs. Where some candidate is idle or soon is, others pay for the token what
-// they do at half the fleet's limit. Where all have long queues, every call that comes until one of them is empty waits
-// for it, and what is short is the work that all can do together: then caches count for more. Candidates that are
-// avoided take no calls, so their empty queues say nothing, unless all are avoided.
+// crowd sets the bound on calls in flight, and what a token to prefill costs. At least one candidate is always below
+// the bound. Where some candidate is idle or soon will be, others pay for the token what they pay at half the fleet's
+// limit. Where all have long queues, every call that arrives until one of them is empty waits for the token, and the
+// pool is short of prefill: then cached tokens count for more. Candidates that are avoided take no calls, so their
+// empty queues do not count, unless all candidates are avoided.
 func (p *pick) crowd(r *rule) {
 	l := p.load(r.now, p.unwell > 0)
 	if l.candidates == 0 {
@@ -150,13 +149,13 @@ func (p *pick) crowd(r *rule) {
 	r.share = 1 + others*p.settings.CacheBias
 }
 
-// crowdLoad is what several candidates have to do together.
+// crowdLoad is the work of several candidates together.
 type crowdLoad struct {
 	candidates, calls int32
-	soonest           float64 // when the first of them will be idle
+	soonest           float64 // when the first candidate will be idle
 }
 
-// load sums up the candidates, or those of them that are not avoided.
+// load sums up the work of all candidates, or only of those that are not avoided.
 func (p *pick) load(now float64, healthy bool) crowdLoad {
 	l := crowdLoad{soonest: math.Inf(1)}
 	for _, e := range p.Candidates {
@@ -175,8 +174,8 @@ func (p *pick) load(now float64, healthy bool) crowdLoad {
 	return l
 }
 
-// costs writes the cost of each candidate by load and cache, in seconds, and whether it is over its bound. Of all that a
-// pick does it is the one loop over all candidates that computes: 2 ns for each.
+// costs writes each candidate's cost by load and cache, in seconds, and whether the candidate is over its bound. No
+// other loop of a pick computes something for every candidate: 2 ns for each.
 func (p *pick) costs(r *rule) {
 	n := len(p.Candidates)
 	if cap(p.scratch.costs) < n {
@@ -202,8 +201,8 @@ func (p *pick) costs(r *rule) {
 	p.scratch.costs, p.scratch.classes = costs, classes
 }
 
-// Uncached is how many of a prompt's tokens an endpoint that holds so many of its blocks has to prefill. Even a
-// prompt that is held whole has its last token computed.
+// Uncached returns how many of a prompt's tokens an endpoint must prefill that has so many of its blocks cached. A
+// server computes at least the last token, even of a prompt that is cached whole.
 func Uncached(prompt int, blocks int32) int {
 	if own := prompt - int(blocks)*BlockTokens; own > 0 || prompt <= 0 {
 		return own
@@ -211,7 +210,7 @@ func Uncached(prompt int, blocks int32) int {
 	return 1
 }
 
-// addAdapter adds what the call's adapter costs where it is not resident.
+// addAdapter adds the adapter's cost at the candidates where the adapter is not resident.
 func (p *pick) addAdapter(r *rule) {
 	p.ensureHolds()
 	p.markHolders(r, true)
@@ -239,14 +238,14 @@ func (p *pick) markHolders(r *rule, as bool) {
 	}
 }
 
-// adapterCost is what an adapter costs at an endpoint where it is not resident: to load it, and to be away from its
-// home.
+// adapterCost is the cost of an adapter at an endpoint where it is not resident: to load it there, and to be away from
+// its home.
 func (p *pick) adapterCost(r *rule, e int32) (cost float64, full bool) {
 	cost, full = p.adapters.cost(e, r.now, r.loadTime)
 	return cost + homing*r.loadTime*(1-rendezvous(r.name, p.keys[e])), full
 }
 
-// addHealth puts those that are not well behind all others.
+// addHealth puts the candidates that are not well behind all others.
 func (p *pick) addHealth(r *rule) {
 	for i, e := range p.Candidates {
 		_, by := p.illness(e, r.now)
@@ -254,15 +253,15 @@ func (p *pick) addHealth(r *rule) {
 	}
 }
 
-// addSession makes the session's own endpoint cheaper: of the healthy candidates the one that rendezvous hashing gives
-// it, so that replicas of the picker agree without a word and an endpoint that leaves takes only its own sessions.
+// addSession lowers the cost of the session's own endpoint: the healthy candidate that rendezvous hashing gives the
+// session. Replicas of the picker so agree without talking, and an endpoint that leaves takes only its own sessions.
 func (p *pick) addSession(r *rule) {
 	if at := p.home(r); at >= 0 {
 		p.scratch.costs[at] -= sessionWorth
 	}
 }
 
-// home is the index of the candidate that is a session's own, -1 where none is healthy.
+// home returns the index of the session's own candidate, -1 where no candidate is healthy.
 func (p *pick) home(r *rule) int {
 	session := Hash(p.Session)
 	home, best := -1, -1.0
@@ -276,8 +275,8 @@ func (p *pick) home(r *rule) int {
 	return home
 }
 
-// rank takes the candidates of the lowest class first, and of one class those of the least cost. The very first is, of
-// several that cost the least, the longer unpicked of two drawn by lot.
+// rank takes the candidates by class, and within a class by cost. Where several cost the least, the first place goes to
+// one of two drawn by lot: the one whose last pick is longer ago.
 func (p *pick) rank(r *rule, rnd *rand.Rand, out *[Choices]Choice) int {
 	ranked, want := 0, min(Choices, len(p.Candidates))
 	for class := class(0); class < numClasses; class++ {
@@ -308,9 +307,9 @@ func (p *pick) choice(r *rule, at int32) Choice {
 	return Choice{Endpoint: e, Cached: r.prompt - own, Uncached: own, Cost: p.scratch.costs[at]}
 }
 
-// shortlist lists all candidates of a class that can come into a ranking: those that cost no more than the Choices
-// least, and those that cost hardly more than the least. It goes over the costs once, so the list has some that were
-// overtaken. Low are the least costs, in their order. A cost that is not a number is taken for the highest.
+// shortlist lists the candidates of a class that can come into a ranking: those that cost no more than the Choices
+// least, and those that cost hardly more than the least. As it goes over the costs once, the list also has some that
+// others then undercut. low are the least costs, in order. A cost that is not a number counts as the highest.
 func (p *pick) shortlist(of class) (short []int32, low [Choices]float64) {
 	low = [Choices]float64{math.Inf(1), math.Inf(1), math.Inf(1)}
 	short = p.scratch.short[:0]
@@ -338,9 +337,9 @@ func (p *pick) shortlist(of class) (short []int32, low [Choices]float64) {
 	return short, low
 }
 
-// drawTwo draws two of those on the list that cost hardly more than the least and takes the one that was picked longer
-// ago: an idle fleet is used evenly, and pickers that do not know of each other do not move in step. It returns a place
-// on the list.
+// drawTwo draws two of the listed candidates that cost hardly more than the least, and takes the one whose last pick is
+// longer ago. So an idle fleet is used evenly, and pickers that do not know of each other do not move in step. It
+// returns the candidate's place on the list.
 func (p *pick) drawTwo(short []int32, least float64, rnd *rand.Rand) int {
 	equals := p.scratch.equals[:0]
 	for at, i := range short {
@@ -363,11 +362,11 @@ func (p *pick) drawTwo(short []int32, least float64, rnd *rand.Rand) int {
 	return x
 }
 
-// lastPick is the number of the pick that last chose a candidate.
+// lastPick returns the number of the pick that last chose a candidate.
 func (p *pick) lastPick(at int32) uint64 { return p.hot[p.Candidates[at]].lastPick }
 
-// leastOf is the place of the one on the list that costs least; one that costs no more than the bound will do. It begins
-// to look at a random place, so that of equals not always the same one is the second choice.
+// leastOf returns the place on the list of the candidate that costs least, or of the first that costs no more than
+// bound. It starts at a random place, so that among equals not always the same one is the second choice.
 func (p *pick) leastOf(short []int32, bound float64, rnd *rand.Rand) int {
 	costs, at := p.scratch.costs, rnd.IntN(len(short))
 	for k, place := 0, at; k < len(short); k++ {

@@ -215,8 +215,8 @@ func TestPickCountsTokens(t *testing.T) {
 	}
 }
 
-// Between equals, the one unpicked longer is taken of two drawn: over many lots each of the equals is drawn, and the
-// one picked last of all never wins against another.
+// Of equals, two are drawn and the one whose last pick is longer ago is taken. Over many draws each of the equals is
+// drawn, and the one picked last never wins against another.
 func TestPickTies(t *testing.T) {
 	endpoints := []endpoint{{lastPick: 4}, {lastPick: 1}, {requests: 1}, {lastPick: 3}, {lastPick: 2}}
 	count := map[int32]int{}
@@ -241,7 +241,7 @@ func TestPickIsFixedBySeed(t *testing.T) {
 	}
 }
 
-// A session stays where it is: across calls, when others come or leave, and as long as it pays.
+// A session stays at its endpoint: across calls, when other endpoints come or leave, and as long as it pays.
 func TestPickSession(t *testing.T) {
 	session := func(name string, prompt int) *Call { return &Call{Facts: factsOf(prompt), Session: name} }
 	homes := map[string]int32{}
@@ -280,8 +280,8 @@ func TestPickSession(t *testing.T) {
 	}
 }
 
-// Whatever the pool is like, a ranking holds candidates only, each once, as many as there can be, the healthy first: at
-// one token a second as well, where a prompt costs more seconds than any bound could be taken to be worth.
+// For any pool, a ranking holds candidates only, each once, as many as there can be, the healthy ones first. This also
+// holds at one token a second, where a prompt costs more seconds than any bound could be worth.
 func TestPickProperties(t *testing.T) {
 	for name, tt := range map[string]struct {
 		rate   float64
@@ -307,7 +307,7 @@ func TestPickProperties(t *testing.T) {
 	}
 }
 
-// checkRanking fails where the ranking is none of these endpoints' candidates, the healthy first.
+// checkRanking fails unless the ranking is of these endpoints' candidates, the healthy ones first.
 func checkRanking(t *testing.T, endpoints []endpoint, v *view, got []Choice) {
 	t.Helper()
 	if want := min(Choices, len(v.Candidates)); len(got) != want {
@@ -331,7 +331,7 @@ func checkRanking(t *testing.T, endpoints []endpoint, v *view, got []Choice) {
 	}
 }
 
-// A call in flight more than the bound outweighs any cost, an adapter without a slot that, and a failure both.
+// One call over the bound outweighs any cost. A missing adapter slot outweighs that bound, and a failure both.
 func TestPickClasses(t *testing.T) {
 	v := viewOf(make([]endpoint, 5))
 	v.settings.Spread = 1
@@ -385,8 +385,8 @@ func TestPickSurvivesCostsThatAreNoNumbers(t *testing.T) {
 	}
 }
 
-// What a token costs others depends on the candidates that take calls: one that is avoided has no queue and never will,
-// unless all are.
+// What a token costs others depends on the candidates that take calls. An avoided endpoint takes none, so its empty
+// queue does not count, unless all are avoided.
 func TestOthersPayByTheQueuesThatMatter(t *testing.T) {
 	const long = 160_000 // 20 s
 	for name, tt := range map[string]struct {
@@ -418,7 +418,7 @@ func TestBoundIsOfTheHealthy(t *testing.T) {
 	}
 }
 
-// The terms that are told add up to the costs by which the ranking was made, in the same order.
+// The terms of an explanation add up to the costs of the ranking, in the same order.
 func TestExplainTellsWhatPickDoes(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(5, 6))
 	for round := range 1000 {

@@ -5,42 +5,42 @@ import (
 	"time"
 )
 
-// Reading is what one endpoint told of itself at one moment.
+// Reading is what one endpoint reported of itself at one time.
 type Reading struct {
-	// At is when it was read, on the pool's clock.
+	// At is when the endpoint was read, on the pool's clock.
 	At time.Duration
-	// Running and Waiting are calls that are being worked on and calls that are not yet begun.
+	// Running and Waiting are the calls that the server works on and the calls that it has not begun.
 	Running, Waiting int
-	// KVUsage is the share of the KV memory that running calls use, 0 to 1; negative or NaN where it is not told.
+	// KVUsage is the share of the KV cache that running calls use, 0 to 1; negative or NaN where it is not reported.
 	KVUsage float64
-	// KVTokens is how many tokens the KV memory holds; 0 where it is not told.
+	// KVTokens is how many tokens the KV cache holds; 0 where it is not reported.
 	KVTokens int
-	// MaxAdapters is the number of LoRA adapters that can be resident; 0 where the endpoint tells of none.
+	// MaxAdapters is the number of LoRA adapters that can be resident; 0 where the endpoint reports none.
 	MaxAdapters int
-	// RunningAdapters and WaitingAdapters are those of running and of waiting calls, in any order, repeats allowed.
+	// RunningAdapters and WaitingAdapters are the adapters of running and of waiting calls, in any order, repeats allowed.
 	RunningAdapters, WaitingAdapters []string
 	Counters
 }
 
-// told is what is left of an endpoint's last reading.
-type told struct {
+// lastReading is what is kept of an endpoint's last reading.
+type lastReading struct {
 	at      float64 // seconds of the clock; -Inf where there was none
 	foreign float64 // calls that are not the picker's own
-	behind  float64 // those of them that waited, for each of the picker's own that did
-	ran     float64 // those of them that did not wait
-	room    float64 // free KV memory in tokens, +Inf where that is not told
-	waiting float64 // the position of the first call that waited; +Inf where none did
+	behind  float64 // waiting foreign calls for each waiting call of the picker's own
+	ran     float64 // running foreign calls
+	room    float64 // KV cache head-room in tokens, +Inf where it is not reported
+	waiting float64 // the position of the picker's first waiting call; +Inf where none waited
 	begun   begun
 	counted counted
 }
 
-// nothingTold is of an endpoint without a reading.
-func nothingTold() told {
-	return told{at: math.Inf(-1), waiting: math.Inf(1), begun: begun{position: -1}}
+// noReading stands for the last reading of an endpoint without one.
+func noReading() lastReading {
+	return lastReading{at: math.Inf(-1), waiting: math.Inf(1), begun: begun{position: -1}}
 }
 
-// begun is a call of which it is known when its prefill began: when it came, if nothing was ahead of it, and else
-// between the reading that showed it waiting and the next.
+// begun is a call whose prefill is known to have begun at a time: when the call came, if nothing was ahead of it, or
+// else between the reading that showed it waiting and the next.
 type begun struct {
 	position, at float64
 	// busy says that calls waited behind it, so that the endpoint prefilled without a pause until the next one began.
@@ -48,49 +48,49 @@ type begun struct {
 }
 
 const (
-	// step is longer than a server's step in which it only decodes, in seconds: what waits longer waits for prefill.
+	// step is longer than a server's step that only decodes, in seconds: a call that waits longer waits for prefill.
 	step = 0.1
-	// fresh is the age up to which a reading counts fully, and fade the time over which it then loses weight, both in
-	// seconds: three times the longest interval of scraping that is usual, and as much again.
+	// fresh is the age up to which a reading counts fully, and fade the time over which it then loses its weight, both in
+	// seconds. Each is three times the usual longest interval between scrapes.
 	fresh, fade = 3, 3
-	// refreshEvery is how often weights are adjusted to the readings' ages, in seconds.
+	// refreshEvery is the interval, in seconds, at which the weights of readings are adjusted to their ages.
 	refreshEvery = 0.25
-	// shortOfMemory is the free share of KV memory below which its lack is counted with.
+	// shortOfMemory is the free share of the KV cache above which its head-room is taken for unlimited.
 	shortOfMemory = 0.5
 )
 
-// Observe takes in a reading of endpoint n. One that is older than the last, or says what cannot be, changes nothing.
+// Observe takes a reading of endpoint n. A reading that is older than the last, or impossible, changes nothing.
 func (s *State) Observe(n int32, now time.Duration, r *Reading) {
 	at, t := min(r.At, now).Seconds(), now.Seconds()
 	l := &s.loads[n]
-	if at <= l.told.at || r.Running < 0 || r.Waiting < 0 {
+	if at <= l.reading.at || r.Running < 0 || r.Waiting < 0 {
 		return
 	}
-	// 1. Of the calls there, which are the picker's own, and which of those wait.
+	// 1. Which of the endpoint's calls are the picker's own, and which of the own calls wait.
 	arrived := l.arrivedBy(at)
 	foreign := max(0, float64(r.Running)+float64(r.Waiting)-float64(arrived))
 	waiting := l.ownWaiting(at, r.Waiting, arrived, foreign)
 	others := float64(r.Waiting - waiting)
-	// 2. How fast the server prefills: how fast the queue was worked off since the last reading, and what it counted.
+	// 2. How fast the server prefills, by the queue since the last reading, or by the server's counters.
 	begun := l.begun(at, arrived, waiting)
 	timed := s.learn(n, t, begun)
 	counted := s.learnFromCounters(n, t, at, r, timed)
 	// 3. What is left of the queue.
-	l.told = told{
+	l.reading = lastReading{
 		at: at, foreign: foreign, ran: max(0, foreign-others), behind: others / float64(max(waiting, 1)),
 		room: freeTokens(r), waiting: math.Inf(1), begun: begun, counted: counted,
 	}
 	if waiting > 0 {
-		l.told.waiting = l.places[arrived-waiting].start
+		l.reading.waiting = l.places[arrived-waiting].start
 	}
 	s.correct(n, t, arrived, waiting, others)
-	// 4. Adapters, and the rest of what picks read.
+	// 4. Adapters, and the other values that picks read.
 	l.fill.size = float64(max(0, r.KVTokens))
 	s.adapters.observe(n, t, r)
 	s.weigh(n, t)
 }
 
-// arrivedBy is the number of the calls in flight that had come by the moment.
+// arrivedBy returns how many of the calls in flight had arrived by the time at.
 func (l *load) arrivedBy(at float64) int {
 	n := len(l.places)
 	for n > 0 && l.places[n-1].at > at {
@@ -99,54 +99,54 @@ func (l *load) arrivedBy(at float64) int {
 	return n
 }
 
-// ownWaiting is how many of the waiting calls are the picker's own. A call that ran at the last reading does not wait at
-// this one; of the others, the picker's own wait as often as those of others do.
+// ownWaiting returns how many of the waiting calls are the picker's own. A call that ran at the last reading does not
+// wait at this one. Of the other calls, the picker's own are as likely to wait as foreign ones.
 func (l *load) ownWaiting(at float64, waiting, arrived int, foreign float64) int {
 	own := arrived
-	for own > 0 && l.places[arrived-own].start < l.told.waiting && l.places[arrived-own].at <= l.told.at {
+	for own > 0 && l.places[arrived-own].start < l.reading.waiting && l.places[arrived-own].at <= l.reading.at {
 		own--
 	}
-	others := max(0, foreign-l.told.ran*weight(at-l.told.at))
+	others := max(0, foreign-l.reading.ran*weight(at-l.reading.at))
 	all := float64(waiting)
 	wait := max(math.Round(all*float64(own)/max(1, float64(own)+others)), all-others)
 	return int(min(wait, float64(arrived)))
 }
 
-// begun finds the last call whose beginning is known: one that waited at the last reading and does not wait now, or
-// one that came to an empty queue. Where there is none since, the one known before stays.
+// begun finds the last call of which it is known when its prefill began: one that waited at the last reading and does
+// not now, or one that came to an empty queue. Where there is none since the last reading, the earlier one stays.
 func (l *load) begun(at float64, arrived, waiting int) begun {
 	last := arrived - waiting - 1
 	busy := waiting > 0 && l.places[last+1].at <= at-step
-	for i := last; i >= 0 && l.places[i].start > l.told.begun.position; i-- {
+	for i := last; i >= 0 && l.places[i].start > l.reading.begun.position; i-- {
 		switch t := l.places[i]; {
-		case t.start >= l.told.waiting && t.at <= l.told.at:
+		case t.start >= l.reading.waiting && t.at <= l.reading.at:
 			return begun{position: t.start, at: at, busy: busy && i == last}
 		case t.alone:
 			return begun{position: t.start, at: t.at, busy: busy && i == last}
 		}
 	}
-	before := l.told.begun
+	before := l.reading.begun
 	before.busy = busy && last >= 0 && l.places[last].start == before.position
 	return before
 }
 
-// learn takes endpoint n's speed from two calls that began one after the other with no pause between. Between them the
-// endpoint prefilled the calls of others as well that waited among the picker's own.
-// It reports whether there were two.
+// learn takes endpoint n's speed from two calls whose prefills began one after the other with no pause between. In that
+// time the endpoint also prefilled the foreign calls that waited among the picker's own. learn reports whether there
+// were two such calls.
 func (s *State) learn(n int32, now float64, next begun) bool {
 	l := &s.loads[n]
-	last := l.told.begun
+	last := l.reading.begun
 	if !last.busy || next.at <= last.at {
 		return false
 	}
-	l.speed.observe(now, (next.position-last.position)*(1+l.told.behind), next.at-last.at, s.hot[n].perToken)
+	l.speed.observe(now, (next.position-last.position)*(1+l.reading.behind), next.at-last.at, s.hot[n].perToken)
 	s.setSpeed(n, now)
 	return true
 }
 
-// correct holds the queue to what the last reading shows: of the calls arrived by then, the last so many wait, and with
-// them some of others; the one before the first of them may be anywhere in its prefill. Calls that came since are
-// behind them.
+// correct bounds the queue by the last reading. Of the calls arrived by then, the last ones wait, as many as waiting
+// says, and so many foreign ones with them; the call before them may be anywhere in its prefill. Later calls are behind
+// them.
 func (s *State) correct(n int32, now float64, arrived, waiting int, others float64) {
 	h, l := &s.hot[n], &s.loads[n]
 	first := arrived - waiting
@@ -158,11 +158,11 @@ func (s *State) correct(n int32, now float64, arrived, waiting int, others float
 	if first > 0 {
 		most += l.places[first-1].tokens()
 	}
-	since := (now - l.told.at) / h.perToken
+	since := (now - l.reading.at) / h.perToken
 	h.setQueue(now, min(max(h.queue(now), least-since), most))
 }
 
-// arrivedAt is the position of the queue's end when only so many of the calls in flight had come.
+// arrivedAt returns the position of the queue's end at the time when only so many of the calls in flight had arrived.
 func (l *load) arrivedAt(arrived int) float64 {
 	if arrived < len(l.places) {
 		return l.places[arrived].start
@@ -170,8 +170,7 @@ func (l *load) arrivedAt(arrived int) float64 {
 	return l.arrived
 }
 
-// freeTokens is the KV memory that a reading tells to be free, in tokens; +Inf where it does not tell or there is
-// plenty.
+// freeTokens returns the KV cache head-room of a reading, in tokens; +Inf where it is not reported or plentiful.
 func freeTokens(r *Reading) float64 {
 	if math.IsNaN(r.KVUsage) || r.KVUsage < 1-shortOfMemory || r.KVTokens <= 0 {
 		return math.Inf(1)
@@ -179,25 +178,25 @@ func freeTokens(r *Reading) float64 {
 	return max(0, 1-r.KVUsage) * float64(r.KVTokens)
 }
 
-// weight is how much a reading of this age counts, from 1 down to 0.
+// weight returns how much a reading of this age counts, from 1 down to 0.
 func weight(age float64) float64 {
 	return max(0, min(1, 1-(age-fresh)/fade))
 }
 
-// Age adjusts the state to the time that has passed since it last did. It must be called before each Pick and does
-// nothing most times.
+// Age adjusts the state to the time that has passed since Age last did so. It must be called before each Pick, and does
+// nothing in most calls.
 func (s *State) Age(now time.Duration, members []int32) {
 	t := now.Seconds()
 	if t < s.aged+refreshEvery && t >= s.aged {
 		return
 	}
 	s.ageSpeeds(t, members)
-	s.listen(t, members)
+	s.findSilent(t, members)
 	s.aged = t
 	sum, weights := 0.0, 0.0
 	for _, n := range members {
-		if w := weight(t - s.loads[n].told.at); w > 0 {
-			sum += w * s.loads[n].told.foreign
+		if w := weight(t - s.loads[n].reading.at); w > 0 {
+			sum += w * s.loads[n].reading.foreign
 			weights += w
 		}
 	}
@@ -210,9 +209,9 @@ func (s *State) Age(now time.Duration, members []int32) {
 	}
 }
 
-// weigh puts what endpoint n told, by its age, into what picks read.
+// weigh updates the values that picks read of endpoint n by its last reading and that reading's age.
 func (s *State) weigh(n int32, now float64) {
-	h, r := &s.hot[n], &s.loads[n].told
+	h, r := &s.hot[n], &s.loads[n].reading
 	w := weight(now - r.at)
 	s.setDisplaces(n, now)
 	h.calls = float64(h.own) + s.meanForeign*(1-w)

@@ -9,7 +9,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
 
-// A reading bounds the queue by what waits, whatever the fluid says.
+// A reading bounds the queue by the calls that wait, whatever the fluid says.
 func TestObserveCorrectsTheQueue(t *testing.T) {
 	tests := map[string]struct {
 		reading   Reading
@@ -89,25 +89,25 @@ func TestObserveSurvives(t *testing.T) {
 	}
 }
 
-// served is a simulated endpoint 0 that works off calls of 1,000 tokens one after the other, and what its readings tell.
+// served is a simulated endpoint 0 that prefills calls of 1,000 tokens one after the other, and its readings.
 type served struct {
 	rate     float64 // tokens a second
 	interval time.Duration
-	// every is the time between two calls; at random with that mean where random. At most 12 calls are there at once.
+	// every is the time between two calls, or its mean if random is set. At most 12 calls are there at once.
 	every  time.Duration
 	random bool
-	// decoding is how many calls of others decode all the time, and others how many come with each of the picker's own.
+	// decoding is how many foreign calls decode all the time, and others how many come with each of the picker's own.
 	decoding, others int
-	// tells says that the server's counters are told.
+	// tells says that readings have the server's counters.
 	tells bool
 }
 
-// overload is a server that is given more than it works off, however fast.
+// overload is a server that gets more calls than it can prefill, however fast it is.
 func overload(rate float64, interval time.Duration) served {
 	return served{rate: rate, interval: interval, every: min(s/10, time.Duration(900/rate*float64(s)))}
 }
 
-// headRoom is a server that prefills half of the time, and counts.
+// headRoom is a server that prefills half of the time, and reports counters.
 func headRoom(rate float64, interval time.Duration) served {
 	return served{rate: rate, interval: interval, every: time.Duration(2000 / rate * float64(s)), tells: true}
 }
@@ -196,7 +196,7 @@ func TestSpeedIsLearned(t *testing.T) {
 	}
 }
 
-// Of others' calls those count that wait among the picker's own; those that decode take no prefill.
+// Foreign calls that wait among the picker's own take prefill; foreign calls that decode take none.
 func TestOnlyWaitingCallsOfOthersArePrefilled(t *testing.T) {
 	for name, decoding := range map[string]int{"none decodes": 0, "50 decode": 50} {
 		t.Run(name, func(t *testing.T) {
@@ -205,7 +205,7 @@ func TestOnlyWaitingCallsOfOthersArePrefilled(t *testing.T) {
 			for range 8 {
 				add(state, s, 100)
 			}
-			// Of 8 own and 8 of others, 2 and then 10 have begun: 3 s for 4 of the picker's own and as many of others.
+			// Of 8 own and 8 foreign calls, 2 and then 10 have begun: 3 s for 4 own and 4 foreign ones.
 			state.Observe(0, 2*s, &Reading{At: 2 * s, Running: decoding + 2, Waiting: 14})
 			state.Observe(0, 4*s, &Reading{At: 4 * s, Running: decoding + 10, Waiting: 6})
 			if v := state.loads[0].speed; !near(v.tokens, 800) || !near(v.seconds, 3) {
@@ -215,7 +215,7 @@ func TestOnlyWaitingCallsOfOthersArePrefilled(t *testing.T) {
 	}
 }
 
-// Speeds that one endpoint is seen to have, or lies about, are not taken for the others'.
+// One endpoint's observed or false speed does not change what the other endpoints are taken for.
 func TestMeanSpeedIsOfMost(t *testing.T) {
 	for name, tt := range map[string]struct {
 		seen []float64 // by endpoint; 0 where nothing was seen
@@ -245,7 +245,7 @@ func TestMeanSpeedIsOfMost(t *testing.T) {
 	}
 }
 
-// Counters that no server has leave a speed, and soon the true one again.
+// After impossible counters the speed is still valid, and soon the true one again.
 func TestCountersThatLie(t *testing.T) {
 	for name, c := range map[string]Counters{
 		"as many tokens as can be": {Prefilled: 1 << 53, FirstTokens: 1, FirstTokenSeconds: 1},
@@ -274,8 +274,8 @@ func TestCountersThatLie(t *testing.T) {
 	}
 }
 
-// What was seen long ago is forgotten: an endpoint that is not given calls any more gets another chance, at once if it
-// is the first that is wanted after a long time.
+// Old observations are forgotten: an endpoint that gets no calls any more gets another chance, at once if its call is
+// the first after a long time.
 func TestSpeedIsForgotten(t *testing.T) {
 	for name, every := range map[string]time.Duration{
 		"while others get calls":   s / 4,
@@ -296,7 +296,7 @@ func TestSpeedIsForgotten(t *testing.T) {
 	}
 }
 
-// Settings do not take away what was learned.
+// New settings keep learned speeds.
 func TestSpeedOutlastsSettings(t *testing.T) {
 	state := stateWith(1, picksettings.Defaults())
 	overload(800, 50*time.Millisecond).serve(state, 10*s)
@@ -309,7 +309,7 @@ func TestSpeedOutlastsSettings(t *testing.T) {
 	}
 }
 
-// Calls of others count while the reading is fresh; then the endpoint is like the others are, never idle.
+// Foreign calls count while the reading is fresh. Then the endpoint counts as the others do, and never as idle.
 func TestReadingsAge(t *testing.T) {
 	state := newState(3)
 	state.Observe(0, s, &Reading{At: s, Running: 40})
@@ -324,7 +324,7 @@ func TestReadingsAge(t *testing.T) {
 	if got := calls(2 * s); got != [3]float64{40, 10, 25} {
 		t.Errorf("calls while fresh are %v, want 40, 10 and, without a reading, their mean", got)
 	}
-	// Endpoint 1 goes on telling, 0 does not.
+	// Endpoint 1 is still read, endpoint 0 is not.
 	state.Observe(1, 5*s+s/2, &Reading{At: 5*s + s/2, Running: 10})
 	got := calls(5*s + s/2)
 	if !(got[0] > got[1] && got[0] < 40 && got[2] > 10) {
@@ -336,7 +336,7 @@ func TestReadingsAge(t *testing.T) {
 	}
 }
 
-// An endpoint that is short of KV memory is passed over for one that is not, by a call that does not fit.
+// A call that does not fit into one endpoint's free KV cache goes to an endpoint into which it fits.
 func TestMemoryCounts(t *testing.T) {
 	state := stateWith(2, picksettings.Defaults())
 	state.Observe(0, s, &Reading{At: s, KVUsage: 0.99, KVTokens: 100_000})

@@ -6,10 +6,10 @@ import (
 	"slices"
 )
 
-// speed is what was seen of an endpoint's prefill, as two sums that forget: tokens prefilled, and the time that took.
+// speed is what was observed of an endpoint's prefill, as two sums that decay: tokens prefilled, and the time it took.
 type speed struct {
 	tokens, seconds float64
-	at              float64 // when the sums were right
+	at              float64 // when the sums were last decayed
 }
 
 const (
@@ -19,15 +19,15 @@ const (
 	// observation. After priorSeconds of observation its square is twice as much.
 	alike        = 0.3
 	priorSeconds = 2
-	// surprise is how many times faster or slower than it is taken to be one observation can show an endpoint to be. A
-	// call that waits for memory, or whose prompt was not cached as expected, is no measure of a speed.
+	// surprise is how many times faster or slower than expected one observation can show an endpoint to be. A call that
+	// waits for KV memory, or whose prompt was not cached as expected, does not measure a speed.
 	surprise = 4
 
-	slowest, fastest = 1, 1e7 // tokens a second; what is outside is no prefill speed
+	slowest, fastest = 1, 1e7 // the bounds of a prefill speed, in tokens a second
 )
 
-// observe notes that so many tokens were prefilled in a time, where perToken was the time expected for each. Whatever a
-// server counts, it did not prefill for longer than is remembered.
+// observe notes that so many tokens were prefilled in a time, where perToken was the time expected for each. The sums
+// are cut to speedMemory, as no observation may weigh more than the time that is remembered.
 func (v *speed) observe(now, tokens, seconds, perToken float64) {
 	v.forget(now)
 	expected := tokens * perToken
@@ -46,10 +46,10 @@ func (v *speed) forget(now float64) {
 	v.at = max(now, v.at)
 }
 
-// perToken is the time to prefill a token where the mean of the pool is known. An endpoint that is as far from the mean
-// as its like can seem to be has the mean's speed, and one further away its own the more (the positive part of James and
-// Stein's estimator). In between there is nothing: an endpoint that is taken to be a tenth slower than it is costs a
-// long prompt more than a cached prefix of thousands of tokens saves, so that small errors empty caches.
+// perToken returns the time to prefill a token, given the mean speed of the pool. An endpoint whose distance from the
+// mean may be chance gets the mean. One further away keeps the more of its own speed, the further it is (the positive
+// part of James and Stein's estimator). Nothing else is mixed: an endpoint that is taken to be a tenth slower than it
+// is costs a long prompt more than a cached prefix of thousands of tokens saves, so that small errors empty caches.
 func (v *speed) perToken(mean float64) float64 {
 	rate := mean
 	if v.tokens > 0 && v.seconds > 0 {
@@ -61,7 +61,7 @@ func (v *speed) perToken(mean float64) float64 {
 	return 1 / min(max(rate, slowest), fastest)
 }
 
-// setSpeed brings what picks read of endpoint n's speed up to date. The tokens that wait stay the same.
+// setSpeed updates endpoint n's speed for picks. The number of tokens that wait stays the same.
 func (s *State) setSpeed(n int32, now float64) {
 	h := &s.hot[n]
 	queue := h.queue(now)
@@ -69,44 +69,44 @@ func (s *State) setSpeed(n int32, now float64) {
 	h.setQueue(now, queue)
 }
 
-// ageSpeeds lets what was seen of speeds fade, and takes their mean.
+// ageSpeeds decays the observations of speeds, and takes the pool's mean speed.
 func (s *State) ageSpeeds(now float64, members []int32) {
-	s.seen = append(s.seen[:0], seenSpeed{rate: s.settings.PrefillRate, seconds: assumedSeconds, vote: assumedSeconds})
+	s.observed = append(s.observed[:0], observedSpeed{rate: s.settings.PrefillRate, seconds: assumedSeconds, vote: assumedSeconds})
 	for _, n := range members {
 		v := &s.loads[n].speed
 		v.forget(now)
 		if v.tokens > 0 && v.seconds > 0 {
-			s.seen = append(s.seen, seenSpeed{
+			s.observed = append(s.observed, observedSpeed{
 				rate: v.tokens / v.seconds, seconds: min(v.seconds, mostSeconds), vote: min(v.seconds, mostVote),
 			})
 		}
 	}
-	s.meanRate = meanRate(s.seen)
+	s.meanRate = meanRate(s.observed)
 	for _, n := range members {
 		s.setSpeed(n, now)
 	}
 }
 
 const (
-	// assumedSeconds is how much observed time the assumed speed weighs as much as, in the pool's mean.
+	// assumedSeconds is the weight of the assumed speed in the pool's mean, in seconds of observation.
 	assumedSeconds = 1
-	// mostSeconds is the most that one endpoint weighs in that mean.
+	// mostSeconds is the greatest weight of one endpoint in that mean, in seconds of observation.
 	mostSeconds = 5
-	// mostVote is the most that one endpoint weighs where the pool's speed is looked for, in observed seconds. It is less
-	// than the assumed speed weighs: one endpoint alone does not change what is thought of the others, two do.
+	// mostVote is the greatest weight of one endpoint in the pool's median, in seconds of observation. It is less than the
+	// assumed speed's weight: one endpoint alone does not change the speed assumed of the others, two do.
 	mostVote = 2.0 / 3
-	// odd is how many times faster or slower than the median an endpoint is that has no part in the pool's mean.
-	odd = 2
+	// outlier is how many times faster or slower than the median an endpoint must be to be left out of the pool's mean.
+	outlier = 2
 )
 
-// seenSpeed is one endpoint's part in the pool's mean: the speed that was seen of it, what that weighs in the mean, and
-// what in the median.
-type seenSpeed struct{ rate, seconds, vote float64 }
+// observedSpeed is one endpoint's part in the pool's mean: its observed speed, the weight of that in the mean, and the
+// weight in the median.
+type observedSpeed struct{ rate, seconds, vote float64 }
 
-// meanRate is the speed of a pool: the mean over the endpoints that are not far from the median, so that neither a slow
-// endpoint nor a page that lies changes what the others are taken for. It sorts the endpoints.
-func meanRate(seen []seenSpeed) float64 {
-	slices.SortFunc(seen, func(a, b seenSpeed) int { return cmp.Compare(a.rate, b.rate) })
+// meanRate returns the speed of a pool: the mean over the endpoints that are not far from the median, so that neither a
+// slow endpoint nor a lying metrics page changes what the others are taken for. It sorts the endpoints.
+func meanRate(seen []observedSpeed) float64 {
+	slices.SortFunc(seen, func(a, b observedSpeed) int { return cmp.Compare(a.rate, b.rate) })
 	votes := 0.0
 	for i := range seen {
 		votes += seen[i].vote
@@ -118,7 +118,7 @@ func meanRate(seen []seenSpeed) float64 {
 	}
 	var tokens, seconds float64
 	for i := range seen {
-		if v := &seen[i]; v.rate >= median/odd && v.rate <= median*odd {
+		if v := &seen[i]; v.rate >= median/outlier && v.rate <= median*outlier {
 			tokens += v.rate * v.seconds
 			seconds += v.seconds
 		}

@@ -5,24 +5,24 @@ import (
 	"time"
 )
 
-// Standing is what is known of one endpoint at a moment, for people to see.
+// Standing is what is known of one endpoint at one time, for people to read.
 type Standing struct {
 	// InFlight are the picker's own calls, QueueTokens their uncached prompt tokens that wait to be prefilled.
 	InFlight    int
 	QueueTokens float64
 	// Rate is the speed of prefill in tokens a second.
 	Rate float64
-	// FirstToken is the time until the first token of a call that comes now and brings as many uncached tokens as calls of
-	// late did on average, in seconds.
+	// FirstToken is the time to the first token of a call that arrives now and brings the recent average of uncached
+	// tokens, in seconds.
 	FirstToken float64
-	// Failures are those in a row; AvoidedFor is for how many seconds more the endpoint is avoided, 0 where it is not.
+	// Failures counts failures in a row; AvoidedFor is how many more seconds the endpoint is avoided, 0 if it is not.
 	Failures   int
 	AvoidedFor float64
-	// Adapters are the names of those that are taken to be resident, sorted.
+	// Adapters are the names of the adapters that are taken to be resident, sorted.
 	Adapters []string
 }
 
-// Standing tells of endpoint n at a moment.
+// Standing returns the standing of endpoint n at the given time.
 func (s *State) Standing(n int32, now time.Duration) Standing {
 	t := now.Seconds()
 	h := &s.hot[n]

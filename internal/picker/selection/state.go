@@ -7,23 +7,23 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
 
-// State is what a pool knows of its endpoints, each under its number. It is changed by the methods below and by
-// Observe and Age, and only read by Pick and Explain. It has no lock: its user serialises all of them.
+// State is what a pool knows of its endpoints, each under its number. The methods below, Observe and Age change it;
+// Pick and Explain only read it. It has no lock: its user must serialise all calls.
 type State struct {
 	settings picksettings.Settings
 	hot      []hot
 	loads    []load
 	health   []health
 	adapters adapters
-	keys     []uint64 // what stands for each endpoint in rendezvous hashing
+	keys     []uint64 // each endpoint's key in rendezvous hashing
 
 	picks       uint64
-	unwell      int      // endpoints whose health is not perfect
+	unwell      int      // how many endpoints are not well
 	heads       [2]heads // by kind of answer
-	aged        float64  // when Age last did anything
+	aged        float64  // when Age last adjusted the state
 	meanForeign float64
 	meanRate    float64 // prefill speed of an endpoint, in tokens a second
-	seen        []seenSpeed
+	observed    []observedSpeed
 	work        work
 	scratch     scratch
 }
@@ -33,8 +33,7 @@ func NewState(settings picksettings.Settings) *State {
 	return &State{settings: settings, adapters: newAdapters(), aged: math.Inf(-1), meanRate: settings.PrefillRate}
 }
 
-// Configure replaces the settings. Speeds that were learned stay; an assumed speed counts from the next
-// Age on.
+// Configure replaces the settings. Learned speeds stay; a new assumed speed counts from the next call of Age on.
 func (s *State) Configure(settings picksettings.Settings) {
 	s.settings = settings
 	s.aged = math.Inf(-1)
@@ -43,8 +42,8 @@ func (s *State) Configure(settings picksettings.Settings) {
 // Len is the number of endpoint numbers.
 func (s *State) Len() int { return len(s.hot) }
 
-// Reset makes n the number of an endpoint of which nothing is known; a number beyond Len is added. Key stands for the
-// endpoint in rendezvous hashing and must be the same in every replica of the picker.
+// Reset makes n the number of an endpoint of which nothing is known, and adds n if it is beyond Len. key is the
+// endpoint's key in rendezvous hashing and must be the same in every replica of the picker.
 func (s *State) Reset(n int32, key uint64) {
 	for int(n) >= len(s.hot) {
 		s.hot = append(s.hot, hot{})
@@ -56,17 +55,17 @@ func (s *State) Reset(n int32, key uint64) {
 	s.change(n, func(h *health) { *h = health{joined: math.Inf(-1)} })
 	s.adapters.forget(n)
 	s.hot[n] = hot{perToken: 1 / s.meanRate, room: math.Inf(1)}
-	s.loads[n] = load{places: s.loads[n].places[:0], told: nothingTold()}
+	s.loads[n] = load{places: s.loads[n].places[:0], reading: noReading()}
 	s.keys[n] = key
 }
 
-// Restarted says that endpoint n began anew: what it had in memory is gone. Its speed and the picker's own calls in
-// flight, which end by themselves, stay.
+// Restarted notes that endpoint n restarted and lost what it had in memory. Its speed stays, and so do the picker's own
+// calls in flight, which end by themselves.
 func (s *State) Restarted(n int32) {
 	s.adapters.forget(n)
 	s.loads[n].fill = fill{}
 	s.hot[n].displaces = 0
-	s.loads[n].told = nothingTold()
+	s.loads[n].reading = noReading()
 }
 
 // InFlight is the number of the picker's own calls in flight at endpoint n.
@@ -78,18 +77,18 @@ func (s *State) Queue(n int32, now time.Duration) float64 { return s.hot[n].queu
 // Rate is the prefill speed that endpoint n is taken to have, in tokens a second.
 func (s *State) Rate(n int32) float64 { return 1 / s.hot[n].perToken }
 
-// Claim is what one call holds of an endpoint.
+// Claim is what one call holds at an endpoint.
 type Claim struct {
 	Endpoint int32
 	place    place
 	adapter  use
-	kind     int  // of the answer that it wants
-	waits    bool // its answer has not begun
-	probe    bool // the first call after a time of being avoided
-	moved    bool // another endpoint was to serve it at first
+	kind     int  // the kind of answer that the call wants
+	waits    bool // the call's answer has not begun
+	probe    bool // the call is the first one since the endpoint was avoided
+	moved    bool // the call was first picked for another endpoint
 }
 
-// Reserve charges endpoint n with a call that brings so many uncached prompt tokens.
+// Reserve reserves endpoint n for a call that brings so many uncached prompt tokens.
 func (s *State) Reserve(n int32, now time.Duration, c *Call, uncached int) Claim {
 	t := now.Seconds()
 	s.picks++
@@ -111,13 +110,13 @@ func (s *State) Reserve(n int32, now time.Duration, c *Call, uncached int) Claim
 	}
 }
 
-// arrival is that of the call that was added to endpoint n's queue last.
+// arrival returns the arrival of the call that was added to endpoint n's queue last.
 func (s *State) arrival(n int32, now float64) arrival {
 	return arrival{at: now, prefilled: s.hot[n].empty + step, load: s.settings.AdapterLoad.Seconds()}
 }
 
-// Move takes a claim to the endpoint that really serves the call, to which it brings so many uncached prompt tokens.
-// The first choice did not serve it and is taken to have failed, unless it is new: it has not prefilled the prompt.
+// Move moves a claim to the endpoint that really serves the call, and for which the call brings so many uncached prompt
+// tokens. The first endpoint has not prefilled the prompt, and is taken to have failed, unless it is new.
 func (s *State) Move(c *Claim, to int32, uncached int, now time.Duration) {
 	t := now.Seconds()
 	s.withdraw(c.Endpoint, t, c.place)
@@ -129,42 +128,42 @@ func (s *State) Move(c *Claim, to int32, uncached int, now time.Duration) {
 	c.adapter = s.adapters.hold(to, id, s.arrival(to, t))
 }
 
-// Outcome is how a call ended at an endpoint, or is about to by the head of its answer.
+// Outcome is how a call ended at an endpoint, or is expected to end by the headers of its answer.
 type Outcome uint8
 
 const (
-	// Abandoned says that no answer was seen and nobody is to blame: the caller left. Its prompt may have been prefilled
-	// by then, unless the endpoint may hang.
+	// Abandoned says that the caller left before an answer was seen, and nobody is to blame. The prompt may have been
+	// prefilled by then, unless the endpoint may hang.
 	Abandoned Outcome = iota
-	// Ended says that a good answer began and then the call ended, at the answer's end or before it: a streamed answer
-	// begins before its prompt is prefilled, and a caller who leaves then looks like an answer's end.
+	// Ended says that a good answer began and that its end was not seen. A streamed answer begins before its prompt is
+	// prefilled, and a caller who leaves then looks like an answer's end.
 	Ended
 	// Answered says that the endpoint answered to the end, and so has prefilled the prompt.
 	Answered
-	// Refused says that the endpoint is well and did not take the call (4xx): it has prefilled nothing.
+	// Refused says that the endpoint is well and refused the call (4xx): it has prefilled nothing.
 	Refused
-	// Shed says that the endpoint did not take the call because it has too much to do (429, 503).
+	// Shed says that the endpoint refused the call because it is overloaded (429, 503).
 	Shed
-	// Failed says that the endpoint gave no answer, or one of a server in trouble: nobody knows that it prefilled anything.
+	// Failed says that the endpoint gave no answer, or a server error: it is not known to have prefilled anything.
 	Failed
 )
 
-// Responded notes what the head of a call's answer tells of the endpoint's health. Only the first time counts.
+// Responded notes what the headers of a call's answer show of the endpoint's health. Only the first call of it counts.
 func (s *State) Responded(c *Claim, outcome Outcome, now time.Duration) {
 	if outcome == Abandoned || !c.waits && !c.moved {
 		return
 	}
 	n, t := c.Endpoint, now.Seconds()
-	if (outcome == Ended || outcome == Answered) && c.waits && !s.health[n].silent { // the late answers of one that was silent are not usual
+	if (outcome == Ended || outcome == Answered) && c.waits && !s.health[n].silent { // the late answers of a silent endpoint are not usual
 		s.heads[c.kind].add(t, t-c.place.at)
 	}
-	if outcome == Refused { // a server's front refuses calls also where its engine hangs: that tells nothing of a silence
+	if outcome == Refused { // a server's front end refuses calls even where its engine hangs, so a refusal ends no silence
 		before := s.health[n].silence[c.kind].waited
 		s.stopWaiting(c, t)
 		s.health[n].silence[c.kind].waited = before
 	} else {
 		s.stopWaiting(c, t)
-		s.heard(n, t)
+		s.answerBegan(n, t)
 	}
 	c.moved = false
 	switch outcome {
@@ -181,7 +180,7 @@ func (s *State) Responded(c *Claim, outcome Outcome, now time.Duration) {
 	c.probe = false
 }
 
-// stopWaiting notes that a call does not wait for the beginning of its answer any more.
+// stopWaiting notes that a call no longer waits for its answer to begin.
 func (s *State) stopWaiting(c *Claim, now float64) {
 	if c.waits {
 		s.health[c.Endpoint].silence[c.kind].end(now)
@@ -189,16 +188,16 @@ func (s *State) stopWaiting(c *Claim, now float64) {
 	}
 }
 
-// Computed is how many of the tokens that a call brought its endpoint has had the time to prefill since the call's turn came,
-// at the speed that it is taken to have.
+// Computed returns how many of a call's uncached tokens its endpoint has had the time to prefill since the call's turn
+// came, at the speed that the endpoint is taken to have.
 func (s *State) Computed(c *Claim, now time.Duration) int {
 	return int(math.Round(min(max(0, s.drained(c.Endpoint, now.Seconds())-c.place.start), c.place.tokens())))
 }
 
-// Release gives a claim back. It reports whether the endpoint is taken to have prefilled the prompt.
+// Release ends a claim. It reports whether the endpoint is taken to have prefilled the prompt.
 func (s *State) Release(c *Claim, outcome Outcome, now time.Duration) (prefilled bool) {
 	n, t := c.Endpoint, now.Seconds()
-	unheard := s.unheard(c, t)
+	mayHang := s.mayHang(c, t)
 	s.Responded(c, outcome, now)
 	s.stopWaiting(c, t)
 	if c.probe {
@@ -213,19 +212,19 @@ func (s *State) Release(c *Claim, outcome Outcome, now time.Duration) (prefilled
 		likely := s.likelyPrefilled(n, t, c.place)
 		return s.withdraw(n, t, c.place) || likely
 	case Abandoned:
-		return s.withdraw(n, t, c.place) && !unheard
+		return s.withdraw(n, t, c.place) && !mayHang
 	}
 	s.withdraw(n, t, c.place)
 	return false
 }
 
-// work is what the pool was given over the last time.
+// work is what the pool's calls brought lately.
 type work struct {
-	tokens, calls float64 // sums that forget, of uncached prompt tokens and of calls
-	at            float64 // when they were right
+	tokens, calls float64 // sums that decay, of uncached prompt tokens and of calls
+	at            float64 // when the sums were last decayed
 }
 
-// workMemory is the time after which a call weighs 1/e in what is taken for the pool's work, in seconds.
+// workMemory is the time, in seconds, after which a call weighs 1/e in the average of the pool's work.
 const workMemory = 30
 
 func (w *work) add(now, tokens float64) {
@@ -241,7 +240,7 @@ func (w *work) decay(now float64) {
 	w.at = max(now, w.at)
 }
 
-// meanTokens is what a call brings on average, in uncached prompt tokens.
+// meanTokens returns how many uncached prompt tokens a call brings on average.
 func (s *State) meanTokens() float64 {
 	if s.work.calls < 1e-9 {
 		return 0

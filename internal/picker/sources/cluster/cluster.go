@@ -1,4 +1,5 @@
-// Package cluster tells the picker of the pools of a Kubernetes cluster, as its InferencePools and pods come and go.
+// Package cluster keeps a fleet's pools as a Kubernetes cluster's InferencePools and pods are. It must not know
+// picking.
 package cluster
 
 import (
@@ -25,7 +26,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// Cluster is the source of pools in Kubernetes: its InferencePools and the pods that they select.
+// Cluster reads the InferencePools and the pods that they select.
 type Cluster struct {
 	fleet  *poolstate.Fleet
 	serves pool.Serves
@@ -35,17 +36,16 @@ type Cluster struct {
 	pods      corelisters.PodLister
 	pools     inferencelisters.InferencePoolLister
 	events    []cache.InformerSynced
-	// queue holds the pools that have to be looked at again; events only name pools, so that a burst of them costs
-	// one look.
+	// queue holds the pools that must be synced. Events only name pools, so that a burst of events costs one sync.
 	queue workqueue.TypedDelayingInterface[types.NamespacedName]
-	// left is since when another picker is to serve a pool that is still served.
+	// left is when a pool that is still served went over to another picker.
 	left   map[types.NamespacedName]time.Time
 	linger time.Duration
-	// wrong is what was told of each pool that is not in order, so that it is told once and not with each pod's event.
+	// wrong is what was logged of each invalid pool, so that it is logged once and not with each pod's event.
 	wrong map[types.NamespacedName]string
 }
 
-// New prepares the source, which reads what the watches of pods and of InferencePools bring; Run starts it.
+// New makes the source from the watches of pods and of InferencePools; Run starts it.
 func New(pods, pools cache.ListerWatcher, f *poolstate.Fleet, serves pool.Serves, log *slog.Logger) (*Cluster, error) {
 	c := &Cluster{
 		fleet:  f,
@@ -82,15 +82,15 @@ func (c *Cluster) listen(to cache.ListerWatcher, kind runtime.Object, handler ca
 	return informer.GetIndexer(), nil
 }
 
-// Run keeps the fleet as the cluster is until the context ends. It calls synced once, when every pool that there was
-// at the start can be picked from.
+// Run keeps the fleet as the cluster is until the context ends. It calls synced once, when every pool of the start can
+// be picked from.
 func (c *Cluster) Run(ctx context.Context, synced func()) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	for _, informer := range c.informers {
 		running.Go(func() { informer.RunWithContext(ctx) })
 	}
-	// The queue is asked only once all events of the start are in it, pods first or pools first.
+	// The queue is read only once it holds all events of the start, so that the order of pods and pools does not matter.
 	if !cache.WaitForCacheSync(ctx.Done(), c.events...) {
 		return // the context ended first
 	}
@@ -104,7 +104,7 @@ func (c *Cluster) Run(ctx context.Context, synced func()) {
 	}
 }
 
-// next looks at one pool again, and waits for one; it reports false when there will be none any more.
+// next waits for a pool in the queue and syncs it; it reports false when the queue is shut down.
 func (c *Cluster) next() bool {
 	name, shutdown := c.queue.Get()
 	if shutdown {
@@ -115,10 +115,10 @@ func (c *Cluster) next() bool {
 	return true
 }
 
-// sync makes the fleet's pool what the cluster's is.
+// sync makes the fleet's pool like the cluster's.
 func (c *Cluster) sync(name types.NamespacedName) {
 	object, err := c.pools.InferencePools(name.Namespace).Get(name.Name)
-	if err != nil { // the lister knows no other error than that it is gone
+	if err != nil { // the lister's only error is that the pool is gone
 		c.forget(name)
 		return
 	}
@@ -130,22 +130,22 @@ func (c *Cluster) sync(name types.NamespacedName) {
 		return
 	}
 	settings, wrong := picksettings.Parse(object.Annotations)
-	c.tell(name, errors.Join(append(wrong, faults)...))
+	c.warn(name, errors.Join(append(wrong, faults)...))
 	c.fleet.Configure(name, settings)
 	c.fleet.Pool(name).Metrics().SetInvalidSettings(len(wrong))
 	pods, err := c.pods.Pods(name.Namespace).List(labels.SelectorFromSet(p.Selector))
 	if err != nil {
-		c.log.Error("cannot list the pods of a pool; its endpoints stay as they are", "pool", name.String(), "error", err)
+		c.log.Error("listing the pods of a pool failed; its endpoints stay as they are", "pool", name.String(), "error", err)
 		return
 	}
 	c.fleet.SetPool(p, p.Endpoints(pods))
 }
 
-// linger is how long a pool that went over to another picker is served: waypoints hear of it seconds after us, and a call
-// to a pool that a picker does not know is refused.
+// linger is how long a pool that went over to another picker is still served: waypoints learn of the change seconds
+// after this picker, and a picker refuses calls to pools that it does not know.
 const linger = time.Minute
 
-// lingers reports whether calls to a pool may still come that another picker is to serve.
+// lingers reports whether calls may still come to a pool that went over to another picker.
 func (c *Cluster) lingers(name types.NamespacedName) bool {
 	if c.fleet.Pool(name) == nil {
 		return false
@@ -164,16 +164,16 @@ func (c *Cluster) forget(name types.NamespacedName) {
 	delete(c.wrong, name)
 }
 
-// tell logs what is wrong with a pool, and once. What could be read still serves: what is wrong may be none of the
-// picker's business, and wrong settings have their defaults.
-func (c *Cluster) tell(name types.NamespacedName, err error) {
+// warn logs once what is wrong with a pool. The rest of the pool still serves: the fault may not concern the picker,
+// and wrong settings have their defaults.
+func (c *Cluster) warn(name types.NamespacedName, err error) {
 	if err == nil {
 		delete(c.wrong, name)
 		return
 	}
 	if c.wrong[name] != err.Error() {
 		c.wrong[name] = err.Error()
-		c.log.Warn("InferencePool is not in order", "pool", name.String(), "error", err)
+		c.log.Warn("the InferencePool is invalid in part; the picker uses the rest", "pool", name.String(), "error", err)
 	}
 }
 
@@ -194,14 +194,14 @@ func (c *Cluster) podHandler() cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{
 		AddFunc: c.enqueuePoolsOf,
 		UpdateFunc: func(before, now any) {
-			c.enqueuePoolsOf(before) // the pools that it may have left
+			c.enqueuePoolsOf(before) // the pools that the pod may have left
 			c.enqueuePoolsOf(now)
 		},
 		DeleteFunc: c.enqueuePoolsOf,
 	}
 }
 
-// enqueuePoolsOf has the pools looked at that select a pod. Pools that come later look at all pods anyway.
+// enqueuePoolsOf queues the pools that select a pod. A pool that comes later lists all pods anyway.
 func (c *Cluster) enqueuePoolsOf(object any) {
 	pod, ok := last[*corev1.Pod](object)
 	if !ok {
@@ -209,7 +209,7 @@ func (c *Cluster) enqueuePoolsOf(object any) {
 	}
 	pools, err := c.pools.InferencePools(pod.Namespace).List(labels.Everything())
 	if err != nil {
-		c.log.Error("cannot list the pools of a namespace", "namespace", pod.Namespace, "error", err)
+		c.log.Error("listing the pools of a namespace failed", "namespace", pod.Namespace, "error", err)
 		return
 	}
 	for _, object := range pools {
@@ -228,7 +228,7 @@ func selects(p *inferencev1.InferencePool, podLabels map[string]string) bool {
 	return true
 }
 
-// last is the object of an event, or its last known state where the deletion itself was missed.
+// last returns the object of an event, or its last known state if its deletion was missed.
 func last[T any](object any) (T, bool) {
 	if unknown, ok := object.(cache.DeletedFinalStateUnknown); ok {
 		object = unknown.Obj
@@ -237,8 +237,8 @@ func last[T any](object any) (T, bool) {
 	return t, ok
 }
 
-// strip leaves of an object what the picker needs. Pods of the whole cluster are held, 10,000 and more, and a whole one
-// takes some 10 KB.
+// strip reduces an object to what the picker needs. The pods of the whole cluster are held, 10,000 and more, and a
+// whole pod takes some 10 KB.
 func strip(object any) (any, error) {
 	switch o := object.(type) {
 	case *corev1.Pod:

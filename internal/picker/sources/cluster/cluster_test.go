@@ -156,7 +156,7 @@ func TestClusterFollowsPoolsAndPods(t *testing.T) {
 	sourcestest.Eventually(t, "the deleted pool's end", func() bool { return sourcestest.AddressesOf(f, "models/llama") == nil })
 }
 
-// A fault of a pool that is not the picker's business is told, and the pool serves.
+// A fault of a pool that does not concern the picker is logged, and the pool serves.
 func TestClusterServesPoolsThatAreNotInOrder(t *testing.T) {
 	p := inferencePool("llama", map[string]string{"app": "llama"}, 8000)
 	p.Annotations = map[string]string{
@@ -180,7 +180,7 @@ func TestClusterServesPoolsThatAreNotInOrder(t *testing.T) {
 	if got := f.Pool(llama).SessionHeader(); got != "x-chat" {
 		t.Errorf("the session header is %q, want x-chat: what is wrong beside it must not matter", got)
 	}
-	// What is wrong of the settings is counted, and nothing else is.
+	// Only invalid settings are counted.
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -196,7 +196,7 @@ func TestClusterServesPoolsThatAreNotInOrder(t *testing.T) {
 	if diff := cmp.Diff(map[string]float64{"models/llama": 1}, counted); diff != "" {
 		t.Errorf("wrong settings by pool (-want +got):\n%s", diff)
 	}
-	// It is told once, and not with each event of a pod.
+	// The fault is logged once, and not with each event of a pod.
 	before := log.String()
 	source.sync(llama)
 	if log.String() != before {
@@ -204,8 +204,8 @@ func TestClusterServesPoolsThatAreNotInOrder(t *testing.T) {
 	}
 }
 
-// A pool is taken on by the picker that it names, and by nobody else: another picker's has no state, no series and no
-// scrapes. A change of its reference brings it and takes it away.
+// A pool is served only by the picker that it names: another picker's pool has no state, no series and no scrapes. A
+// change of the pool's reference adds the pool and removes it.
 func TestClusterServesItsOwnPools(t *testing.T) {
 	const own, unnamed, foreign, elsewhere = "own", "unnamed", "foreign", "not-a-service"
 	refs := map[string]*inferencev1.EndpointPickerRef{
@@ -287,7 +287,7 @@ func namesOf(f *poolstate.Fleet) []string {
 	return out
 }
 
-// poolsWithSeries are the names of all pools that any series is of.
+// poolsWithSeries returns the names of all pools that have a series.
 func poolsWithSeries(t *testing.T, registry *prometheus.Registry) []string {
 	t.Helper()
 	families, err := registry.Gather()

@@ -14,8 +14,8 @@ import (
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 )
 
-// Watches read a cluster's pods and InferencePools. Clients of these two kinds alone are made here: the generated ones of
-// Kubernetes know all its kinds, and are half of what the picker would be built of.
+// Watches returns watches of a cluster's pods and InferencePools. It makes clients of these two kinds alone:
+// Kubernetes' generated clients contain all its kinds, and would be half of the picker's code.
 func Watches(config *rest.Config) (pods, pools cache.ListerWatcher, err error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, inferencev1.Install} {

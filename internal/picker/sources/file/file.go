@@ -1,4 +1,4 @@
-// Package file tells the picker of the pools of a YAML file, read again when it changes: a source without a cluster.
+// Package file keeps a fleet's pools as a YAML file has them, and reads the file when it changes. It needs no cluster.
 package file
 
 import (
@@ -19,7 +19,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// File is a source of pools without a cluster: a YAML file, read again when its content changes.
+// File is the YAML file, whose pools the fleet has.
 type File struct {
 	path     string
 	interval time.Duration
@@ -28,8 +28,8 @@ type File struct {
 	content  []byte // as last read, right or wrong
 }
 
-// Open reads the pools of a file into the fleet; Run then looks at the file every interval. A file that cannot be
-// read or is wrong is an error here, at the start, and only here.
+// Open reads the pools of a file into the fleet; Run then reads the file every interval. Only Open fails if the file
+// cannot be read or is wrong.
 func Open(path string, interval time.Duration, f *poolstate.Fleet, log *slog.Logger) (*File, error) {
 	s := &File{path: path, interval: interval, fleet: f, log: log}
 	if _, err := s.load(); err != nil {
@@ -38,9 +38,9 @@ func Open(path string, interval time.Duration, f *poolstate.Fleet, log *slog.Log
 	return s, nil
 }
 
-// Run applies what changes in the file until the context ends; it calls synced at once. A wrong file leaves the pools
-// as they are and is told in the log once. The content is compared rather than watched for, since that holds on every
-// file system and for the symbolic links of mounted ConfigMaps.
+// Run applies the file's changes until the context ends; it calls synced at once. A wrong file leaves the pools as they
+// are and is logged once. Run compares the content and needs no file watch, which works on every file system and with
+// the symbolic links of mounted ConfigMaps.
 func (s *File) Run(ctx context.Context, synced func()) {
 	synced()
 	tick := time.NewTicker(s.interval)
@@ -53,15 +53,15 @@ func (s *File) Run(ctx context.Context, synced func()) {
 		}
 		switch changed, err := s.load(); {
 		case err != nil && changed:
-			s.log.Error("pools file is wrong; the last good one stays in force", "file", s.path, "error", err)
+			s.log.Error("the pools file is wrong; its last good content stays in force", "file", s.path, "error", err)
 		case changed:
-			s.log.Info("pools file was read again", "file", s.path, "pools", len(s.fleet.Names()))
+			s.log.Info("read the changed pools file", "file", s.path, "pools", len(s.fleet.Names()))
 		}
 	}
 }
 
-// load reads the file and applies it. It reports whether the content is another than before; a file that cannot be
-// read counts as an empty content.
+// load reads the file and applies it. It reports whether the content has changed; a file that cannot be read counts as
+// empty.
 func (s *File) load() (changed bool, err error) {
 	content, err := os.ReadFile(s.path)
 	if s.content != nil && bytes.Equal(s.content, content) {
@@ -93,15 +93,15 @@ func (s *File) apply(pools []filePool) {
 	}
 }
 
-// filePool is one pool of a file that was checked.
+// filePool is one valid pool of a file.
 type filePool struct {
 	name      types.NamespacedName
 	endpoints []pool.Endpoint
 	settings  picksettings.Settings
 }
 
-// parseFile reads the file's format: a list "pools", each with a name "namespace/name", its endpoints "ip:port", and the
-// annotations that it would have as an InferencePool. All that is wrong is told at once.
+// parseFile parses the file: a list "pools", each with a name "namespace/name", its endpoints "ip:port", and the
+// annotations that it would have as an InferencePool. The error lists all that is wrong.
 func parseFile(content []byte) ([]filePool, error) {
 	var doc struct {
 		Pools []struct {
@@ -114,7 +114,7 @@ func parseFile(content []byte) ([]filePool, error) {
 		return nil, err
 	}
 	if doc.Pools == nil {
-		return nil, errors.New(`the list "pools" is missing`) // a file that is just being written, too
+		return nil, errors.New(`the list "pools" is missing`) // also the case while the file is being written
 	}
 	var out []filePool
 	var wrong []error

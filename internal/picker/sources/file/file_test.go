@@ -110,25 +110,25 @@ func TestFileIsReadAgain(t *testing.T) {
 	write("pools:\n- name: a/b\n  endpoints: ['10.0.0.2:80']\n")
 	sourcestest.Eventually(t, "the new endpoint", is("a/b", "10.0.0.2:80"))
 	sourcestest.Eventually(t, "the removal of a/c", func() bool { return sourcestest.AddressesOf(f, "a/c") == nil })
-	// 2. A wrong file is told once and changes nothing.
+	// 2. A wrong file is logged once and changes nothing.
 	write("pools: [")
-	sourcestest.Eventually(t, "a word on the wrong file", func() bool { return strings.Contains(log.String(), "last good one stays") })
+	sourcestest.Eventually(t, "a word on the wrong file", func() bool { return strings.Contains(log.String(), "last good content stays") })
 	time.Sleep(20 * time.Millisecond)
-	if n := strings.Count(log.String(), "last good one stays"); n != 1 {
+	if n := strings.Count(log.String(), "last good content stays"); n != 1 {
 		t.Errorf("a wrong file is told %d times, want once", n)
 	}
 	if !is("a/b", "10.0.0.2:80")() {
 		t.Errorf("a wrong file changed the endpoints to %v", sourcestest.AddressesOf(f, "a/b"))
 	}
-	// 3. So is one that is away.
+	// 3. So is a missing file.
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	sourcestest.Eventually(t, "a word on the missing file", func() bool { return strings.Count(log.String(), "last good one stays") == 2 })
+	sourcestest.Eventually(t, "a word on the missing file", func() bool { return strings.Count(log.String(), "last good content stays") == 2 })
 	if !is("a/b", "10.0.0.2:80")() {
 		t.Errorf("a missing file changed the endpoints to %v", sourcestest.AddressesOf(f, "a/b"))
 	}
-	// 4. And a good one mends it.
+	// 4. The next good file is applied.
 	write("pools:\n- name: a/b\n  endpoints: ['10.0.0.3:80']\n")
 	sourcestest.Eventually(t, "the mended file", is("a/b", "10.0.0.3:80"))
 }

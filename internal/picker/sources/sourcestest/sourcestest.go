@@ -1,4 +1,4 @@
-// Package sourcestest has what tests of sources of pools share.
+// Package sourcestest holds what the tests of sources of pools share.
 package sourcestest
 
 import (
@@ -34,7 +34,7 @@ func AddressesOf(f *poolstate.Fleet, name string) []string {
 	return out
 }
 
-// Eventually waits for what another goroutine brings about.
+// Eventually waits until holds returns true, which another goroutine brings about.
 func Eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); !holds(); time.Sleep(time.Millisecond) {
@@ -44,7 +44,7 @@ func Eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// Buffer is a buffer for a writer and a reader at the same time.
+// Buffer is a buffer that one goroutine may write while another reads it.
 type Buffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -59,7 +59,7 @@ func (l *Buffer) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
-// String is all that was written.
+// String returns all that was written.
 func (l *Buffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -97,7 +97,7 @@ func TestKeep(t *testing.T) {
 				default:
 				}
 				change(t, c)
-				if err := <-ended; err == nil || !strings.Contains(err.Error(), "not the one") {
+				if err := <-ended; err == nil || !strings.Contains(err.Error(), "has changed") {
 					t.Errorf("it ended with %v", err)
 				}
 			})

@@ -21,7 +21,7 @@ const grpcTypes = `(?i)\s*application/grpc.*`
 
 // oneMessage matches the paths of model servers' gRPC calls whose request is a single message: vLLM's and SGLang's engines,
 // and KServe's ModelInfer, but not ModelStreamInfer. Pickers of other projects may read the prompt in such a message. The
-// expression is short because Envoy compiles it to at most 100 steps.
+// expression must compile to at most 100 steps, or Envoy refuses it.
 const oneMessage = `/((vllm|sglang)\.grpc\..*|inference\.GRPCInferenceService/ModelInfer)`
 
 // shortLengths matches the content-lengths, in bytes, of bodies that surely fit into Envoy's buffer of 1 MiB. From 1.37.1 on,

@@ -22,7 +22,7 @@ const (
 	// gRPC servers in Go. Such a server takes more than two pings without a call in between for an attack, and closes the
 	// connection with all of its calls.
 	pickerSilence = 100 * time.Millisecond
-	// pingTimeout closes the connection. It is longer than the 100 ms for which a container without CPU quota is throttled.
+	// pingTimeout closes the connection. It is longer than the 100 ms for which a container over its CPU quota is throttled.
 	// Together with pickerSilence it must be shorter than pickTimeout: if no call waits when the connection closes, Envoy
 	// counts no failure of the picker, and asks another too late.
 	pingTimeout = 150 * time.Millisecond

@@ -16,7 +16,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
-// A GRPCRoute is told at a pool's front that it is not in force, and nowhere else.
+// The status of a GRPCRoute says at a pool's front, and nowhere else, that the route has no effect.
 func TestReconcileGRPCRoute(t *testing.T) {
 	ctx := context.Background()
 	front := routeTo().Spec.ParentRefs[0]

@@ -28,13 +28,13 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
-// name is the controller's in logs, metrics and events.
+// name is the controller's name in logs, metrics and events.
 const name = "inference-waypoint"
 
 // parallel is how many pools, and how many routes, are reconciled at once.
 const parallel = 8
 
-// envoyFilterKind stands for its kind.
+// envoyFilterKind is an empty EnvoyFilter, for functions that need an object of the kind.
 var envoyFilterKind client.Object = &networkingv1alpha3.EnvoyFilter{}
 
 // Scheme knows the kinds that the controller reads and writes.
@@ -44,7 +44,7 @@ func Scheme() (*runtime.Scheme, error) {
 		corev1.AddToScheme,
 		inferencev1.Install,
 		gatewayv1.Install,
-		gatewayv1beta1.Install, // ReferenceGrants, which older clusters have in no other version
+		gatewayv1beta1.Install, // ReferenceGrants, which older clusters have only in this version
 		networkingv1.AddToScheme,
 		networkingv1alpha3.AddToScheme,
 		securityv1.AddToScheme,
@@ -56,9 +56,9 @@ func Scheme() (*runtime.Scheme, error) {
 	return scheme, nil
 }
 
-// Add adds the controllers of pools, routes and namespaces to a manager. At their start every one of those and every
-// object of ours is an event, so that what changed while no controller ran is set right. Waypoints are read every
-// so often for whether calls are picked, where watch is not 0.
+// Add adds the controllers of pools, routes and namespaces to a manager. At their start every such object and every object
+// of ours is an event, so that they repair changes made while no controller ran. If watch is not 0, the controller reads
+// the waypoints' counters at this interval, to see whether calls are picked.
 func Add(ctx context.Context, m manager.Manager, settings translate.Settings, times handover.Times, watch time.Duration) error {
 	for _, i := range indexes(settings) {
 		if !installed(m.GetRESTMapper(), m.GetScheme(), i.kind) {

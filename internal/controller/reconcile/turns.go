@@ -6,11 +6,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 )
 
-// turns are the requests that wait for a reconcile, in a line for each namespace. The lines are served in turn, so that
-// however much of one tenant's is to be done, the next of another's waits for one of it.
+// turns is a queue of reconcile requests that is fair among namespaces. It has one line of requests for each namespace, and
+// serves the lines in turn. So a request waits for at most one request of each other namespace.
 type turns struct {
 	lines map[string][]reconcile.Request
-	order []string // the namespaces with a line, the next first
+	order []string // the namespaces with waiting requests, the next first
 	n     int
 }
 
@@ -27,7 +27,7 @@ func (q *turns) Push(r reconcile.Request) {
 
 func (q *turns) Len() int { return q.n }
 
-// Pop is called where there is something.
+// Pop is called only if the queue is not empty.
 func (q *turns) Pop() reconcile.Request {
 	namespace := q.order[0]
 	line := q.lines[namespace]
@@ -41,8 +41,8 @@ func (q *turns) Pop() reconcile.Request {
 	return line[0]
 }
 
-// fairly has a controller work by turns of namespaces, on so many objects at once: a reconcile mostly waits for the API
-// server.
+// fairly gives a controller a queue that is fair among namespaces, and this many parallel reconciles. A reconcile mostly
+// waits for the API server.
 func fairly(parallel int) controller.Options {
 	return controller.Options{MaxConcurrentReconciles: parallel, NewQueue: newTurns}
 }

@@ -159,7 +159,7 @@ func TestRing(t *testing.T) {
 		}
 
 		first := ensure(t, c)
-		r.wait(interval)
+		r.wait(refreshInterval)
 		r.admits(first.Token(llama), true)
 		r.admits("of a controller that went", true) // waypoints may have no better one yet
 		r.admits("", true)
@@ -172,7 +172,7 @@ func TestRing(t *testing.T) {
 		if again := ensure(t, c); again != first { // a controller that begins, and may write tokens where none were
 			t.Error("a controller that begins makes another key")
 		}
-		r.wait(interval)
+		r.wait(refreshInterval)
 		r.admits("", true)
 		r.wait(grace)
 		r.admits("", false)
@@ -180,11 +180,11 @@ func TestRing(t *testing.T) {
 		if err := Delete(t.Context(), c, system); err != nil {
 			t.Fatal(err)
 		}
-		r.wait(interval)
+		r.wait(refreshInterval)
 		r.admits(first.Token(llama), true)
 		r.admits("", false)
 		second := ensure(t, c)
-		r.wait(interval)
+		r.wait(refreshInterval)
 		r.admits(second.Token(llama), true)
 		r.admits(first.Token(llama), true)
 		r.wait(grace)
@@ -244,7 +244,7 @@ func TestRingCannotRead(t *testing.T) {
 func BenchmarkAdmits(b *testing.B) {
 	k := New()
 	r := newRing(nil, system, nil, nil)
-	r.take(k, time.Time{})
+	r.store(k, time.Time{})
 	token := k.Token(llama)
 	b.ReportAllocs()
 	for b.Loop() {

@@ -18,10 +18,10 @@ import (
 )
 
 const (
-	// interval is how often a picker reads the key. It is far shorter than grace, so that pickers have a new key in time.
-	interval = 10 * time.Second
-	// soon is the interval before the first read that succeeds, as the picker is not ready until then.
-	soon = time.Second
+	// refreshInterval is how often a picker reads the key. It is far shorter than grace, so that pickers have a new key in time.
+	refreshInterval = 10 * time.Second
+	// firstInterval is the interval before the first read that succeeds, as the picker is not ready until then.
+	firstInterval = time.Second
 )
 
 // maxTokens bounds the tokens that a ring caches, at one for each pool.
@@ -35,12 +35,12 @@ type Ring struct {
 	log       *slog.Logger
 	now       func() time.Time
 
-	held    atomic.Pointer[held] // nil before there was a key
-	problem string               // the problem that was logged last
+	state   atomic.Pointer[keyState] // nil before there was a key
+	problem string                   // the problem that was logged last
 }
 
-// held is the current key, and the time from which its tokens are checked.
-type held struct {
+// keyState is the current key, and the time from which its tokens are checked.
+type keyState struct {
 	current  *tokens
 	enforced time.Time
 }
@@ -65,7 +65,7 @@ func newRing(reader client.Reader, namespace string, seed func(uint64), log *slo
 // Admits reports whether a caller with this token may ask about a pool, "namespace/name". While there is no key, every
 // caller that the mesh admits may.
 func (r *Ring) Admits(pool, token string) bool {
-	h := r.held.Load()
+	h := r.state.Load()
 	switch {
 	case h == nil:
 		return true
@@ -80,10 +80,10 @@ func (r *Ring) Admits(pool, token string) bool {
 // whether there is a key.
 func (r *Ring) Run(ctx context.Context, synced func()) {
 	var once sync.Once
-	for wait := soon; ctx.Err() == nil; {
-		if r.look(ctx) {
+	for wait := firstInterval; ctx.Err() == nil; {
+		if r.refresh(ctx) {
 			once.Do(synced)
-			wait = interval
+			wait = refreshInterval
 		}
 		select {
 		case <-ctx.Done():
@@ -92,9 +92,9 @@ func (r *Ring) Run(ctx context.Context, synced func()) {
 	}
 }
 
-// look reads the Secret, and reports whether it is known now which key there is, if any. A picker that may not read the
+// refresh reads the Secret, and reports whether it is known now which key there is, if any. A picker that may not read the
 // Secret logs that and checks no tokens: the mesh's own policy still admits only waypoints.
-func (r *Ring) look(ctx context.Context) (known bool) {
+func (r *Ring) refresh(ctx context.Context) (known bool) {
 	var s corev1.Secret
 	err := r.reader.Get(ctx, types.NamespacedName{Namespace: r.namespace, Name: SecretName}, &s)
 	var key Key
@@ -105,37 +105,37 @@ func (r *Ring) look(ctx context.Context) (known bool) {
 	switch {
 	case err == nil:
 		r.problem = ""
-		if r.take(key, enforced) {
+		if r.store(key, enforced) {
 			r.seed(key.Seed())
 			r.log.Info("read a new key for the tokens of pools", "enforcedFrom", enforced)
 		}
 		return true
 	case apierrors.IsNotFound(err): // the last key stays in use: the controller soon creates another
-		if r.held.Load() == nil {
-			r.tell("the controller has not created the key for the tokens of pools yet")
+		if r.state.Load() == nil {
+			r.logProblem("the controller has not created the key for the tokens of pools yet")
 		}
 		return true
 	}
-	r.tell(fmt.Sprintf("the key for the tokens of pools cannot be read: %v", err))
+	r.logProblem(fmt.Sprintf("the key for the tokens of pools cannot be read: %v", err))
 	return apierrors.IsForbidden(err) || s.Name != ""
 }
 
-// tell logs a problem, unless it was the last one logged.
-func (r *Ring) tell(problem string) {
+// logProblem logs a problem, unless it was the last one logged.
+func (r *Ring) logProblem(problem string) {
 	if problem != r.problem {
 		r.problem = problem
 		r.log.Error("any admitted waypoint may ask about any pool, as there is no key", "problem", problem)
 	}
 }
 
-// take stores a key, and reports whether it differs from the one before.
-func (r *Ring) take(key Key, enforced time.Time) bool {
-	old := r.held.Load()
+// store stores a key, and reports whether it differs from the one before.
+func (r *Ring) store(key Key, enforced time.Time) bool {
+	old := r.state.Load()
 	if old != nil && old.current.key == key {
-		r.held.Store(&held{old.current, enforced})
+		r.state.Store(&keyState{old.current, enforced})
 		return false
 	}
-	r.held.Store(&held{&tokens{key: key}, enforced})
+	r.state.Store(&keyState{&tokens{key: key}, enforced})
 	return true
 }
 

@@ -28,15 +28,15 @@ func (f Front) RouteName(virtualHost string) string {
 
 // ChainPatches make the front's chain ask a picker for each call, as the routes of a virtual host say. The chain removes the client's own
 // endpoint header, asks the picker, and gives the pick to the pool's cluster, in this order. The filter's counters have the prefix in
-// their names. The picker told, if any, gets the reports of broken-off calls; it may differ from the picker that is asked.
-func ChainPatches(at Front, virtualHost, statPrefix string, told *Picker) ([]*Patch, error) {
+// their names. The picker brokenOffTo, if any, gets the reports of broken-off calls; it may differ from the picker that is asked.
+func ChainPatches(at Front, virtualHost, statPrefix string, brokenOffTo *Picker) ([]*Patch, error) {
 	var out []*Patch
 	for _, f := range []struct {
 		name   string
 		config message
 	}{
 		{guardFilter, guard()},
-		{pickerFilter, askNobody(statPrefix)},
+		{pickerFilter, extProcFilter(statPrefix)},
 		{endpointsFilter, endpointsToMetadata()},
 	} {
 		config, err := pack(f.config)
@@ -53,8 +53,8 @@ func ChainPatches(at Front, virtualHost, statPrefix string, told *Picker) ([]*Pa
 		out = append(out, patch)
 	}
 	manager := fetchedRoutes(at, virtualHost)
-	if told != nil {
-		log, err := told.brokenOff()
+	if brokenOffTo != nil {
+		log, err := brokenOffTo.brokenOff()
 		if err != nil {
 			return nil, err
 		}

@@ -116,7 +116,7 @@ func TestAsk(t *testing.T) {
 // The chain's own filter asks nobody, refuses the call, and lets no picker write the endpoints past the filter that names
 // them.
 func TestAskNobody(t *testing.T) {
-	got := askNobody("counted")
+	got := extProcFilter("counted")
 	if c := got.GetGrpcService().GetEnvoyGrpc().GetClusterName(); c != noPicker {
 		t.Errorf("cluster %q, want one that nobody makes", c)
 	}

@@ -91,11 +91,11 @@ func guard() *headermutationv3.HeaderMutation {
 	}}
 }
 
-// askNobody is the ext_proc filter of every chain. The routes set which picker to ask, and how: if the chain named a
+// extProcFilter is the ext_proc filter of every chain. The routes set which picker to ask, and how: if the chain named a
 // picker, each change of the picker would replace the chain and cut its calls. The filter refuses a call for which no
 // route sets a picker. The prefix is in the names of the filter's counters; without it, all pools of a waypoint would
 // share counters.
-func askNobody(statPrefix string) *extprocv3.ExternalProcessor {
+func extProcFilter(statPrefix string) *extprocv3.ExternalProcessor {
 	return &extprocv3.ExternalProcessor{
 		GrpcService: Picker{}.service(),
 		StatPrefix:  statPrefix,
@@ -114,7 +114,7 @@ func askNobody(statPrefix string) *extprocv3.ExternalProcessor {
 	}
 }
 
-// ask is the override of askNobody by which a route asks the picker.
+// ask is the override of extProcFilter by which a route asks the picker.
 func (p Picker) ask() *extprocv3.ExtProcOverrides {
 	service := p.service()
 	service.RetryPolicy = askAnother()

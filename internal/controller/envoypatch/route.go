@@ -52,8 +52,8 @@ func (r Route) Check() error {
 	return err
 }
 
-// nowhere is the name of a cluster that does not exist.
-const nowhere = "inference|nowhere"
+// noCluster is the name of a cluster that does not exist.
+const noCluster = "inference|nowhere"
 
 // build makes Envoy's route for a part of the route's calls.
 func (r Route) build(at Front, own Picker, part calls) (*routev3.Route, error) {
@@ -75,10 +75,10 @@ func (r Route) build(at Front, own Picker, part calls) (*routev3.Route, error) {
 	switch {
 	case r.Redirect != nil:
 		out.Action = &routev3.Route_Redirect{Redirect: r.Redirect.build(r.Match.Path)}
-		out.TypedPerFilterConfig, err = askFor(nil, own, part)
+		out.TypedPerFilterConfig, err = pickerOverride(nil, own, part)
 	case len(r.To) == 0:
 		out.Action = &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: r.Status}}
-		out.TypedPerFilterConfig, err = askFor(nil, own, part)
+		out.TypedPerFilterConfig, err = pickerOverride(nil, own, part)
 	default:
 		var action *routev3.RouteAction
 		action, err = r.action(own, part)
@@ -130,12 +130,12 @@ func weighted(to []Destination, own Picker, part calls) (*routev3.WeightedCluste
 		}
 		cluster := &routev3.WeightedCluster_ClusterWeight{Name: d.Cluster, Weight: wrapperspb.UInt32(d.Weight)}
 		if d.Cluster == "" {
-			cluster.Name = nowhere
+			cluster.Name = noCluster
 		}
 		cluster.RequestHeadersToAdd, cluster.RequestHeadersToRemove = d.Request.build()
 		cluster.ResponseHeadersToAdd, cluster.ResponseHeadersToRemove = d.Response.build()
 		var err error
-		if cluster.TypedPerFilterConfig, err = askFor(d.Picker, own, part); err != nil {
+		if cluster.TypedPerFilterConfig, err = pickerOverride(d.Picker, own, part); err != nil {
 			return nil, err
 		}
 		out.Clusters = append(out.Clusters, cluster)
@@ -143,9 +143,9 @@ func weighted(to []Destination, own Picker, part calls) (*routev3.WeightedCluste
 	return out, nil
 }
 
-// askFor overrides the virtual host's picker settings for a part of the calls: where the destination has another picker
+// pickerOverride overrides the virtual host's picker settings for a part of the calls: where the destination has another picker
 // or none, or where the picker gets the bodies of these calls in another mode or not at all.
-func askFor(picker *Picker, own Picker, part calls) (map[string]*anypb.Any, error) {
+func pickerOverride(picker *Picker, own Picker, part calls) (map[string]*anypb.Any, error) {
 	if picker == nil {
 		return overridePicker(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Disabled{Disabled: true}})
 	}

@@ -72,13 +72,13 @@ func (f *Filters) Plan(owner types.NamespacedName, wanted []Wanted, live []*netw
 	now := f.clock.Now()
 	for _, l := range live {
 		if known[nameOf(l)] == nil {
-			known[nameOf(l)] = found(l)
+			known[nameOf(l)] = existing(l)
 		}
-		known[nameOf(l)].see(l, now)
+		known[nameOf(l)].observe(l, now)
 	}
 	defer func() {
 		for _, k := range known {
-			k.rest()
+			k.release()
 		}
 	}()
 	var plan Plan
@@ -151,16 +151,16 @@ type filter struct {
 	// named are the parts that routes may name already, and seen is when each part was first seen in the cluster.
 	named map[part]bool
 	seen  map[part]time.Time
-	// left is since when each part of last is no longer wanted.
-	left map[part]time.Time
+	// unwantedSince is since when each part of last is no longer wanted.
+	unwantedSince map[part]time.Time
 }
 
 func newFilter(called bool) *filter {
-	return &filter{called: called, named: map[part]bool{}, seen: map[part]time.Time{}, left: map[part]time.Time{}}
+	return &filter{called: called, named: map[part]bool{}, seen: map[part]time.Time{}, unwantedSince: map[part]time.Time{}}
 }
 
-// found makes the memory of an EnvoyFilter that existed before the first plan.
-func found(live *networkingv1alpha3.EnvoyFilter) *filter {
+// existing makes the memory of an EnvoyFilter that existed before the first plan.
+func existing(live *networkingv1alpha3.EnvoyFilter) *filter {
 	f := newFilter(true)
 	for p := range partsOf(live) {
 		f.named[p], f.seen[p] = true, time.Time{}
@@ -168,8 +168,8 @@ func found(live *networkingv1alpha3.EnvoyFilter) *filter {
 	return f
 }
 
-// see records the live EnvoyFilter, and the parts that are new in it.
-func (f *filter) see(live *networkingv1alpha3.EnvoyFilter, now time.Time) {
+// observe records the live EnvoyFilter, and the parts that are new in it.
+func (f *filter) observe(live *networkingv1alpha3.EnvoyFilter, now time.Time) {
 	f.called, f.live = true, live
 	for p := range partsOf(live) {
 		if _, before := f.seen[p]; !before {
@@ -178,16 +178,16 @@ func (f *filter) see(live *networkingv1alpha3.EnvoyFilter, now time.Time) {
 	}
 }
 
-// rest drops what is not needed until the next plan.
-func (f *filter) rest() {
+// release drops what is not needed until the next plan.
+func (f *filter) release() {
 	if f.final && f.last != nil && f.live != nil && same(f.last, f.live) {
 		f.last = nil
 	}
 	f.live = nil
 }
 
-// before is the last plan, which may not be in the cluster yet, or else the live EnvoyFilter; nil if there is neither.
-func (f *filter) before() *networkingv1alpha3.EnvoyFilter {
+// lastOrLive is the last plan, which may not be in the cluster yet, or else the live EnvoyFilter; nil if there is neither.
+func (f *filter) lastOrLive() *networkingv1alpha3.EnvoyFilter {
 	if f.last != nil {
 		return f.last
 	}
@@ -208,11 +208,11 @@ func same(a, b *networkingv1alpha3.EnvoyFilter) bool {
 func (f *filter) next(want *networkingv1alpha3.EnvoyFilter, times Times, now time.Time) (_ *networkingv1alpha3.EnvoyFilter, again time.Duration) {
 	parts := partsOf(want)
 	if unsettled := f.unsettled(parts, times, now); f.called && unsettled > 0 {
-		out := join(want, f.before(), parts)
+		out := withNewClusters(want, f.lastOrLive(), parts)
 		f.last, f.final, again = out, false, unsettled
 		return out, again
 	}
-	kept, again := f.keep(parts, times, now)
+	kept, again := f.draining(parts, times, now)
 	f.last, f.final = with(want, kept), len(kept) == 0
 	clear(f.named)
 	for p := range parts {
@@ -240,20 +240,20 @@ func (f *filter) settles(p part, times Times, now time.Time) time.Duration {
 	return max(0, times.Settle-now.Sub(seen))
 }
 
-// keep are the parts of the last plan that are no longer wanted, but that calls may still use.
-func (f *filter) keep(wanted map[part]*patch, times Times, now time.Time) (kept map[part]*patch, again time.Duration) {
+// draining are the parts of the last plan that are no longer wanted, but that calls may still use.
+func (f *filter) draining(wanted map[part]*patch, times Times, now time.Time) (kept map[part]*patch, again time.Duration) {
 	kept = map[part]*patch{}
-	maps.DeleteFunc(f.left, func(p part, _ time.Time) bool { _, is := wanted[p]; return is })
-	for p, as := range partsOf(f.before()) {
+	maps.DeleteFunc(f.unwantedSince, func(p part, _ time.Time) bool { _, is := wanted[p]; return is })
+	for p, as := range partsOf(f.lastOrLive()) {
 		if _, is := wanted[p]; is {
 			continue
 		}
-		if f.left[p].IsZero() {
-			f.left[p] = now
+		if f.unwantedSince[p].IsZero() {
+			f.unwantedSince[p] = now
 		}
-		rest := times.Drain - now.Sub(f.left[p])
+		rest := times.Drain - now.Sub(f.unwantedSince[p])
 		if rest <= 0 {
-			delete(f.left, p)
+			delete(f.unwantedSince, p)
 			delete(f.seen, p)
 			delete(f.named, p)
 			continue
@@ -267,8 +267,8 @@ func (f *filter) keep(wanted map[part]*patch, times Times, now time.Time) (kept 
 // leave is what to write of an EnvoyFilter that is no longer wanted; nil if it may be deleted. Its patches of chains are
 // removed at once.
 func (f *filter) leave(times Times, now time.Time) (_ *networkingv1alpha3.EnvoyFilter, again time.Duration) {
-	kept, again := f.keep(nil, times, now)
-	before := f.before()
+	kept, again := f.draining(nil, times, now)
+	before := f.lastOrLive()
 	if before == nil || len(kept) == 0 {
 		return nil, 0
 	}
@@ -276,8 +276,8 @@ func (f *filter) leave(times Times, now time.Time) (_ *networkingv1alpha3.EnvoyF
 	return f.last, again
 }
 
-// join adds the new clusters of the wanted filter to the last one, whose routes do not name them yet.
-func join(want, last *networkingv1alpha3.EnvoyFilter, wanted map[part]*patch) *networkingv1alpha3.EnvoyFilter {
+// withNewClusters adds the new clusters of the wanted filter to the last one, whose routes do not name them yet.
+func withNewClusters(want, last *networkingv1alpha3.EnvoyFilter, wanted map[part]*patch) *networkingv1alpha3.EnvoyFilter {
 	base := last
 	if base == nil {
 		base = emptied(want)

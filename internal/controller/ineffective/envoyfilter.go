@@ -49,8 +49,8 @@ func (p Place) targeted(f *networkingv1alpha3.EnvoyFilter) bool {
 	return slices.ContainsFunc(Targets(f), func(o routes.Object) bool { return slices.Contains(p.Targets(), o) })
 }
 
-// loses reports whether a patch has no effect at the place. Patches of the listener, its chains and filters have one.
-func (p Place) loses(patch *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) bool {
+// ignores reports whether a patch has no effect at the place. Patches of the listener, its chains and filters have one.
+func (p Place) ignores(patch *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) bool {
 	match := patch.GetMatch()
 	switch patch.GetApplyTo() {
 	case v1alpha3.EnvoyFilter_ROUTE_CONFIGURATION, v1alpha3.EnvoyFilter_VIRTUAL_HOST, v1alpha3.EnvoyFilter_HTTP_ROUTE:
@@ -69,8 +69,8 @@ func (p Place) loses(patch *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) bool {
 	}
 }
 
-// harms reports whether a patch changes the filters that ask the picker.
-func harms(patch *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) bool {
+// changesOurFilters reports whether a patch changes the filters that ask the picker.
+func changesOurFilters(patch *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) bool {
 	changed := patch.GetMatch().GetListener().GetFilterChain().GetFilter().GetSubFilter().GetName()
 	switch patch.GetPatch().GetOperation() {
 	case v1alpha3.EnvoyFilter_Patch_REMOVE, v1alpha3.EnvoyFilter_Patch_REPLACE, v1alpha3.EnvoyFilter_Patch_MERGE:

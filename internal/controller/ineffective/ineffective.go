@@ -69,8 +69,8 @@ const (
 	harmfulFilter   = "harmful EnvoyFilter" // shown as an EnvoyFilter in messages
 )
 
-// instead says for each kind what users can write instead.
-var instead = []struct{ kind, text string }{
+// alternatives says for each kind what users can write instead.
+var alternatives = []struct{ kind, text string }{
 	{virtualService, "write an HTTPRoute whose parent is the host's object"},
 	{destinationRule, "the pool's picker picks endpoints and avoids failing ones: see the annotations inference-waypoint.io/pick-*"},
 	{envoyFilter, "its patches of routes and of the pool's clusters have no effect: write an HTTPRoute, or patch HTTP filters"},
@@ -82,20 +82,20 @@ var instead = []struct{ kind, text string }{
 func Find(at Place, in Objects, clusterDomain string) []Object {
 	var out []Object
 	for name, v := range in.VirtualServices {
-		if at.called(v, VirtualServiceHosts(v, clusterDomain), v.Spec.GetExportTo()) {
+		if at.applies(v, VirtualServiceHosts(v, clusterDomain), v.Spec.GetExportTo()) {
 			out = append(out, Object{virtualService, name})
 		}
 	}
 	for name, d := range in.DestinationRules {
-		if at.selects(d) && at.called(d, DestinationRuleHosts(d, clusterDomain), d.Spec.GetExportTo()) {
+		if at.selects(d) && at.applies(d, DestinationRuleHosts(d, clusterDomain), d.Spec.GetExportTo()) {
 			out = append(out, Object{destinationRule, name})
 		}
 	}
 	for name, f := range in.EnvoyFilters {
-		if at.targeted(f) && slices.ContainsFunc(f.Spec.GetConfigPatches(), at.loses) {
+		if at.targeted(f) && slices.ContainsFunc(f.Spec.GetConfigPatches(), at.ignores) {
 			out = append(out, Object{envoyFilter, name})
 		}
-		if at.targeted(f) && slices.ContainsFunc(f.Spec.GetConfigPatches(), harms) {
+		if at.targeted(f) && slices.ContainsFunc(f.Spec.GetConfigPatches(), changesOurFilters) {
 			out = append(out, Object{harmfulFilter, name})
 		}
 	}
@@ -106,12 +106,12 @@ func Find(at Place, in Objects, clusterDomain string) []Object {
 }
 
 func order(kind string) int {
-	for i, k := range instead {
+	for i, k := range alternatives {
 		if k.kind == kind {
 			return i
 		}
 	}
-	return len(instead)
+	return len(alternatives)
 }
 
 // maxNamed bounds how many objects of a kind a message names.
@@ -120,7 +120,7 @@ const maxNamed = 5
 // Message names the objects and what to write instead. It is empty if there are none.
 func Message(all []Object) string {
 	var parts []string
-	for _, k := range instead {
+	for _, k := range alternatives {
 		prefix, kind := "", k.kind
 		switch {
 		case k.kind == harmfulFilter:
@@ -188,10 +188,10 @@ func Matches(pattern, host string) bool {
 	return pattern == host
 }
 
-// called reports whether Istio would apply an object with these host patterns to any of the fronts. At a waypoint Istio
+// applies reports whether Istio would apply an object with these host patterns to any of the fronts. At a waypoint Istio
 // applies objects of the waypoint's namespace and of the host's. Objects of the root namespace do not count: they are
 // defaults for the whole mesh, and not meant for a pool.
-func (p Place) called(o metav1.Object, patterns, exportTo []string) bool {
+func (p Place) applies(o metav1.Object, patterns, exportTo []string) bool {
 	if !visible(o.GetNamespace(), exportTo, p.Waypoint.Namespace) {
 		return false
 	}

@@ -51,7 +51,7 @@ func (r *accessReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (
 	if policy := translate.PickerAccess(picker, service, waypoints); policy != nil {
 		desired = append(desired, policy)
 	}
-	return keep(ctx, r.objects, translate.PickerOwner(picker), desired)
+	return syncOwned(ctx, r.objects, translate.PickerOwner(picker), desired)
 }
 
 func newAccessReconciler(c client.Client, settings translate.Settings, ticks clock.Clock) *accessReconciler {

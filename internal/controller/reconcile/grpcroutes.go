@@ -45,13 +45,13 @@ func addGRPCRoutes(ctx context.Context, m manager.Manager, settings translate.Se
 	if err := m.GetFieldIndexer().IndexField(ctx, &gatewayv1.GRPCRoute{}, parentIndex, grpcRouteParents); err != nil {
 		return fmt.Errorf("indexing GRPCRoutes by their parents: %w", err)
 	}
-	w := watcher{&dependents{}, indexes(settings), nobodys}
+	w := watcher{&dependents{}, indexes(settings), noOwner}
 	return ctrl.NewControllerManagedBy(m).
 		Named(name+"-grpcroutes").
 		For(&gatewayv1.GRPCRoute{}).
 		Watches(&inferencev1.InferencePool{}, w.handler()).
 		Watches(&corev1.Service{}, w.handler()).
-		WithOptions(fairly(1)).
+		WithOptions(fairOptions(1)).
 		Complete(&grpcRouteReconciler{client: m.GetClient(), settings: settings, now: time.Now, read: w.dependents})
 }
 

@@ -46,19 +46,19 @@ func (r *pickersReconciler) Reconcile(ctx context.Context, request reconcile.Req
 	if filter != nil {
 		desired = append(desired, filter)
 	}
-	return keep(ctx, r.objects, translate.WaypointOwner(request.NamespacedName), desired)
+	return syncOwned(ctx, r.objects, translate.WaypointOwner(request.NamespacedName), desired)
 }
 
-// keep syncs the objects of an owner without a status. It logs names that are taken.
-func keep(ctx context.Context, objects apply.Set, owner types.NamespacedName, desired []client.Object) (reconcile.Result, error) {
+// syncOwned syncs the objects of an owner without a status. It logs names that are taken.
+func syncOwned(ctx context.Context, objects apply.Set, owner types.NamespacedName, desired []client.Object) (reconcile.Result, error) {
 	_, err := objects.Sync(ctx, owner, desired, apply.Leaving{})
-	if passing(err) {
+	if transient(err) {
 		return reconcile.Result{}, err
 	}
 	if taken(err) {
 		ctrl.LoggerFrom(ctx).Error(err, "writing the objects of "+owner.String())
 	}
-	return after(err, reconcile.Result{}, nil)
+	return requeue(err, reconcile.Result{}, nil)
 }
 
 // setOf makes a Set for one kind, which slows down where another writer undoes its writes.
@@ -125,7 +125,7 @@ func addPickers(m manager.Manager, settings translate.Settings) error {
 	return ctrl.NewControllerManagedBy(m).
 		Named(name+"-pickers").
 		Watches(envoyFilterKind, handler.EnqueueRequestsFromMapFunc(waypointsOf), builder.WithPredicates(asksOtherwise())).
-		WithOptions(fairly(1)).
+		WithOptions(fairOptions(1)).
 		Complete(newPickersReconciler(m.GetClient(), settings, clock.RealClock{}))
 }
 

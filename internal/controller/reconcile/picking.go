@@ -24,20 +24,20 @@ type picking interface {
 	Verdict(at waypointwatch.Place) (waypointwatch.Verdict, waypointwatch.Counts)
 }
 
-// seen is the verdict on the calls to a pool at a waypoint, with their counts.
-type seen struct {
+// observed is the verdict on the calls to a pool at a waypoint, with their counts.
+type observed struct {
 	waypointwatch.Verdict
 	waypointwatch.Counts
 }
 
-// seenAt is the verdict on the calls to a pool at a waypoint, over all hosts. Waypoints count a call for the pool whose host
+// observedAt is the verdict on the calls to a pool at a waypoint, over all hosts. Waypoints count a call for the pool whose host
 // it names, even if a route sends the call to another pool. Calls to the pool's own hosts decide. If there are none, the
 // pool counts as picked if the calls at another pool's host are. If those are unpicked, the pool counts as unpicked only if
 // both pools ask the same picker, as the failing calls may be those of the other pool.
-func (r *Reconciler) seenAt(name, waypoint types.NamespacedName, calledBy []types.NamespacedName, in translate.Cluster) seen {
-	of := func(pool types.NamespacedName) seen {
+func (r *Reconciler) observedAt(name, waypoint types.NamespacedName, calledBy []types.NamespacedName, in translate.Cluster) observed {
+	of := func(pool types.NamespacedName) observed {
 		verdict, counts := r.picking.Verdict(waypointwatch.Place{Pool: pool, Waypoint: waypoint})
-		return seen{verdict, counts}
+		return observed{verdict, counts}
 	}
 	best := of(name)
 	if best.State == waypointwatch.Picked || best.State == waypointwatch.Unpicked {
@@ -58,29 +58,29 @@ func (r *Reconciler) seenAt(name, waypoint types.NamespacedName, calledBy []type
 }
 
 // judgePicking sets the condition Picked of each parent that serves the pool.
-func (r *Reconciler) judgePicking(name types.NamespacedName, out *translate.Output, in translate.Cluster) map[types.NamespacedName]seen {
+func (r *Reconciler) judgePicking(name types.NamespacedName, out *translate.Output, in translate.Cluster) map[types.NamespacedName]observed {
 	if r.picking == nil || in.Pool(name) == nil {
 		return nil
 	}
 	p, _ := pool.FromAPI(in.Pool(name)) // the translation reports errors
-	all := map[types.NamespacedName]seen{}
+	all := map[types.NamespacedName]observed{}
 	for i := range out.Parents {
 		parent := &out.Parents[i]
 		if !parent.Accepted.OK() {
 			continue
 		}
-		all[parent.Gateway] = r.seenAt(name, parent.Gateway, out.CalledBy[parent.Gateway], in)
+		all[parent.Gateway] = r.observedAt(name, parent.Gateway, out.CalledBy[parent.Gateway], in)
 		verdict := all[parent.Gateway].Verdict
 		if verdict.State == waypointwatch.None && !parent.Known(in.Pool(name).Status.Parents) {
 			verdict.State = waypointwatch.NotCalled // the waypoint has just begun to serve the pool. Its counters will say the same, without a second write
 		}
-		parent.Picking = sayPicking(verdict, p.FailureMode)
+		parent.Picking = pickedCondition(verdict, p.FailureMode)
 	}
 	return all
 }
 
-// sayPicking makes the condition Picked of a verdict. It has no numbers, so that the status does not change at each reading.
-func sayPicking(v waypointwatch.Verdict, mode pool.FailureMode) poolstatus.Picking {
+// pickedCondition makes the condition Picked of a verdict. It has no numbers, so that the status does not change at each reading.
+func pickedCondition(v waypointwatch.Verdict, mode pool.FailureMode) poolstatus.Picking {
 	say := func(reason inferencev1.InferencePoolReason, format string, args ...any) poolstatus.Picking {
 		return poolstatus.Picking{Verdict: poolstatus.Verdict{Reason: reason, Message: fmt.Sprintf(format, args...)}}
 	}
@@ -121,8 +121,8 @@ var causes = map[waypointwatch.Cause]string{
 		"see istiod's log",
 }
 
-// tellPicking emits events when calls to a pool are no longer picked, with their number, and when they are picked again.
-func (r *Reconciler) tellPicking(p *inferencev1.InferencePool, parents []poolstatus.Parent, all map[types.NamespacedName]seen) {
+// emitPickingEvents emits events when calls to a pool are no longer picked, with their number, and when they are picked again.
+func (r *Reconciler) emitPickingEvents(p *inferencev1.InferencePool, parents []poolstatus.Parent, all map[types.NamespacedName]observed) {
 	for _, parent := range parents {
 		told := parent.SaidOfPicking(p.Status.Parents)
 		was := told != nil && told.Reason == string(poolstatus.ReasonUnpicked)

@@ -73,7 +73,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, request reconcile.Request) (
 		r.complaints.forget(request.NamespacedName)
 		return reconcile.Result{RequeueAfter: again}, err
 	}
-	if passing(err) {
+	if transient(err) {
 		return reconcile.Result{}, err
 	}
 	reject(&out, err)
@@ -81,14 +81,14 @@ func (r *Reconciler) Reconcile(ctx context.Context, request reconcile.Request) (
 	if g.err == nil {
 		reads.end()
 	}
-	r.tellSettings(pool)
+	r.reportSettings(pool)
 	result, statusErr := r.report(ctx, pool, out, changes, calls)
 	result.RequeueAfter = handover.Sooner(result.RequeueAfter, again)
-	return after(err, result, statusErr)
+	return requeue(err, result, statusErr)
 }
 
-// passing reports whether an error is transient: the cache was out of date, or the program is ending.
-func passing(err error) bool {
+// transient reports whether an error is transient: the cache was out of date, or the program is ending.
+func transient(err error) bool {
 	return err != nil && !slices.ContainsFunc(each(err), func(e error) bool {
 		return !apierrors.IsConflict(e) && !errors.Is(e, context.Canceled)
 	})
@@ -101,7 +101,7 @@ func reject(out *translate.Output, err error) {
 	}
 	verdict := poolstatus.Verdict{
 		Reason:  poolstatus.ReasonNotWritten,
-		Message: fmt.Sprintf("the configuration could not be written, and the waypoint keeps its previous one: %s", steady(err)),
+		Message: fmt.Sprintf("the configuration could not be written, and the waypoint keeps its previous one: %s", stableText(err)),
 	}
 	if all[*apply.NotOursError](err) {
 		verdict = poolstatus.Verdict{Reason: inferencev1.InferencePoolReasonNotSupportedByParent, Message: oneLine(each(err))}
@@ -114,13 +114,13 @@ func reject(out *translate.Output, err error) {
 // clientPort matches the local port of a broken connection in a network error.
 var clientPort = regexp.MustCompile(`:\d+->`)
 
-// steady is an error's text without the local port, which differs each time. A changed status would be written, and that
+// stableText is an error's text without the local port, which differs each time. A changed status would be written, and that
 // write is an event that reconciles the pool again at once.
-func steady(err error) string { return clientPort.ReplaceAllString(oneLine(each(err)), "->") }
+func stableText(err error) string { return clientPort.ReplaceAllString(oneLine(each(err)), "->") }
 
-// after decides when a pool is reconciled again: after a fixed time if a name is taken or another writer undoes our writes,
+// requeue decides when a pool is reconciled again: after a fixed time if a name is taken or another writer undoes our writes,
 // and with the queue's back-off after any other error.
-func after(err error, result reconcile.Result, statusErr error) (reconcile.Result, error) {
+func requeue(err error, result reconcile.Result, statusErr error) (reconcile.Result, error) {
 	var contested *apply.ContestedError
 	switch {
 	case statusErr != nil:
@@ -158,7 +158,7 @@ func all[E error](err error) bool {
 }
 
 // report writes our part of the pool's status if it changed, and emits events about changes.
-func (r *Reconciler) report(ctx context.Context, pool *inferencev1.InferencePool, out translate.Output, changes []apply.Change, calls map[types.NamespacedName]seen) (reconcile.Result, error) {
+func (r *Reconciler) report(ctx context.Context, pool *inferencev1.InferencePool, out translate.Output, changes []apply.Change, calls map[types.NamespacedName]observed) (reconcile.Result, error) {
 	if len(changes) > 0 { // one event for all: Kubernetes merges events that differ only in their text
 		r.events.Eventf(pool, nil, corev1.EventTypeNormal, "Synced", "Sync", "%s", note(describe(changes)))
 	}
@@ -176,7 +176,7 @@ func (r *Reconciler) report(ctx context.Context, pool *inferencev1.InferencePool
 
 // writeStatus writes our part of the pool's status if it differs, and emits events about what is new. If another writer
 // undoes our writes, it returns how long to wait before the next write.
-func (r *Reconciler) writeStatus(ctx context.Context, pool *inferencev1.InferencePool, ours []poolstatus.Parent, calls map[types.NamespacedName]seen) (wait time.Duration, err error) {
+func (r *Reconciler) writeStatus(ctx context.Context, pool *inferencev1.InferencePool, ours []poolstatus.Parent, calls map[types.NamespacedName]observed) (wait time.Duration, err error) {
 	now := r.clock.Now()
 	parents, changed, err := poolstatus.Merge(pool.Status.Parents, ours, pool.Generation, now)
 	if err != nil || !changed {
@@ -198,14 +198,14 @@ func (r *Reconciler) writeStatus(ctx context.Context, pool *inferencev1.Inferenc
 		r.events.Eventf(pool, nil, corev1.EventTypeWarning, "StatusContested", "Report",
 			"another controller removes the entry of %s from status.parents; istiod does so with ENABLE_GATEWAY_API_INFERENCE_EXTENSION. Calls are served all the same", poolstatus.ControllerName)
 	case !again:
-		r.tell(pool, ours)
-		r.tellPicking(pool, ours, calls)
+		r.emitEvents(pool, ours)
+		r.emitPickingEvents(pool, ours, calls)
 	}
 	return 0, nil
 }
 
-// tell emits events about what is new in the pool's status: each condition that is false, or that the pool is served.
-func (r *Reconciler) tell(pool *inferencev1.InferencePool, parents []poolstatus.Parent) {
+// emitEvents emits events about what is new in the pool's status: each condition that is false, or that the pool is served.
+func (r *Reconciler) emitEvents(pool *inferencev1.InferencePool, parents []poolstatus.Parent) {
 	for _, p := range parents {
 		if p.SaidBy(pool.Status.Parents) {
 			continue

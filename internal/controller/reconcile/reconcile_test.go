@@ -228,7 +228,7 @@ func TestWatches(t *testing.T) {
 		"a Service as a front":           {frontService("foreign"), []string{"models/foreign"}, nil},
 		"a Service like others":          {frontService(""), nil, nil},
 	}
-	ofPools, ofRoutes := watcher{pools.read, indexes(settings()), poolOf}, watcher{statuses.read, indexes(settings()), nobodys}
+	ofPools, ofRoutes := watcher{pools.read, indexes(settings()), poolOf}, watcher{statuses.read, indexes(settings()), noOwner}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			for _, side := range []struct {

@@ -57,7 +57,7 @@ func (r *routeReconciler) Reconcile(ctx context.Context, request reconcile.Reque
 		return reconcile.Result{}, err
 	}
 	if changed {
-		r.tell(route, verdicts)
+		r.emitEvents(route, verdicts)
 	}
 	return reconcile.Result{}, nil
 }
@@ -78,8 +78,8 @@ func (r *routeReconciler) writeStatus(ctx context.Context, route *gatewayv1.HTTP
 	return true, nil
 }
 
-// tell emits events about new faults of the route.
-func (r *routeReconciler) tell(route *gatewayv1.HTTPRoute, verdicts []routes.Verdict) {
+// emitEvents emits events about new faults of the route.
+func (r *routeReconciler) emitEvents(route *gatewayv1.HTTPRoute, verdicts []routes.Verdict) {
 	var said []metav1.Condition
 	for _, p := range route.Status.Parents {
 		if p.ControllerName == gatewayv1.GatewayController(poolstatus.ControllerName) {

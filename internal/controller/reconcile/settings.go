@@ -17,9 +17,9 @@ import (
 // invalidSettings is the reason of the event about wrong picker settings of a pool.
 const invalidSettings = "InvalidPickerSettings"
 
-// tellSettings reports wrong picker settings of a pool in an event. The picker itself uses defaults for the wrong ones, and
+// reportSettings reports wrong picker settings of a pool in an event. The picker itself uses defaults for the wrong ones, and
 // cannot write events, as it only reads the API. The pool is served all the same, so its status does not mention them.
-func (r *Reconciler) tellSettings(pool *inferencev1.InferencePool) {
+func (r *Reconciler) reportSettings(pool *inferencev1.InferencePool) {
 	_, wrong := picksettings.Parse(pool.Annotations)
 	text := oneLine(wrong)
 	if r.complaints.isNew(client.ObjectKeyFromObject(pool), text) {

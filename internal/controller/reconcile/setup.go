@@ -82,7 +82,7 @@ func Add(ctx context.Context, m manager.Manager, settings translate.Settings, ti
 		Watches(&corev1.Service{}, w.handler()).
 		Watches(&gatewayv1.HTTPRoute{}, w.handler()).
 		Watches(&gatewayv1beta1.ReferenceGrant{}, w.handler()).
-		WithOptions(fairly(parallel))
+		WithOptions(fairOptions(parallel))
 	for _, kind := range othersKinds {
 		if installed(m.GetRESTMapper(), m.GetScheme(), kind) {
 			pools = pools.Watches(kind, w.handler())
@@ -102,7 +102,7 @@ func Add(ctx context.Context, m manager.Manager, settings translate.Settings, ti
 	if err != nil {
 		return fmt.Errorf("adding the controller of pools: %w", err)
 	}
-	w = watcher{&dependents{}, w.indexed, nobodys}
+	w = watcher{&dependents{}, w.indexed, noOwner}
 	err = ctrl.NewControllerManagedBy(m).
 		Named(name+"-routes").
 		For(&gatewayv1.HTTPRoute{}).
@@ -112,7 +112,7 @@ func Add(ctx context.Context, m manager.Manager, settings translate.Settings, ti
 		Watches(&gatewayv1.Gateway{}, w.handler()).
 		Watches(&corev1.Service{}, w.handler()).
 		Watches(&gatewayv1beta1.ReferenceGrant{}, w.handler()).
-		WithOptions(fairly(parallel)).
+		WithOptions(fairOptions(parallel)).
 		Complete(&routeReconciler{client: m.GetClient(), events: recorder, settings: settings, now: time.Now, read: w.dependents})
 	if err != nil {
 		return fmt.Errorf("adding the controller of routes: %w", err)
@@ -159,12 +159,12 @@ func newReconciler(c client.Client, recorder events.EventRecorder, settings tran
 
 func newWaypointReconciler(c client.Client, recorder events.EventRecorder, times handover.Times, ticks clock.Clock) *waypointReconciler {
 	return &waypointReconciler{
-		times:   times,
-		clock:   ticks,
-		left:    map[types.NamespacedName]time.Time{},
-		client:  c,
-		objects: apply.Set{Client: c, Kinds: []client.ObjectList{&gatewayv1.GatewayList{}}, Exclusive: true, Contests: apply.NewContests(ticks)},
-		events:  recorder,
+		times:        times,
+		clock:        ticks,
+		unboundSince: map[types.NamespacedName]time.Time{},
+		client:       c,
+		objects:      apply.Set{Client: c, Kinds: []client.ObjectList{&gatewayv1.GatewayList{}}, Exclusive: true, Contests: apply.NewContests(ticks)},
+		events:       recorder,
 	}
 }
 

@@ -32,8 +32,8 @@ func (n names) requests() []reconcile.Request {
 type watcher struct {
 	*dependents
 	indexed []index
-	// itself finds the owner of an object, if any.
-	itself func(client.Object) (types.NamespacedName, bool)
+	// ownerOf finds the owner of an object, if any.
+	ownerOf func(client.Object) (types.NamespacedName, bool)
 }
 
 func (w watcher) handler() handler.EventHandler {
@@ -44,7 +44,7 @@ func (w watcher) handler() handler.EventHandler {
 
 func (w watcher) names(o client.Object) names {
 	out := w.of(readsOf(o, w.indexed))
-	if name, ok := w.itself(o); ok {
+	if name, ok := w.ownerOf(o); ok {
 		out[name] = true
 	}
 	return out
@@ -60,5 +60,5 @@ func poolOf(o client.Object) (types.NamespacedName, bool) {
 	return owner, ours && !gateway && isPool(owner)
 }
 
-// nobodys finds no owner. It is for controllers whose own objects are queued by For.
-func nobodys(client.Object) (types.NamespacedName, bool) { return types.NamespacedName{}, false }
+// noOwner finds no owner. It is for controllers whose own objects are queued by For.
+func noOwner(client.Object) (types.NamespacedName, bool) { return types.NamespacedName{}, false }

@@ -28,8 +28,8 @@ type waypointReconciler struct {
 	times   handover.Times
 	clock   clock.PassiveClock
 
-	mu   sync.Mutex
-	left map[types.NamespacedName]time.Time // since when nothing is bound to an unwanted waypoint
+	mu           sync.Mutex
+	unboundSince map[types.NamespacedName]time.Time // since when nothing is bound to an unwanted waypoint
 }
 
 // namespaceOwner is the owner of a namespace's waypoint.
@@ -46,7 +46,7 @@ func (r *waypointReconciler) Reconcile(ctx context.Context, request reconcile.Re
 	}
 	want, problem := translate.NamespaceWaypoint(ns)
 	var desired []client.Object
-	if want != nil && !r.others(g, client.ObjectKeyFromObject(want)) {
+	if want != nil && !r.madeByOthers(g, client.ObjectKeyFromObject(want)) {
 		desired = append(desired, want)
 	}
 	if g.err != nil {
@@ -63,7 +63,7 @@ func (r *waypointReconciler) Reconcile(ctx context.Context, request reconcile.Re
 	if problem != nil {
 		r.events.Eventf(ns, nil, corev1.EventTypeWarning, "InvalidWaypoint", "Translate", "%s", note(problem.Error()))
 	}
-	return after(err, reconcile.Result{RequeueAfter: again}, nil)
+	return requeue(err, reconcile.Result{RequeueAfter: again}, nil)
 }
 
 // stay are the unwanted waypoints that must not be deleted yet: they stay until nothing is bound to them, and then for the
@@ -76,20 +76,20 @@ func (r *waypointReconciler) stay(g *reader, namespace string, want *gatewayv1.G
 	for _, w := range list[gatewayv1.Gateway](g, &gatewayv1.GatewayList{}, apply.OwnerIndex, namespaceOwner(namespace).String()) {
 		name := client.ObjectKeyFromObject(w)
 		if want != nil && name == client.ObjectKeyFromObject(want) {
-			delete(r.left, name)
+			delete(r.unboundSince, name)
 			continue
 		}
 		rest := r.times.Settle // while a host is bound, check again after this time
 		if r.bound(g, name) {
-			delete(r.left, name)
+			delete(r.unboundSince, name)
 		} else {
-			if r.left[name].IsZero() {
-				r.left[name] = now
+			if r.unboundSince[name].IsZero() {
+				r.unboundSince[name] = now
 			}
-			rest = r.times.Drain - now.Sub(r.left[name])
+			rest = r.times.Drain - now.Sub(r.unboundSince[name])
 		}
 		if rest <= 0 {
-			delete(r.left, name)
+			delete(r.unboundSince, name)
 			continue
 		}
 		names[name] = true
@@ -107,8 +107,8 @@ func (r *waypointReconciler) bound(g *reader, waypoint types.NamespacedName) boo
 	return slices.ContainsFunc(entries.Items, func(e *networkingv1.ServiceEntry) bool { return translate.BoundTo(e) == waypoint })
 }
 
-// others reports whether somebody else made the Gateway. It is then used as it is.
-func (r *waypointReconciler) others(g *reader, name types.NamespacedName) bool {
+// madeByOthers reports whether somebody else made the Gateway. It is then used as it is.
+func (r *waypointReconciler) madeByOthers(g *reader, name types.NamespacedName) bool {
 	live := get[gatewayv1.Gateway](g, name)
 	if live == nil {
 		return false

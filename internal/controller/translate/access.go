@@ -83,5 +83,5 @@ func podPort(picker ServicePort, service *corev1.Service) string {
 
 // Asks reports whether the routes of a pool's EnvoyFilter ask a picker, or will ask it soon.
 func Asks(annotations map[string]string, picker ServicePort) bool {
-	return slices.Contains(asked(annotations), picker.String())
+	return slices.Contains(listedPickers(annotations), picker.String())
 }

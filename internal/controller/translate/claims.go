@@ -101,7 +101,7 @@ func (t translator) claimProblem(p *inferencev1.InferencePool, host string) stri
 		return fmt.Sprintf("the controller's flag --allow-host does not allow it to namespace %s", p.Namespace)
 	case len(labels) <= 2 && !t.settings.allowsExactly(p.Namespace, host):
 		// ztunnel resolves a name such as reviews.default as a host before it takes the name for a Service.
-		return "it may be a Service's short name: --allow-host must allow exactly this host"
+		return "it may be a Service's short name, so --allow-host must allow exactly this host"
 	}
 	return ""
 }

@@ -21,8 +21,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// chosenBy is the annotation of an EnvoyFilter that tells people which picker the waypoint asks, and how.
-const chosenBy = pool.Prefix + "picker"
+// pickerAnnotation is the annotation of an EnvoyFilter that tells people which picker the waypoint asks, and how.
+const pickerAnnotation = pool.Prefix + "picker"
 
 // envoyFilter makes a waypoint ask the picker about each call to the pool's fronts there. It is in the waypoint's
 // namespace, as istiod reads the EnvoyFilters of a Gateway only there.
@@ -41,7 +41,7 @@ func (t translator) envoyFilter(r readPool, waypoint types.NamespacedName, front
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace:   waypoint.Namespace,
 			Name:        envoyFilterName(r.Name, waypoint),
-			Annotations: map[string]string{chosenBy: r.choose.String()},
+			Annotations: map[string]string{pickerAnnotation: r.picker.String()},
 		},
 		Spec: v1alpha3.EnvoyFilter{
 			TargetRefs: []*v1beta1.PolicyTargetReference{{
@@ -56,7 +56,7 @@ func (t translator) envoyFilter(r readPool, waypoint types.NamespacedName, front
 		out.Annotations[envoypatch.ReferencedServices] = strings.Join(slices.Sorted(maps.Keys(b.services)), ",")
 	}
 	if len(b.pickers) > 0 {
-		out.Annotations[envoypatch.AskedPickers] = asks(b.pickers)
+		out.Annotations[envoypatch.AskedPickers] = joinPickers(b.pickers)
 	}
 	return out, nil
 }
@@ -73,7 +73,7 @@ type filterBuilder struct {
 
 // front adds the patches of each host and port of a front.
 func (b *filterBuilder) front(f front) error {
-	own := b.asked(b.pool)
+	own := b.pickerSettings(b.pool)
 	b.refer(b.pool)
 	for _, port := range f.ports {
 		list, _ := routes.Merge(b.attached(f, port, b.resolve))
@@ -90,14 +90,14 @@ func (b *filterBuilder) front(f front) error {
 		}
 	}
 	if f.object.Kind == entryKind {
-		return b.closed(f.hosts)
+		return b.closeExtraPorts(f.hosts)
 	}
 	return nil
 }
 
 func (b *filterBuilder) host(at envoypatch.Front, own envoypatch.Picker, list []envoypatch.Route) error {
 	name := virtualHostName(b.pool.Name)
-	chain, err := envoypatch.ChainPatches(at, name, pool.CounterName(b.pool.Name), b.told(b.pool))
+	chain, err := envoypatch.ChainPatches(at, name, pool.CounterName(b.pool.Name), b.brokenOffReceiver(b.pool))
 	if err != nil {
 		return err
 	}
@@ -109,9 +109,9 @@ func (b *filterBuilder) host(at envoypatch.Front, own envoypatch.Picker, list []
 	return nil
 }
 
-// closed makes the waypoint refuse calls to the extra ports of a host. These ports exist only to make istiod send the
+// closeExtraPorts makes the waypoint refuse calls to the extra ports of a host. These ports exist only to make istiod send the
 // endpoints of further target ports; a call to such a port would reach an endpoint without a pick.
-func (b *filterBuilder) closed(hosts []string) error {
+func (b *filterBuilder) closeExtraPorts(hosts []string) error {
 	for i := 1; i < len(b.pool.TargetPorts); i++ {
 		for _, host := range hosts {
 			at := envoypatch.Front{Host: host, Port: frontPort + uint32(i)}
@@ -150,9 +150,9 @@ func (b *filterBuilder) resolve(namespace string, ref gatewayv1.BackendObjectRef
 // refer records that the EnvoyFilter needs a pool's cluster and picker.
 func (b *filterBuilder) refer(r readPool) {
 	b.backends[r.Name] = r
-	if !r.choose.missing {
-		b.services[r.choose.at.Service.Namespace+"/"+b.serviceHost(r.choose.at.Service)] = true
-		b.pickers[r.choose.at] = true
+	if !r.picker.missing {
+		b.services[r.picker.at.Service.Namespace+"/"+b.serviceHost(r.picker.at.Service)] = true
+		b.pickers[r.picker.at] = true
 	}
 }
 

@@ -76,8 +76,8 @@ func (t translator) poolBackend(owner types.NamespacedName, o routes.Object) (ba
 	if r.problem != nil {
 		return backend{}, notFound("%s cannot be served: %s", o, r.problem.Message)
 	}
-	asked := t.asked(r)
-	return backend{Destination: envoypatch.Destination{Cluster: clusterName(owner, o.Name), Picker: &asked}, pool: &r}, nil
+	settings := t.pickerSettings(r)
+	return backend{Destination: envoypatch.Destination{Cluster: clusterName(owner, o.Name), Picker: &settings}, pool: &r}, nil
 }
 
 func (t translator) serviceBackend(o routes.Object, port *gatewayv1.PortNumber) (backend, *routes.Problem) {

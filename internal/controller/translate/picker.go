@@ -102,13 +102,13 @@ func invalidRef(message string) poolstatus.Verdict {
 	return poolstatus.Verdict{Reason: inferencev1.InferencePoolReasonInvalidExtensionRef, Message: message}
 }
 
-// asked makes the settings with which a waypoint asks a pool's picker.
-func (t translator) asked(r readPool) envoypatch.Picker {
+// pickerSettings makes the settings with which a waypoint asks a pool's picker.
+func (t translator) pickerSettings(r readPool) envoypatch.Picker {
 	out := envoypatch.Picker{Protocol: envoypatch.Duplex, FailOpen: r.FailureMode == pool.FailOpen}
-	if !r.choose.missing {
-		out.Host, out.Port = t.serviceHost(r.choose.at.Service), uint32(r.choose.at.Port)
+	if !r.picker.missing {
+		out.Host, out.Port = t.serviceHost(r.picker.at.Service), uint32(r.picker.at.Port)
 	}
-	if r.choose.ours {
+	if r.picker.ours {
 		out.Protocol = envoypatch.Buffered
 		out.Metadata = t.opening(pool.NameHeader, r)
 	}
@@ -119,12 +119,12 @@ func (t translator) asked(r readPool) envoypatch.Picker {
 // usage, else nil.
 func (t translator) shownTo(r readPool) *envoypatch.Picker {
 	settings, _ := picksettings.Parse(t.Pool(r.Name).Annotations) // package reconcile reports errors in events
-	if !settings.Usage || !r.choose.ours || r.choose.missing {
+	if !settings.Usage || !r.picker.ours || r.picker.missing {
 		return nil
 	}
 	return &envoypatch.Picker{
-		Host:     t.serviceHost(r.choose.at.Service),
-		Port:     uint32(r.choose.at.Port),
+		Host:     t.serviceHost(r.picker.at.Service),
+		Port:     uint32(r.picker.at.Port),
 		Metadata: t.opening(pool.UsageHeader, r),
 	}
 }
@@ -133,7 +133,7 @@ func (t translator) shownTo(r readPool) *envoypatch.Picker {
 // pool's token. Only the default picker gets the token: an instance that a pool names itself has no use for it.
 func (t translator) opening(key string, r readPool) map[string]string {
 	out := map[string]string{key: r.Name.String()}
-	if t.settings.DefaultPicker != nil && r.choose.at == *t.settings.DefaultPicker {
+	if t.settings.DefaultPicker != nil && r.picker.at == *t.settings.DefaultPicker {
 		t.addToken(out, r)
 	}
 	return out
@@ -145,10 +145,10 @@ func (t translator) addToken(to map[string]string, r readPool) {
 	}
 }
 
-// told is the picker that gets the reports of broken-off calls: the default picker, whatever picker the pool asks. It depends
+// brokenOffReceiver is the picker that gets the reports of broken-off calls: the default picker, whatever picker the pool asks. It depends
 // only on the pool's name and the controller's settings, as it is in the filter chain, which no user's edit may change.
 // It is nil if there is no default picker.
-func (t translator) told(r readPool) *envoypatch.Picker {
+func (t translator) brokenOffReceiver(r readPool) *envoypatch.Picker {
 	if t.settings.DefaultPicker == nil {
 		return nil
 	}

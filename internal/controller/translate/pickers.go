@@ -66,7 +66,7 @@ func distinctPickers(pools []*networkingv1alpha3.EnvoyFilter) []ServicePort {
 	seen := map[string]bool{}
 	var out []ServicePort
 	for _, f := range pools {
-		for _, text := range asked(f.Annotations) {
+		for _, text := range listedPickers(f.Annotations) {
 			if seen[text] {
 				continue
 			}
@@ -85,13 +85,13 @@ func AskedBy(filter *networkingv1alpha3.EnvoyFilter) []ServicePort {
 	return distinctPickers([]*networkingv1alpha3.EnvoyFilter{filter})
 }
 
-// asked are the pickers that an EnvoyFilter's annotation lists, as written.
-func asked(annotations map[string]string) []string {
+// listedPickers are the pickers that an EnvoyFilter's annotation lists, as written.
+func listedPickers(annotations map[string]string) []string {
 	return strings.Split(annotations[envoypatch.AskedPickers], ",")
 }
 
-// asks writes the annotation that distinctPickers reads.
-func asks(pickers map[ServicePort]bool) string {
+// joinPickers writes the annotation that distinctPickers reads.
+func joinPickers(pickers map[ServicePort]bool) string {
 	var out []string
 	for picker := range pickers {
 		out = append(out, picker.String())

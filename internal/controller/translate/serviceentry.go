@@ -26,8 +26,8 @@ const (
 	semanticsPool  = "inferencepool"
 )
 
-// heldLabel is a label that no pod has, so a selector with it selects no pod.
-const heldLabel = pool.Prefix + "held"
+// noPodLabel is a label that no pod has, so a selector with it selects no pod.
+const noPodLabel = pool.Prefix + "held"
 
 // serviceEntry makes the ServiceEntry of a pool's hosts: their names, addresses in the mesh and endpoints. It is nil if
 // nothing needs it.
@@ -56,7 +56,7 @@ func (t translator) serviceEntry(r readPool, fronts []front, places []place) *ne
 		out.Labels[label.NetworkingEnableAutoallocateIp.Name] = "false"
 	case own != nil:
 		maps.Copy(out.Labels, useWaypoint(r.Name.Namespace, own.waypoint))
-		out.Spec.WorkloadSelector.Labels[heldLabel] = "true"
+		out.Spec.WorkloadSelector.Labels[noPodLabel] = "true"
 	default:
 		return nil
 	}
@@ -90,7 +90,7 @@ func (t translator) entry(r readPool, own *front) *networkingv1.ServiceEntry {
 }
 
 // ports are the host's ports: the port for calls, with the first target port, and an extra port for each further target
-// port, so that istiod sends its endpoints too. Calls to extra ports are refused: see closed.
+// port, so that istiod sends its endpoints too. Calls to extra ports are refused: see closeExtraPorts.
 func ports(p pool.Pool) []*v1alpha3.ServicePort {
 	// The protocol applies to the connections to endpoints; callers may use HTTP/1.1 or HTTP/2 with either.
 	protocol := "HTTP"

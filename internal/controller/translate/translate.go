@@ -181,7 +181,7 @@ type translator struct {
 // readPool is a pool with its picker, or with the problem that keeps it from being served.
 type readPool struct {
 	pool.Pool
-	choose   picker
+	picker   picker
 	resolved poolstatus.Verdict
 	// problem is why no waypoint can serve the pool.
 	problem *poolstatus.Verdict
@@ -195,15 +195,15 @@ func (t translator) read(name types.NamespacedName) readPool {
 		err = checkHost(p.Host(t.settings.HostSuffix))
 	}
 	out := readPool{Pool: p, resolved: poolstatus.ResolvedRefs("none")}
-	choose, resolved := t.resolvePicker(p)
-	if choose != nil {
-		out.choose, out.resolved = *choose, resolved
+	chosen, resolved := t.resolvePicker(p)
+	if chosen != nil {
+		out.picker, out.resolved = *chosen, resolved
 	}
 	var problem poolstatus.Verdict
 	switch {
 	case err != nil:
 		problem, out.unreadable = notSupported("%v", err), true
-	case choose == nil:
+	case chosen == nil:
 		problem = poolstatus.Verdict{
 			Reason:  inferencev1.InferencePoolReasonEndpointPickerRefMissing,
 			Message: "the pool names no endpoint picker, and the controller has no default one",

@@ -27,9 +27,9 @@ type history struct {
 	unreplied int64
 }
 
-// begin handles the first reading of a pod. The counts from before are no evidence of how calls are picked now, unless the
+// firstReading handles the first reading of a pod. The counts from before are no evidence of how calls are picked now, unless the
 // picker has never replied: then nothing has changed since.
-func begin(c counters) (history, evidence) {
+func firstReading(c counters) (history, evidence) {
 	h := history{last: c}
 	h.open = c.started - c.closed - max(0, c.failed-c.allowed)
 	h.lowest = min(0, h.open)

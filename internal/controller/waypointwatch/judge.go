@@ -7,8 +7,8 @@ const (
 	window = 30 * time.Second
 	// idleAfter is how long after its last pick a pool counts as idle.
 	idleAfter = 10 * time.Minute
-	// blindShare is the share of calls without a pick, as one in so many, from which a pool counts as unpicked.
-	blindShare = 10
+	// unpickedShare is the share of calls without a pick, as one in so many, from which a pool counts as unpicked.
+	unpickedShare = 10
 )
 
 // State says whether a pool's calls are picked, by a waypoint's counters.
@@ -87,8 +87,8 @@ type place struct {
 	caused, unreadFor time.Time
 }
 
-// saw adds the evidence of a round of readings.
-func (p *place) saw(now time.Time, e evidence) {
+// addEvidence adds the evidence of a round of readings.
+func (p *place) addEvidence(now time.Time, e evidence) {
 	p.read = now
 	p.asked += float64(e.asked)
 	p.unpicked += float64(e.unpicked)
@@ -160,7 +160,7 @@ func (p *place) now(now time.Time) Verdict {
 func (p *place) judgeCalls(now time.Time) {
 	all := p.sum(0)
 	switch {
-	case all.unpicked > 0 && all.unpicked*blindShare >= all.asked:
+	case all.unpicked > 0 && all.unpicked*unpickedShare >= all.asked:
 		if p.byCalls.State == Unpicked && now.Sub(p.caused) < window {
 			return
 		}

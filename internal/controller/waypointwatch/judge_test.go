@@ -56,7 +56,7 @@ func TestJudge(t *testing.T) {
 				for range s.times {
 					now = now.Add(every)
 					if !s.unread {
-						p.saw(now, s.e)
+						p.addEvidence(now, s.e)
 					}
 					told := p.judge(now)
 					changed = changed && !told
@@ -83,7 +83,7 @@ func TestJudgeIsSteady(t *testing.T) {
 		p := &place{began: now}
 		for i := range 720 { // an hour
 			now = now.Add(5 * time.Second)
-			p.saw(now, alternating[i%len(alternating)])
+			p.addEvidence(now, alternating[i%len(alternating)])
 			if p.judge(now) {
 				changes++
 			}

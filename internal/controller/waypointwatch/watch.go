@@ -142,7 +142,7 @@ func (w *Watch) round(ctx context.Context, running *sync.WaitGroup) {
 		at.Pods = at.Pods[:min(len(at.Pods), maxPods)]
 		byNamespace[at.Name.Namespace] = append(byNamespace[at.Name.Namespace], at)
 	}
-	w.keep(byNamespace)
+	w.syncPlaces(byNamespace)
 	for _, namespace := range slices.Sorted(maps.Keys(byNamespace)) {
 		if w.begin(namespace) {
 			running.Go(func() {
@@ -169,8 +169,8 @@ func (w *Watch) end(namespace string) {
 	delete(w.busy, namespace)
 }
 
-// keep adds new places, and drops places that are gone.
-func (w *Watch) keep(byNamespace map[string][]Waypoint) {
+// syncPlaces adds new places, and drops places that are gone.
+func (w *Watch) syncPlaces(byNamespace map[string][]Waypoint) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	places, pods := map[Place]bool{}, map[podPlace]bool{}
@@ -249,7 +249,7 @@ func (w *Watch) judge(at Waypoint, pages []map[string]counters) []types.Namespac
 			sum = sum.plus(w.history(podPlace{here, at.Pods[i].UID}, c, p.Duplex))
 		}
 		if counted {
-			known.saw(now, sum)
+			known.addEvidence(now, sum)
 		} else {
 			known.unread = whyUnread(pages)
 		}
@@ -266,7 +266,7 @@ func (w *Watch) history(at podPlace, c counters, duplex bool) evidence {
 	if known {
 		out = h.next(c, duplex)
 	} else {
-		h, out = begin(c)
+		h, out = firstReading(c)
 	}
 	w.pods[at] = h
 	return out

@@ -52,7 +52,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	flags.StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "the cluster's `domain` in DNS")
 	flags.StringVar(&o.rootNamespace, "istio-root-namespace", "istio-system", "Istio's root `namespace`, meshConfig.rootNamespace")
 	flags.StringArrayVar(&o.allowHosts, "allow-host", nil,
-		"allow pools a host beside their own, as `namespace=host` or namespace=*.domain, where namespace may be *; may be given often")
+		"allow pools a host beside their own, as `namespace=host` or namespace=*.domain, where namespace may be *; may be repeated")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "",
 		"`file` that says how to reach the API server; if empty, $KUBECONFIG, ~/.kube/config or the pod's own service account")
 	flags.BoolVar(&o.leaderElect, "leader-elect", false, "write only while holding a lease, so that several replicas can run")

@@ -52,7 +52,7 @@ func TestRun(t *testing.T) {
 		"an address that is none": {stdin: "{}", args: []string{"explain", "-f", "-", "llama", "--picker-url", "localhost:9090"}, wantCode: 1, want: []string{"--picker-url", "http://127.0.0.1:9091"}},
 		"a picker that is gone":   {args: []string{"top", "llama", "--once", "--picker-url", "http://127.0.0.1:1"}, wantCode: 1, want: []string{"does not answer", "connection refused"}},
 		"an interval too short":   {args: []string{"top", "llama", "--interval", "1ms"}, wantCode: 1, want: []string{"want 200ms or more"}},
-		"a name and all":          {args: []string{"status", "llama", "-A"}, wantCode: 1, want: []string{"exclude each other"}},
+		"a name and all":          {args: []string{"status", "llama", "-A"}, wantCode: 1, want: []string{"cannot be used with"}},
 		"no API server":           {args: []string{"status", "-s", "https://127.0.0.1:1"}, wantCode: 1, want: []string{"the API server does not answer", "next: "}},
 		"doctor, no API server":   {args: []string{"doctor", "-s", "https://127.0.0.1:1", "-o", "json"}, wantCode: 2, want: []string{`"result": "unknown"`}},
 		"render as a table":       {stdin: poolFile, args: []string{"render", "-f", "-", "-o", "table"}, wantCode: 1, want: []string{"want yaml or json"}},
@@ -83,7 +83,7 @@ func TestAPIServersThatRefuse(t *testing.T) {
 		body   string
 		want   string
 	}{
-		"who we are":  {http.StatusUnauthorized, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Unauthorized","code":401}`, "does not accept who we say we are"},
+		"who we are":  {http.StatusUnauthorized, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Unauthorized","code":401}`, "does not accept the credentials"},
 		"everything":  {http.StatusNotFound, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404}`, "cannot list inferencepools"},
 		"to say why":  {http.StatusInternalServerError, `no JSON`, "cannot list inferencepools"},
 		"to be known": {http.StatusOK, `<html>a login page</html>`, "cannot list inferencepools"},

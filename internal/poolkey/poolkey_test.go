@@ -56,7 +56,7 @@ func TestTokensAreOfOnePoolAndKey(t *testing.T) {
 	}
 }
 
-// TestEnsure has controllers that start together have one key, and a key that was cut be told.
+// TestEnsure checks that controllers which start together get one key, and that a key of a wrong length is an error.
 func TestEnsure(t *testing.T) {
 	c := fakeClient(t)
 	if first, second := ensure(t, c), ensure(t, c); first != second {
@@ -78,7 +78,7 @@ func TestEnsure(t *testing.T) {
 	}
 }
 
-// TestKeep has a controller end once its tokens are of no use any more.
+// TestKeep checks that a controller ends once its key is no longer the Secret's.
 func TestKeep(t *testing.T) {
 	for name, change := range map[string]func(t *testing.T, c client.Client){
 		"gone":    func(t *testing.T, c client.Client) { must(t, Delete(t.Context(), c, system)) },
@@ -112,7 +112,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// running is a ring that looks at a Secret.
+// running is a ring that reads a Secret.
 type running struct {
 	*Ring
 	t      *testing.T
@@ -148,7 +148,7 @@ func (r *running) admits(token string, want bool) {
 	}
 }
 
-// TestRing follows a key from before it was made until after it was made anew.
+// TestRing follows a key from before its creation until after its replacement.
 func TestRing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := fakeClient(t)
@@ -196,7 +196,7 @@ func TestRing(t *testing.T) {
 	})
 }
 
-// TestRingEnforces has an administrator ask for tokens at once.
+// TestRingEnforces checks that an administrator can have tokens checked at once.
 func TestRingEnforces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := fakeClient(t)

@@ -19,7 +19,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/waypointwatch"
 )
 
-// fakePicking is what waypoints are said to have counted, by pool.
+// fakePicking has verdicts by pool.
 type fakePicking map[types.NamespacedName]observed
 
 func (f fakePicking) Verdict(at waypointwatch.Place) (waypointwatch.Verdict, waypointwatch.Counts) {
@@ -29,7 +29,7 @@ func (f fakePicking) Verdict(at waypointwatch.Place) (waypointwatch.Verdict, way
 	return f[at.Pool].Verdict, f[at.Pool].Counts
 }
 
-// pickedOf is what a pool's status says of picking, as "status reason: message".
+// pickedOf is the condition Picked of a pool, as "status reason: message".
 func pickedOf(t *testing.T, c client.Client, name types.NamespacedName) string {
 	t.Helper()
 	var p inferencev1.InferencePool
@@ -71,7 +71,7 @@ func TestPickedCondition(t *testing.T) {
 		{seen: observed{refused, waypointwatch.Counts{Asked: 70, Unpicked: 70}}, want: "False Unpicked: "},
 		{seen: observed{Verdict: waypointwatch.Verdict{State: waypointwatch.Unpicked, Cause: waypointwatch.TooSlow}}, want: "False Unpicked: a tenth of the calls or more are spread over the endpoints without a pick: the picker does not answer in time"},
 		{seen: observed{Verdict: refused}, mode: "FailClose", want: "False Unpicked: a tenth of the calls or more are refused: "},
-		// A controller that is started anew knows of no calls yet: what was said of them stays.
+		// A restarted controller knows no calls yet, so the condition stays.
 		{want: "False Unpicked: a tenth"},
 		{seen: observed{Verdict: waypointwatch.Verdict{State: waypointwatch.Before}}, want: "False Unpicked: a tenth"},
 		{seen: observed{Verdict: waypointwatch.Verdict{State: waypointwatch.Picked}}, want: "True Picked: ", event: "Normal Picked waypoint infra/shared: calls are picked again"},
@@ -109,8 +109,8 @@ func TestPickedCondition(t *testing.T) {
 	}
 }
 
-// A new pool takes one write of its status, and not a second one when its counters are read and tell of no call. Of one that was
-// served before the controller began to watch, nothing is known until they are.
+// The status of a new pool is written once, and not again when its counters are read and show no call. For a pool that was
+// served before the watch began, nothing is known until its counters are read.
 func TestPickedOfANewPool(t *testing.T) {
 	calls := fakePicking{}
 	c, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService())
@@ -188,7 +188,7 @@ func TestPickedByTheHostsOfOthers(t *testing.T) {
 	}
 }
 
-// Every cause of a verdict has words.
+// Every cause of a verdict has a text.
 func TestCausesHaveWords(t *testing.T) {
 	for cause := waypointwatch.TooSlow; cause <= waypointwatch.NotConfigured; cause++ {
 		if causes[cause] == "" {

@@ -13,7 +13,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/handover"
 )
 
-// Wrong annotations for the picker are told in one event whenever they change, and the pool is served all the same.
+// One event reports wrong picker settings whenever they change, and the pool is served all the same.
 func TestReconcileTellsWrongSettings(t *testing.T) {
 	c, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService())
 	recorder := events.NewFakeRecorder(16)

@@ -72,7 +72,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// However calls fare, a verdict does not change with each reading.
+// A verdict does not change with each reading, even if the causes alternate.
 func TestJudgeIsSteady(t *testing.T) {
 	for name, alternating := range map[string][]evidence{
 		"a call now and then, half of them unpicked": {{1, 1, 0, 0}, {}, {1, 0, 0, 3}, {}},

@@ -255,7 +255,7 @@ func (p *Picker) Ask(ctx context.Context, method, path string, query url.Values,
 	target.RawQuery = query.Encode()
 	request, err := http.NewRequestWithContext(ctx, method, target.String(), bytes.NewReader(body))
 	if err != nil {
-		return fmt.Errorf("asking the picker, %s: %w", p.Name, err)
+		return fmt.Errorf("calling the picker, %s: %w", p.Name, err)
 	}
 	if len(body) > 0 {
 		request.Header.Set("Content-Type", "application/json")

@@ -76,7 +76,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// An API server that refuses in its own words is understood: this one knows nothing, or knows nobody.
+// TestAPIServersThatRefuse checks the texts for an API server that has no kinds, or accepts no credentials.
 func TestAPIServersThatRefuse(t *testing.T) {
 	tests := map[string]struct {
 		status int
@@ -127,7 +127,7 @@ func liveState(name string) livestate.State {
 
 func TestTopOnce(t *testing.T) {
 	at := pickerAt(t, func(int) (int, any) { return http.StatusOK, liveState("llama-0") })
-	// The output is no terminal: once it is without being asked for.
+	// The output is not a terminal, so --once is the default.
 	out, stderr, code := run(t.Context(), t, "", "top", "llama", "--picker-url", at)
 	if code != 0 || !strings.Contains(out, "llama-0") || strings.Contains(out, "\x1b") {
 		t.Errorf("exit code %d, and it says:\n%s%s", code, out, stderr)
@@ -175,7 +175,7 @@ func TestTopWatches(t *testing.T) {
 	}
 }
 
-// The example of the help is one that works.
+// The example in the help works.
 func TestRenderQuickstart(t *testing.T) {
 	root := filepath.Join("..", "..", "..", "..")
 	if _, err := os.Stat(filepath.Join(root, "samples", "quickstart", "pool.yaml")); err != nil {

@@ -133,13 +133,13 @@ func TestKubectlStatusSaysWhatIsWrong(t *testing.T) {
 		got := kubectl(ctx, t, "", "", "status", "-A").out
 		for _, want := range []string{
 			"No pod in namespace models has the labels app=nothing.",
-			"No waypoint serves it: namespace unbound is bound to none.", "next: kubectl label namespace unbound inference-waypoint.io/waypoint=inference",
+			"No waypoint serves the pool: namespace unbound is bound to none.", "next: kubectl label namespace unbound inference-waypoint.io/waypoint=inference",
 		} {
 			if !strings.Contains(got, want) {
 				return fmt.Errorf("it does not say %q:\n%s", want, got)
 			}
 		}
-		if strings.Contains(got, "has not said anything of it") {
+		if strings.Contains(got, "has written no status of the pool") {
 			return fmt.Errorf("the controller has not come to it:\n%s", got)
 		}
 		return nil
@@ -149,7 +149,7 @@ func TestKubectlStatusSaysWhatIsWrong(t *testing.T) {
 	scalePicker(ctx, t, 0)
 	defer scalePicker(ctx, t, 1)
 	wantSaid(t, kubectl(ctx, t, "", "", "status", "llama", "-n", "models"), 0, "serving blindly", "No picker is ready, and meanwhile calls are spread over all endpoints.", "next: kubectl get pods -n inference-system")
-	wantSaid(t, kubectl(ctx, t, "", "", "doctor"), 1, "nobody chooses endpoints")
+	wantSaid(t, kubectl(ctx, t, "", "", "doctor"), 1, "calls are not picked")
 	wantSaid(t, kubectl(ctx, t, "", "{}", "explain", "-f", "-", "llama", "-n", "models"), 1, "no picker of pool models/llama is ready")
 }
 
@@ -216,7 +216,7 @@ func TestKubectlTop(t *testing.T) {
 func TestKubectlRender(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	got := kubectl(ctx, t, "/nonexistent", "", "render", "-f", "samples/quickstart/namespace.yaml", "-f", "samples/quickstart/waypoint.yaml", "-f", "samples/quickstart/pool.yaml")
-	wantSaid(t, got, 0, "taken to be there: the picker's Service inference-system/inference-picker:9002")
+	wantSaid(t, got, 0, "assumed to exist: the picker's Service inference-system/inference-picker:9002")
 	objects, err := manifest.Decode([]byte(got.out))
 	must(t, err)
 	kinds := map[string]int{}
@@ -270,9 +270,9 @@ subjects: [{kind: ServiceAccount, name: reader, namespace: models}]
 	stranger, reader := kubeconfigOf(ctx, t, "stranger"), kubeconfigOf(ctx, t, "reader")
 	wantSaid(t, kubectl(ctx, t, stranger, "", "doctor"), 2, "not permitted to list deployments", "not permitted to list inferencepools", "next: ask for the right to it")
 	wantSaid(t, kubectl(ctx, t, stranger, "", "status", "-n", "models"), 1, "not permitted to list inferencepools in namespace models")
-	wantSaid(t, kubectl(ctx, t, reader, "", "status", "-n", "models"), 0, "llama", "4/4", "unknown", "Not known, and so not judged:", "not permitted to get namespace models")
+	wantSaid(t, kubectl(ctx, t, reader, "", "status", "-n", "models"), 0, "llama", "4/4", "unknown", "Not read, and so not checked:", "not permitted to get namespace models")
 	wantSaid(t, kubectl(ctx, t, "/nonexistent", "", "doctor"), 2, "the API server does not answer", "kubectl config get-contexts")
-	wantSaid(t, kubectl(ctx, t, "", "", "status", "--context=nowhere"), 1, "there is no telling where the API server is", "nowhere")
+	wantSaid(t, kubectl(ctx, t, "", "", "status", "--context=nowhere"), 1, "the kubeconfig does not name an API server", "nowhere")
 }
 
 // kubeconfigOf writes a kubeconfig of a service account in namespace models.

@@ -109,7 +109,7 @@ func (m *hostile) claim(ctx context.Context, t *testing.T, name, hosts string, t
 
 func claimVictimsHost(ctx context.Context, t *testing.T, m *hostile) {
 	for _, name := range []string{"elder", "younger"} {
-		m.claim(ctx, t, name, victimHost, "not as "+victimHost+": hosts of this ending are the pools' own")
+		m.claim(ctx, t, name, victimHost, "not as "+victimHost+": hosts with this ending are the pools' own")
 	}
 }
 
@@ -132,7 +132,7 @@ func claimThousands(ctx context.Context, t *testing.T, m *hostile) {
 	for i := 0; hosts.Len() < 200<<10; i++ {
 		_, _ = fmt.Fprintf(&hosts, "h%d.example.com,", i)
 	}
-	m.claim(ctx, t, "elder", hosts.String(), "not as h0.example.com", "hosts more: a pool may claim 32")
+	m.claim(ctx, t, "elder", hosts.String(), "not as h0.example.com", "more hosts: a pool may claim 32")
 	err := patchAs(ctx, m, poolOf("elder"), fmt.Sprintf(`{"metadata":{"annotations":{"more":%q}}}`, hosts.String()))
 	wantRefusal(t, "400 KB of annotations", err, "may not be more than 262144 bytes")
 }

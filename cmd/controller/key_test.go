@@ -33,7 +33,7 @@ func fakeClient(t *testing.T) client.WithWatch {
 	return fake.NewClientBuilder().WithScheme(scheme).Build()
 }
 
-// anothers is a lease that another replica holds, whatever is written to it.
+// anothers is a lease that another replica always holds.
 type anothers struct{ resourcelock.Interface }
 
 func (anothers) Identity() string   { return "this replica" }
@@ -46,7 +46,7 @@ func (anothers) Get(context.Context) (*resourcelock.LeaderElectionRecord, []byte
 	return record, []byte(now.String()), nil
 }
 
-// waitingManager is that of a replica that never leads.
+// waitingManager is the manager of a replica that never leads.
 func waitingManager(t *testing.T) manager.Manager {
 	t.Helper()
 	m, err := ctrl.NewManager(&rest.Config{}, ctrl.Options{
@@ -65,8 +65,7 @@ func waitingManager(t *testing.T) manager.Manager {
 	return m
 }
 
-// A replica that waits for the lease ends too when the key is not the one that it read any more. What acts is left to the
-// replica that leads.
+// A replica without the lease ends too when the Secret has another key. Only the leading replica writes.
 func TestEveryReplicaKeepsTheKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m := fakeClient(t), waitingManager(t)
@@ -86,8 +85,8 @@ func TestEveryReplicaKeepsTheKey(t *testing.T) {
 		}
 		ctx, stop := context.WithTimeout(t.Context(), 5*time.Minute)
 		defer stop()
-		if err := m.Start(ctx); err == nil || !strings.Contains(err.Error(), "not the one") {
-			t.Errorf("it ended with %v, want that the key is not the one that it read", err)
+		if err := m.Start(ctx); err == nil || !strings.Contains(err.Error(), "has changed") {
+			t.Errorf("it ended with %v, want that the key has changed", err)
 		}
 		if acted {
 			t.Error("it acted without the lease")
@@ -95,7 +94,7 @@ func TestEveryReplicaKeepsTheKey(t *testing.T) {
 	})
 }
 
-// What is made for the picker is taken back from where it was made, whatever namespace the lease is in.
+// Uninstall deletes the picker's objects in the picker's namespace, whatever namespace the lease is in.
 func TestKeyIsTakenBackFromWhereItWasMade(t *testing.T) {
 	for name, picker := range map[string]string{"beside the picker": "pickers/inference-picker:9002", "without a picker any more": ""} {
 		t.Run(name, func(t *testing.T) {

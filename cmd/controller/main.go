@@ -1,4 +1,4 @@
-// Command controller makes Istio waypoints serve InferencePools: see the flags for what it can be told.
+// Command controller makes Istio waypoints serve InferencePools. Its flags are in docs/reference/flags.md.
 package main
 
 import (

@@ -55,8 +55,8 @@ func (o *options) manager() (manager.Manager, error) {
 	return m, nil
 }
 
-// key is the secret of pools' tokens, made where there is none; nil where there is no picker of ours. The manager ends once
-// it is another.
+// key reads or creates the key for the tokens of pools; it is nil if there is no default picker. The manager stops once
+// the Secret has another key.
 func (o *options) key(ctx context.Context, m manager.Manager) (*poolkey.Key, error) {
 	if o.picker == nil {
 		return nil, nil
@@ -76,16 +76,16 @@ func keepKey(m manager.Manager, c client.Client, namespace string, key poolkey.K
 	return m.Add(everyReplica(func(ctx context.Context) error { return poolkey.Keep(ctx, c, namespace, key) }))
 }
 
-// everyReplica is a runnable that does not wait for the lease. A replica that waits has read the key too, and would make
-// tokens of it as soon as it leads.
+// everyReplica is a runnable that does not wait for the lease. A replica without the lease has read the key too, and
+// would make tokens of an old key as soon as it leads.
 type everyReplica func(context.Context) error
 
 func (f everyReplica) Start(ctx context.Context) error { return f(ctx) }
 
 func (everyReplica) NeedLeaderElection() bool { return false }
 
-// direct is a client that asks the API server for everything: the manager's own reads from a cache, which would hold every
-// object of a kind for one look.
+// direct makes a client that reads from the API server. The manager's own client reads from a cache, which would keep
+// every object of a kind in memory for a single read.
 func direct(m manager.Manager) (client.Client, error) {
 	c, err := client.New(m.GetConfig(), client.Options{Scheme: m.GetScheme(), HTTPClient: m.GetHTTPClient()})
 	if err != nil {
@@ -94,8 +94,8 @@ func direct(m manager.Manager) (client.Client, error) {
 	return c, nil
 }
 
-// cachesFilled is a check that fails until the caches hold what the API server has. It does not ask for the lease: a
-// replica that waits for it is as ready as can be.
+// cachesFilled is a check that fails until the caches are synced with the API server. It does not require the lease: a
+// replica that waits for the lease is ready.
 func cachesFilled(c cache.Cache) healthz.Checker {
 	return func(request *http.Request) error {
 		ctx, cancel := context.WithTimeout(request.Context(), time.Second)

@@ -16,7 +16,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
-// options are all that the controller can be told.
+// options are the values of the controller's flags.
 type options struct {
 	defaultPicker  string
 	hostSuffix     string
@@ -33,13 +33,13 @@ type options struct {
 	healthAddress  string
 	logLevel       string
 
-	// Set from the above when they are validated.
+	// validate sets these from the flags above.
 	picker *translate.ServicePort
 	claims []translate.HostClaim
 	level  slog.Level
 }
 
-// parseOptions reads the flags and says all that is wrong with them in one error.
+// parseOptions reads the flags and reports all wrong values in one error.
 func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	o := &options{}
 	flags := pflag.NewFlagSet("controller", pflag.ContinueOnError)
@@ -48,21 +48,21 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	flags.StringVar(&o.defaultPicker, "default-picker", "inference-system/inference-picker:9002",
 		"`namespace/service:port` of the endpoint picker for pools that name none; empty for none")
 	flags.StringVar(&o.hostSuffix, "host-suffix", "inference.internal",
-		"what a pool's host ends in: <pool>.<namespace>.`suffix`")
+		"the end of a pool's host: <pool>.<namespace>.`suffix`")
 	flags.StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "the cluster's `domain` in DNS")
 	flags.StringVar(&o.rootNamespace, "istio-root-namespace", "istio-system", "Istio's root `namespace`, meshConfig.rootNamespace")
 	flags.StringArrayVar(&o.allowHosts, "allow-host", nil,
-		"allow pools a host beside their own, as `namespace=host` or namespace=*.domain, where namespace may be *; may be given often")
+		"allow pools a host beside their own, as `namespace=host` or namespace=*.domain, where namespace may be *; may be repeated")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "",
 		"`file` that says how to reach the API server; if empty, $KUBECONFIG, ~/.kube/config or the pod's own service account")
-	flags.BoolVar(&o.leaderElect, "leader-elect", false, "act only while holding a lease, so that several replicas can run")
+	flags.BoolVar(&o.leaderElect, "leader-elect", false, "write only while holding a lease, so that several replicas can run")
 	flags.StringVar(&o.leaseNamespace, "leader-elect-namespace", "inference-system", "`namespace` of the lease")
 	flags.BoolVar(&o.uninstall, "uninstall", false,
-		"take back all that the controller wrote and end; waits until no controller holds the lease")
+		"delete all objects and status entries that the controller wrote, and exit; waits until no controller holds the lease")
 	flags.DurationVar(&o.drain, "drain", time.Minute,
-		"how `long` what calls in flight go by stays at a waypoint after it was replaced; Istio's default drainDuration is 45s")
+		"how `long` replaced configuration stays at a waypoint, so that calls in flight can end; Istio's default drainDuration is 45s")
 	flags.DurationVar(&o.watchWaypoints, "watch-waypoints", 5*time.Second,
-		"`interval` at which waypoints are read for whether the calls to pools are picked, from 1s to 10s; 0 for never")
+		"`interval` at which the counters of waypoints are read, to see whether calls to pools are picked, from 1s to 10s; 0 for never")
 	flags.StringVar(&o.metricsAddress, "metrics-address", ":9090", "`host:port` of Prometheus metrics; 0 for none")
 	flags.StringVar(&o.healthAddress, "health-address", ":8081", "`host:port` of /healthz and /readyz; 0 for none")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -123,8 +123,8 @@ func (o *options) validate() error {
 	return errors.Join(errs...)
 }
 
-// Waypoints that are read more often than each second have more to do with that than with calls. Calls are judged by
-// the last 30 s, so readings must be closer than that.
+// The bounds of --watch-waypoints. Readings more often than each second load a waypoint more than its calls do. A verdict
+// covers the calls of the last 30 s, so readings must come more often than that.
 const (
 	minWatch = time.Second
 	maxWatch = 10 * time.Second
@@ -134,7 +134,7 @@ func (o *options) settings() translate.Settings {
 	return translate.Settings{HostSuffix: o.hostSuffix, ClusterDomain: o.clusterDomain, RootNamespace: o.rootNamespace, DefaultPicker: o.picker, HostClaims: o.claims}
 }
 
-// pickerNamespace is where what the controller makes for the picker is, with a picker or from when there was one.
+// pickerNamespace is the namespace of the objects that the controller makes for the picker, or made for an earlier one.
 func (o *options) pickerNamespace() string {
 	if o.picker == nil {
 		return o.leaseNamespace
@@ -142,8 +142,8 @@ func (o *options) pickerNamespace() string {
 	return o.picker.Service.Namespace
 }
 
-// settle is how long a cluster that was written takes to be ready at a waypoint. istiod gathers changes for 100 ms after
-// the last one, makes the configuration in up to a second where there are thousands of Services, and is asked once more.
+// settle is how long after its write a cluster is ready at a waypoint. istiod debounces changes for 100 ms, builds the
+// configuration in up to 1 s where there are thousands of Services, and then sends the cluster's endpoints on request.
 const settle = 2 * time.Second
 
 func (o *options) times() handover.Times { return handover.Times{Settle: settle, Drain: o.drain} }

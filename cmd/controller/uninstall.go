@@ -10,11 +10,11 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/reconcile"
 )
 
-// runUninstall takes back what the controller wrote. It holds the controllers' lease meanwhile, so that none of them
-// writes it anew: it waits until the last one has let go.
+// runUninstall deletes what the controller wrote. It holds the controllers' lease meanwhile, so that no controller writes
+// again. It waits until the last controller has released the lease.
 func (o *options) runUninstall(ctx context.Context) error {
 	o.leaderElect = true
-	o.metricsAddress, o.healthAddress = "0", "0" // nobody looks at what ends at once
+	o.metricsAddress, o.healthAddress = "0", "0" // a Job that soon ends needs neither
 	m, err := o.manager()
 	if err != nil {
 		return err
@@ -46,7 +46,7 @@ func (o *options) runUninstall(ctx context.Context) error {
 	return nil
 }
 
-// takeBack takes back what a controller with the same flags wrote.
+// takeBack deletes what a controller with the same flags wrote.
 func (o *options) takeBack(ctx context.Context, c client.Client) error {
 	if err := reconcile.Uninstall(ctx, c, o.pickerNamespace(), o.drain); err != nil {
 		return fmt.Errorf("uninstalling: %w", err)

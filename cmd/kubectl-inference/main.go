@@ -1,5 +1,5 @@
-// Command kubectl-inference is a plugin of kubectl: kubectl inference says what serves the InferencePools of a cluster,
-// what is wrong there, and where a request would go.
+// Command kubectl-inference is a kubectl plugin that shows how the InferencePools of a cluster are served, what is wrong,
+// and to which endpoint a request would go.
 package main
 
 import (

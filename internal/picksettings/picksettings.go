@@ -1,6 +1,6 @@
-// Package picksettings holds what the annotations of an InferencePool say of how our picker is to pick for it: their
-// names, bounds and defaults, and how they are read. The controller tells of wrong ones in events and the picker goes by
-// the others, so both read them here. Plain values only: how a setting is used may not enter.
+// Package picksettings reads the annotations of an InferencePool that set how our picker picks for it: their names, bounds
+// and defaults. It must not know how the picker uses a setting. Both programs read annotations here: the controller
+// reports wrong ones in events, and the picker applies the valid ones.
 package picksettings
 
 import (
@@ -16,42 +16,42 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// Prefix starts the annotations' names. What follows it is in docs/picker-settings.md, with the defaults. None is needed.
+// Prefix starts the annotations' names. docs/picker-settings.md lists the full names and the defaults.
 const Prefix = pool.Prefix + "pick-"
 
-// MostTokens bounds a cache's size: 2³⁰ tokens, hundreds of times what a server holds.
+// MostTokens bounds the size of a cache: 2³⁰ tokens, hundreds of times the cache of one server.
 const MostTokens = 1 << 30
 
-// Settings are how one pool picks.
+// Settings are the settings of one pool.
 type Settings struct {
 	// SessionHeader is the name, in lower case, of the header that keeps the calls of a session together; "" is none.
 	SessionHeader string
-	// CacheBias multiplies what a token to prefill is taken to cost other calls.
+	// CacheBias multiplies the cost to other calls of a token to prefill.
 	CacheBias float64
 	// Spread bounds an endpoint's calls in flight to this multiple of the mean.
 	Spread float64
-	// PrefillRate is, in tokens a second, how fast an endpoint is taken to prefill until its own speed is learned.
+	// PrefillRate is the assumed prefill speed of an endpoint, in tokens a second, until its own speed is learned.
 	PrefillRate float64
-	// CacheTokens is what an endpoint's prefix cache is taken to hold until it tells.
+	// CacheTokens is the assumed size of an endpoint's prefix cache, in tokens, until its metrics show the size.
 	CacheTokens int
-	// AdapterLoad is what loading a LoRA adapter costs.
+	// AdapterLoad is the time that loading a LoRA adapter takes.
 	AdapterLoad time.Duration
-	// AvoidFor is how long an endpoint is avoided after its first failure; the time doubles with each that follows, up
-	// to AvoidMax.
+	// AvoidFor is how long the picker avoids an endpoint after its first failure. The time doubles with each further
+	// failure, up to AvoidMax.
 	AvoidFor, AvoidMax time.Duration
-	// Engine is one of Engines, or "" where it is found out from the metrics.
+	// Engine is one of Engines, or "" where the picker finds the engine out from the metrics.
 	Engine string
-	// MetricsPath is where each endpoint has its metrics.
+	// MetricsPath is the path of each endpoint's metrics.
 	MetricsPath string
-	// Usage has the tokens counted that the endpoints' answers say were used.
+	// Usage makes the picker count the tokens in the usage of the endpoints' answers.
 	Usage bool
 }
 
-// Engines are the names of model servers that are known, as the Gateway API Inference Extension has them.
+// Engines are the known model servers, by their names in the Gateway API Inference Extension.
 var Engines = []string{"vllm", "sglang", "trtllm-serve", "triton-tensorrt-llm"}
 
-// Defaults are the settings of a pool that sets nothing. The cache is that of an 8B model on an 80 GB device, in its
-// order of magnitude.
+// Defaults are the settings of a pool without annotations. CacheTokens is the order of magnitude for an 8B model on an
+// 80 GB device.
 func Defaults() Settings {
 	return Settings{
 		CacheBias:   1,
@@ -84,8 +84,8 @@ var setters = map[string]func(*Settings, string) error{
 	"usage":        func(s *Settings, v string) error { return setBool(&s.Usage, v) },
 }
 
-// Parse reads a pool's annotations. Wrong has an error for each that is not as it should be, in the order of their
-// names; the settings then have the defaults in the place of those, so they can be used all the same.
+// Parse reads a pool's annotations. Wrong has an error for each wrong annotation, in the order of their names. The
+// settings have the default for each wrong annotation, so the picker can use them.
 func Parse(annotations map[string]string) (settings Settings, wrong []error) {
 	settings = Defaults()
 	for _, key := range slices.Sorted(maps.Keys(annotations)) {

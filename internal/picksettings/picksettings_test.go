@@ -86,7 +86,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// What operators read of the annotations names each, with its default.
+// docs/picker-settings.md has every annotation with its default.
 func TestSettingsAreDocumented(t *testing.T) {
 	page, err := os.ReadFile("../../docs/picker-settings.md")
 	if err != nil {

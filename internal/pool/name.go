@@ -6,7 +6,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// ParseName reads a pool's name as "namespace/name", the form in which streams and files give it.
+// ParseName reads a pool's name in the form "namespace/name", which gRPC metadata and static files use.
 func ParseName(text string) (types.NamespacedName, bool) {
 	namespace, name, ok := strings.Cut(text, "/")
 	if !ok || namespace == "" || name == "" || strings.Contains(name, "/") {

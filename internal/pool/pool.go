@@ -1,5 +1,5 @@
-// Package pool holds what both sides know of an InferencePool: its name, its endpoints and how it fails.
-// Values only, made from the API types; nothing here talks to a cluster, and no sibling is imported.
+// Package pool holds an InferencePool as controller and picker both need it: its name, endpoints and failure mode.
+// It holds only values made from the API types: it must not talk to a cluster or import a sibling package.
 package pool
 
 import (
@@ -27,26 +27,26 @@ const (
 	// a stream to the picker. It is the contract between the controller and the picker.
 	NameHeader = "inference-waypoint-pool"
 
-	// TokenHeader is the metadata key in which a waypoint shows that it serves the pool that it names.
+	// TokenHeader is the gRPC metadata key of the token by which a waypoint proves that it serves the pool.
 	TokenHeader = "inference-waypoint-token"
 
-	// UsageHeader takes NameHeader's place on a stream that asks for no pick and only shows the answer to a call, for
-	// the tokens that it says were used.
+	// UsageHeader names the pool, instead of NameHeader, on a stream that needs no pick. Such a stream carries the answer
+	// to a call, so that the picker counts the tokens in the answer's usage.
 	UsageHeader = "inference-waypoint-usage"
 
-	// CallKey is the key in the metadata of PickNamespace under which the picker names a call, by a number, to the waypoint that asks about it.
-	// By that name the waypoint says of a call that it was broken off.
+	// CallKey is the key, in the metadata of PickNamespace, of the number that the picker gives to a call.
+	// The waypoint sends this number back when it reports a call as broken off.
 	CallKey = "inference-waypoint-call"
 
-	// PickNamespace is the namespace of the metadata in which the Endpoint Picker Protocol 1.0.0 has a pick.
+	// PickNamespace is the metadata namespace of a pick in the Endpoint Picker Protocol 1.0.0.
 	PickNamespace = "envoy.lb"
 
-	// FailureModeAnnotation on an InferencePool without an endpointPickerRef says what becomes of a call while
-	// our picker does not answer: FailOpen (the default) or FailClose. A pool with a reference says it there.
+	// FailureModeAnnotation on an InferencePool without an endpointPickerRef sets the failure mode for our picker:
+	// FailOpen (the default) or FailClose. A pool with an endpointPickerRef sets its failure mode there.
 	FailureModeAnnotation = Prefix + "failure-mode"
 )
 
-// FailureMode says what becomes of a call when the endpoint picker does not answer.
+// FailureMode says whether a call is served or refused when the endpoint picker does not answer.
 type FailureMode string
 
 const (
@@ -56,8 +56,8 @@ const (
 	FailClose FailureMode = "FailClose"
 )
 
-// PickerRef names the Service of an endpoint picker, in the pool's own namespace. It is zero where the pool refers to
-// something that is not a Service, which nobody can ask.
+// PickerRef names the Service of an endpoint picker, in the pool's own namespace. It is zero where the pool's reference
+// is not to a Service, so that a waypoint has no picker to ask.
 type PickerRef struct {
 	Service string
 	Port    int32
@@ -70,14 +70,14 @@ type Pool struct {
 	Selector map[string]string
 	// TargetPorts are in the order of the spec, without repeats: each port of each pod is one endpoint.
 	TargetPorts []int32
-	// H2C says that the endpoints are to be spoken to in cleartext HTTP/2.
+	// H2C says that the endpoints speak cleartext HTTP/2.
 	H2C bool
-	// Picker is nil where the pool names no endpoint picker and ours serves it.
+	// Picker is nil where the pool names no endpoint picker, so that our picker serves the pool.
 	Picker      *PickerRef
 	FailureMode FailureMode
 }
 
-// FromAPI reads an InferencePool. It fails only where the object is not what its CRD admits.
+// FromAPI reads an InferencePool. It fails only for an object that the CRD does not admit, or for a wrong failure mode.
 func FromAPI(p *inferencev1.InferencePool) (Pool, error) {
 	out := Pool{
 		Name:        types.NamespacedName{Namespace: p.Namespace, Name: p.Name},
@@ -140,17 +140,17 @@ func (p Pool) Selects(labels map[string]string) bool {
 	return len(p.Selector) > 0
 }
 
-// Endpoint is one port of one pod: what a picker can choose.
+// Endpoint is one port of one pod, which a picker can pick.
 type Endpoint struct {
 	Address netip.AddrPort
 	// Pod is the pod's name, for people; it is empty for endpoints that are not pods.
 	Pod string
-	// Process tells the server from others that have been, or will be, at the same address: the pod's UID, and how often
-	// its containers have been started again. It is empty where nothing tells.
+	// Process identifies the server process among earlier and later ones at the same address: the pod's UID, and the
+	// number of its containers' restarts. It is empty where the pod is not known.
 	Process string
 }
 
-// processOf is an endpoint's Process.
+// processOf makes an Endpoint's Process from its pod.
 func processOf(pod *corev1.Pod) string {
 	restarts := 0
 	for _, c := range pod.Status.ContainerStatuses {
@@ -159,8 +159,8 @@ func processOf(pod *corev1.Pod) string {
 	return string(pod.UID) + "/" + strconv.Itoa(restarts)
 }
 
-// Endpoints lists the endpoints of those of the pods that the pool selects and that can take a call now, in the
-// order of their addresses. Pods of other namespaces are left out.
+// Endpoints lists the endpoints of the pods that the pool selects and that can take a call now, in the order of their
+// addresses. It leaves out pods of other namespaces.
 func (p Pool) Endpoints(pods []*corev1.Pod) []Endpoint {
 	var out []Endpoint
 	for _, pod := range pods {
@@ -175,7 +175,7 @@ func (p Pool) Endpoints(pods []*corev1.Pod) []Endpoint {
 			out = append(out, Endpoint{Address: netip.AddrPortFrom(addr, uint16(port)), Pod: pod.Name, Process: processOf(pod)})
 		}
 	}
-	// Pods of the host's network may have one address: of those one stands for all, always the same.
+	// Pods on the host network may share an address: the list has one endpoint for each address, always the same.
 	slices.SortFunc(out, func(a, b Endpoint) int {
 		return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Process, b.Process))
 	})
@@ -195,14 +195,14 @@ func Serving(pod *corev1.Pod) bool {
 	return false
 }
 
-// The longest that DNS takes: a label of a host, and a whole host.
+// The greatest lengths that DNS allows, in characters, for a label of a host and for a whole host.
 const (
 	maxLabel = 63
 	maxHost  = 253
 )
 
-// Host is the pool's own host name in the mesh: <pool>.<namespace>.<suffix>. A pool's name may be longer than DNS takes,
-// 253 characters where a label has 63. Its head and a hash of the whole then stand for it, in one label.
+// Host is the pool's own host name in the mesh: <pool>.<namespace>.<suffix>. If the pool's name is too long for DNS, the
+// first label has the head of the name and a hash of it. A pool's name may have 253 characters, and a DNS label 63.
 func (p Pool) Host(suffix string) string {
 	host := strings.Join([]string{p.Name.Name, p.Name.Namespace, suffix}, ".")
 	if len(host) <= maxHost && !slices.ContainsFunc(strings.Split(p.Name.Name, "."), func(l string) bool { return len(l) > maxLabel }) {
@@ -215,20 +215,20 @@ func (p Pool) Host(suffix string) string {
 	return strings.Join([]string{head + hash, p.Name.Namespace, suffix}, ".")
 }
 
-// CounterName stands for a pool in the names of a waypoint's counters: CounterNameLength letters a to z and digits 2 to 7,
-// which no system of metrics rewrites. It is a hash of 80 bits, so that nobody can name a pool in such a way that it
-// is taken for another's.
+// CounterName identifies a pool in the names of a waypoint's counters: CounterNameLength letters a to z and digits 2 to 7,
+// which no metrics system rewrites. It is a hash of 80 bits, so that nobody can choose a pool's name to collide with
+// another pool's.
 func CounterName(name types.NamespacedName) string {
 	sum := sha256.Sum256([]byte(name.String()))
 	return counterNames.EncodeToString(sum[:CounterNameLength*5/8])
 }
 
-// CounterNameLength is that of a CounterName, each letter of which holds five bits.
+// CounterNameLength is the length of a CounterName in characters, each of which holds five bits.
 const CounterNameLength = 16
 
 var counterNames = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567")
 
-// Equal reports whether two pools are the same in everything.
+// Equal reports whether two pools are equal in all fields.
 func (p Pool) Equal(o Pool) bool {
 	samePicker := p.Picker == nil && o.Picker == nil || p.Picker != nil && o.Picker != nil && *p.Picker == *o.Picker
 	return samePicker && p.Name == o.Name && p.H2C == o.H2C && p.FailureMode == o.FailureMode &&

@@ -45,8 +45,8 @@ func TestHost(t *testing.T) {
 	}
 }
 
-// The name is a part of the names of counters in Envoy and in Prometheus, and waypoints of older controllers are read by it:
-// it is to stay as it is.
+// A CounterName must never change: it is part of counters' names in Envoy and Prometheus, also in EnvoyFilters of older
+// controllers.
 func TestCounterName(t *testing.T) {
 	of := func(namespace, name string) string {
 		return CounterName(types.NamespacedName{Namespace: namespace, Name: name})

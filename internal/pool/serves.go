@@ -6,12 +6,12 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Serves says which InferencePools of a cluster a picker serves. Those of other pickers get no state and no metrics, and
-// their pods are not read.
+// Serves says which InferencePools of a cluster a picker serves. The picker keeps no state and no metrics of other pools,
+// and does not read their pods.
 type Serves struct {
-	// Services are the picker's own. A pool names one by its endpointPickerRef.
+	// Services are the picker's own Services. A pool names one of them in its endpointPickerRef.
 	Services []types.NamespacedName
-	// Unnamed adds the pools that name no picker.
+	// Unnamed says that the picker also serves pools that name no picker.
 	Unnamed bool
 }
 

@@ -11,8 +11,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// Ensure reads the key of a namespace, or makes one where there is none, and has pickers wait for its tokens from now on.
-// Several may do so at once. The client reads from no cache.
+// Ensure reads the key of a namespace, or creates one, and restarts the grace period in which pickers check no tokens.
+// Several replicas may call it at once. The client must not read from a cache.
 func Ensure(ctx context.Context, c client.Client, namespace string, now time.Time) (Key, error) {
 	made := New()
 	err := c.Create(ctx, made.secret(namespace, now))
@@ -20,7 +20,7 @@ func Ensure(ctx context.Context, c client.Client, namespace string, now time.Tim
 	case err == nil:
 		return made, nil
 	case !apierrors.IsAlreadyExists(err):
-		return Key{}, fmt.Errorf("making Secret %s/%s: %w", namespace, SecretName, err)
+		return Key{}, fmt.Errorf("creating Secret %s/%s: %w", namespace, SecretName, err)
 	}
 	var s corev1.Secret
 	if err := c.Get(ctx, types.NamespacedName{Namespace: namespace, Name: SecretName}, &s); err != nil {
@@ -33,16 +33,16 @@ func Ensure(ctx context.Context, c client.Client, namespace string, now time.Tim
 	before := s.DeepCopy()
 	s.Data[enforcedData] = key.secret(namespace, now).Data[enforcedData]
 	if err := c.Patch(ctx, &s, client.MergeFrom(before)); err != nil {
-		return Key{}, fmt.Errorf("saying in Secret %s/%s from when on its tokens are asked for: %w", namespace, SecretName, err)
+		return Key{}, fmt.Errorf("writing into Secret %s/%s the time from which pickers check tokens: %w", namespace, SecretName, err)
 	}
 	return key, nil
 }
 
-// keepInterval is how often a controller looks whether the key is still the one that it makes tokens of.
+// keepInterval is how often a controller checks that the Secret still has the key of its tokens.
 const keepInterval = 30 * time.Second
 
-// Keep returns with an error once the key of a namespace is another than the one that was ensured, or is gone: tokens of
-// two keys are worth nothing, so the program is to begin anew. It returns without one when ctx ends.
+// Keep returns an error once the namespace's key is gone or differs from the given one. The program must then restart,
+// as pickers refuse tokens of another key. It returns nil when ctx ends.
 func Keep(ctx context.Context, c client.Client, namespace string, key Key) error {
 	for {
 		select {
@@ -53,10 +53,10 @@ func Keep(ctx context.Context, c client.Client, namespace string, key Key) error
 		var s corev1.Secret
 		err := c.Get(ctx, types.NamespacedName{Namespace: namespace, Name: SecretName}, &s)
 		if err != nil && !apierrors.IsNotFound(err) {
-			continue // what cannot be asked now is asked again
+			continue // the next check asks again
 		}
 		if now, _, err := read(&s); err != nil || now != key {
-			return fmt.Errorf("Secret %s/%s is not the one that this program began with, which ends so that it begins with the new one", namespace, SecretName) //nolint:staticcheck // a kind of object begins with a capital
+			return fmt.Errorf("Secret %s/%s has changed since this program started: it exits, to start again with the new key", namespace, SecretName) //nolint:staticcheck // a kind of object begins with a capital
 		}
 	}
 }

@@ -1,8 +1,8 @@
-// Package poolkey is the secret that the controller and its pickers share, and what follows from it: the token by which a
-// waypoint shows that it serves a pool, and the seed of the hashes of prompts.
+// Package poolkey keeps the secret key that the controller and its pickers share, and derives from it the tokens of pools
+// and the seed of prompt hashes. It must not know how waypoints get tokens or how prompts are hashed.
 //
-// Behind ztunnel a picker does not see who calls, only that it is a waypoint that is admitted. So the controller puts a
-// pool's token into the configuration of the waypoints that serve the pool, where no other namespace can read it.
+// Behind ztunnel a picker cannot see which waypoint calls it, only that the caller is an admitted waypoint. So the
+// controller puts a pool's token into the configuration of the waypoints that serve the pool. No other namespace can read it.
 package poolkey
 
 import (
@@ -24,20 +24,20 @@ const SecretName = "inference-picker-key"
 // The Secret's data.
 const (
 	keyData      = "key"           // Length bytes
-	enforcedData = "enforced-from" // a time as RFC 3339 has it
+	enforcedData = "enforced-from" // a time in RFC 3339
 )
 
-// grace is how long after a controller began pickers serve those who show no token of the key: until then the configuration
-// of all waypoints has been written with it and has reached them, also where the controller before made no tokens.
+// grace is how long after a controller's start pickers check no tokens. In this time the controller writes the tokens into
+// the configuration of all waypoints, and istiod sends it to them, also if the previous controller made no tokens.
 const grace = 10 * time.Minute
 
 // Length is a key's length in bytes.
 const Length = 32
 
-// tokenBytes are enough of a MAC that nobody guesses it by asking.
+// tokenBytes is the length of a token's MAC in bytes, enough that nobody can find it by trying.
 const tokenBytes = 12
 
-// Key is the secret.
+// Key is the secret key that controller and pickers share.
 type Key [Length]byte
 
 // New makes a key.
@@ -47,15 +47,15 @@ func New() Key {
 	return k
 }
 
-// Token is what a waypoint shows to ask about the pool of this name, "namespace/name". It is the head of an HMAC-SHA-256
-// (RFC 2104) in base64url.
+// Token makes the token of a pool, "namespace/name". A waypoint sends it to ask for picks of this pool. It is the head of
+// an HMAC-SHA-256 (RFC 2104) in base64url.
 func (k Key) Token(pool string) string {
 	sum := k.mac("pool " + pool)
 	return base64.RawURLEncoding.EncodeToString(sum[:tokenBytes])
 }
 
-// Seed begins the hashes of prompts, so that nobody outside can tell which texts collide. All pickers of a cluster have
-// the same.
+// Seed makes the seed of prompt hashes, so that nobody outside can compute texts that collide. All pickers of a cluster
+// have the same seed.
 func (k Key) Seed() uint64 { return binary.LittleEndian.Uint64(k.mac("seed")) }
 
 func (k Key) mac(of string) []byte {
@@ -64,7 +64,7 @@ func (k Key) mac(of string) []byte {
 	return m.Sum(nil)
 }
 
-// secret is the object that holds a key which is made now.
+// secret makes the Secret for a key. Pickers check tokens from now plus the grace period on.
 func (k Key) secret(namespace string, now time.Time) *corev1.Secret {
 	return &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: SecretName},
@@ -76,11 +76,11 @@ func (k Key) secret(namespace string, now time.Time) *corev1.Secret {
 	}
 }
 
-// read takes a key from its Secret, and the time from which its tokens are asked for; the zero time where it has none.
+// read takes from the Secret the key, and the time from which pickers check tokens; the zero time where it has none.
 func read(s *corev1.Secret) (Key, time.Time, error) {
 	data := s.Data[keyData]
 	if len(data) != Length {
-		return Key{}, time.Time{}, fmt.Errorf("reading Secret %s/%s: %s has %d bytes, want %d; delete it and restart the controller, which makes another",
+		return Key{}, time.Time{}, fmt.Errorf("reading Secret %s/%s: %s has %d bytes, want %d; delete the Secret and restart the controller, which creates another",
 			s.Namespace, s.Name, keyData, len(data), Length)
 	}
 	var enforced time.Time

@@ -56,7 +56,7 @@ func TestTokensAreOfOnePoolAndKey(t *testing.T) {
 	}
 }
 
-// TestEnsure has controllers that start together have one key, and a key that was cut be told.
+// TestEnsure checks that controllers which start together get one key, and that a key of a wrong length is an error.
 func TestEnsure(t *testing.T) {
 	c := fakeClient(t)
 	if first, second := ensure(t, c), ensure(t, c); first != second {
@@ -78,7 +78,7 @@ func TestEnsure(t *testing.T) {
 	}
 }
 
-// TestKeep has a controller end once its tokens are of no use any more.
+// TestKeep checks that a controller ends once its key is no longer the Secret's.
 func TestKeep(t *testing.T) {
 	for name, change := range map[string]func(t *testing.T, c client.Client){
 		"gone":    func(t *testing.T, c client.Client) { must(t, Delete(t.Context(), c, system)) },
@@ -97,7 +97,7 @@ func TestKeep(t *testing.T) {
 				default:
 				}
 				change(t, c)
-				if err := <-ended; err == nil || !strings.Contains(err.Error(), "not the one") {
+				if err := <-ended; err == nil || !strings.Contains(err.Error(), "has changed") {
 					t.Errorf("it ended with %v", err)
 				}
 			})
@@ -112,7 +112,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// running is a ring that looks at a Secret.
+// running is a ring that reads a Secret.
 type running struct {
 	*Ring
 	t      *testing.T
@@ -148,7 +148,7 @@ func (r *running) admits(token string, want bool) {
 	}
 }
 
-// TestRing follows a key from before it was made until after it was made anew.
+// TestRing follows a key from before its creation until after its replacement.
 func TestRing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := fakeClient(t)
@@ -159,7 +159,7 @@ func TestRing(t *testing.T) {
 		}
 
 		first := ensure(t, c)
-		r.wait(interval)
+		r.wait(refreshInterval)
 		r.admits(first.Token(llama), true)
 		r.admits("of a controller that went", true) // waypoints may have no better one yet
 		r.admits("", true)
@@ -172,7 +172,7 @@ func TestRing(t *testing.T) {
 		if again := ensure(t, c); again != first { // a controller that begins, and may write tokens where none were
 			t.Error("a controller that begins makes another key")
 		}
-		r.wait(interval)
+		r.wait(refreshInterval)
 		r.admits("", true)
 		r.wait(grace)
 		r.admits("", false)
@@ -180,11 +180,11 @@ func TestRing(t *testing.T) {
 		if err := Delete(t.Context(), c, system); err != nil {
 			t.Fatal(err)
 		}
-		r.wait(interval)
+		r.wait(refreshInterval)
 		r.admits(first.Token(llama), true)
 		r.admits("", false)
 		second := ensure(t, c)
-		r.wait(interval)
+		r.wait(refreshInterval)
 		r.admits(second.Token(llama), true)
 		r.admits(first.Token(llama), true)
 		r.wait(grace)
@@ -196,7 +196,7 @@ func TestRing(t *testing.T) {
 	})
 }
 
-// TestRingEnforces has an administrator ask for tokens at once.
+// TestRingEnforces checks that an administrator can have tokens checked at once.
 func TestRingEnforces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := fakeClient(t)
@@ -244,7 +244,7 @@ func TestRingCannotRead(t *testing.T) {
 func BenchmarkAdmits(b *testing.B) {
 	k := New()
 	r := newRing(nil, system, nil, nil)
-	r.take(k, time.Time{})
+	r.store(k, time.Time{})
 	token := k.Token(llama)
 	b.ReportAllocs()
 	for b.Loop() {

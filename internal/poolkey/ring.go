@@ -18,16 +18,16 @@ import (
 )
 
 const (
-	// interval is how often a picker looks whether there is another key: one small read, long before one is asked for.
-	interval = 10 * time.Second
-	// soon is how long a picker waits that is not ready before it has been able to look.
-	soon = time.Second
+	// refreshInterval is how often a picker reads the key. It is far shorter than grace, so that pickers have a new key in time.
+	refreshInterval = 10 * time.Second
+	// firstInterval is the interval before the first read that succeeds, as the picker is not ready until then.
+	firstInterval = time.Second
 )
 
-// maxTokens bounds the tokens that a ring remembers, which are some of the pools that there are.
+// maxTokens bounds the tokens that a ring caches, at one for each pool.
 const maxTokens = 10_000
 
-// Ring is what a picker knows of keys. Its methods may be called from several goroutines.
+// Ring keeps the current key in a picker and checks tokens. Its methods may be called from several goroutines.
 type Ring struct {
 	reader    client.Reader
 	namespace string
@@ -35,17 +35,17 @@ type Ring struct {
 	log       *slog.Logger
 	now       func() time.Time
 
-	held    atomic.Pointer[held] // nil before there was a key
-	problem string               // the last that was told
+	state   atomic.Pointer[keyState] // nil before there was a key
+	problem string                   // the problem that was logged last
 }
 
-// held is the key at one time, and from when on its tokens are asked for.
-type held struct {
+// keyState is the current key, and the time from which its tokens are checked.
+type keyState struct {
 	current  *tokens
 	enforced time.Time
 }
 
-// NewRing makes a ring without a key, which is to be read in a namespace. The seed of each new key is told to seed.
+// NewRing makes a ring without a key, which Run reads in the namespace. Run calls seed with the seed of each new key.
 func NewRing(config *rest.Config, namespace string, seed func(uint64), log *slog.Logger) (*Ring, error) {
 	scheme := runtime.NewScheme()
 	if err := corev1.AddToScheme(scheme); err != nil {
@@ -62,28 +62,28 @@ func newRing(reader client.Reader, namespace string, seed func(uint64), log *slo
 	return &Ring{reader: reader, namespace: namespace, seed: seed, log: log, now: time.Now}
 }
 
-// Admits reports whether who shows the token may ask about the pool of this name, "namespace/name". Where no controller
-// has made a key, everybody may whom the mesh admits.
+// Admits reports whether a caller with this token may ask about a pool, "namespace/name". While there is no key, every
+// caller that the mesh admits may.
 func (r *Ring) Admits(pool, token string) bool {
-	h := r.held.Load()
+	h := r.state.Load()
 	switch {
 	case h == nil:
 		return true
-	case r.now().Before(h.enforced): // waypoints have no token yet, or one of a key that this picker never saw
+	case r.now().Before(h.enforced): // some waypoints have no token yet, or one of an earlier key
 		return true
 	default:
 		return h.current.has(pool, token)
 	}
 }
 
-// Run keeps the ring as the Secret is until the context ends. It calls synced once, when it has first been able to tell
+// Run reads the Secret again and again until the context ends. It calls synced once, after the first read that shows
 // whether there is a key.
 func (r *Ring) Run(ctx context.Context, synced func()) {
 	var once sync.Once
-	for wait := soon; ctx.Err() == nil; {
-		if r.look(ctx) {
+	for wait := firstInterval; ctx.Err() == nil; {
+		if r.refresh(ctx) {
 			once.Do(synced)
-			wait = interval
+			wait = refreshInterval
 		}
 		select {
 		case <-ctx.Done():
@@ -92,9 +92,9 @@ func (r *Ring) Run(ctx context.Context, synced func()) {
 	}
 }
 
-// look reads the Secret, and reports whether that told what the key is. That none may be read is told to people, and
-// counts as that there is none: the mesh's own policy still keeps all but waypoints away.
-func (r *Ring) look(ctx context.Context) (known bool) {
+// refresh reads the Secret, and reports whether it is known now which key there is, if any. A picker that may not read the
+// Secret logs that and checks no tokens: the mesh's own policy still admits only waypoints.
+func (r *Ring) refresh(ctx context.Context) (known bool) {
 	var s corev1.Secret
 	err := r.reader.Get(ctx, types.NamespacedName{Namespace: r.namespace, Name: SecretName}, &s)
 	var key Key
@@ -105,41 +105,41 @@ func (r *Ring) look(ctx context.Context) (known bool) {
 	switch {
 	case err == nil:
 		r.problem = ""
-		if r.take(key, enforced) {
+		if r.store(key, enforced) {
 			r.seed(key.Seed())
-			r.log.Info("took the key of pools' tokens", "enforcedFrom", enforced)
+			r.log.Info("read a new key for the tokens of pools", "enforcedFrom", enforced)
 		}
 		return true
-	case apierrors.IsNotFound(err): // what was known stays: a key that is deleted is soon another
-		if r.held.Load() == nil {
-			r.tell("there is no key of pools' tokens yet, which the controller makes")
+	case apierrors.IsNotFound(err): // the last key stays in use: the controller soon creates another
+		if r.state.Load() == nil {
+			r.logProblem("the controller has not created the key for the tokens of pools yet")
 		}
 		return true
 	}
-	r.tell(fmt.Sprintf("the key of pools' tokens cannot be read: %v", err))
+	r.logProblem(fmt.Sprintf("the key for the tokens of pools cannot be read: %v", err))
 	return apierrors.IsForbidden(err) || s.Name != ""
 }
 
-// tell says once what is wrong.
-func (r *Ring) tell(problem string) {
+// logProblem logs a problem, unless it was the last one logged.
+func (r *Ring) logProblem(problem string) {
 	if problem != r.problem {
 		r.problem = problem
-		r.log.Error("without a key any waypoint that is admitted may ask about any pool", "problem", problem)
+		r.log.Error("any admitted waypoint may ask about any pool, as there is no key", "problem", problem)
 	}
 }
 
-// take takes a key, and reports whether it is another than before.
-func (r *Ring) take(key Key, enforced time.Time) bool {
-	old := r.held.Load()
+// store stores a key, and reports whether it differs from the one before.
+func (r *Ring) store(key Key, enforced time.Time) bool {
+	old := r.state.Load()
 	if old != nil && old.current.key == key {
-		r.held.Store(&held{old.current, enforced})
+		r.state.Store(&keyState{old.current, enforced})
 		return false
 	}
-	r.held.Store(&held{&tokens{key: key}, enforced})
+	r.state.Store(&keyState{&tokens{key: key}, enforced})
 	return true
 }
 
-// tokens are a key's, each made once.
+// tokens makes and caches the tokens of a key.
 type tokens struct {
 	key   Key
 	n     atomic.Int64

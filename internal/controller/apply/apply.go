@@ -1,7 +1,7 @@
-// Package apply brings a cluster's objects to what they should be for one owner: it applies those that differ,
-// deletes those that should no longer be, and touches none that another made. Owners are not Kubernetes owners, since
-// an object may lie in another namespace than its owner; a label says whose an object is. What the objects hold is not
-// this package's business.
+// Package apply makes the objects of one owner in the cluster equal to the desired ones: it applies objects that differ,
+// deletes objects that are no longer desired, and never touches an object that somebody else made. It must not know what
+// the objects contain. A label marks our objects, and an annotation names the owner. Kubernetes owner references cannot do
+// that, as an object may be in another namespace than its owner.
 package apply
 
 import (
@@ -25,18 +25,18 @@ import (
 const FieldOwner = client.FieldOwner("inference-waypoint")
 
 const (
-	// OwnedLabel is on every object that we made. Without it we neither change nor delete an object.
+	// OwnedLabel is on every object that we made. We neither change nor delete an object without it.
 	OwnedLabel = pool.Prefix + "owned"
 	ownedValue = "true"
 
-	// OwnerAnnotation names the owner as namespace/name, which is too long for a label.
+	// OwnerAnnotation names the owner as namespace/name, which may be too long for a label.
 	OwnerAnnotation = pool.Prefix + "owner"
 )
 
-// OwnerIndex is the name of the cache's index by owner, which lists of kinds that we own are read by.
+// OwnerIndex is the name of the cache's index of our objects by owner.
 const OwnerIndex = "inference-waypoint.owner"
 
-// NotOursError says that an object's name is taken by one that we did not make.
+// NotOursError says that an object which we did not make has the name of one of ours.
 type NotOursError struct {
 	Kind string
 	Name types.NamespacedName
@@ -46,7 +46,7 @@ func (e *NotOursError) Error() string {
 	return fmt.Sprintf("%s %s exists and is not ours: it lacks the label %s", e.Kind, e.Name, OwnedLabel)
 }
 
-// ContestedError says that another writer undoes what we write of an object, which is therefore left as it is for a while.
+// ContestedError says that another writer undoes our writes of an object, so that we do not write it for a while.
 type ContestedError struct {
 	Kind string
 	Name types.NamespacedName
@@ -54,10 +54,10 @@ type ContestedError struct {
 }
 
 func (e *ContestedError) Error() string {
-	return fmt.Sprintf("another writer changes %s %s again and again; it is set right again in %s", e.Kind, e.Name, e.Wait)
+	return fmt.Sprintf("another writer changes %s %s again and again; the controller writes it again in %s", e.Kind, e.Name, e.Wait)
 }
 
-// Owner is the owner of an object that we made, and false for any other object.
+// Owner is the owner of an object that we made; ok is false for any other object.
 func Owner(o client.Object) (types.NamespacedName, bool) {
 	if o.GetLabels()[OwnedLabel] != ownedValue {
 		return types.NamespacedName{}, false
@@ -75,17 +75,17 @@ func OwnerKeys(o client.Object) []string {
 	return []string{owner.String()}
 }
 
-// Set brings objects of some kinds to what they should be. Its client reads from a cache that has OwnerIndex for each of
+// Set makes objects of some kinds equal to the desired ones. Its client reads from a cache that has OwnerIndex for each of
 // the kinds.
 type Set struct {
 	Client client.Client
 	// Kinds are empty lists of every kind that an owner can have.
 	Kinds []client.ObjectList
-	// Exclusive creates an object only where none is, even since the cache was read. Server-side apply cannot say that,
-	// and would make an equal object of somebody else's partly ours. An object that is made so keeps the labels and
-	// annotations that it began with, also when they are no longer wanted.
+	// Exclusive creates an object only if none of its name exists, even since the cache was read. Server-side apply cannot
+	// do that: it would make us a second owner of somebody else's equal object. An object that was created exclusively
+	// keeps its first labels and annotations, also when they are no longer desired.
 	Exclusive bool
-	// Contests slow down the repair of objects that another writer changes again and again. None slow down nothing.
+	// Contests slow down the repair of objects that another writer changes again and again. Nil slows down nothing.
 	Contests *Contests
 }
 
@@ -96,20 +96,20 @@ type Change struct {
 	Name types.NamespacedName
 }
 
-// Leaving are objects of an owner that are not wanted any more and stay for a while.
+// Leaving are objects of an owner that are no longer desired and stay for a while.
 type Leaving struct {
-	// Last are applied once all that is wanted is.
+	// Last are objects to apply after all desired ones.
 	Last []client.Object
-	// Stay are the names of those that are left as they are.
+	// Stay are the names of objects to leave as they are.
 	Stay map[types.NamespacedName]bool
 }
 
-// Sync applies the objects, in their order, where the cluster differs from them, and deletes what else the owner has but
-// for what is leaving.
-// Where all is as it should be, it writes nothing. It goes on past an error, so that one object's fault does not keep
-// others of its kind from being right. Objects of the kinds that come after it may depend on it and are left as they
-// are, and nothing is deleted: what is there may still need what is no longer wanted.
-// The errors are joined, and a *NotOursError is among them for each name that is taken.
+// Sync applies, in their order, the desired objects that differ from the cluster's, and deletes all other objects of the
+// owner except the leaving ones.
+// If nothing differs, it writes nothing. After an error it goes on with objects of the same kind, so that one object's
+// fault does not block the others. It does not apply objects of later kinds, which may depend on the failed one. It then
+// deletes nothing, as objects in the cluster may still need those that are no longer desired.
+// It joins the errors, with a *NotOursError for each name that is taken.
 func (s Set) Sync(ctx context.Context, owner types.NamespacedName, desired []client.Object, leaving Leaving) ([]Change, error) {
 	keep := map[objectKey]bool{}
 	changes, err := s.applyAll(ctx, owner, desired, keep)
@@ -177,8 +177,8 @@ func (s Set) apply(ctx context.Context, owner types.NamespacedName, o client.Obj
 	return s.repair(ctx, key, want, live)
 }
 
-// create applies without force: had somebody made an object of that name since the cache was read, its fields conflict
-// with ours and it stays as it is.
+// create applies without force. If somebody has made an object of that name since the cache was read, its fields conflict
+// with ours, and the object stays as it is.
 func (s Set) create(ctx context.Context, key objectKey, want *unstructured.Unstructured) error {
 	var err error
 	if s.Exclusive {
@@ -192,8 +192,8 @@ func (s Set) create(ctx context.Context, key objectKey, want *unstructured.Unstr
 	return nil
 }
 
-// repair writes what differs between the live object and the wanted one. An apply leaves the fields that another added
-// to the spec, be it a port to a list; where any is left after it, the spec is replaced.
+// repair applies the desired object if the live one differs. An apply keeps fields that another writer added to the spec,
+// such as a port in a list. If the spec still differs after the apply, repair replaces the spec.
 func (s Set) repair(ctx context.Context, key objectKey, want *unstructured.Unstructured, live client.Object) (bool, error) {
 	same, err := matches(live, want.Object)
 	if err != nil {
@@ -207,7 +207,7 @@ func (s Set) repair(ctx context.Context, key objectKey, want *unstructured.Unstr
 		return false, err
 	}
 	applied := want.DeepCopy()
-	applied.SetUID(live.GetUID()) // an object that was deleted and made anew meanwhile is another one
+	applied.SetUID(live.GetUID()) // fails if the object was deleted and created again meanwhile
 	err = s.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(applied), FieldOwner, client.ForceOwnership)
 	if err != nil {
 		return false, fmt.Errorf("applying %s %s: %w", key.kind, key.name, err)
@@ -222,8 +222,8 @@ func (s Set) repair(ctx context.Context, key objectKey, want *unstructured.Unstr
 	return true, nil
 }
 
-// contested fails where a repair must not be made yet. One that was made is to be noted; one that the API server refused
-// is nobody's undoing.
+// contested fails if the object must not be repaired yet. The caller calls wrote after a repair that succeeded; a write
+// that the API server refused is not a contest.
 func (s Set) contested(key objectKey, want *unstructured.Unstructured) (wrote func(), err error) {
 	if s.Contests == nil {
 		return func() {}, nil
@@ -273,13 +273,13 @@ func (s Set) prune(ctx context.Context, owner types.NamespacedName, keep func(ob
 	return changes, errors.Join(errs...)
 }
 
-// remove deletes this very object; one that is gone already is no error.
+// remove deletes the object with this UID. It is no error if the object is already gone.
 func (s Set) remove(ctx context.Context, o client.Object) error {
 	uid := o.GetUID()
 	return client.IgnoreNotFound(s.Client.Delete(ctx, o, client.Preconditions{UID: &uid}))
 }
 
-// desiredFields is the object as it is to be applied, with our mark on it.
+// desiredFields is the object to apply, with our label and the owner's annotation.
 func desiredFields(o client.Object, kind schema.GroupVersionKind, owner types.NamespacedName) (*unstructured.Unstructured, error) {
 	content, err := fields(o)
 	if err != nil {

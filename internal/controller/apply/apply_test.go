@@ -162,7 +162,7 @@ func TestSyncAfterFailure(t *testing.T) {
 	check(t, c, []int32{80}, nil) // "a", which "later" may need as it is
 }
 
-// TestExclusive makes an object that another made since the cache was read.
+// TestExclusive creates an object that another writer created since the cache was read.
 func TestExclusive(t *testing.T) {
 	ctx := context.Background()
 	stale := interceptor.Funcs{Get: func(_ context.Context, _ client.WithWatch, key client.ObjectKey, _ client.Object, _ ...client.GetOption) error {
@@ -256,7 +256,7 @@ func edit(t *testing.T, c client.Client, change func(*corev1.Service)) {
 	}
 }
 
-// TestStrip has a cache keep little of managedFields: enough to tell a label of ours that is no longer wanted from another's.
+// TestStrip checks that a cache keeps only the part of managedFields that shows which labels are ours and no longer wanted.
 func TestStrip(t *testing.T) {
 	whole := labelled(service("a", 80), "ours", "x")
 	whole.Annotations = map[string]string{"note": "y"}

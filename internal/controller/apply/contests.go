@@ -8,17 +8,17 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// Times between two writes of one and the same thing, where another writer undoes each.
+// The shortest and longest times between two writes of the same content that another writer undoes each time.
 const (
 	firstWait = time.Second
 	lastWait  = 10 * time.Minute
 )
 
-// Contests keep two writers from undoing each other's words for ever. istiod, where its own support of InferencePools is
-// on (ENABLE_GATEWAY_API_INFERENCE_EXTENSION), takes every entry of their status about a Gateway of its classes for its
-// own, waypoints among them, and removes what it did not write: answered at once, that came to 80 writes a second for a
-// single pool. So what was undone is written again once, as anybody may slip, and then ever more seldom. What is new is
-// written at once. Keys are the caller's.
+// Contests keep two writers from undoing each other's writes without end. With ENABLE_GATEWAY_API_INFERENCE_EXTENSION,
+// istiod removes every status entry of an InferencePool that names a Gateway of its classes, waypoints included, and that
+// istiod did not write. Immediate rewrites then came to 80 writes a second for a single pool. So content that was undone
+// is written again once at once, as the other writer may have made a single mistake, and then with back-off. New content
+// is written at once. The caller chooses the keys.
 type Contests struct {
 	backoff *flowcontrol.Backoff
 	clock   clock.PassiveClock
@@ -27,18 +27,18 @@ type Contests struct {
 	last map[string]*written
 }
 
-// written is what was last written under a key.
+// written is the content that was last written under a key.
 type written struct {
 	what  string
-	times int // in a row
+	times int // writes of this content in a row
 }
 
-// NewContests has no contest yet.
+// NewContests makes Contests without entries.
 func NewContests(c clock.Clock) *Contests {
 	return &Contests{backoff: flowcontrol.NewFakeBackOff(firstWait, lastWait, c), clock: c, last: map[string]*written{}}
 }
 
-// Wait is how long this must not be written at the key, as it has just been and was undone.
+// Wait is how long the caller must wait before it writes the same content at the key again; zero if it may write now.
 func (c *Contests) Wait(key, what string) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -48,8 +48,8 @@ func (c *Contests) Wait(key, what string) time.Duration {
 	return c.backoff.Get(key)
 }
 
-// Wrote notes a write. It reports whether the same had been written before, and whether that has become a contest that
-// nobody was told of.
+// Wrote records a write. Again reports whether the write before had the same content. Tell reports whether this is the
+// third such write, after which the caller should report the contest.
 func (c *Contests) Wrote(key, what string) (again, tell bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

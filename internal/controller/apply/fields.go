@@ -18,8 +18,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// fields is an object as JSON has it: the form in which a wanted and a live object compare. The two go the same way, so
-// that numbers and durations come out alike, integers as int64 as in what the API server answers.
+// fields encodes an object as JSON values, to compare a desired object with a live one. Both go through the same encoding,
+// so that equal numbers and durations compare equal. Integers become int64, as in the API server's answers.
 func fields(o client.Object) (map[string]any, error) {
 	raw, err := json.Marshal(o)
 	if err != nil {
@@ -32,8 +32,8 @@ func fields(o client.Object) (map[string]any, error) {
 	return out, nil
 }
 
-// matches reports whether a live object is as wanted: its spec exactly, and of its labels and annotations those that we
-// want and none that we once set and no longer want. Those of others are theirs.
+// matches reports whether a live object has the desired spec, all desired labels and annotations, and none that we set
+// earlier and no longer desire. It ignores labels and annotations of other writers.
 func matches(live client.Object, want map[string]any) (bool, error) {
 	got, err := fields(live)
 	if err != nil {
@@ -78,8 +78,8 @@ func ownedKeys(o client.Object, part string) []string {
 	return out
 }
 
-// Strip drops of an object for a cache what this package does not read of its managedFields: all but which labels and
-// annotations are ours. They are about as long as the object itself. It is a cache's transform.
+// Strip is a cache transform that shortens an object's managedFields, which are about as long as the object itself. It
+// keeps only the part that this package reads: which labels and annotations are ours.
 func Strip(object any) (any, error) {
 	o, is := object.(metav1.Object)
 	if !is {
@@ -96,8 +96,8 @@ func Strip(object any) (any, error) {
 	return object, nil
 }
 
-// ownedMetadata is what an entry says of labels and annotations that we set by server-side apply, and false where it is
-// another's.
+// ownedMetadata is the part of a managedFields entry about labels and annotations that we set by server-side apply. It is
+// false for another manager's entry.
 func ownedMetadata(entry metav1.ManagedFieldsEntry) (*metav1.FieldsV1, bool) {
 	owned, ours := ownedFields(entry)
 	if !ours {
@@ -116,7 +116,7 @@ func ownedMetadata(entry metav1.ManagedFieldsEntry) (*metav1.FieldsV1, bool) {
 	return metav1.NewFieldsV1(string(raw)), true
 }
 
-// ownedFields are the fields that an entry says we set by server-side apply, and false where it is another's.
+// ownedFields are the fields that we set by server-side apply; ours is false for another manager's entry.
 func ownedFields(entry metav1.ManagedFieldsEntry) (owned map[string]any, ours bool) {
 	if entry.Manager != string(FieldOwner) || entry.Operation != metav1.ManagedFieldsOperationApply || entry.FieldsV1 == nil {
 		return nil, false
@@ -125,7 +125,7 @@ func ownedFields(entry metav1.ManagedFieldsEntry) (owned map[string]any, ours bo
 	return owned, err == nil
 }
 
-// section is the map at a path, and nil where there is none.
+// section is the map at a path; nil if there is none.
 func section(in map[string]any, path ...string) map[string]any {
 	for _, key := range path {
 		in, _ = in[key].(map[string]any)
@@ -147,9 +147,9 @@ func cut(owner string) (namespace, name string, ok bool) {
 	return namespace, name, ok && namespace != "" && name != ""
 }
 
-// replaceSpec makes an object's spec the wanted one, if the object is still as an apply returned it. From then on we own
-// the spec by an update too, so that what is no longer wanted of it takes an apply and another replacement. That is rare:
-// an admission policy keeps others from writing what is ours.
+// replaceSpec replaces an object's spec by the desired one, if the object has not changed since our apply. From then on we
+// own the spec also by an Update, so removing a field from it takes an apply and another replacement. That is rare: an
+// admission policy keeps other writers from our objects.
 func (s Set) replaceSpec(ctx context.Context, applied *unstructured.Unstructured, spec any) error {
 	patch, err := json.Marshal([]map[string]any{
 		{"op": "test", "path": "/metadata/resourceVersion", "value": applied.GetResourceVersion()},
@@ -161,7 +161,7 @@ func (s Set) replaceSpec(ctx context.Context, applied *unstructured.Unstructured
 	return s.Client.Patch(ctx, applied, client.RawPatch(types.JSONPatchType, patch), FieldOwner)
 }
 
-// list reads what an owner has of one kind.
+// list reads an owner's objects of one kind.
 func (s Set) list(ctx context.Context, owner types.NamespacedName, kind client.ObjectList) ([]client.Object, error) {
 	list := kind.DeepCopyObject().(client.ObjectList)
 	if err := s.Client.List(ctx, list, client.MatchingFields{OwnerIndex: owner.String()}); err != nil {

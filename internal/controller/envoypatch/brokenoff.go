@@ -9,24 +9,24 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// grpcLogger is Envoy's access log that goes to a service of gRPC.
+// grpcLogger is Envoy's access logger that sends entries to a gRPC service.
 const grpcLogger = "envoy.access_loggers.http_grpc"
 
-// brokenOffFlags are Envoy's response flags of calls whose answer did not come to its end. A caller who closes a connection
-// of HTTP/1.1 is DC, one who resets a stream of HTTP/2 is DR. The others are a caller who breaks the protocol, the time limits
-// for a call, for a stream that is idle and for an answer, an endpoint that closes, resets or breaks the protocol, a reset by
-// the waypoint itself, and one for want of memory. Envoy's own answers, such as UH and NR, are no answers that began.
+// brokenOffFlags are Envoy's response flags of calls whose answer did not reach its end. DC: the caller closed an HTTP/1.1
+// connection. DR: the caller reset an HTTP/2 stream. DPE: the caller broke the protocol. DT, SI, UT, UMSDR: a time limit
+// passed. UC, UR, UPE: the endpoint closed, reset or broke the protocol. LR: the waypoint reset the stream. OM: out of
+// memory. Envoy's own answers, such as UH and NR, are not here, as no endpoint began an answer.
 var brokenOffFlags = []string{"DC", "DR", "DPE", "DT", "SI", "UT", "UMSDR", "UC", "UR", "UPE", "LR", "OM"}
 
-// brokenOff is the access log that tells the picker of calls that were broken off, and of no others: of ext_proc's stream a
-// picker sees the end, which is the same for an answer that ended. Whom it names must not change with what users edit, as it
-// stands in the chain. Envoy takes it where it has no such cluster, and then tells nobody.
+// brokenOff is the access log that reports broken-off calls, and no others, to the picker. The picker cannot tell from its
+// ext_proc stream whether an answer was complete. The log is in the chain, so no user's edit may change its address. Envoy
+// accepts an address for which it has no cluster, and then sends nothing.
 func (p Picker) brokenOff() (*accesslogv3.AccessLog, error) {
 	config, err := pack(&grpclogv3.HttpGrpcAccessLogConfig{CommonConfig: &grpclogv3.CommonGrpcAccessLogConfig{
 		LogName:             "broken-off",
 		GrpcService:         p.service(),
 		TransportApiVersion: corev3.ApiVersion_V3,
-		BufferSizeBytes:     wrapperspb.UInt32(0), // it is told at once
+		BufferSizeBytes:     wrapperspb.UInt32(0), // send each entry at once
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("access log: %w", err)

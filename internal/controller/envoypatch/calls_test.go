@@ -9,8 +9,8 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 )
 
-// A picker is shown the body of a call that may carry a prompt for it, and of any other call the headers alone, so that
-// no call waits for a body that may never end.
+// A picker gets the body of a call that may carry a prompt, and only the headers of any other call. So no call waits for a
+// body that may never end.
 func TestBodiesThatAreShown(t *testing.T) {
 	const (
 		own    = "own" // the front's own mode
@@ -91,7 +91,7 @@ func TestBodiesThatAreShown(t *testing.T) {
 	}
 }
 
-// takes does as Envoy does with the matchers of a route's headers.
+// takes matches a route's headers as Envoy does.
 func takes(matchers []*routev3.HeaderMatcher, headers map[string]string) bool {
 	for _, m := range matchers {
 		value, there := headers[m.Name]
@@ -109,7 +109,7 @@ func takes(matchers []*routev3.HeaderMatcher, headers map[string]string) bool {
 	return true
 }
 
-// The routes of a call that only some methods can make, or that nobody is asked for, are no more than they need be.
+// A route that matches only some methods, or that asks no picker, is not divided into more parts than it needs.
 func TestPartsOfARoute(t *testing.T) {
 	asked, nobody := &Picker{Host: "own", Port: 1}, &Picker{}
 	for name, tt := range map[string]struct {

@@ -12,31 +12,31 @@ import (
 	networkingv1alpha3 "istio.io/api/networking/v1alpha3"
 )
 
-// A change of anything in a filter chain makes Envoy replace the chain: what still streams on the old one is cut when its
-// drain time ends. So a front's chain holds names alone, and all that users edit, routes, pickers and
-// settings, is in the routes, which Envoy fetches by themselves and exchanges under the calls.
+// A change of anything in a filter chain makes Envoy replace the chain, and answers that still stream on the old chain are
+// cut when its drain time ends. So a front's chain holds names only. Routes, pickers and settings, which users edit, are in
+// the route configuration, which Envoy fetches separately and updates without touching calls in flight.
 
-// noPort ends the names of our route configurations. istiod patches only those whose names end in a port, and puts into
-// them the hosts of the Services that have it: none can have this one.
+// noPort ends the names of our route configurations. istiod patches only route configurations whose names end in a port,
+// and adds the hosts of the Services with that port. No Service can have this port, as it is above 65,535.
 const noPort = 99999
 
-// RouteName is the name by which Envoy fetches the front's routes to a virtual host of this name. Two virtual hosts of a
-// front share no name, so that one can take the place of the other while calls still go by that.
+// RouteName is the name by which Envoy fetches the front's routes to a virtual host of this name. Each virtual host of a
+// front has its own name, so that one can replace another while calls still use the old one.
 func (f Front) RouteName(virtualHost string) string {
 	return fmt.Sprintf("%s|%d|%s:%d", virtualHost, f.Port, f.Host, noPort)
 }
 
-// ChainPatches make the front's chain ask a picker for each call, as the routes of a virtual host say. What a client says of endpoints is
-// removed, the picker is asked, and its answer is handed to the pool's cluster, in this order. The waypoint counts what becomes of
-// it under the prefix. The picker that is told, if any, hears which calls were broken off; it need not be one that is asked.
-func ChainPatches(at Front, virtualHost, statPrefix string, told *Picker) ([]*Patch, error) {
+// ChainPatches make the front's chain ask a picker for each call, as the routes of a virtual host say. The chain removes the client's own
+// endpoint header, asks the picker, and gives the pick to the pool's cluster, in this order. The filter's counters have the prefix in
+// their names. The picker brokenOffTo, if any, gets the reports of broken-off calls; it may differ from the picker that is asked.
+func ChainPatches(at Front, virtualHost, statPrefix string, brokenOffTo *Picker) ([]*Patch, error) {
 	var out []*Patch
 	for _, f := range []struct {
 		name   string
 		config message
 	}{
 		{guardFilter, guard()},
-		{pickerFilter, askNobody(statPrefix)},
+		{pickerFilter, extProcFilter(statPrefix)},
 		{endpointsFilter, endpointsToMetadata()},
 	} {
 		config, err := pack(f.config)
@@ -53,8 +53,8 @@ func ChainPatches(at Front, virtualHost, statPrefix string, told *Picker) ([]*Pa
 		out = append(out, patch)
 	}
 	manager := fetchedRoutes(at, virtualHost)
-	if told != nil {
-		log, err := told.brokenOff()
+	if brokenOffTo != nil {
+		log, err := brokenOffTo.brokenOff()
 		if err != nil {
 			return nil, err
 		}
@@ -67,12 +67,12 @@ func ChainPatches(at Front, virtualHost, statPrefix string, told *Picker) ([]*Pa
 	return append(out, merged), nil
 }
 
-// FetchedRoutesPatch makes the front's chain fetch its routes to a virtual host, in the place of all of istiod's for it. istiod makes of the
-// same HTTPRoutes what it can: routes to where no picker chooses and, of an expression that does not compile or a
-// header's value with a per cent sign, configuration for which Envoy refuses the whole waypoint's. The routes of a
-// connection manager are one of several kinds, and setting another kind clears the one before.
+// FetchedRoutesPatch makes the front's chain fetch its routes to a virtual host, and drops the routes that istiod makes. istiod makes routes
+// of the same HTTPRoutes, but these ask no picker. An expression that does not compile, or a header value with a per cent
+// sign, would make Envoy refuse the whole waypoint's configuration. The route_config and rds fields of a connection
+// manager are one oneof, so a patch that sets rds clears istiod's route_config.
 //
-// A chain goes into use when its routes have come, however late; the one before serves until then.
+// Envoy uses a new chain when its routes have come, however late; the previous chain serves until then.
 func FetchedRoutesPatch(at Front, virtualHost string) (*Patch, error) {
 	return at.mergeManager(fetchedRoutes(at, virtualHost))
 }

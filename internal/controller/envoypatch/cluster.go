@@ -21,32 +21,32 @@ import (
 	networkingv1alpha3 "istio.io/api/networking/v1alpha3"
 )
 
-// httpProtocolOptions is the key under which a cluster keeps its HTTP options.
+// httpProtocolOptions is the key of a cluster's HTTP options.
 const httpProtocolOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
-// upstreamIdleTimeout closes an idle connection before the model server does. vLLM and others on uvicorn close theirs
-// after 5 s; a call written at that moment is lost, and as it may have been read it is not safe to repeat.
+// upstreamIdleTimeout closes an idle connection before the model server does. vLLM and other servers on uvicorn close idle
+// connections after 5 s. A call written at that moment is lost, and not safe to retry, as the server may have read it.
 const upstreamIdleTimeout = 4 * time.Second
 
 // connectTimeout bounds one attempt to connect, as Istio's own default does.
 const connectTimeout = 10 * time.Second
 
-// Cluster is the cluster of a pool's endpoints, which takes the picker's list.
+// Cluster is the cluster of a pool's endpoints, which sends each call to the endpoints that the picker lists.
 type Cluster struct {
 	Name string
-	// Endpoints is the front whose endpoints istiod sends: they come with what HBONE needs.
+	// Endpoints is the front whose endpoints istiod sends, with the metadata that HBONE needs.
 	Endpoints Front
 	// H2C speaks cleartext HTTP/2 to the endpoints, else HTTP/1.1.
 	H2C bool
-	// ShownTo is the ext_proc service that the endpoints' answers are shown to while they pass, asked as its Host, Port
-	// and Metadata say. It is nil where nobody is to see them.
+	// ShownTo is the ext_proc service that gets a copy of the endpoints' answers. Only its Host, Port and Metadata count.
+	// It is nil where no service gets copies.
 	ShownTo *Picker
 	// Service and Namespace name the pool in Istio's telemetry.
 	Service, Namespace string
 }
 
-// ClusterPatch adds the cluster to a waypoint. istiod lets nobody patch the cluster that it makes itself for a host,
-// so ours stands beside it, on the same endpoints.
+// ClusterPatch adds the cluster to a waypoint. istiod's own inbound cluster of a host cannot be patched, so our cluster is
+// beside it, with the same endpoints.
 func ClusterPatch(c Cluster) (*Patch, error) {
 	built, err := c.build()
 	if err != nil {
@@ -124,16 +124,16 @@ func (c Cluster) httpOptions() (*upstreamhttpv3.HttpProtocolOptions, error) {
 	}, nil
 }
 
-// The retries that may be under way at once: half as many as there are calls in flight, and at least the minimum.
+// The bound of concurrent retries in a cluster: a share of its calls in flight, and at least the minimum.
 const (
-	retryBudget     = 50 // percent
-	leastConcurrent = 16
+	retryBudget     = 50 // percent of the calls in flight
+	leastConcurrent = 16 // retries
 )
 
-// limits lifts Envoy's limits of 1,024 parallel requests and 3 retries a cluster. How much a pool takes is the picker's to
-// judge. Retries stay bounded, as a prompt that crashes its server is carried to the next one: a fault that most calls meet
-// is not tripled. Half of the calls is what is lost with one endpoint of three; pools of two, and small ones, live by the
-// minimum. A retry counts until its answer begins.
+// limits removes Envoy's default limits of 1,024 parallel requests and 3 retries for a cluster, as the picker judges how
+// many calls a pool can take. Retries stay bounded: a prompt that crashes one server would crash the next, and a fault that
+// hits most calls would triple the load. The budget of half of the calls covers the loss of one endpoint of three. In pools
+// of two endpoints, and in small pools, the minimum applies. A retry counts until its answer begins.
 func limits() *clusterv3.CircuitBreakers {
 	unlimited := wrapperspb.UInt32(math.MaxUint32)
 	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
@@ -147,8 +147,8 @@ func limits() *clusterv3.CircuitBreakers {
 	}}}
 }
 
-// internalUpstream reaches endpoints by the waypoint's internal listener, which finds in the host's metadata where the
-// HBONE tunnel goes. An endpoint outside the mesh has a plain address and no such metadata, and is reached directly.
+// internalUpstream connects to endpoints through the waypoint's internal listener, which reads the HBONE tunnel's target
+// from the host's metadata. An endpoint outside the mesh has no such metadata, and Envoy connects to it directly.
 func internalUpstream() (*corev3.TransportSocket, error) {
 	raw, err := pack(&rawbufferv3.RawBuffer{})
 	if err != nil {
@@ -180,10 +180,10 @@ func hostMetadata(namespace string) *internalupstreamv3.InternalUpstreamTranspor
 	}
 }
 
-// pickedOrLeastRequest takes the picker's endpoints in their order, the next one at each retry, and writes down the one
-// that served. Names that are no endpoints are skipped. Without a list it takes the less busy of two endpoints: in a
-// simulated fleet under a real hour of model traffic that gave a time to first token of 8.3 s (p90), where a choice
-// blind to load gave 13.1 s.
+// pickedOrLeastRequest sends a call to the picker's endpoints in their order, the next one at each retry, and records the
+// endpoint that served. It skips addresses that are not endpoints. Without a list it takes the less busy of two endpoints.
+// In a simulated fleet under a real hour of model traffic, that gave a time to first token of 8.3 s (p90); a choice that
+// ignores load gave 13.1 s.
 func pickedOrLeastRequest() (*clusterv3.LoadBalancingPolicy, error) {
 	leastRequest, err := pack(&leastrequestv3.LeastRequest{})
 	if err != nil {
@@ -217,7 +217,7 @@ func metadataKey(namespace, key string) *metadatav3.MetadataKey {
 	}
 }
 
-// telemetry is what Istio's metrics read a call's destination service from.
+// telemetry is the metadata from which Istio's metrics read a call's destination service.
 func (c Cluster) telemetry() *corev3.Metadata {
 	service := structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{
 		"host":      structpb.NewStringValue(c.Endpoints.Host),

@@ -113,10 +113,10 @@ func TestAsk(t *testing.T) {
 	}
 }
 
-// The chain's own filter asks nobody, refuses the call, and lets no picker write the endpoints past the filter that names
-// them.
+// The chain's own ext_proc filter asks no picker and refuses the call. It lets no picker write the metadata that
+// endpointsToMetadata writes.
 func TestAskNobody(t *testing.T) {
-	got := askNobody("counted")
+	got := extProcFilter("counted")
 	if c := got.GetGrpcService().GetEnvoyGrpc().GetClusterName(); c != noPicker {
 		t.Errorf("cluster %q, want one that nobody makes", c)
 	}
@@ -131,7 +131,7 @@ func TestAskNobody(t *testing.T) {
 	}
 }
 
-// Answers are shown to nobody unless that is asked for, and then without a part of the call waiting or depending on it.
+// Answers are copied to the picker only if the pool asks for that. No part of a call waits for, or depends on, the copy.
 func TestAnswersAreShown(t *testing.T) {
 	picker := &Picker{Host: "picker.inference-system.svc.cluster.local", Port: 9002, Metadata: map[string]string{"pool": "models/llama"}}
 	for name, to := range map[string]*Picker{"to nobody": nil, "to a picker": picker} {
@@ -257,7 +257,7 @@ func TestFetchedRoutesReplace(t *testing.T) {
 	}
 }
 
-// What users edit is in no part of a chain.
+// No part of a chain has anything that users edit.
 func TestChainHoldsNoSettings(t *testing.T) {
 	patches, err := ChainPatches(front, "pool", "counted", nil)
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// The names by which the Endpoint Picker Protocol 1.0.0 carries a pick.
+// The header, metadata key and metadata namespaces of a pick in the Endpoint Picker Protocol 1.0.0.
 const (
 	destinationHeader = "x-gateway-destination-endpoint"
 	servedKey         = "x-gateway-destination-endpoint-served"
@@ -25,8 +25,8 @@ const (
 	subsetNamespace   = "envoy.lb.subset_hint"
 )
 
-// The metadata under which the pick goes from header_to_metadata to the cluster. A picker cannot write it: it may set
-// metadata of pickNamespace only.
+// The metadata in which the pick goes from header_to_metadata to the cluster. A picker cannot write this metadata, as it
+// may set metadata of pickNamespace only.
 const (
 	endpointsNamespace = "inference-waypoint"
 	endpointsKey       = "endpoints"
@@ -43,45 +43,45 @@ const (
 // FilterPrefix begins the names of our HTTP filters.
 const FilterPrefix = "inference-waypoint."
 
-// OwnFilter reports whether a name is that of an HTTP filter of ours.
+// OwnFilter reports whether a name is the name of one of our HTTP filters.
 func OwnFilter(name string) bool { return strings.HasPrefix(name, FilterPrefix) }
 
-// callerAttribute is the caller's mTLS identity (a SPIFFE URI), as the waypoint's HBONE listener keeps it.
+// callerAttribute is the caller's mTLS identity (a SPIFFE URI), which the waypoint's HBONE listener stores.
 const callerAttribute = "filter_state['io.istio.peer_principal']"
 
-// pickTimeout is how long the waypoint waits for a picker's answer to one message. A pick takes well under a
-// millisecond; 0.3 s outlasts a garbage collection, and is short against the time that a model takes to its first token,
-// so that a picker that hangs costs a fail-open caller no more than that.
+// pickTimeout is how long the waypoint waits for a picker's answer to one message. A pick takes well under 1 ms; 0.3 s is
+// longer than a garbage collection, and short against a model's time to first token. So a picker that hangs delays a call
+// to a fail-open pool by 0.3 s at most.
 const pickTimeout = 300 * time.Millisecond
 
 // Protocol is how a waypoint talks to a picker.
 type Protocol int
 
 const (
-	// Buffered sends the request's body once it is there, and no response body: the waypoint itself passes the body on.
-	// It is how our picker is asked for a call that may carry a prompt. A body that may be longer than the waypoint buffers
-	// goes through the picker (see shortLengths).
+	// Buffered sends the buffered body of the request to the picker, and no response body. The waypoint itself passes the
+	// request's body on. A waypoint so asks our picker about a call that may carry a prompt. A body that may be longer than
+	// the buffer goes through the picker (see shortLengths).
 	Buffered Protocol = iota
-	// Duplex sends every byte of both bodies through the picker, which sends them back. It is what the Endpoint Picker
-	// Protocol expects of a proxy for a call that may carry a prompt.
+	// Duplex sends every byte of both bodies through the picker, which sends them back. The Endpoint Picker Protocol
+	// expects this of a proxy for a call that may carry a prompt.
 	Duplex
 )
 
-// Picker is the ext_proc service that chooses for a pool, and how it is asked.
+// Picker is the ext_proc service that picks for a pool, and how a waypoint asks it.
 type Picker struct {
-	// Host and Port name the Service. istiod's cluster for it brings the mesh's mTLS and the user's DestinationRules.
-	// Without a host there is nobody to ask, and each call ends as FailOpen says.
+	// Host and Port name the Service. istiod's cluster for it has the mesh's mTLS and the user's DestinationRules.
+	// Without a host the waypoint asks no picker, and FailOpen decides each call.
 	Host     string
 	Port     uint32
 	Protocol Protocol
-	// FailOpen lets a call go on to any endpoint when the picker does not answer; else the call gets a 503 (a 504 if
-	// the picker was too slow).
+	// FailOpen sends a call to any endpoint when the picker does not answer; else the call gets a 503 (a 504 if the
+	// picker was too slow).
 	FailOpen bool
-	// Metadata goes with each stream that the waypoint opens, as gRPC metadata.
+	// Metadata is the gRPC metadata of each stream that the waypoint opens.
 	Metadata map[string]string
 }
 
-// guard removes the header by which a client could choose an endpoint for itself. It runs whether or not the picker
+// guard removes the header by which a client could choose its own endpoint. It runs whether or not the picker
 // answers.
 func guard() *headermutationv3.HeaderMutation {
 	return &headermutationv3.HeaderMutation{Mutations: &headermutationv3.Mutations{
@@ -91,21 +91,21 @@ func guard() *headermutationv3.HeaderMutation {
 	}}
 }
 
-// askNobody is the picker's filter as it stands in every chain. Whom to ask, and how, comes with the routes: a chain
-// that named a picker would be replaced, and its calls cut, with each change of one. A call that no route says anything
-// of is refused. The prefix becomes a part of the names of the filter's counters: without one, all pools of a waypoint
-// are counted together.
-func askNobody(statPrefix string) *extprocv3.ExternalProcessor {
+// extProcFilter is the ext_proc filter of every chain. The routes set which picker to ask, and how: if the chain named a
+// picker, each change of the picker would replace the chain and cut its calls. The filter refuses a call for which no
+// route sets a picker. The prefix is in the names of the filter's counters; without it, all pools of a waypoint would
+// share counters.
+func extProcFilter(statPrefix string) *extprocv3.ExternalProcessor {
 	return &extprocv3.ExternalProcessor{
 		GrpcService: Picker{}.service(),
 		StatPrefix:  statPrefix,
-		// The protocol's status for a pool that cannot be picked from; Envoy's own would be 500.
+		// The protocol requires this status when there is no pick; Envoy's default is 500.
 		StatusOnError:     &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
 		ProcessingMode:    headersOnly(),
 		MessageTimeout:    durationpb.New(pickTimeout),
 		RequestAttributes: []string{callerAttribute},
-		// The route is chosen, and authorized, before the picker is asked. A picker chooses an endpoint of its pool; it
-		// does not move the call to another route.
+		// The waypoint chooses and authorizes the route before it asks the picker. A picker picks an endpoint of its pool
+		// and cannot move the call to another route.
 		RouteCacheAction: extprocv3.ExternalProcessor_RETAIN,
 		MetadataOptions: &extprocv3.MetadataOptions{
 			ForwardingNamespaces: namespaces(pickNamespace, subsetNamespace),
@@ -114,7 +114,7 @@ func askNobody(statPrefix string) *extprocv3.ExternalProcessor {
 	}
 }
 
-// ask is what a route overrides of askNobody so that a picker is asked.
+// ask is the override of extProcFilter by which a route asks the picker.
 func (p Picker) ask() *extprocv3.ExtProcOverrides {
 	service := p.service()
 	service.RetryPolicy = askAnother()
@@ -134,9 +134,9 @@ func (p Picker) service() *corev3.GrpcService {
 	}
 }
 
-// askAnother asks another picker where one is lost before it has answered, so that a call is picked although its
-// picker's machine has vanished. Envoy keeps 64 KiB of what it has sent for that. A picker that hangs is lost pingTimeout
-// after it was asked, which leaves the other pickTimeout-pingTimeout.
+// askAnother asks another picker if the connection to the first is lost before it has answered, for example because the
+// node has vanished. For that Envoy keeps 64 KiB of the data that it has sent. Envoy closes the connection to a picker
+// that hangs pingTimeout after it asked, which leaves pickTimeout-pingTimeout for the other picker.
 func askAnother() *corev3.RetryPolicy {
 	return &corev3.RetryPolicy{
 		RetryOn:      retryOn,
@@ -145,7 +145,7 @@ func askAnother() *corev3.RetryPolicy {
 	}
 }
 
-// noPicker is a cluster that nobody makes.
+// noPicker is the name of a cluster that does not exist.
 const noPicker = "inference|no-picker"
 
 func (p Picker) cluster() string {
@@ -155,9 +155,9 @@ func (p Picker) cluster() string {
 	return fmt.Sprintf("outbound|%d||%s", p.Port, p.Host)
 }
 
-// headersOnly shows a picker nothing of the bodies, neither way, whatever its protocol is: a picker that was asked for
-// them could hold the answer as well. A picker that does not reply to headers alone is waited for as long as for any
-// reply, and the call then ends as the pool's failure mode says.
+// headersOnly sends a picker no bodies of requests or answers, whatever its protocol: a picker that gets the answer's body
+// could hold the answer. If a picker does not reply to headers alone, the waypoint waits for pickTimeout, and then the
+// pool's failure mode decides the call.
 func headersOnly() *extprocv3.ProcessingMode {
 	return &extprocv3.ProcessingMode{
 		RequestHeaderMode:   extprocv3.ProcessingMode_SEND,
@@ -169,8 +169,8 @@ func headersOnly() *extprocv3.ProcessingMode {
 	}
 }
 
-// requestsStreamed sends every byte of the request's body through our picker, which decides on the first 1 MiB, and none of
-// the answer's.
+// requestsStreamed sends every byte of the request's body through our picker, which decides on the first 1 MiB. It sends
+// nothing of the answer's body.
 func requestsStreamed() *extprocv3.ProcessingMode {
 	mode := headersOnly()
 	mode.RequestBodyMode = extprocv3.ProcessingMode_FULL_DUPLEX_STREAMED
@@ -205,13 +205,13 @@ func headerValues(metadata map[string]string) []*corev3.HeaderValue {
 	return out
 }
 
-// originate is how the waypoint's address of an endpoint in the mesh begins: by the listener that originates HBONE.
+// originate begins the waypoint's address of an endpoint in the mesh: the internal listener that originates HBONE.
 const originate = "envoy://connect_originate/"
 
-// endpointsToMetadata reads the picker's list and names each endpoint as the waypoint does: an endpoint in the mesh is
-// an internal address; one outside it is its plain address. The cluster skips the name that does not exist. On the way
-// back it takes the endpoint that served from servedHeader, where the virtual host adds that, and names it as plain
-// ip:port, as the Endpoint Picker Protocol promises to a picker: a value of metadata can be rewritten in no other way.
+// endpointsToMetadata copies the picker's list into metadata, with two addresses for each endpoint: the internal address
+// of an endpoint in the mesh, and the plain address of one outside it. The cluster skips the address that does not exist.
+// On the answer it copies servedHeader, if the virtual host adds it, into metadata as plain ip:port, which the Endpoint
+// Picker Protocol promises to a picker. Envoy has no other way to rewrite a metadata value.
 func endpointsToMetadata() *headertometadatav3.Config {
 	return &headertometadatav3.Config{
 		RequestRules: []*headertometadatav3.Config_Rule{{
@@ -241,7 +241,7 @@ func endpointsToMetadata() *headertometadatav3.Config {
 	}
 }
 
-// servedHeader carries the endpoint that served from the cluster to endpointsToMetadata, which lets it go no further.
+// servedHeader carries the endpoint that served from the cluster to endpointsToMetadata, which removes the header.
 func servedHeader() *corev3.HeaderValueOption {
 	return &corev3.HeaderValueOption{
 		Header:       &corev3.HeaderValue{Key: servedKey, Value: "%DYNAMIC_METADATA(" + pickNamespace + ":" + servedKey + ")%"},

@@ -24,8 +24,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// goldenFilters calls a function with every EnvoyFilter of package translate's golden files: all that the controller
-// makes of this package's patches.
+// goldenFilters calls a function with every EnvoyFilter of package translate's golden files. They have every kind of patch
+// of this package.
 func goldenFilters(t *testing.T, do func(file string, filter *networkingv1alpha3.EnvoyFilter)) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join("..", "translate", "testdata", "*.out.yaml"))
@@ -67,8 +67,8 @@ func documents(t *testing.T, path string) [][]byte {
 	}
 }
 
-// TestGoldenPatchesAreEnvoys reads every patch of every golden EnvoyFilter back as the Envoy message that istiod takes
-// it for, strictly: an unknown field, a wrong type or an invalid value fails.
+// TestGoldenPatchesAreEnvoys decodes every patch of every golden EnvoyFilter as the Envoy message that istiod expects,
+// strictly: an unknown field, a wrong type or an invalid value fails.
 func TestGoldenPatchesAreEnvoys(t *testing.T) {
 	goldenFilters(t, func(file string, filter *networkingv1alpha3.EnvoyFilter) {
 		for i, p := range filter.Spec.ConfigPatches {
@@ -121,8 +121,8 @@ func parse(raw []byte, into interface {
 	return into.ValidateAll()
 }
 
-// TestGoldenLoadsInEnvoy gives every cluster and every filter chain of the golden files to a real Envoy, which checks
-// what no message's own validation does: that filters exist, expressions compile and formats are right.
+// TestGoldenLoadsInEnvoy gives every cluster and every filter chain of the golden files to a real Envoy. Envoy checks more
+// than the messages' own validation: that filters exist, expressions compile and formats are right.
 func TestGoldenLoadsInEnvoy(t *testing.T) {
 	var clusters, chains []any
 	goldenFilters(t, func(file string, filter *networkingv1alpha3.EnvoyFilter) {
@@ -279,9 +279,9 @@ func chainOf(t *testing.T, manager *hcmv3.HttpConnectionManager, filters []any, 
 	}}}
 }
 
-// TestGoldenChainsAreAlike holds the connection manager of a pool's front against that in every other golden: whatever picker,
-// routes and settings the pool has, a chain that differed would be replaced with an edit, and its calls cut. Only a controller
-// without a default picker makes others.
+// TestGoldenChainsAreAlike compares the connection manager of a pool's front in all goldens, with all kinds of pickers, routes
+// and settings. If an edit of these changed the chain, Envoy would replace the chain and cut its calls. Only a controller
+// without a default picker makes a different chain.
 func TestGoldenChainsAreAlike(t *testing.T) {
 	chains, files, logs := map[string]string{}, map[string]string{}, 0
 	goldenFilters(t, func(file string, filter *networkingv1alpha3.EnvoyFilter) {

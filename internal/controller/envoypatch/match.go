@@ -7,7 +7,7 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
 
-// Match holds where all of its parts do. The zero value matches every call.
+// Match matches a call that all of its parts match. The zero value matches every call.
 type Match struct {
 	Path           PathMatch
 	Method         string // empty for any
@@ -17,7 +17,7 @@ type Match struct {
 // PathKind is how a path is compared.
 type PathKind int
 
-// The kinds of a PathMatch. A prefix stands for whole elements of the path: /v1 is none of /v12's.
+// The kinds of a PathMatch. A prefix matches whole elements of the path: /v1 does not match /v12.
 const (
 	PathPrefix PathKind = iota
 	PathExact
@@ -30,7 +30,7 @@ type PathMatch struct {
 	Value string
 }
 
-// ValueMatch compares the value of a header or of a query parameter: exactly, or as a whole by a regular expression.
+// ValueMatch compares the value of a header or of a query parameter: exactly, or the whole value with a regular expression.
 type ValueMatch struct {
 	Name, Value string
 	Regex       bool
@@ -74,7 +74,7 @@ func (m Match) build() (*routev3.RouteMatch, error) {
 	return out, nil
 }
 
-// prefix is the path's beginning without the slash at its end, which Envoy adds by itself.
+// prefix is the path's prefix without its final slash, which Envoy adds itself.
 func (p PathMatch) prefix() string { return strings.TrimRight(p.Value, "/") }
 
 func (v ValueMatch) build() (*matcherv3.StringMatcher, error) {

@@ -1,7 +1,7 @@
-// Package envoypatch builds what an EnvoyFilter puts into a waypoint: the filters of one host's chain, the cluster of
-// a pool's endpoints and the virtual host that routes to it. It is the only package that knows Envoy's configuration
-// messages; each is validated before it is packed, so that a mistake fails here and not in a proxy. Nothing of
-// Kubernetes may enter: names and settings come in as plain values.
+// Package envoypatch builds the patches of an EnvoyFilter: the HTTP filters of a host's filter chain, the cluster of a
+// pool's endpoints, and the virtual host that routes to the cluster. It must know nothing of Kubernetes: callers pass
+// names and settings as plain values. It is the only package that knows Envoy's configuration messages. It validates each
+// message before packing it, so that a mistake fails here and not in a proxy.
 package envoypatch
 
 import (
@@ -18,12 +18,12 @@ import (
 // Patch is one entry of an EnvoyFilter's configPatches.
 type Patch = networkingv1alpha3.EnvoyFilter_EnvoyConfigObjectPatch
 
-// ReferencedServices annotates an EnvoyFilter with the Services, as namespace/host and separated by commas, whose clusters
-// istiod is to send to a waypoint that has no host for them.
+// ReferencedServices is Istio's annotation of an EnvoyFilter that makes istiod send the clusters of further Services to the
+// waypoint. It lists them as namespace/host, separated by commas.
 const ReferencedServices = "envoyfilter.istio.io/referenced-services"
 
-// AskedPickers annotates a pool's EnvoyFilter with the pickers that its routes ask, or are to ask soon, as
-// namespace/service:port and separated by commas. What a waypoint needs once for each picker is made from these lists.
+// AskedPickers is the annotation of a pool's EnvoyFilter that lists the pickers that its routes ask, or will ask soon, as
+// namespace/service:port, separated by commas. The controller makes a waypoint's EnvoyFilter for pickers from these lists.
 const AskedPickers = "inference-waypoint.io/asks"
 
 // Names that istiod gives to the parts of a waypoint.
@@ -59,8 +59,8 @@ func (f Front) match(filter *networkingv1alpha3.EnvoyFilter_ListenerMatch_Filter
 	}
 }
 
-// beforeRouter inserts an HTTP filter into the front's chain, as the last one before the router: authentication and
-// authorization come first, so that a refused call never reaches a picker.
+// beforeRouter inserts an HTTP filter into the front's chain, directly before the router. Authentication and authorization
+// run earlier, so a refused call never reaches a picker.
 func (f Front) beforeRouter(filter *hcmv3.HttpFilter) (*Patch, error) {
 	value, err := toStruct(filter)
 	if err != nil {
@@ -107,7 +107,7 @@ func toStruct(m message) (*structpb.Struct, error) {
 	return partialToStruct(m)
 }
 
-// partialToStruct is toStruct for a message that istiod merges into a whole one: by itself it need not be valid.
+// partialToStruct is toStruct without validation, for a message that istiod merges into another one.
 func partialToStruct(m proto.Message) (*structpb.Struct, error) {
 	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
 	if err != nil {

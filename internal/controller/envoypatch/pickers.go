@@ -14,36 +14,36 @@ import (
 	networkingv1alpha3 "istio.io/api/networking/v1alpha3"
 )
 
-// How a waypoint finds out that a picker hangs or is gone, and for how long it then asks it no more. Under load a picker
-// is given up pickerSilence and pingTimeout after its last word, and at the first call where calls are rare.
+// How a waypoint detects that a picker hangs or is gone, and how long it then does not ask it. Under load the waypoint
+// gives a picker up pickerSilence+pingTimeout after its last message; where calls are rare, at the first call.
 const (
-	// pickerSilence is how long nothing may have come on a connection before a new call sends an HTTP/2 ping ahead of
-	// itself. Pings go with calls alone, and a connection at rest costs nothing. Pings at a fixed interval would not do: a
-	// server of gRPC for Go, which most pickers are, takes more than two without a call between them for an attack and
-	// closes the connection with all of its calls.
+	// pickerSilence is how long a connection must be silent before a new call sends an HTTP/2 ping ahead of itself. Only
+	// calls send pings, so an idle connection costs nothing. Pings at a fixed interval would not work: most pickers are
+	// gRPC servers in Go. Such a server takes more than two pings without a call in between for an attack, and closes the
+	// connection with all of its calls.
 	pickerSilence = 100 * time.Millisecond
-	// pingTimeout closes the connection. It outlasts the 100 ms for which a container that has used up its CPU is stopped.
-	// Together with pickerSilence it must be shorter than pickTimeout: calls must still be there when the connection closes,
-	// or nothing is counted against the picker and another is asked too late.
+	// pingTimeout closes the connection. It is longer than the 100 ms for which a container over its CPU quota is throttled.
+	// Together with pickerSilence it must be shorter than pickTimeout: if no call waits when the connection closes, Envoy
+	// counts no failure of the picker, and asks another too late.
 	pingTimeout = 150 * time.Millisecond
-	// pickerConnectTimeout is for pickers outside the mesh. Inside it a connection begins at once, by a tunnel of the
-	// waypoint's own.
+	// pickerConnectTimeout is for pickers outside the mesh. Inside the mesh a connection starts at once, through a tunnel
+	// of the waypoint.
 	pickerConnectTimeout = 200 * time.Millisecond
-	// ejectionTime is how long a picker is asked no more after the first failure; the next time it is twice as long, then
-	// three times, up to five minutes. Kubernetes takes a picker that hangs away before, and knows a node to be gone after
-	// some 50 s. It is no longer, as a picker that only paused for a second is not asked for so long either.
+	// ejectionTime is how long a picker is ejected after its first failure; the next time twice as long, then three times,
+	// up to five minutes. Kubernetes removes a picker that hangs earlier, and detects a lost node after some 50 s. The time
+	// is no longer because a picker that only paused for a second is ejected for as long.
 	ejectionTime = 5 * time.Second
-	// ejectionInterval is how often Envoy looks whose time is over. One that fails again within an interval stays away for
-	// longer than before, so an interval must outlast pickTimeout and pingTimeout together.
+	// ejectionInterval is how often Envoy ends ejections whose time is over. A picker that fails again within an interval
+	// is ejected for longer, so an interval must be longer than pickTimeout+pingTimeout.
 	ejectionInterval = time.Second
 )
 
-// PickerPatch makes a waypoint take a picker that does not answer out after its first failure, and ask it again after a
-// while. It is merged into istiod's own cluster of the picker's Service, so the mesh's mTLS and what a DestinationRule
-// says of other things stay. Where the only picker is out, each call ends at once as its pool's failure mode says.
+// PickerPatch makes a waypoint eject a picker that does not answer after its first failure, and ask it again after a
+// while. istiod merges the patch into its own cluster of the picker's Service, so the mesh's mTLS and the other settings
+// of a DestinationRule stay. While the only picker is ejected, the pool's failure mode decides each call at once.
 //
-// Only what happens to connections counts, never an answer: of the pickers' errors a caller could bring about enough to
-// take the picker from the pools of others.
+// Only lost connections count as failures, never answers: a caller could cause enough errors of a picker to eject it for
+// the pools of others.
 func PickerPatch(host string, port uint32) (*Patch, error) {
 	name := Picker{Host: host, Port: port}.cluster()
 	options, err := pack(&upstreamhttpv3.HttpProtocolOptions{
@@ -66,9 +66,9 @@ func PickerPatch(host string, port uint32) (*Patch, error) {
 	value, err := partialToStruct(&clusterv3.Cluster{
 		ConnectTimeout: durationpb.New(pickerConnectTimeout),
 		CommonLbConfig: &clusterv3.Cluster_CommonLbConfig{
-			// Else, where all pickers are out, Envoy asks them all the same.
+			// Otherwise Envoy asks ejected pickers when all are ejected.
 			HealthyPanicThreshold: &typev3.Percent{},
-			// Else Envoy gathers changes for a second: a picker that is asked again and fails would be asked until then.
+			// Otherwise Envoy batches changes for 1 s, and would go on asking a picker that fails again for so long.
 			UpdateMergeWindow: durationpb.New(0),
 		},
 		OutlierDetection:              onlyLostConnections(),
@@ -80,7 +80,7 @@ func PickerPatch(host string, port uint32) (*Patch, error) {
 	return &Patch{
 		ApplyTo: networkingv1alpha3.EnvoyFilter_CLUSTER,
 		Match: &networkingv1alpha3.EnvoyFilter_EnvoyConfigObjectMatch{
-			// The cluster of a Service that is called from the waypoint is no inbound one.
+			// The waypoint's cluster of a Service that it calls is not an inbound one.
 			Context: networkingv1alpha3.EnvoyFilter_ANY,
 			ObjectTypes: &networkingv1alpha3.EnvoyFilter_EnvoyConfigObjectMatch_Cluster{
 				Cluster: &networkingv1alpha3.EnvoyFilter_ClusterMatch{Name: name},
@@ -92,7 +92,7 @@ func PickerPatch(host string, port uint32) (*Patch, error) {
 
 func onlyLostConnections() *clusterv3.OutlierDetection {
 	all, none := wrapperspb.UInt32(100), wrapperspb.UInt32(0)
-	// Of several pickers the last is asked whatever happens: where all are slow, as on a node that is short of CPU, pools
+	// Envoy never ejects the last of several pickers. Where all are slow, as on a node that is short of CPU, calls to pools
 	// that fail closed are better served late than refused.
 	allButOne := wrapperspb.UInt32(99)
 	return &clusterv3.OutlierDetection{

@@ -9,7 +9,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 )
 
-// TestPickerPatchMerges puts the patch over a cluster such as istiod makes it, and has Envoy check the whole.
+// TestPickerPatchMerges merges the patch into a cluster such as istiod makes, and has Envoy check the result.
 func TestPickerPatchMerges(t *testing.T) {
 	patch, err := PickerPatch("epp.models.svc.cluster.local", 9002)
 	if err != nil {
@@ -47,7 +47,7 @@ func TestPickerPatchMerges(t *testing.T) {
 	}
 }
 
-// A call that sent the ping which ends its connection must still be there when it ends.
+// A call that sent the ping which closes its connection must still wait when the connection closes.
 func TestPingEndsBeforeCall(t *testing.T) {
 	if pingTimeout >= pickTimeout {
 		t.Errorf("a ping is waited for as long as %s, and a pick for %s", pingTimeout, pickTimeout)

@@ -9,12 +9,12 @@ import (
 	"unicode"
 )
 
-// maxProgram is the size of the largest program that Envoy takes of an expression, as Istio starts its proxies
-// (re2.max_program_size.error_level).
+// maxProgram is the largest program, in steps, that Envoy accepts for a regular expression. Istio sets this limit when it
+// starts its proxies (re2.max_program_size.error_level).
 const maxProgram = 32768
 
-// checkRegex compiles an expression. Envoy compiles it with RE2, whose syntax Go's package has. One that does not
-// compile, or that compiles to more than Envoy takes, would make Envoy refuse the whole listener.
+// checkRegex compiles a regular expression. Envoy compiles it with RE2, whose syntax Go's package has. An expression that
+// does not compile, or compiles to a larger program than Envoy accepts, would make Envoy refuse the whole listener.
 func checkRegex(value string) error {
 	if _, err := regexp.Compile(value); err != nil {
 		return fmt.Errorf("regular expression: %w", err)
@@ -36,11 +36,11 @@ func checkRegex(value string) error {
 	return nil
 }
 
-// escape is an escape of Go's syntax: of a named class, of a character by its number, or of any character.
+// escape matches an escape of Go's syntax: a named class, a character by its number, or any other character.
 var escape = regexp.MustCompile(`\\(?:[pP]\{\^?([^}]*)\}|x\{([0-9A-Fa-f]*)\}|(?s:.))`)
 
-// unknownToEnvoy is the first escape in an expression that RE2 in Envoy lacks: a character beyond a byte, or a name of a
-// class that is Go's alone (\p{Letter}, \p{greek}, \p{ASCII}, \p{LC}, \p{Cn}).
+// unknownToEnvoy finds the first escape in an expression that Envoy's RE2 does not support: a character above 0xFF, or a
+// class name that only Go has (\p{Letter}, \p{greek}, \p{ASCII}, \p{LC}, \p{Cn}).
 func unknownToEnvoy(value string) string {
 	for _, m := range escape.FindAllStringSubmatch(value, -1) {
 		name, number := m[1], m[2]
@@ -56,7 +56,7 @@ func unknownToEnvoy(value string) string {
 	return ""
 }
 
-// latin1 has a character for each byte of a text: Envoy has RE2 read expressions and what they match so.
+// latin1 makes one character of each byte of a text. In Envoy, RE2 reads expressions and the matched text in Latin-1.
 func latin1(text string) string {
 	var out strings.Builder
 	for i := range len(text) {
@@ -65,8 +65,8 @@ func latin1(text string) string {
 	return out.String()
 }
 
-// namedRanges is how many ranges the classes of an expression that are alternatives may name: six for each byte (\PS
-// names 16), and none where there are no alternatives.
+// namedRanges bounds the ranges that the character classes of an expression name, if the expression has alternatives: six
+// for each byte (\PS has three bytes and 16 ranges). Without alternatives it is zero.
 func namedRanges(value string) int {
 	if !strings.Contains(value, "|") {
 		return 0
@@ -74,15 +74,15 @@ func namedRanges(value string) int {
 	return 6 * len(value)
 }
 
-// sizeOf is an upper bound of a program's size in RE2, which takes a step for each range of bytes of a class. RE2 repeats
-// steps at the entries of nested loops, which made programs up to 1.7 times as large, so all is counted twice.
+// sizeOf is an upper bound of a program's size in RE2, which needs a step for each byte range of a class. RE2 repeats steps
+// at the entries of nested loops. That made programs up to 1.7 times as large in tests, so the bound counts all steps twice.
 func sizeOf(p *syntax.Prog, named int) int {
 	size := 0
 	for _, step := range p.Inst {
 		switch {
 		case step.Op == syntax.InstRuneAny || step.Op == syntax.InstRuneAnyNotNL:
 			size += classSize([]rune{0, '\n' - 1, '\n' + 1, unicode.MaxLatin1}, named)
-		case len(step.Rune) < 2: // a letter, of which case may not matter, or no character at all
+		case len(step.Rune) < 2: // a letter, perhaps in both cases, or no character at all
 			size += 2
 		default:
 			size += classSize(step.Rune, named)
@@ -91,9 +91,9 @@ func sizeOf(p *syntax.Prog, named int) int {
 	return 2 * size
 }
 
-// classSize is an upper bound of the ranges of bytes of a class, which is pairs of its ranges' ends. Both packages make
-// one class of several that are alternatives. Go's joins ranges that meet and RE2's may not, so it may have as many as
-// the expression names, and no more than it has bytes.
+// classSize is an upper bound of the byte ranges of a class, given as pairs of range ends. Go and RE2 both merge classes
+// that are alternatives into one. Go joins adjacent ranges and RE2 may not, so RE2's class may have as many ranges as the
+// expression names, but no more than the class has bytes.
 func classSize(class []rune, named int) int {
 	ranges, bytes := 0, 0
 	for i := 0; i < len(class) && class[i] <= unicode.MaxLatin1; i += 2 {

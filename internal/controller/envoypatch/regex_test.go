@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestCheckRegex has what is taken compiled by a real Envoy too, which has the last word; what is refused is what Envoy
-// refuses, or near it.
+// TestCheckRegex has a real Envoy compile the accepted expressions too. Envoy also refuses the refused expressions, or they
+// are near its limit.
 func TestCheckRegex(t *testing.T) {
 	const gaps = `[acegikmoqsuwyACEGIKMOQSUWY02468]`
 	tests := map[string]struct {

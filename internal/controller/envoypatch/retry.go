@@ -9,25 +9,25 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// Retry is when and how often a call is repeated, beside those that got no byte of an answer.
+// Retry is when and how often a call is retried, in addition to calls that got no byte of an answer.
 type Retry struct {
 	Codes    []uint32
 	Attempts uint32
 	Backoff  time.Duration // zero for Envoy's own of 25 ms
 }
 
-// retryOn repeats a call that got no byte of an answer. "reset" is among them because a connection to an endpoint in
-// the mesh is made inside the waypoint and always succeeds: that the pod is gone shows only as a reset, after the
-// request has been written. Of 40 calls to two endpoints, one of them gone, 16 failed where resets before the request
-// alone were repeated, 9 where all were, and none where a retry also passes over the endpoints that it has tried. The
-// price is that a call whose pod dies while it is at work is done again elsewhere. A body beyond the waypoint's buffer
-// (1 MiB) is not kept and not repeated. The cluster bounds how many are repeated at once.
+// retryOn retries a call that got no byte of an answer. It includes "reset" because a connection to an endpoint in the
+// mesh is made inside the waypoint and always succeeds. A lost pod shows only as a reset, after the request was written.
+// Of 40 calls to two endpoints, one of them lost, 16 failed with retries of resets before the request only, 9 with retries
+// of all resets, and none when a retry also avoids endpoints that were tried. The price: if a pod dies during a call, the
+// call runs again elsewhere. A body beyond the waypoint's buffer (1 MiB) is not kept, so its call is not retried. The
+// cluster bounds concurrent retries.
 const retryOn = "connect-failure,refused-stream,reset"
 
-// retries walks the picker's list: the first choice and two more.
+// retries is the number of retries after the first try, as the picker's list has three endpoints.
 const retries = 2
 
-// hostSelections is how often a retry without a picker's list looks for an endpoint that was not tried yet.
+// hostSelections is how often a retry without a picker's list selects an endpoint to find one that was not tried yet.
 const hostSelections = 5
 
 func (r *Retry) build(tryTimeout time.Duration) (*routev3.RetryPolicy, error) {

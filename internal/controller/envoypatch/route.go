@@ -14,10 +14,10 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// Route says what becomes of the calls that match it: they go to destinations, are redirected, or are answered with a
-// status, whichever of the three is set.
+// Route sends the calls that it matches to destinations, redirects them, or answers them with a status, whichever of To,
+// Redirect and Status is set.
 type Route struct {
-	// Name is for people: it is in the access log.
+	// Name is for people, and is in the access log.
 	Name  string
 	Match Match
 
@@ -28,20 +28,20 @@ type Route struct {
 	Request, Response HeaderChanges
 	Rewrite           Rewrite
 	Mirrors           []Mirror
-	// Timeout bounds the whole call and TryTimeout each try. Zero is no bound: a long answer takes minutes, and one that
-	// is not streamed sends nothing until its end.
+	// Timeout bounds the whole call and TryTimeout each try. Zero is no bound, as a long answer takes minutes, and an
+	// answer that is not streamed sends nothing until its end.
 	Timeout, TryTimeout time.Duration
-	// Retry is nil for the usual one: twice, where no byte of an answer came.
+	// Retry is nil for the default: two retries of calls that got no byte of an answer.
 	Retry *Retry
 }
 
 // Destination is one of the clusters that share a route's calls.
 type Destination struct {
-	// Cluster is empty for one that does not exist: its share is answered with status 500.
+	// Cluster is empty for a cluster that does not exist; calls to it are answered with status 500.
 	Cluster string
-	// Weight is the destination's share of the sum of all.
+	// Weight divided by the sum of all weights is the destination's share of the calls.
 	Weight uint32
-	// Picker is nil where nobody is to be asked.
+	// Picker is nil where the waypoint asks no picker.
 	Picker            *Picker
 	Request, Response HeaderChanges
 }
@@ -52,10 +52,10 @@ func (r Route) Check() error {
 	return err
 }
 
-// nowhere is a cluster that nobody makes.
-const nowhere = "inference|nowhere"
+// noCluster is the name of a cluster that does not exist.
+const noCluster = "inference|nowhere"
 
-// build makes the route for a part of its calls.
+// build makes Envoy's route for a part of the route's calls.
 func (r Route) build(at Front, own Picker, part calls) (*routev3.Route, error) {
 	match, err := r.Match.build()
 	if err != nil {
@@ -75,10 +75,10 @@ func (r Route) build(at Front, own Picker, part calls) (*routev3.Route, error) {
 	switch {
 	case r.Redirect != nil:
 		out.Action = &routev3.Route_Redirect{Redirect: r.Redirect.build(r.Match.Path)}
-		out.TypedPerFilterConfig, err = askFor(nil, own, part)
+		out.TypedPerFilterConfig, err = pickerOverride(nil, own, part)
 	case len(r.To) == 0:
 		out.Action = &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: r.Status}}
-		out.TypedPerFilterConfig, err = askFor(nil, own, part)
+		out.TypedPerFilterConfig, err = pickerOverride(nil, own, part)
 	default:
 		var action *routev3.RouteAction
 		action, err = r.action(own, part)
@@ -121,7 +121,7 @@ func (r Route) action(own Picker, part calls) (*routev3.RouteAction, error) {
 	return out, nil
 }
 
-// weighted makes the destinations' shares, also of a single one: it is where a destination's own settings go.
+// weighted makes the weighted clusters, also for a single destination, as the settings of a destination belong there.
 func weighted(to []Destination, own Picker, part calls) (*routev3.WeightedCluster, error) {
 	out := &routev3.WeightedCluster{}
 	for _, d := range to {
@@ -130,12 +130,12 @@ func weighted(to []Destination, own Picker, part calls) (*routev3.WeightedCluste
 		}
 		cluster := &routev3.WeightedCluster_ClusterWeight{Name: d.Cluster, Weight: wrapperspb.UInt32(d.Weight)}
 		if d.Cluster == "" {
-			cluster.Name = nowhere
+			cluster.Name = noCluster
 		}
 		cluster.RequestHeadersToAdd, cluster.RequestHeadersToRemove = d.Request.build()
 		cluster.ResponseHeadersToAdd, cluster.ResponseHeadersToRemove = d.Response.build()
 		var err error
-		if cluster.TypedPerFilterConfig, err = askFor(d.Picker, own, part); err != nil {
+		if cluster.TypedPerFilterConfig, err = pickerOverride(d.Picker, own, part); err != nil {
 			return nil, err
 		}
 		out.Clusters = append(out.Clusters, cluster)
@@ -143,9 +143,9 @@ func weighted(to []Destination, own Picker, part calls) (*routev3.WeightedCluste
 	return out, nil
 }
 
-// askFor overrides what the virtual host says where another picker is to be asked than its own, or nobody, or where the
-// bodies of a part of the calls are to be shown in another way than its own, or not at all.
-func askFor(picker *Picker, own Picker, part calls) (map[string]*anypb.Any, error) {
+// pickerOverride overrides the virtual host's picker settings for a part of the calls: where the destination has another picker
+// or none, or where the picker gets the bodies of these calls in another mode or not at all.
+func pickerOverride(picker *Picker, own Picker, part calls) (map[string]*anypb.Any, error) {
 	if picker == nil {
 		return overridePicker(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Disabled{Disabled: true}})
 	}

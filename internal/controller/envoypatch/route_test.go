@@ -95,8 +95,8 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestAskFor checks who is asked for a call, by the settings that a route or its destination puts over the front's.
-func TestAskFor(t *testing.T) {
+// TestPickerOverride checks which picker a waypoint asks about a call, by the overrides of a route or its destination.
+func TestPickerOverride(t *testing.T) {
 	own := Picker{Host: "own", Port: 1, Metadata: map[string]string{"pool": "a"}}
 	same, other := own, Picker{Host: "other", Port: 2, Protocol: Duplex, FailOpen: true}
 	other.Metadata = map[string]string{"pool": "b"}
@@ -181,8 +181,8 @@ func TestRetry(t *testing.T) {
 	}
 }
 
-// TestNamesServed checks on what it rests that other people's pickers see the served endpoint as ip:port. Answers pass the
-// virtual host first and then the chain's filters, from the last to the first.
+// TestNamesServed checks that other projects' pickers get the endpoint that served as ip:port. Answers pass the virtual host
+// first and then the chain's filters, from the last to the first.
 func TestNamesServed(t *testing.T) {
 	for name, tt := range map[string]struct {
 		host VirtualHost

@@ -10,18 +10,18 @@ import (
 	networkingv1alpha3 "istio.io/api/networking/v1alpha3"
 )
 
-// VirtualHost is how calls to a front are routed, whatever the authority that they name.
+// VirtualHost routes the calls to a front, whatever their authority.
 type VirtualHost struct {
-	// Name is in the name of the routes that lead to it.
+	// Name is part of the name of the route configuration.
 	Name string
-	// Picker is the one that is asked. A destination with another one overrides it.
+	// Picker is the picker that the waypoint asks. A destination with another picker overrides it.
 	Picker Picker
 	// Routes are tried in their order.
 	Routes []Route
 }
 
-// VirtualHostPatch puts the virtual host into the routes that the front's chain fetches. istiod makes those routes of
-// nothing but such patches. A destination that does not exist yet does not make Envoy refuse the rest.
+// VirtualHostPatch puts the virtual host into the route configuration that the front's chain fetches. istiod makes that
+// configuration of such patches only. Envoy accepts a destination that does not exist yet.
 func VirtualHostPatch(at Front, v VirtualHost) (*Patch, error) {
 	host, err := v.build(at)
 	if err != nil {
@@ -34,7 +34,7 @@ func VirtualHostPatch(at Front, v VirtualHost) (*Patch, error) {
 	return &Patch{
 		ApplyTo: networkingv1alpha3.EnvoyFilter_VIRTUAL_HOST,
 		Match: &networkingv1alpha3.EnvoyFilter_EnvoyConfigObjectMatch{
-			// Routes that are fetched are outbound ones for istiod, also at a waypoint.
+			// istiod treats fetched routes as outbound ones, also at a waypoint.
 			Context: networkingv1alpha3.EnvoyFilter_SIDECAR_OUTBOUND,
 			ObjectTypes: &networkingv1alpha3.EnvoyFilter_EnvoyConfigObjectMatch_RouteConfiguration{
 				RouteConfiguration: &networkingv1alpha3.EnvoyFilter_RouteConfigurationMatch{Name: at.RouteName(v.Name)},
@@ -58,7 +58,7 @@ func (v VirtualHost) build(at Front) (*routev3.VirtualHost, error) {
 		Domains:              []string{"*"},
 		TypedPerFilterConfig: ask,
 		RetryPolicy:          retry,
-		// What an endpoint says of who served is not believed.
+		// An endpoint's own claim of who served is not trusted.
 		ResponseHeadersToRemove: []string{servedKey},
 	}
 	if v.namesServed() {
@@ -76,7 +76,7 @@ func (v VirtualHost) build(at Front) (*routev3.VirtualHost, error) {
 	return out, nil
 }
 
-// namesServed reports whether any of the pickers is not ours: those expect the endpoint that served as the protocol says.
+// namesServed reports whether any picker is not ours. Such a picker expects the endpoint that served, as plain ip:port.
 func (v VirtualHost) namesServed() bool {
 	return v.Picker.Protocol == Duplex || slices.ContainsFunc(v.Routes, func(r Route) bool {
 		return slices.ContainsFunc(r.To, func(d Destination) bool { return d.Picker != nil && d.Picker.Protocol == Duplex })

@@ -1,7 +1,7 @@
-// Package handover changes EnvoyFilters so that no call misses what it goes by. Envoy takes clusters, chains and routes
-// each by a way of its own and in no certain order, and calls stay on a chain that was replaced until it is drained. So
-// what routes name comes before the routes that name it, and what calls may still go by goes later than they began to go
-// by something else. The package decides what to write now and when to look again; it writes nothing.
+// Package handover orders changes of EnvoyFilters so that no call loses a cluster or route that it uses. It must write
+// nothing: it decides what to write now, and when to plan again. Envoy gets clusters, chains and routes separately and in
+// no fixed order, and calls stay on a replaced chain until it is drained. So a cluster is written before the routes that
+// name it, and configuration that calls may still use is removed only after the drain time.
 package handover
 
 import (
@@ -20,17 +20,17 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
 )
 
-// Times are how long things take at a waypoint.
+// Times are the times that changes take at a waypoint.
 type Times struct {
-	// Settle is how long after it was written a cluster is taken to be ready at the waypoint: istiod gathers changes for
-	// 100 ms, and Envoy then asks for the cluster's endpoints.
+	// Settle is how long after its write a cluster counts as ready at the waypoint: istiod debounces changes for 100 ms,
+	// and Envoy then asks for the cluster's endpoints.
 	Settle time.Duration
-	// Drain is how long calls may go by what was replaced: Istio drains a chain for 45 s and istiod may take seconds.
+	// Drain is how long calls may use replaced configuration: Istio drains a chain for 45 s, and istiod may take seconds.
 	Drain time.Duration
 }
 
-// Filters remembers of each owner's EnvoyFilters what was written of them and when. What was there before it began to
-// remember has settled, and what of that is no longer wanted goes from now on.
+// Filters remembers the planned and live parts of each owner's EnvoyFilters, and since when they are there. Parts that are
+// there at its first plan count as ready. If they are no longer wanted, their drain time starts with that plan.
 type Filters struct {
 	times Times
 	clock clock.PassiveClock
@@ -39,28 +39,28 @@ type Filters struct {
 	owners map[types.NamespacedName]map[types.NamespacedName]*filter
 }
 
-// New remembers nothing yet.
+// New makes Filters that remember nothing yet.
 func New(times Times, c clock.PassiveClock) *Filters {
 	return &Filters{times: times, clock: c, owners: map[types.NamespacedName]map[types.NamespacedName]*filter{}}
 }
 
-// Wanted is an EnvoyFilter as it should become.
+// Wanted is a desired EnvoyFilter.
 type Wanted struct {
 	Filter *networkingv1alpha3.EnvoyFilter
-	// Called says that its hosts may be called already without it, as a Service's are.
+	// Called says that calls may reach its hosts even before the EnvoyFilter exists, as with a Service.
 	Called bool
 }
 
 // Plan is what to write of an owner's EnvoyFilters now.
 type Plan struct {
-	// Now are those that are wanted, in their order, as far as they may be. Leaving are what stays for a while of those
-	// that are not, to be written once what takes their place is.
+	// Now are the wanted EnvoyFilters, in their order, as far as they may be written now. Leaving are the parts that stay
+	// for a while of unwanted EnvoyFilters; write them after Now.
 	Now, Leaving []*networkingv1alpha3.EnvoyFilter
-	// Again is when to plan anew; zero where all is as it should be.
+	// Again is when to plan again; zero if there is nothing left to do.
 	Again time.Duration
 }
 
-// Plan takes what an owner's EnvoyFilters should be and what they are, and says what to write.
+// Plan compares an owner's wanted and live EnvoyFilters, and decides what to write now.
 func (f *Filters) Plan(owner types.NamespacedName, wanted []Wanted, live []*networkingv1alpha3.EnvoyFilter) Plan {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -72,13 +72,13 @@ func (f *Filters) Plan(owner types.NamespacedName, wanted []Wanted, live []*netw
 	now := f.clock.Now()
 	for _, l := range live {
 		if known[nameOf(l)] == nil {
-			known[nameOf(l)] = found(l)
+			known[nameOf(l)] = existing(l)
 		}
-		known[nameOf(l)].see(l, now)
+		known[nameOf(l)].observe(l, now)
 	}
 	defer func() {
 		for _, k := range known {
-			k.rest()
+			k.release()
 		}
 	}()
 	var plan Plan
@@ -108,8 +108,8 @@ func (f *Filters) Plan(owner types.NamespacedName, wanted []Wanted, live []*netw
 	return plan
 }
 
-// Settled is how long it takes until all of an EnvoyFilter that was planned is ready at its waypoint, so that its hosts
-// may be called there; zero if it is.
+// Settled is how long it takes until a planned EnvoyFilter is ready at its waypoint in all parts, so that its hosts may
+// be called there; zero if it is ready.
 func (f *Filters) Settled(owner, name types.NamespacedName) (wait time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -129,7 +129,7 @@ func (f *Filters) Settled(owner, name types.NamespacedName) (wait time.Duration)
 	return wait
 }
 
-// Sooner is the shorter of two waits, of which zero is none.
+// Sooner is the shorter of two waits. Zero means no wait.
 func Sooner(a, b time.Duration) time.Duration {
 	if a == 0 || b > 0 && b < a {
 		return b
@@ -137,30 +137,30 @@ func Sooner(a, b time.Duration) time.Duration {
 	return a
 }
 
-// filter is what is remembered of one EnvoyFilter.
+// filter is the memory of one EnvoyFilter.
 type filter struct {
-	// last is what was planned last; nil where nothing was planned yet, and once it is what is there: a thousand of them
-	// are a hundred megabytes.
+	// last is the last plan; nil before the first plan, and once the live EnvoyFilter equals it. A thousand of them would
+	// take a hundred megabytes.
 	last *networkingv1alpha3.EnvoyFilter
-	// final says that last is as it was wanted, with nothing that stays for a while.
+	// final says that last is the wanted EnvoyFilter without parts that only stay for a while.
 	final bool
-	// live is what is there, while a plan is made.
+	// live is the EnvoyFilter in the cluster; set only during a plan.
 	live *networkingv1alpha3.EnvoyFilter
-	// called says that routes may not name what has not settled, as calls go by them at once.
+	// called says that calls may use the routes at once, so that routes must not name parts that are not ready.
 	called bool
-	// named are the parts that routes may name by now, and seen is when each part was first seen in the cluster.
+	// named are the parts that routes may name already, and seen is when each part was first seen in the cluster.
 	named map[part]bool
 	seen  map[part]time.Time
-	// left is since when each part of last is no longer wanted.
-	left map[part]time.Time
+	// unwantedSince is since when each part of last is no longer wanted.
+	unwantedSince map[part]time.Time
 }
 
 func newFilter(called bool) *filter {
-	return &filter{called: called, named: map[part]bool{}, seen: map[part]time.Time{}, left: map[part]time.Time{}}
+	return &filter{called: called, named: map[part]bool{}, seen: map[part]time.Time{}, unwantedSince: map[part]time.Time{}}
 }
 
-// found is a filter that was there before.
-func found(live *networkingv1alpha3.EnvoyFilter) *filter {
+// existing makes the memory of an EnvoyFilter that existed before the first plan.
+func existing(live *networkingv1alpha3.EnvoyFilter) *filter {
 	f := newFilter(true)
 	for p := range partsOf(live) {
 		f.named[p], f.seen[p] = true, time.Time{}
@@ -168,8 +168,8 @@ func found(live *networkingv1alpha3.EnvoyFilter) *filter {
 	return f
 }
 
-// see notes what is there.
-func (f *filter) see(live *networkingv1alpha3.EnvoyFilter, now time.Time) {
+// observe records the live EnvoyFilter, and the parts that are new in it.
+func (f *filter) observe(live *networkingv1alpha3.EnvoyFilter, now time.Time) {
 	f.called, f.live = true, live
 	for p := range partsOf(live) {
 		if _, before := f.seen[p]; !before {
@@ -178,23 +178,23 @@ func (f *filter) see(live *networkingv1alpha3.EnvoyFilter, now time.Time) {
 	}
 }
 
-// rest lets go of what need not be kept until the next plan.
-func (f *filter) rest() {
+// release drops what is not needed until the next plan.
+func (f *filter) release() {
 	if f.final && f.last != nil && f.live != nil && same(f.last, f.live) {
 		f.last = nil
 	}
 	f.live = nil
 }
 
-// before is what was planned last, which may not be there yet, or else what is there; nil where nothing is.
-func (f *filter) before() *networkingv1alpha3.EnvoyFilter {
+// lastOrLive is the last plan, which may not be in the cluster yet, or else the live EnvoyFilter; nil if there is neither.
+func (f *filter) lastOrLive() *networkingv1alpha3.EnvoyFilter {
 	if f.last != nil {
 		return f.last
 	}
 	return f.live
 }
 
-// same reports whether two filters say the same to istiod.
+// same reports whether two EnvoyFilters are equal for istiod.
 func same(a, b *networkingv1alpha3.EnvoyFilter) bool {
 	for _, annotation := range listed {
 		if a.Annotations[annotation] != b.Annotations[annotation] {
@@ -204,15 +204,15 @@ func same(a, b *networkingv1alpha3.EnvoyFilter) bool {
 	return proto.Equal(&a.Spec, &b.Spec)
 }
 
-// next is what to write of a filter that is wanted.
+// next is what to write of a wanted EnvoyFilter.
 func (f *filter) next(want *networkingv1alpha3.EnvoyFilter, times Times, now time.Time) (_ *networkingv1alpha3.EnvoyFilter, again time.Duration) {
 	parts := partsOf(want)
 	if unsettled := f.unsettled(parts, times, now); f.called && unsettled > 0 {
-		out := join(want, f.before(), parts)
+		out := withNewClusters(want, f.lastOrLive(), parts)
 		f.last, f.final, again = out, false, unsettled
 		return out, again
 	}
-	kept, again := f.keep(parts, times, now)
+	kept, again := f.draining(parts, times, now)
 	f.last, f.final = with(want, kept), len(kept) == 0
 	clear(f.named)
 	for p := range parts {
@@ -221,10 +221,10 @@ func (f *filter) next(want *networkingv1alpha3.EnvoyFilter, times Times, now tim
 	return f.last, again
 }
 
-// unsettled is how long it takes until routes may name all that is wanted; zero if they may.
+// unsettled is how long it takes until routes may name all wanted parts; zero if they may now.
 func (f *filter) unsettled(wanted map[part]*patch, times Times, now time.Time) (wait time.Duration) {
 	for p := range wanted {
-		if p.kind != routes && !f.named[p] { // a chain waits for its routes by itself
+		if p.kind != routes && !f.named[p] { // Envoy waits for the routes of a chain itself
 			wait = max(wait, f.settles(p, times, now))
 		}
 	}
@@ -240,20 +240,20 @@ func (f *filter) settles(p part, times Times, now time.Time) time.Duration {
 	return max(0, times.Settle-now.Sub(seen))
 }
 
-// keep are the parts of last that are not wanted, but calls may still go by.
-func (f *filter) keep(wanted map[part]*patch, times Times, now time.Time) (kept map[part]*patch, again time.Duration) {
+// draining are the parts of the last plan that are no longer wanted, but that calls may still use.
+func (f *filter) draining(wanted map[part]*patch, times Times, now time.Time) (kept map[part]*patch, again time.Duration) {
 	kept = map[part]*patch{}
-	maps.DeleteFunc(f.left, func(p part, _ time.Time) bool { _, is := wanted[p]; return is })
-	for p, as := range partsOf(f.before()) {
+	maps.DeleteFunc(f.unwantedSince, func(p part, _ time.Time) bool { _, is := wanted[p]; return is })
+	for p, as := range partsOf(f.lastOrLive()) {
 		if _, is := wanted[p]; is {
 			continue
 		}
-		if f.left[p].IsZero() {
-			f.left[p] = now
+		if f.unwantedSince[p].IsZero() {
+			f.unwantedSince[p] = now
 		}
-		rest := times.Drain - now.Sub(f.left[p])
+		rest := times.Drain - now.Sub(f.unwantedSince[p])
 		if rest <= 0 {
-			delete(f.left, p)
+			delete(f.unwantedSince, p)
 			delete(f.seen, p)
 			delete(f.named, p)
 			continue
@@ -264,11 +264,11 @@ func (f *filter) keep(wanted map[part]*patch, times Times, now time.Time) (kept 
 	return kept, again
 }
 
-// leave is what to write of a filter that is not wanted any more; nil where it may go. Its chains are changed back at
-// once.
+// leave is what to write of an EnvoyFilter that is no longer wanted; nil if it may be deleted. Its patches of chains are
+// removed at once.
 func (f *filter) leave(times Times, now time.Time) (_ *networkingv1alpha3.EnvoyFilter, again time.Duration) {
-	kept, again := f.keep(nil, times, now)
-	before := f.before()
+	kept, again := f.draining(nil, times, now)
+	before := f.lastOrLive()
 	if before == nil || len(kept) == 0 {
 		return nil, 0
 	}
@@ -276,8 +276,8 @@ func (f *filter) leave(times Times, now time.Time) (_ *networkingv1alpha3.EnvoyF
 	return f.last, again
 }
 
-// join is the last filter with what the wanted one adds to it, as its routes do not name that yet.
-func join(want, last *networkingv1alpha3.EnvoyFilter, wanted map[part]*patch) *networkingv1alpha3.EnvoyFilter {
+// withNewClusters adds the new clusters of the wanted filter to the last one, whose routes do not name them yet.
+func withNewClusters(want, last *networkingv1alpha3.EnvoyFilter, wanted map[part]*patch) *networkingv1alpha3.EnvoyFilter {
 	base := last
 	if base == nil {
 		base = emptied(want)
@@ -291,7 +291,7 @@ func join(want, last *networkingv1alpha3.EnvoyFilter, wanted map[part]*patch) *n
 	return with(base, added)
 }
 
-// with is a filter with further parts, in the order of their names.
+// with adds parts to a filter, in the order of their names.
 func with(f *networkingv1alpha3.EnvoyFilter, further map[part]*patch) *networkingv1alpha3.EnvoyFilter {
 	out := bareCopy(f)
 	lists := map[string][]string{}
@@ -323,7 +323,7 @@ func emptied(f *networkingv1alpha3.EnvoyFilter) *networkingv1alpha3.EnvoyFilter 
 	return out
 }
 
-// bareCopy is a filter as it is to be applied, without what the API server says of it.
+// bareCopy copies a filter for an apply, without the metadata that the API server sets.
 func bareCopy(f *networkingv1alpha3.EnvoyFilter) *networkingv1alpha3.EnvoyFilter {
 	out := f.DeepCopy()
 	meta := out.ObjectMeta
@@ -343,9 +343,9 @@ func sorted(m map[types.NamespacedName]*filter) []types.NamespacedName {
 
 type patch = networkingapi.EnvoyFilter_EnvoyConfigObjectPatch
 
-// part is what others name: a cluster, by the name that routes have for it, the routes that a chain fetches, a Service
-// whose cluster istiod sends, or a picker whose cluster is changed for those who ask it. Envoy ends what is under way in a
-// cluster that changes.
+// part is something in an EnvoyFilter that other configuration names: a cluster, which routes name; a route configuration,
+// which a chain fetches; a Service whose cluster istiod sends; or a picker whose cluster a waypoint patches. Envoy ends
+// calls in flight in a cluster that changes.
 type part struct{ kind, name string }
 
 // The kinds of a part.
@@ -356,12 +356,12 @@ const (
 	picker  = "picker"
 )
 
-// listed are the kinds that an annotation lists, with that annotation.
+// listed has the annotation that lists the parts of a kind. Parts of other kinds are patches.
 var listed = map[string]string{service: envoypatch.ReferencedServices, picker: envoypatch.AskedPickers}
 
 func compare(a, b part) int { return strings.Compare(a.kind+" "+a.name, b.kind+" "+b.name) }
 
-// partsOf finds a filter's parts. What is left of it are the patches of chains.
+// partsOf finds a filter's parts. All other patches of a filter change chains.
 func partsOf(f *networkingv1alpha3.EnvoyFilter) map[part]*patch {
 	out := map[part]*patch{}
 	if f == nil {
@@ -383,7 +383,7 @@ func partsOf(f *networkingv1alpha3.EnvoyFilter) map[part]*patch {
 	return out
 }
 
-// listOf are the names that a filter's annotation lists of a kind.
+// listOf are the names of a kind in a filter's annotation.
 func listOf(f *networkingv1alpha3.EnvoyFilter, kind string) []string {
 	list := f.Annotations[listed[kind]]
 	if list == "" {

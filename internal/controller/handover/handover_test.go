@@ -20,8 +20,8 @@ var (
 	times = Times{Settle: 2 * time.Second, Drain: time.Minute}
 )
 
-// filterOf makes an EnvoyFilter of words: "chain", "cluster a", "routes r", with what they are made of behind an equals
-// sign, "service s" and "picker p".
+// filterOf makes an EnvoyFilter from words: "chain", "cluster a", "routes r", each with its content after an equals sign,
+// "service s" and "picker p".
 func filterOf(words ...string) *networkingv1alpha3.EnvoyFilter {
 	out := &networkingv1alpha3.EnvoyFilter{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "f"}}
 	lists := map[string][]string{}
@@ -55,7 +55,7 @@ func filterOf(words ...string) *networkingv1alpha3.EnvoyFilter {
 	return out
 }
 
-// wordsOf is filterOf's inverse, in order.
+// wordsOf is the inverse of filterOf. The words are sorted.
 func wordsOf(f *networkingv1alpha3.EnvoyFilter) []string {
 	var out []string
 	for _, p := range f.Spec.ConfigPatches {
@@ -78,7 +78,7 @@ func wordsOf(f *networkingv1alpha3.EnvoyFilter) []string {
 	return out
 }
 
-// step is a wish at a time, and what comes of it. What is written is there at the next step.
+// step is the wanted filters at a time, and the expected plan. The plan's filters are live at the next step.
 type step struct {
 	after         time.Duration
 	want          []string // of filter "f"; nil for none
@@ -195,7 +195,7 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// A waypoint that a host is to go to is ready some time after its clusters were seen there.
+// The new waypoint of a host is ready some time after its clusters were first seen there.
 func TestSettled(t *testing.T) {
 	ticks := clocktesting.NewFakePassiveClock(time.Unix(1_000_000, 0))
 	f := New(times, ticks)
@@ -212,7 +212,7 @@ func TestSettled(t *testing.T) {
 	}
 }
 
-// written is what is there once all that is wanted is.
+// written are the live filters once all wanted ones are written.
 func written(all []Wanted) (out []*networkingv1alpha3.EnvoyFilter) {
 	for _, w := range all {
 		out = append(out, w.Filter.DeepCopy())
@@ -220,7 +220,7 @@ func written(all []Wanted) (out []*networkingv1alpha3.EnvoyFilter) {
 	return out
 }
 
-// A filter that is there as it was planned is not kept beside the cache's: that of a thousand pools is a hundred megabytes.
+// A plan that equals the live filter is not kept beside the cache's copy: a thousand plans would take a hundred megabytes.
 func TestNothingIsKeptOfWhatIsThere(t *testing.T) {
 	ticks := clocktesting.NewFakePassiveClock(time.Unix(1_000_000, 0))
 	f := New(times, ticks)

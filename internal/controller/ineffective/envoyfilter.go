@@ -12,16 +12,16 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/routes"
 )
 
-// Class is the GatewayClass of waypoints, to all of which Istio attaches an EnvoyFilter of the mesh's root namespace that
-// names it.
+// Class is the GatewayClass of waypoints. Istio attaches an EnvoyFilter of the root namespace that targets this class to
+// all waypoints.
 func Class(rootNamespace string) routes.Object {
 	return routes.Object{
 		Group: "gateway.networking.k8s.io", Kind: "GatewayClass", Name: types.NamespacedName{Namespace: rootNamespace, Name: "istio-waypoint"},
 	}
 }
 
-// Targets are the objects that an EnvoyFilter is attached to; a GatewayClass counts as of the EnvoyFilter's namespace. Istio
-// attaches none to a waypoint in another way.
+// Targets are the objects in an EnvoyFilter's targetRefs; a GatewayClass gets the EnvoyFilter's namespace. Istio has no
+// other way to attach an EnvoyFilter to a waypoint.
 func Targets(f *networkingv1alpha3.EnvoyFilter) []routes.Object {
 	var out []routes.Object
 	for _, t := range f.Spec.GetTargetRefs() {
@@ -36,7 +36,7 @@ func Targets(f *networkingv1alpha3.EnvoyFilter) []routes.Object {
 	return out
 }
 
-// Targets are the objects by which an EnvoyFilter reaches a place. By each of them it reaches all of the waypoint.
+// Targets are the objects by which an EnvoyFilter applies to a place. With any of them it applies to the whole waypoint.
 func (p Place) Targets() []routes.Object {
 	out := []routes.Object{{Group: "gateway.networking.k8s.io", Kind: "Gateway", Name: p.Waypoint}, Class(p.RootNamespace)}
 	for _, f := range p.Fronts {
@@ -49,8 +49,8 @@ func (p Place) targeted(f *networkingv1alpha3.EnvoyFilter) bool {
 	return slices.ContainsFunc(Targets(f), func(o routes.Object) bool { return slices.Contains(p.Targets(), o) })
 }
 
-// loses reports whether a patch is lost at the place. Patches of the listener, its chains and their filters are not.
-func (p Place) loses(patch *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) bool {
+// ignores reports whether a patch has no effect at the place. Patches of the listener, its chains and filters have one.
+func (p Place) ignores(patch *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) bool {
 	match := patch.GetMatch()
 	switch patch.GetApplyTo() {
 	case v1alpha3.EnvoyFilter_ROUTE_CONFIGURATION, v1alpha3.EnvoyFilter_VIRTUAL_HOST, v1alpha3.EnvoyFilter_HTTP_ROUTE:
@@ -69,8 +69,8 @@ func (p Place) loses(patch *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) bool {
 	}
 }
 
-// harms reports whether a patch changes the filters that ask the picker.
-func harms(patch *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) bool {
+// changesOurFilters reports whether a patch changes the filters that ask the picker.
+func changesOurFilters(patch *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) bool {
 	changed := patch.GetMatch().GetListener().GetFilterChain().GetFilter().GetSubFilter().GetName()
 	switch patch.GetPatch().GetOperation() {
 	case v1alpha3.EnvoyFilter_Patch_REMOVE, v1alpha3.EnvoyFilter_Patch_REPLACE, v1alpha3.EnvoyFilter_Patch_MERGE:
@@ -80,8 +80,8 @@ func harms(patch *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) bool {
 	}
 }
 
-// reachesFetched reports whether a patch of routes reaches those that a pool's chain fetches too: they are outbound ones
-// for istiod, which merges into route configurations and adds virtual hosts after it has changed its own virtual hosts.
+// reachesFetched reports whether a patch of routes also applies to the routes that a pool's chain fetches. istiod treats
+// these as outbound, and merges such patches and adds virtual hosts after it has patched its own virtual hosts.
 func reachesFetched(patch *v1alpha3.EnvoyFilter_EnvoyConfigObjectPatch) bool {
 	match, adds := patch.GetMatch(), patch.GetPatch().GetOperation() == v1alpha3.EnvoyFilter_Patch_ADD
 	whole := patch.GetApplyTo() == v1alpha3.EnvoyFilter_ROUTE_CONFIGURATION || patch.GetApplyTo() == v1alpha3.EnvoyFilter_VIRTUAL_HOST && adds

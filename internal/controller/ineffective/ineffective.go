@@ -1,8 +1,7 @@
-// Package ineffective finds the Istio objects of others that are meant for calls to a pool and have no effect on them. A
-// pool's routes and the cluster of its endpoints stand in the place of those that istiod makes, so what istiod would put
-// into its own is lost. The package is pure: it reads no cluster. It must name nothing that has an effect, such as a
-// Telemetry, a WasmPlugin, an AuthorizationPolicy or an EnvoyFilter's HTTP filters: a test in the mesh holds each kind to
-// what happens there.
+// Package ineffective finds users' Istio objects that are meant for calls to a pool and have no effect on them. It is pure
+// and must read no cluster. Our routes and cluster of a pool replace those that istiod makes, so objects that change
+// istiod's routes and cluster have no effect. The package must not name an object that has an effect, such as a Telemetry,
+// a WasmPlugin, an AuthorizationPolicy or an EnvoyFilter's HTTP filters. A test in the mesh checks each kind.
 package ineffective
 
 import (
@@ -23,13 +22,13 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/routes"
 )
 
-// Place is where a pool is called: at one waypoint, by its fronts there.
+// Place is a waypoint at which a pool is called, with the pool's fronts there.
 type Place struct {
 	Waypoint types.NamespacedName
-	// RootNamespace is the mesh's, where EnvoyFilters may be for all waypoints.
+	// RootNamespace is Istio's root namespace, whose EnvoyFilters may apply to all waypoints.
 	RootNamespace string
 	Fronts        []Front
-	// Clusters are Envoy's names of the pool's endpoints, as the EnvoyFilter of the pool has them.
+	// Clusters are the names of the pool's clusters in its EnvoyFilter.
 	Clusters []string
 }
 
@@ -40,14 +39,14 @@ type Front struct {
 	Ports  []uint32
 }
 
-// Objects are those of others in a cluster.
+// Objects are the users' Istio objects to check.
 type Objects struct {
 	VirtualServices  map[types.NamespacedName]*networkingv1.VirtualService
 	DestinationRules map[types.NamespacedName]*networkingv1.DestinationRule
 	EnvoyFilters     map[types.NamespacedName]*networkingv1alpha3.EnvoyFilter
 }
 
-// NewObjects has none yet.
+// NewObjects makes Objects without any object.
 func NewObjects() Objects {
 	return Objects{
 		VirtualServices:  map[types.NamespacedName]*networkingv1.VirtualService{},
@@ -56,7 +55,7 @@ func NewObjects() Objects {
 	}
 }
 
-// Object is one that has no effect.
+// Object is an object without effect, or one that changes our filters.
 type Object struct {
 	Kind string
 	Name types.NamespacedName
@@ -67,36 +66,36 @@ const (
 	virtualService  = "VirtualService"
 	destinationRule = "DestinationRule"
 	envoyFilter     = "EnvoyFilter"
-	harmfulFilter   = "harmful EnvoyFilter" // told of as an EnvoyFilter
+	harmfulFilter   = "harmful EnvoyFilter" // shown as an EnvoyFilter in messages
 )
 
-// instead says of each kind what its writer can write.
-var instead = []struct{ kind, text string }{
+// alternatives says for each kind what users can write instead.
+var alternatives = []struct{ kind, text string }{
 	{virtualService, "write an HTTPRoute whose parent is the host's object"},
-	{destinationRule, "the pool's picker chooses endpoints and leaves out those that fail: see the annotations inference-waypoint.io/pick-*"},
-	{envoyFilter, "its patches of routes and of the pool's clusters are lost: write an HTTPRoute, or patch HTTP filters"},
-	{harmfulFilter, "leave filters alone whose names begin with " + envoypatch.FilterPrefix},
+	{destinationRule, "the pool's picker picks endpoints and avoids failing ones: see the annotations inference-waypoint.io/pick-*"},
+	{envoyFilter, "its patches of routes and of the pool's clusters have no effect: write an HTTPRoute, or patch HTTP filters"},
+	{harmfulFilter, "do not change filters whose names begin with " + envoypatch.FilterPrefix},
 }
 
-// Find lists the objects without effect at a place, and those that meddle with ours, by kind and name. It goes by the scope that Istio gives each kind: an
-// object that Istio would not apply there if the place were no pool's is not listed.
+// Find lists, by kind and name, the objects without effect at a place, and the EnvoyFilters that change our filters.
+// It lists only objects that Istio would apply to ordinary hosts there, by the scope that Istio gives each kind.
 func Find(at Place, in Objects, clusterDomain string) []Object {
 	var out []Object
 	for name, v := range in.VirtualServices {
-		if at.called(v, VirtualServiceHosts(v, clusterDomain), v.Spec.GetExportTo()) {
+		if at.applies(v, VirtualServiceHosts(v, clusterDomain), v.Spec.GetExportTo()) {
 			out = append(out, Object{virtualService, name})
 		}
 	}
 	for name, d := range in.DestinationRules {
-		if at.selects(d) && at.called(d, DestinationRuleHosts(d, clusterDomain), d.Spec.GetExportTo()) {
+		if at.selects(d) && at.applies(d, DestinationRuleHosts(d, clusterDomain), d.Spec.GetExportTo()) {
 			out = append(out, Object{destinationRule, name})
 		}
 	}
 	for name, f := range in.EnvoyFilters {
-		if at.targeted(f) && slices.ContainsFunc(f.Spec.GetConfigPatches(), at.loses) {
+		if at.targeted(f) && slices.ContainsFunc(f.Spec.GetConfigPatches(), at.ignores) {
 			out = append(out, Object{envoyFilter, name})
 		}
-		if at.targeted(f) && slices.ContainsFunc(f.Spec.GetConfigPatches(), harms) {
+		if at.targeted(f) && slices.ContainsFunc(f.Spec.GetConfigPatches(), changesOurFilters) {
 			out = append(out, Object{harmfulFilter, name})
 		}
 	}
@@ -107,25 +106,25 @@ func Find(at Place, in Objects, clusterDomain string) []Object {
 }
 
 func order(kind string) int {
-	for i, k := range instead {
+	for i, k := range alternatives {
 		if k.kind == kind {
 			return i
 		}
 	}
-	return len(instead)
+	return len(alternatives)
 }
 
 // maxNamed bounds how many objects of a kind a message names.
 const maxNamed = 5
 
-// Message tells of the objects and of what to write instead. It is empty where there are none.
+// Message names the objects and what to write instead. It is empty if there are none.
 func Message(all []Object) string {
 	var parts []string
-	for _, k := range instead {
+	for _, k := range alternatives {
 		prefix, kind := "", k.kind
 		switch {
 		case k.kind == harmfulFilter:
-			prefix, kind = "changes what asks the picker: ", envoyFilter
+			prefix, kind = "changes the filters that ask the picker: ", envoyFilter
 		case len(parts) == 0:
 			prefix = "without effect on calls to the pool: "
 		}
@@ -146,8 +145,8 @@ func Message(all []Object) string {
 	return strings.Join(parts, "; ")
 }
 
-// VirtualServiceHosts are the hosts, wildcards among them, whose HTTP calls in the mesh a VirtualService is for. One for
-// Gateways alone has none.
+// VirtualServiceHosts are the hosts, which may be wildcards, whose HTTP calls in the mesh a VirtualService changes. A
+// VirtualService for Gateways only has none.
 func VirtualServiceHosts(v *networkingv1.VirtualService, clusterDomain string) []string {
 	gateways := v.Spec.GetGateways()
 	if len(v.Spec.GetHttp()) == 0 || len(gateways) > 0 && !slices.Contains(gateways, "mesh") {
@@ -160,8 +159,8 @@ func VirtualServiceHosts(v *networkingv1.VirtualService, clusterDomain string) [
 	return out
 }
 
-// DestinationRuleHosts is the host of a DestinationRule, which may be a wildcard. There is none where it says nothing that
-// is lost: istiod orders a pool's endpoints by locality too.
+// DestinationRuleHosts is the host of a DestinationRule, which may be a wildcard. It is empty if all its settings have an
+// effect: istiod applies locality settings to a pool's endpoints too.
 func DestinationRuleHosts(d *networkingv1.DestinationRule, clusterDomain string) []string {
 	policy := d.Spec.GetTrafficPolicy()
 	locality := &v1alpha3.TrafficPolicy{LoadBalancer: &v1alpha3.LoadBalancerSettings{
@@ -173,7 +172,7 @@ func DestinationRuleHosts(d *networkingv1.DestinationRule, clusterDomain string)
 	return []string{qualified(d.Spec.GetHost(), d.Namespace, clusterDomain)}
 }
 
-// qualified is a host as Istio reads it: one without a dot is a Service's of the namespace.
+// qualified is the full name of a host: Istio takes a host without a dot for a Service of the namespace.
 func qualified(host, namespace, clusterDomain string) string {
 	if host == "*" || strings.Contains(host, ".") {
 		return host
@@ -181,7 +180,7 @@ func qualified(host, namespace, clusterDomain string) string {
 	return host + "." + namespace + ".svc." + clusterDomain
 }
 
-// Matches reports whether a pattern, a host or a wildcard, is for a host.
+// Matches reports whether a pattern, which is a host or a wildcard, matches a host.
 func Matches(pattern, host string) bool {
 	if suffix, wildcard := strings.CutPrefix(pattern, "*"); wildcard {
 		return strings.HasSuffix(host, suffix)
@@ -189,10 +188,10 @@ func Matches(pattern, host string) bool {
 	return pattern == host
 }
 
-// called reports whether Istio would apply to any of the fronts an object that is for hosts. For a waypoint Istio takes
-// those of its own namespace and of the host's. Those of Istio's root namespace are defaults for all the mesh, and nobody
-// means a pool by them.
-func (p Place) called(o metav1.Object, patterns, exportTo []string) bool {
+// applies reports whether Istio would apply an object with these host patterns to any of the fronts. At a waypoint Istio
+// applies objects of the waypoint's namespace and of the host's. Objects of the root namespace do not count: they are
+// defaults for the whole mesh, and not meant for a pool.
+func (p Place) applies(o metav1.Object, patterns, exportTo []string) bool {
 	if !visible(o.GetNamespace(), exportTo, p.Waypoint.Namespace) {
 		return false
 	}
@@ -210,8 +209,8 @@ func visible(from string, exportTo []string, to string) bool {
 		from == to && slices.Contains(exportTo, ".")
 }
 
-// selects reports whether a DestinationRule is for the waypoint. One with a workload selector is for proxies of its own
-// namespace; of a waypoint's labels only that with its name is known.
+// selects reports whether a DestinationRule applies to the waypoint. A workload selector selects proxies of the rule's own
+// namespace. Of a waypoint's labels only the one with its name is known here.
 func (p Place) selects(d *networkingv1.DestinationRule) bool {
 	if d.Spec.GetWorkloadSelector() == nil {
 		return true

@@ -156,7 +156,7 @@ func TestFindEnvoyFilters(t *testing.T) {
 	}
 }
 
-// An EnvoyFilter that takes away or changes what asks the picker is told too.
+// An EnvoyFilter that removes or changes the filters that ask the picker is reported too.
 func TestFindHarmfulEnvoyFilters(t *testing.T) {
 	tests := map[string]struct {
 		filter, operation string

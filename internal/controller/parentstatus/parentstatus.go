@@ -1,5 +1,5 @@
-// Package parentstatus keeps one controller's part of a status that several controllers write to, as those of
-// InferencePools and of routes: a list of parents, each with conditions. It does not know what the conditions say.
+// Package parentstatus merges one controller's entries into a status.parents list that several controllers write, as in
+// InferencePools and routes. It must not know what the conditions of an entry say.
 package parentstatus
 
 import (
@@ -14,9 +14,9 @@ import (
 // Max is the longest list of parents that the APIs take.
 const Max = 32
 
-// Merge makes the list of parents that the status should have: other controllers' entries as they are, then those that
-// next makes of ours as they were before. Changed reports whether ours differ; if not, there is nothing to write. Merge
-// fails where other controllers' entries leave no room. The list may be empty and is never nil, as the APIs require the field.
+// Merge makes the new list of parents: other controllers' entries unchanged, then our entries, which next makes from our
+// old ones. Changed reports whether our entries differ; if not, there is nothing to write. Merge fails if other controllers'
+// entries leave no room. The list may be empty and is never nil, as the APIs require the field.
 func Merge[P any](current []P, ours func(P) bool, next func(before []P) []P) (merged []P, changed bool, err error) {
 	var before []P
 	others := []P{}
@@ -37,7 +37,7 @@ func Merge[P any](current []P, ours func(P) bool, next func(before []P) []P) (me
 	return append(others, after...), true, nil
 }
 
-// Stamp completes a condition. It keeps the time of the old one of its type where the status is the same.
+// Stamp sets a condition's generation and time. It keeps the old time if the condition's status is unchanged.
 func Stamp(c metav1.Condition, old []metav1.Condition, generation int64, now time.Time) metav1.Condition {
 	c.ObservedGeneration = generation
 	c.LastTransitionTime = metav1.NewTime(now.Truncate(time.Second)) // as the API server keeps it

@@ -1,6 +1,6 @@
-// Package poolstatus turns what became of an InferencePool into the conditions of its status. It is pure: it reads the
-// parents that the status lists, makes the list as it should be and says whether that is a change. Nothing here writes
-// to a cluster or decides what is wrong with a pool.
+// Package poolstatus makes the conditions of an InferencePool's status from verdicts on the pool. It must not write to a
+// cluster or decide what is wrong with a pool. It is pure: it reads the status's list of parents, makes the new list, and
+// reports whether the list has changed.
 package poolstatus
 
 import (
@@ -25,20 +25,20 @@ const (
 	gatewayKind  inferencev1.Kind  = "Gateway"
 )
 
-// Conditions of our own. Each is there, true, only while there is something to tell: the pool is served all the same.
+// Our own conditions. Each exists, with status True, only while there is something to report. The pool is served anyway.
 const (
-	// IneffectiveConfig names the configuration of others that is meant for calls to the pool and has no effect on them.
+	// IneffectiveConfig names users' Istio objects that are meant for calls to the pool and have no effect on them.
 	IneffectiveConfig = "inference-waypoint.io/IneffectiveConfig"
-	// PartiallyRefused names the hosts and the Services by which the pool was to be called and is not.
+	// PartiallyRefused names the hosts and Services that the user set for the pool and that do not serve it.
 	PartiallyRefused = "inference-waypoint.io/PartiallyRefused"
 )
 
-// Picked says whether calls to the pool that come by the waypoint are picked, as the waypoint counts them. It is unknown
-// where none has come yet or nothing can be read, and it has no part in whether the pool is served. Where picking is not watched
-// there is no such condition.
+// Picked says whether the pool's calls through the waypoint are picked, by the waypoint's counters. It is Unknown before
+// the first call, and while the counters cannot be read. It does not affect whether the pool is served. A controller that
+// does not watch waypoints writes no such condition.
 const Picked = "inference-waypoint.io/Picked"
 
-// The reasons of our own conditions and of their events, and of pools that are not accepted as we fail.
+// The reasons of our own conditions and of their events, and the reason for not accepting a pool after our own failure.
 const (
 	ReasonIneffectiveConfig inferencev1.InferencePoolReason = "IneffectiveConfig"
 	ReasonPartiallyRefused  inferencev1.InferencePoolReason = "PartiallyRefused"
@@ -49,14 +49,14 @@ const (
 // The reasons of Picked.
 const (
 	ReasonPicked inferencev1.InferencePoolReason = "Picked"
-	// ReasonIdle says that calls were picked, and that the last one is some time ago.
+	// ReasonIdle says that calls were picked, the last one some time ago.
 	ReasonIdle           inferencev1.InferencePoolReason = "Idle"
 	ReasonUnpicked       inferencev1.InferencePoolReason = "Unpicked"
 	ReasonNotCalled      inferencev1.InferencePoolReason = "NotCalled"
 	ReasonCountersUnread inferencev1.InferencePoolReason = "CountersUnread"
 )
 
-// Verdict is the outcome of one condition: its reason, which also decides whether it is true, and a message for people.
+// Verdict is the content of one condition: a reason, which also decides the condition's status, and a message for people.
 type Verdict struct {
 	Reason  inferencev1.InferencePoolReason
 	Message string
@@ -94,25 +94,25 @@ func (v Verdict) status() metav1.ConditionStatus {
 	}
 }
 
-// Parent is what became of a pool at one waypoint.
+// Parent has the verdicts on a pool at one waypoint.
 type Parent struct {
 	Gateway      types.NamespacedName
 	Accepted     Verdict
 	ResolvedRefs Verdict
-	// Ineffective and Refused are the messages of IneffectiveConfig and PartiallyRefused; empty where there is to be no
-	// such condition.
+	// Ineffective and Refused are the messages of the conditions IneffectiveConfig and PartiallyRefused; an empty message
+	// makes no condition.
 	Ineffective, Refused string
 	Picking              Picking
 }
 
-// Picking is what there is to say of picking at a waypoint. The zero Picking is nothing.
+// Picking is the verdict for the condition Picked. The zero Picking makes no condition.
 type Picking struct {
 	Verdict
-	// Keep leaves a condition that says whether calls are picked as it is, and the verdict holds where there is none.
+	// Keep leaves an existing condition Picked as it is, unless it is Unknown and there is a verdict.
 	Keep bool
 }
 
-// Remarks are the conditions that are there only while there is something to tell.
+// Remarks are the conditions that exist only while there is something to report.
 func (p Parent) Remarks() []Remark {
 	all := []Remark{
 		{IneffectiveConfig, Verdict{ReasonIneffectiveConfig, p.Ineffective}},
@@ -127,10 +127,9 @@ type Remark struct {
 	Verdict
 }
 
-// Merge makes the list of parents that the status should have: other controllers' entries as they are, then ours,
-// sorted by the Gateway's namespace and name. A condition keeps its time while its status stays. The result reports
-// whether ours differ from those in current; if not, there is nothing to write. It fails where other controllers'
-// entries leave no room.
+// Merge makes the new list of parents: other controllers' entries unchanged, then our entries, sorted by the Gateway's
+// namespace and name. A condition keeps its time while its status stays. The bool reports whether our entries differ from
+// those in current; if not, there is nothing to write. Merge fails if other controllers' entries leave no room.
 func Merge(current []inferencev1.ParentStatus, ours []Parent, generation int64, now time.Time) ([]inferencev1.ParentStatus, bool, error) {
 	return parentstatus.Merge(current, isOurs, func(before []inferencev1.ParentStatus) []inferencev1.ParentStatus {
 		var after []inferencev1.ParentStatus
@@ -144,7 +143,7 @@ func Merge(current []inferencev1.ParentStatus, ours []Parent, generation int64, 
 
 func isOurs(p inferencev1.ParentStatus) bool { return p.ControllerName == ControllerName }
 
-// SaidBy reports whether a status says all this of the parent already, of whatever generation of the pool, but for what it says of picking.
+// SaidBy reports whether a status already has the parent's conditions other than Picked, for any generation of the pool.
 func (p Parent) SaidBy(current []inferencev1.ParentStatus) bool {
 	told := p.entry(current)
 	want := p.status(nil, 0, time.Time{})
@@ -172,7 +171,7 @@ func withoutPicked(conditions []metav1.Condition) []metav1.Condition {
 	return slices.DeleteFunc(slices.Clone(conditions), func(c metav1.Condition) bool { return c.Type == Picked })
 }
 
-// SaidOfPicking is what our entry for the parent in a status says of picking; nil where it says nothing.
+// SaidOfPicking is the condition Picked in our entry for the parent; nil if there is none.
 func (p Parent) SaidOfPicking(current []inferencev1.ParentStatus) *metav1.Condition {
 	if told := p.entry(current); told != nil {
 		return meta.FindStatusCondition(told.Conditions, Picked)
@@ -208,7 +207,7 @@ func (p Parent) status(before []inferencev1.ParentStatus, generation int64, now 
 	return out
 }
 
-// or is the verdict, or the one that is told already where that is to be kept.
+// or is the verdict, or the existing condition's verdict if Keep applies to it.
 func (p Picking) or(told *metav1.Condition) Verdict {
 	if p.Keep && told != nil && (p.Reason == "" || told.Status != metav1.ConditionUnknown) {
 		return Verdict{inferencev1.InferencePoolReason(told.Reason), told.Message}
@@ -228,8 +227,8 @@ func condition(kind inferencev1.InferencePoolConditionType, v Verdict, old []met
 // MaxMessage is the length of the longest message that the API takes in a condition.
 const MaxMessage = 32768
 
-// Clip is a text's head of at most limit bytes, that ends with a whole character. The API server would make another of
-// half a character, and what was written would then differ for ever from what is to be.
+// Clip shortens a text to at most limit bytes, and cuts between characters. The API server would replace half a character,
+// and the status in the cluster would then always differ from the one that we want.
 func Clip(text string, limit int) string {
 	if len(text) <= limit {
 		return text

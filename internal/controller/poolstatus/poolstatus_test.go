@@ -122,8 +122,7 @@ func TestMerge(t *testing.T) {
 	}
 }
 
-// Whether calls are picked is a condition that can be unknown, is kept where that is asked for, and is no part of what is new
-// about serving the pool.
+// The condition Picked can be Unknown, keeps its value if Keep is set, and does not count in SaidBy.
 func TestMergePicking(t *testing.T) {
 	waypoint := types.NamespacedName{Namespace: "models", Name: "waypoint"}
 	with := func(p Picking) Parent {

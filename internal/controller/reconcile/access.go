@@ -20,8 +20,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
-// accessReconciler keeps the one AuthorizationPolicy that admits waypoints to our picker. It goes by the EnvoyFilters of
-// pools: a waypoint is admitted before its routes ask the picker, and for as long as calls may still go by them.
+// accessReconciler keeps the AuthorizationPolicy that admits waypoints to our picker. It derives the waypoints from the
+// EnvoyFilters of pools: a waypoint is admitted before its routes ask the picker, and as long as calls may use them.
 type accessReconciler struct {
 	client   client.Client
 	objects  apply.Set
@@ -51,7 +51,7 @@ func (r *accessReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (
 	if policy := translate.PickerAccess(picker, service, waypoints); policy != nil {
 		desired = append(desired, policy)
 	}
-	return keep(ctx, r.objects, translate.PickerOwner(picker), desired)
+	return syncOwned(ctx, r.objects, translate.PickerOwner(picker), desired)
 }
 
 func newAccessReconciler(c client.Client, settings translate.Settings, ticks clock.Clock) *accessReconciler {

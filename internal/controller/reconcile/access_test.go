@@ -17,7 +17,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/handover"
 )
 
-// Our picker is asked by the waypoints of the pools that ask it, each by its own identity, and by nobody else.
+// The policy admits only waypoints whose pools ask our picker, each by its own identity.
 func TestAccessToPicker(t *testing.T) {
 	foreign := somePool() // asks a picker of its own, at a waypoint of its own
 	foreign.Name, foreign.Labels = "foreign", map[string]string{"istio.io/use-waypoint": "theirs"}

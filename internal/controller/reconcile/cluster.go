@@ -17,10 +17,10 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
-// A reader is the cluster that a translation reads.
+// A reader implements the Cluster that a translation reads.
 var _ translate.Cluster = (*reader)(nil)
 
-// Pool is the pool of a name, nil where it is on its way out.
+// Pool is the pool of a name; nil if it is being deleted.
 func (r *reader) Pool(name types.NamespacedName) *inferencev1.InferencePool {
 	if p := get[inferencev1.InferencePool](r, name); p != nil && p.DeletionTimestamp == nil {
 		return p
@@ -43,7 +43,7 @@ func (r *reader) Service(name types.NamespacedName) *corev1.Service {
 	return get[corev1.Service](r, name)
 }
 
-// FrontServices are the Services of which a pool takes the calls.
+// FrontServices are the Services whose calls a pool serves.
 func (r *reader) FrontServices(pool types.NamespacedName) []*corev1.Service {
 	return list[corev1.Service](r, &corev1.ServiceList{}, frontIndex, pool.String())
 }
@@ -58,7 +58,7 @@ func (r *reader) RoutesTo(backend routes.Object) []*gatewayv1.HTTPRoute {
 	return list[gatewayv1.HTTPRoute](r, &gatewayv1.HTTPRouteList{}, backendIndex, keyOf(backend))
 }
 
-// Grants are those of a namespace.
+// Grants are the ReferenceGrants of a namespace.
 func (r *reader) Grants(namespace string) []*gatewayv1.ReferenceGrant {
 	var out []*gatewayv1.ReferenceGrant
 	for _, g := range list[gatewayv1beta1.ReferenceGrant](r, &gatewayv1beta1.ReferenceGrantList{}, byNamespace, namespace) {
@@ -73,7 +73,7 @@ func (r *reader) Claimants(host string) []*inferencev1.InferencePool {
 	return slices.DeleteFunc(slices.Clone(all), func(p *inferencev1.InferencePool) bool { return p.DeletionTimestamp != nil })
 }
 
-// Holder is the pool that is served by a host now.
+// Holder is the pool that has a host now.
 func (r *reader) Holder(host string) (holder types.NamespacedName) {
 	for _, e := range list[networkingv1.ServiceEntry](r, &networkingv1.ServiceEntryList{}, heldIndex, host) {
 		if owner, ours := apply.Owner(e); ours {
@@ -83,12 +83,12 @@ func (r *reader) Holder(host string) (holder types.NamespacedName) {
 	return holder
 }
 
-// Entries are others' ServiceEntries for a host.
+// Entries are the ServiceEntries for a host that are not ours.
 func (r *reader) Entries(host string) []*networkingv1.ServiceEntry {
 	return list[networkingv1.ServiceEntry](r, &networkingv1.ServiceEntryList{}, hostIndex, host)
 }
 
-// VirtualServices are those for a host or for a wildcard that it is below.
+// VirtualServices are the VirtualServices for a host or for a wildcard that matches it.
 func (r *reader) VirtualServices(host string) []*networkingv1.VirtualService {
 	var out []*networkingv1.VirtualService
 	for _, pattern := range patternsOf(host) {
@@ -97,7 +97,7 @@ func (r *reader) VirtualServices(host string) []*networkingv1.VirtualService {
 	return out
 }
 
-// DestinationRules are those for a host or for a wildcard that it is below.
+// DestinationRules are the DestinationRules for a host or for a wildcard that matches it.
 func (r *reader) DestinationRules(host string) []*networkingv1.DestinationRule {
 	var out []*networkingv1.DestinationRule
 	for _, pattern := range patternsOf(host) {
@@ -106,12 +106,12 @@ func (r *reader) DestinationRules(host string) []*networkingv1.DestinationRule {
 	return out
 }
 
-// EnvoyFilters are those of others that are attached to an object.
+// EnvoyFilters are the EnvoyFilters attached to an object that are not ours.
 func (r *reader) EnvoyFilters(target routes.Object) []*networkingv1alpha3.EnvoyFilter {
 	return list[networkingv1alpha3.EnvoyFilter](r, &networkingv1alpha3.EnvoyFilterList{}, targetIndex, keyOf(target))
 }
 
-// patternsOf are the keys of hostIndex under which objects for a host are.
+// patternsOf are the keys of hostIndex for a host: the host itself and the wildcards that match it.
 func patternsOf(host string) []string {
 	out := []string{host, anyHost}
 	for at := range host {
@@ -122,12 +122,12 @@ func patternsOf(host string) []string {
 	return out
 }
 
-// hostKeys are the keys of hostIndex of an object for these hosts and wildcards.
+// hostKeys are the keys of hostIndex for an object with these hosts and wildcards.
 func hostKeys(hosts []string) []string {
 	var out []string
 	for _, host := range hosts {
 		if strings.HasPrefix(host, "*") && !strings.HasPrefix(host, "*.") {
-			host = anyHost // Istio takes such a wildcard for any ending
+			host = anyHost // Istio allows wildcards such as *ple.com, which have no key of their own
 		}
 		out = append(out, host)
 	}

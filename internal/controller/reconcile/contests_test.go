@@ -27,7 +27,7 @@ func TestContestedStatus(t *testing.T) {
 	}
 	wantEvent(t, recorder, "StatusContested")
 
-	// What is new is said at once.
+	// New content is written at once.
 	edit(t, c, func(p *inferencev1.InferencePool) { p.Generation++ })
 	reconcileOnce(t, r, reconcile.Result{})
 	if got := accepted(t, c); got != "True Accepted: the waypoint serves the pool as llama.models.inference.internal" {
@@ -53,20 +53,20 @@ func TestContestedObject(t *testing.T) {
 		}
 	}
 	// Two objects and a status; then the entry at once, after 1, 2, 4 … 512 and each further 600 s, in two writes each,
-	// and what the status says of it.
+	// and the status's report of it.
 	if written := contend(t, r, ticks, writes, spoil); written < 20 || written > 100 {
 		t.Errorf("%d writes in an hour", written)
 	}
 	if got := accepted(t, c); !strings.HasPrefix(got, "False ConfigurationNotWritten: ") || !strings.Contains(got, "another writer changes ServiceEntry models/llama again and again") {
 		t.Errorf("status %q", got)
 	}
-	// What is new is written at once.
+	// A new desired object is written at once.
 	edit(t, c, func(p *inferencev1.InferencePool) { p.Spec.TargetPorts[0].Number = 8001 })
 	reconcileOnce(t, r, reconcile.Result{})
 }
 
-// contend reconciles for an hour, at once after each of its own writes and else when it asked for, and has another writer
-// undo what was written. It counts the writes.
+// contend reconciles for an hour, at once after each own write and else after RequeueAfter. Another writer undoes each
+// write. It counts the writes.
 func contend(t *testing.T, r *Reconciler, ticks *clocktesting.FakeClock, writes *int, undo func()) int {
 	t.Helper()
 	*writes = 0

@@ -7,27 +7,27 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// dependents know what was read for whom when it was last reconciled. Whoever read something depends on it, and is
-// reconciled anew after an event of it. The zero value is ready, and its methods may be called from several goroutines.
+// dependents record which reads each object made when it was last reconciled. An event of something that was read
+// reconciles its readers again. The zero value is ready, and its methods may be called from several goroutines.
 type dependents struct {
 	mu    sync.Mutex
 	by    map[read][]types.NamespacedName
 	reads map[types.NamespacedName]map[read]bool
 }
 
-// reading is what is read for one reconcile. A nil one notes nothing.
+// reading records the reads of one reconcile. A nil reading records nothing.
 type reading struct {
 	of   *dependents
 	name types.NamespacedName
 	now  map[read]bool
 }
 
-// begin begins a reconcile of what has a name. There is one of a name at a time.
+// begin starts the record of a reconcile. There is at most one reconcile of a name at a time.
 func (d *dependents) begin(name types.NamespacedName) *reading {
 	return &reading{of: d, name: name, now: map[read]bool{}}
 }
 
-// note notes a read that is about to be made.
+// note records a read before it is made.
 func (r *reading) note(what read) {
 	if r == nil || r.now[what] {
 		return
@@ -36,7 +36,7 @@ func (r *reading) note(what read) {
 	r.of.add(r.name, what)
 }
 
-// end drops what was read for the last reconcile and not for this one, which must have read all that it depends on.
+// end drops reads of the previous reconcile that this one did not make. This one must have made all reads it depends on.
 func (r *reading) end() {
 	d := r.of
 	d.mu.Lock()
@@ -48,7 +48,7 @@ func (r *reading) end() {
 	}
 }
 
-// forget ends the reconciles of what is gone.
+// forget drops all reads of an object that is gone.
 func (r *reading) forget() {
 	r.now = nil
 	r.end()
@@ -81,7 +81,7 @@ func (d *dependents) remove(name types.NamespacedName, what read) {
 	}
 }
 
-// of are those that depend on any of the reads.
+// of are the names that depend on any of the reads.
 func (d *dependents) of(reads []read) names {
 	d.mu.Lock()
 	defer d.mu.Unlock()

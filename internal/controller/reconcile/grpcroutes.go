@@ -22,8 +22,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
-// grpcRouteReconciler says in the status of a GRPCRoute at a pool's front that the route is not in force there. Nothing
-// else is done with GRPCRoutes.
+// grpcRouteReconciler writes into the status of a GRPCRoute at a pool's front that the route has no effect there. The
+// controller does nothing else with GRPCRoutes.
 type grpcRouteReconciler struct {
 	client   client.Client
 	settings translate.Settings
@@ -31,13 +31,13 @@ type grpcRouteReconciler struct {
 	read     *dependents
 }
 
-// addGRPCRoutes adds the controller of GRPCRoutes where the cluster has that kind. One that gets it later is served from
-// the controller's next start on.
+// addGRPCRoutes adds the controller of GRPCRoutes if the cluster has that kind. If the kind is installed later, the
+// controller must be restarted.
 func addGRPCRoutes(ctx context.Context, m manager.Manager, settings translate.Settings) error {
 	kind := schema.GroupVersion(gatewayv1.GroupVersion).WithKind("GRPCRoute")
 	switch _, err := m.GetRESTMapper().RESTMapping(kind.GroupKind(), kind.Version); {
 	case meta.IsNoMatchError(err):
-		m.GetLogger().Info("the cluster does not know GRPCRoutes: nothing is told of them")
+		m.GetLogger().Info("the cluster has no kind GRPCRoute, so the controller writes no status of GRPCRoutes")
 		return nil
 	case err != nil:
 		return fmt.Errorf("looking for GRPCRoutes: %w", err)
@@ -45,13 +45,13 @@ func addGRPCRoutes(ctx context.Context, m manager.Manager, settings translate.Se
 	if err := m.GetFieldIndexer().IndexField(ctx, &gatewayv1.GRPCRoute{}, parentIndex, grpcRouteParents); err != nil {
 		return fmt.Errorf("indexing GRPCRoutes by their parents: %w", err)
 	}
-	w := watcher{&dependents{}, indexes(settings), nobodys}
+	w := watcher{&dependents{}, indexes(settings), noOwner}
 	return ctrl.NewControllerManagedBy(m).
 		Named(name+"-grpcroutes").
 		For(&gatewayv1.GRPCRoute{}).
 		Watches(&inferencev1.InferencePool{}, w.handler()).
 		Watches(&corev1.Service{}, w.handler()).
-		WithOptions(fairly(1)).
+		WithOptions(fairOptions(1)).
 		Complete(&grpcRouteReconciler{client: m.GetClient(), settings: settings, now: time.Now, read: w.dependents})
 }
 
@@ -64,7 +64,7 @@ func grpcRouteParents(o client.Object) []string {
 	return out
 }
 
-// Reconcile is called with a route's name whenever it or a front that it may be at has changed.
+// Reconcile is called with a route's name whenever the route or a front that may be its parent has changed.
 func (r *grpcRouteReconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
 	reads := r.read.begin(request.NamespacedName)
 	g := newReader(ctx, r.client, r.settings, reads)
@@ -99,7 +99,7 @@ func (r *grpcRouteReconciler) Reconcile(ctx context.Context, request reconcile.R
 	switch err := r.client.Status().Patch(ctx, next, patch, apply.FieldOwner); {
 	case apierrors.IsConflict(err):
 		return reconcile.Result{RequeueAfter: conflictRetry}, nil
-	case client.IgnoreNotFound(err) != nil: // it may have gone meanwhile
+	case client.IgnoreNotFound(err) != nil: // the route may have been deleted meanwhile
 		return reconcile.Result{}, fmt.Errorf("writing the status of GRPCRoute %s: %w", request, err)
 	}
 	return reconcile.Result{}, nil

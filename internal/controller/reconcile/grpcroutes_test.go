@@ -16,7 +16,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
-// A GRPCRoute is told at a pool's front that it is not in force, and nowhere else.
+// The status of a GRPCRoute says at a pool's front, and nowhere else, that the route has no effect.
 func TestReconcileGRPCRoute(t *testing.T) {
 	ctx := context.Background()
 	front := routeTo().Spec.ParentRefs[0]
@@ -55,7 +55,7 @@ func TestReconcileGRPCRoute(t *testing.T) {
 	if *writes > 0 {
 		t.Errorf("%d writes where nothing had changed", *writes)
 	}
-	if got := queuedBy(somePool(), watcher{r.read, indexes(settings()), nobodys}); len(got) != 1 || got[0] != request {
+	if got := queuedBy(somePool(), watcher{r.read, indexes(settings()), noOwner}); len(got) != 1 || got[0] != request {
 		t.Errorf("an event of the pool concerns %v, want %v", got, request)
 	}
 	if err := Uninstall(ctx, c, "inference-system", 0); err != nil {

@@ -14,20 +14,20 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// The cache's indexes, beside that of our objects by their owners.
+// The cache's indexes, beside the index of our objects by owner.
 const (
-	frontIndex   = "inference-waypoint.front"   // Services by the pool that they are a front of
-	hostIndex    = "inference-waypoint.host"    // pools and others' objects of Istio by the hosts that they claim or are for
+	frontIndex   = "inference-waypoint.front"   // Services by the pool that serves their calls
+	hostIndex    = "inference-waypoint.host"    // pools, and Istio objects that are not ours, by their hosts
 	heldIndex    = "inference-waypoint.held"    // our ServiceEntries by their hosts
-	targetIndex  = "inference-waypoint.target"  // others' EnvoyFilters by what they are attached to
+	targetIndex  = "inference-waypoint.target"  // EnvoyFilters that are not ours by the objects in their targetRefs
 	parentIndex  = "inference-waypoint.parent"  // HTTPRoutes by their parents
 	backendIndex = "inference-waypoint.backend" // HTTPRoutes by their backends
 )
 
-// anyHost is the key of hostIndex that an object for any host has.
+// anyHost is the key of hostIndex for an object that may match any host.
 const anyHost = "*"
 
-// index is one of the cache's indexes of one kind.
+// index is a cache index of one kind.
 type index struct {
 	kind client.Object
 	name string
@@ -74,7 +74,7 @@ func indexes(settings translate.Settings) []index {
 	}...)
 }
 
-// hostsOf are the hosts that a pool has or would have.
+// hostsOf are the hosts of a pool: the claimed ones, allowed or not, and its own.
 func hostsOf(p *inferencev1.InferencePool, settings translate.Settings) []string {
 	own := pool.Pool{Name: client.ObjectKeyFromObject(p)}.Host(settings.HostSuffix)
 	return append(translate.ClaimedHosts(p), own)

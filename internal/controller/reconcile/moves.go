@@ -15,7 +15,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
-// apply brings a pool's objects to what they should be, as far as calls in flight allow it now, and says when to go on.
+// apply writes a pool's objects, as far as calls in flight allow now, and returns when to continue.
 func (r *Reconciler) apply(g *reader, name types.NamespacedName, out translate.Output) ([]apply.Change, time.Duration, error) {
 	if out.Keep {
 		return nil, 0, nil
@@ -50,8 +50,8 @@ func (r *Reconciler) apply(g *reader, name types.NamespacedName, out translate.O
 	return changes, handover.Sooner(wait, plan.Again), err
 }
 
-// holdMove keeps a pool's host at the waypoint that it is to leave, until the one that it goes to can serve it: callers
-// follow the host at once. A host goes at once where the waypoint that it is to leave is gone.
+// holdMove keeps a pool's host at its old waypoint until the new one can serve it, as callers follow the host at once. If
+// the old waypoint is gone, the host moves at once.
 func (r *Reconciler) holdMove(g *reader, name types.NamespacedName, out translate.Output) (stays types.NamespacedName, again time.Duration) {
 	if len(out.ServiceEntries) == 0 {
 		return stays, 0
@@ -73,11 +73,11 @@ func (r *Reconciler) holdMove(g *reader, name types.NamespacedName, out translat
 	return from, wait
 }
 
-// serves reports whether a waypoint can take a pool's host over, or when to ask again.
+// serves reports whether a waypoint is ready to serve a pool's host, or when to ask again.
 func (r *Reconciler) serves(g *reader, pool, waypoint types.NamespacedName, out translate.Output) (wait time.Duration, ready bool) {
 	gateway := get[gatewayv1.Gateway](g, waypoint)
 	if gateway == nil || !meta.IsStatusConditionTrue(gateway.Status.Conditions, string(gatewayv1.GatewayConditionProgrammed)) {
-		return 0, false // it is an event when that changes
+		return 0, false // the Gateway's next change is an event
 	}
 	for _, f := range out.EnvoyFilters {
 		if f.Waypoint == waypoint {

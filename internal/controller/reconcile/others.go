@@ -22,11 +22,11 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
-// othersKinds are looked at for nothing but what has no effect. A cluster may lack them.
+// othersKinds are kinds that the controller reads only to report objects without effect. A cluster may lack them.
 var othersKinds = []client.Object{&networkingv1.VirtualService{}, &networkingv1.DestinationRule{}}
 
-// installed reports whether the API server has a kind, as far as it says: where it does not answer, the watch of the kind
-// will tell.
+// installed reports whether the API server has a kind. If the API server does not answer it is true, and the later watch
+// of the kind reports the error.
 func installed(mapper meta.RESTMapper, scheme *runtime.Scheme, kind client.Object) bool {
 	gvk, err := apiutil.GVKForObject(kind, scheme)
 	if err == nil {
@@ -35,9 +35,9 @@ func installed(mapper meta.RESTMapper, scheme *runtime.Scheme, kind client.Objec
 	return !meta.IsNoMatchError(err)
 }
 
-// CacheOptions keep of the kinds that are only looked at for what has no effect no more than that takes: a cluster may
-// have thousands of them. AuthorizationPolicies are read beside our picker alone, and of pods those of Gateways alone, by
-// their addresses. Of all other objects no managedFields are kept but what tells our labels and annotations from others'.
+// CacheOptions keep the cache small. Of VirtualServices and DestinationRules, of which there may be thousands, it keeps only
+// the fields that show whether they have an effect. It keeps AuthorizationPolicies of our picker's namespace only, and pods
+// of Gateways only. Of other objects it shortens managedFields to the names of our labels and annotations.
 func CacheOptions(settings translate.Settings) cache.Options {
 	out := map[client.Object]cache.ByObject{
 		&networkingv1.VirtualService{}:  {Transform: strip},
@@ -54,12 +54,12 @@ func CacheOptions(settings translate.Settings) cache.Options {
 func ofGateways() labels.Selector {
 	exists, err := labels.NewRequirement(gatewayNameLabel, selection.Exists, nil)
 	if err != nil {
-		return labels.Nothing() // the label is Istio's, and no name of a label is wrong
+		return labels.Nothing() // cannot happen: the label's name is valid
 	}
 	return labels.NewSelector().Add(*exists)
 }
 
-// stripPod keeps of a pod what finds it and says whether it runs.
+// stripPod keeps only a pod's names, its Gateway label, its address and whether it runs.
 func stripPod(o any) (any, error) {
 	p, ok := o.(*corev1.Pod)
 	if !ok {
@@ -72,8 +72,8 @@ func stripPod(o any) (any, error) {
 	return &kept, nil
 }
 
-// strip drops of a VirtualService its routes, of a DestinationRule its subsets, and of both what people and programs noted
-// on them. That there are any routes or subsets stays.
+// strip drops a VirtualService's routes, a DestinationRule's subsets, and the labels, annotations and managedFields of both.
+// It keeps one empty route or subset if there were any.
 func strip(o any) (any, error) {
 	switch o := o.(type) {
 	case *networkingv1.VirtualService:

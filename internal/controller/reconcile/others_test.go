@@ -38,7 +38,7 @@ func othersFilter(namespace, group, kind, name string) *networkingv1alpha3.Envoy
 	return f
 }
 
-// What has no effect is told in the pool's status, and once in an event, while it is there; the pool stays accepted.
+// The pool's status names objects without effect while they exist, and one event reports them. The pool stays accepted.
 func TestReconcileTellsIneffectiveConfig(t *testing.T) {
 	ctx := context.Background()
 	rule := &networkingv1.DestinationRule{ObjectMeta: metav1.ObjectMeta{Namespace: "infra", Name: "rule"}}
@@ -120,7 +120,7 @@ func warnings(recorder *events.FakeRecorder) []string {
 	return out
 }
 
-// A pool is served in a cluster that lacks the kinds which are only looked at for what has no effect.
+// A pool is served in a cluster without VirtualServices and DestinationRules.
 func TestReconcileWithoutOthersKinds(t *testing.T) {
 	c, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService())
 	lacking := interceptor.NewClient(c.(client.WithWatch), interceptor.Funcs{
@@ -153,7 +153,7 @@ func TestInstalled(t *testing.T) {
 	}
 }
 
-// What the cache drops changes no finding.
+// Fields that the cache drops change no finding.
 func TestStrip(t *testing.T) {
 	rules := othersRules("llama.models.inference.internal")
 	rules.Annotations = map[string]string{"kubectl.kubernetes.io/last-applied-configuration": "long"}

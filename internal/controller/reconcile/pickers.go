@@ -23,8 +23,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
-// pickersReconciler keeps the one EnvoyFilter of each waypoint that is about the pickers asked there. It goes by the
-// EnvoyFilters of pools, and not by pools: which pickers a waypoint asks is decided there.
+// pickersReconciler keeps one EnvoyFilter for each waypoint, which configures the pickers that the waypoint asks. It reads
+// the pickers from the EnvoyFilters of pools, and not from pools, as these EnvoyFilters decide which pickers are asked.
 type pickersReconciler struct {
 	client   client.Client
 	objects  apply.Set
@@ -46,33 +46,33 @@ func (r *pickersReconciler) Reconcile(ctx context.Context, request reconcile.Req
 	if filter != nil {
 		desired = append(desired, filter)
 	}
-	return keep(ctx, r.objects, translate.WaypointOwner(request.NamespacedName), desired)
+	return syncOwned(ctx, r.objects, translate.WaypointOwner(request.NamespacedName), desired)
 }
 
-// keep brings the objects of an owner that has no status to what they should be. A name that is taken is told in the log.
-func keep(ctx context.Context, objects apply.Set, owner types.NamespacedName, desired []client.Object) (reconcile.Result, error) {
+// syncOwned syncs the objects of an owner without a status. It logs names that are taken.
+func syncOwned(ctx context.Context, objects apply.Set, owner types.NamespacedName, desired []client.Object) (reconcile.Result, error) {
 	_, err := objects.Sync(ctx, owner, desired, apply.Leaving{})
-	if passing(err) {
+	if transient(err) {
 		return reconcile.Result{}, err
 	}
 	if taken(err) {
-		ctrl.LoggerFrom(ctx).Error(err, "keeping what belongs to "+owner.String())
+		ctrl.LoggerFrom(ctx).Error(err, "writing the objects of "+owner.String())
 	}
-	return after(err, reconcile.Result{}, nil)
+	return requeue(err, reconcile.Result{}, nil)
 }
 
-// setOf writes objects of one kind, and slowly where another writer undoes it.
+// setOf makes a Set for one kind, which slows down where another writer undoes its writes.
 func setOf(c client.Client, ticks clock.Clock, kind client.ObjectList) apply.Set {
 	return apply.Set{Client: c, Kinds: []client.ObjectList{kind}, Contests: apply.NewContests(ticks)}
 }
 
-// taken reports whether an error is of those that come back in a while without a word in the log.
+// taken reports whether an error has a NotOursError. Such an error leads to a retry that the queue does not log.
 func taken(err error) bool {
 	var notOurs *apply.NotOursError
 	return errors.As(err, &notOurs)
 }
 
-// poolFilterIndex is the cache's index of the EnvoyFilters that we made for pools, by the waypoint that they are for.
+// poolFilterIndex is the cache's index of our EnvoyFilters for pools, by waypoint.
 const poolFilterIndex = "inference-waypoint.pool-filter"
 
 func poolFilterKeys(o client.Object) []string {
@@ -100,8 +100,8 @@ func waypointOf(o client.Object) (types.NamespacedName, bool) {
 	return types.NamespacedName{}, false
 }
 
-// waypointsOf are the waypoints that an EnvoyFilter of ours matters to. Where somebody attached it elsewhere, its owner
-// still says where it belongs.
+// waypointsOf are the waypoints that one of our EnvoyFilters concerns: its target, and its owner if that is a waypoint, as
+// somebody may have changed the target.
 func waypointsOf(_ context.Context, o client.Object) []reconcile.Request {
 	owner, ours := apply.Owner(o)
 	if !ours {
@@ -125,11 +125,11 @@ func addPickers(m manager.Manager, settings translate.Settings) error {
 	return ctrl.NewControllerManagedBy(m).
 		Named(name+"-pickers").
 		Watches(envoyFilterKind, handler.EnqueueRequestsFromMapFunc(waypointsOf), builder.WithPredicates(asksOtherwise())).
-		WithOptions(fairly(1)).
+		WithOptions(fairOptions(1)).
 		Complete(newPickersReconciler(m.GetClient(), settings, clock.RealClock{}))
 }
 
-// asksOtherwise passes the events of EnvoyFilters that may change what a waypoint asks: most changes of a pool's do not.
+// asksOtherwise passes events of EnvoyFilters that may change which pickers a waypoint asks. Most changes do not.
 func asksOtherwise() predicate.Predicate {
 	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 		before, _ := waypointOf(e.ObjectOld)

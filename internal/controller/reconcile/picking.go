@@ -19,25 +19,25 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// picking knows how calls to pools fare at waypoints.
+// picking has verdicts on whether calls to pools are picked at waypoints.
 type picking interface {
 	Verdict(at waypointwatch.Place) (waypointwatch.Verdict, waypointwatch.Counts)
 }
 
-// seen is what is known of the calls to a pool at a waypoint.
-type seen struct {
+// observed is the verdict on the calls to a pool at a waypoint, with their counts.
+type observed struct {
 	waypointwatch.Verdict
 	waypointwatch.Counts
 }
 
-// seenAt is what is known of the calls to a pool at a waypoint, by whichever hosts they come. Routes at the hosts of other
-// pools may lead to it, and these calls are counted with the other pool. Calls to the pool's own hosts come first. Without
-// any, the pool is picked where another's calls are; where they are not, it is unpicked only if both ask the same
-// picker, as the calls that fail may be those of the other.
-func (r *Reconciler) seenAt(name, waypoint types.NamespacedName, calledBy []types.NamespacedName, in translate.Cluster) seen {
-	of := func(pool types.NamespacedName) seen {
+// observedAt is the verdict on the calls to a pool at a waypoint, over all hosts. Waypoints count a call for the pool whose host
+// it names, even if a route sends the call to another pool. Calls to the pool's own hosts decide. If there are none, the
+// pool counts as picked if the calls at another pool's host are. If those are unpicked, the pool counts as unpicked only if
+// both pools ask the same picker, as the failing calls may be those of the other pool.
+func (r *Reconciler) observedAt(name, waypoint types.NamespacedName, calledBy []types.NamespacedName, in translate.Cluster) observed {
+	of := func(pool types.NamespacedName) observed {
 		verdict, counts := r.picking.Verdict(waypointwatch.Place{Pool: pool, Waypoint: waypoint})
-		return seen{verdict, counts}
+		return observed{verdict, counts}
 	}
 	best := of(name)
 	if best.State == waypointwatch.Picked || best.State == waypointwatch.Unpicked {
@@ -57,30 +57,30 @@ func (r *Reconciler) seenAt(name, waypoint types.NamespacedName, calledBy []type
 	return best
 }
 
-// judgePicking says in each parent that serves the pool whether calls are picked there.
-func (r *Reconciler) judgePicking(name types.NamespacedName, out *translate.Output, in translate.Cluster) map[types.NamespacedName]seen {
+// judgePicking sets the condition Picked of each parent that serves the pool.
+func (r *Reconciler) judgePicking(name types.NamespacedName, out *translate.Output, in translate.Cluster) map[types.NamespacedName]observed {
 	if r.picking == nil || in.Pool(name) == nil {
 		return nil
 	}
-	p, _ := pool.FromAPI(in.Pool(name)) // what is wrong with it is told already
-	all := map[types.NamespacedName]seen{}
+	p, _ := pool.FromAPI(in.Pool(name)) // the translation reports errors
+	all := map[types.NamespacedName]observed{}
 	for i := range out.Parents {
 		parent := &out.Parents[i]
 		if !parent.Accepted.OK() {
 			continue
 		}
-		all[parent.Gateway] = r.seenAt(name, parent.Gateway, out.CalledBy[parent.Gateway], in)
+		all[parent.Gateway] = r.observedAt(name, parent.Gateway, out.CalledBy[parent.Gateway], in)
 		verdict := all[parent.Gateway].Verdict
 		if verdict.State == waypointwatch.None && !parent.Known(in.Pool(name).Status.Parents) {
-			verdict.State = waypointwatch.NotCalled // the waypoint only begins to serve the pool. Its counters will say the same, without a second write
+			verdict.State = waypointwatch.NotCalled // the waypoint has just begun to serve the pool. Its counters will say the same, without a second write
 		}
-		parent.Picking = sayPicking(verdict, p.FailureMode)
+		parent.Picking = pickedCondition(verdict, p.FailureMode)
 	}
 	return all
 }
 
-// sayPicking says of a verdict what a pool's status is to say. It has no numbers: a status is not written every few seconds.
-func sayPicking(v waypointwatch.Verdict, mode pool.FailureMode) poolstatus.Picking {
+// pickedCondition makes the condition Picked of a verdict. It has no numbers, so that the status does not change at each reading.
+func pickedCondition(v waypointwatch.Verdict, mode pool.FailureMode) poolstatus.Picking {
 	say := func(reason inferencev1.InferencePoolReason, format string, args ...any) poolstatus.Picking {
 		return poolstatus.Picking{Verdict: poolstatus.Verdict{Reason: reason, Message: fmt.Sprintf(format, args...)}}
 	}
@@ -108,21 +108,21 @@ func sayPicking(v waypointwatch.Verdict, mode pool.FailureMode) poolstatus.Picki
 	}
 }
 
-// causes are said in a status, each with where to look.
+// causes are the causes' texts in a status, each with where to look.
 var causes = map[waypointwatch.Cause]string{
 	waypointwatch.TooSlow: "the picker does not answer in time",
 	waypointwatch.Refused: "the waypoint's connections to the picker are refused or break; look at AuthorizationPolicies and NetworkPolicies at the picker, " +
 		"and at its pods",
-	waypointwatch.Turned:     "the picker turns some away or breaks off",
+	waypointwatch.Turned:     "the picker refuses some calls or breaks their streams",
 	waypointwatch.NotReached: "no pod of the waypoint shows its counters at port 15090; a NetworkPolicy may keep the controller away",
 	waypointwatch.NoPods:     "no pod of the waypoint runs",
 	waypointwatch.NotCounted: "the waypoint counts no picks; install Istio with the proxyStatsMatcher of manifests/istio/overlay.yaml, and restart the waypoint's pods",
-	waypointwatch.NotConfigured: "the waypoint counts the picks of other pools and not of this one; it may have refused its configuration, " +
-		"which istiod's log tells",
+	waypointwatch.NotConfigured: "the waypoint counts the picks of other pools and not of this one; it may have refused its configuration: " +
+		"see istiod's log",
 }
 
-// tellPicking puts into events that calls to a pool are no longer picked, with how many, and that they are again.
-func (r *Reconciler) tellPicking(p *inferencev1.InferencePool, parents []poolstatus.Parent, all map[types.NamespacedName]seen) {
+// emitPickingEvents emits events when calls to a pool are no longer picked, with their number, and when they are picked again.
+func (r *Reconciler) emitPickingEvents(p *inferencev1.InferencePool, parents []poolstatus.Parent, all map[types.NamespacedName]observed) {
 	for _, parent := range parents {
 		told := parent.SaidOfPicking(p.Status.Parents)
 		was := told != nil && told.Reason == string(poolstatus.ReasonUnpicked)
@@ -137,7 +137,7 @@ func (r *Reconciler) tellPicking(p *inferencev1.InferencePool, parents []poolsta
 	}
 }
 
-// addWatch adds the watch over waypoints to a manager: where a verdict on a pool is new, the pool comes by the channel.
+// addWatch adds the watch over waypoints to a manager. The channel gets each pool whose verdict has changed.
 func addWatch(m manager.Manager, settings translate.Settings, interval time.Duration) (*waypointwatch.Watch, <-chan event.GenericEvent, error) {
 	changed := make(chan event.GenericEvent)
 	log := m.GetLogger().WithName("waypoint-watch")
@@ -157,7 +157,7 @@ func addWatch(m manager.Manager, settings translate.Settings, interval time.Dura
 		},
 		func(err error) {
 			if !failing {
-				log.Error(err, "whether calls are picked is not known until this succeeds")
+				log.Error(err, "listing the waypoints to watch; whether calls are picked is unknown until this succeeds")
 			}
 			failing = true
 		},

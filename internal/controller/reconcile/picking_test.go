@@ -19,8 +19,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/waypointwatch"
 )
 
-// fakePicking is what waypoints are said to have counted, by pool.
-type fakePicking map[types.NamespacedName]seen
+// fakePicking has verdicts by pool.
+type fakePicking map[types.NamespacedName]observed
 
 func (f fakePicking) Verdict(at waypointwatch.Place) (waypointwatch.Verdict, waypointwatch.Counts) {
 	if at.Waypoint != waypointName {
@@ -29,7 +29,7 @@ func (f fakePicking) Verdict(at waypointwatch.Place) (waypointwatch.Verdict, way
 	return f[at.Pool].Verdict, f[at.Pool].Counts
 }
 
-// pickedOf is what a pool's status says of picking, as "status reason: message".
+// pickedOf is the condition Picked of a pool, as "status reason: message".
 func pickedOf(t *testing.T, c client.Client, name types.NamespacedName) string {
 	t.Helper()
 	var p inferencev1.InferencePool
@@ -57,26 +57,26 @@ func TestPickedCondition(t *testing.T) {
 	r.picking = calls
 	refused := waypointwatch.Verdict{State: waypointwatch.Unpicked, Cause: waypointwatch.Refused}
 	for _, step := range []struct {
-		seen  seen
+		seen  observed
 		mode  string
 		want  string
 		event string // one that is told; all others must not be
 	}{
 		{want: ""},
-		{seen: seen{Verdict: waypointwatch.Verdict{State: waypointwatch.NotCalled}}, want: "Unknown NotCalled: no call has come"},
-		{seen: seen{Verdict: waypointwatch.Verdict{State: waypointwatch.Picked}}, want: "True Picked: calls are picked"},
-		{seen: seen{Verdict: waypointwatch.Verdict{State: waypointwatch.Idle}}, want: "True Idle: calls were picked, the last one more than 10 minutes ago"},
-		{seen: seen{refused, waypointwatch.Counts{Asked: 7, Unpicked: 5}}, want: "False Unpicked: a tenth of the calls or more are spread over the endpoints without a pick: the waypoint's connections",
+		{seen: observed{Verdict: waypointwatch.Verdict{State: waypointwatch.NotCalled}}, want: "Unknown NotCalled: no call has come"},
+		{seen: observed{Verdict: waypointwatch.Verdict{State: waypointwatch.Picked}}, want: "True Picked: calls are picked"},
+		{seen: observed{Verdict: waypointwatch.Verdict{State: waypointwatch.Idle}}, want: "True Idle: calls were picked, the last one more than 10 minutes ago"},
+		{seen: observed{refused, waypointwatch.Counts{Asked: 7, Unpicked: 5}}, want: "False Unpicked: a tenth of the calls or more are spread over the endpoints without a pick: the waypoint's connections",
 			event: "Warning Unpicked waypoint infra/shared: 5 of 7 calls of the last 30 s without a pick"},
-		{seen: seen{refused, waypointwatch.Counts{Asked: 70, Unpicked: 70}}, want: "False Unpicked: "},
-		{seen: seen{Verdict: waypointwatch.Verdict{State: waypointwatch.Unpicked, Cause: waypointwatch.TooSlow}}, want: "False Unpicked: a tenth of the calls or more are spread over the endpoints without a pick: the picker does not answer in time"},
-		{seen: seen{Verdict: refused}, mode: "FailClose", want: "False Unpicked: a tenth of the calls or more are refused: "},
-		// A controller that is started anew knows of no calls yet: what was said of them stays.
+		{seen: observed{refused, waypointwatch.Counts{Asked: 70, Unpicked: 70}}, want: "False Unpicked: "},
+		{seen: observed{Verdict: waypointwatch.Verdict{State: waypointwatch.Unpicked, Cause: waypointwatch.TooSlow}}, want: "False Unpicked: a tenth of the calls or more are spread over the endpoints without a pick: the picker does not answer in time"},
+		{seen: observed{Verdict: refused}, mode: "FailClose", want: "False Unpicked: a tenth of the calls or more are refused: "},
+		// A restarted controller knows no calls yet, so the condition stays.
 		{want: "False Unpicked: a tenth"},
-		{seen: seen{Verdict: waypointwatch.Verdict{State: waypointwatch.Before}}, want: "False Unpicked: a tenth"},
-		{seen: seen{Verdict: waypointwatch.Verdict{State: waypointwatch.Picked}}, want: "True Picked: ", event: "Normal Picked waypoint infra/shared: calls are picked again"},
-		{seen: seen{Verdict: waypointwatch.Verdict{State: waypointwatch.Unread, Cause: waypointwatch.NotCounted}}, want: "Unknown CountersUnread: whether calls are picked is not known: the waypoint counts no picks"},
-		{seen: seen{Verdict: waypointwatch.Verdict{State: waypointwatch.Before}}, want: "True Idle: no call has come since"},
+		{seen: observed{Verdict: waypointwatch.Verdict{State: waypointwatch.Before}}, want: "False Unpicked: a tenth"},
+		{seen: observed{Verdict: waypointwatch.Verdict{State: waypointwatch.Picked}}, want: "True Picked: ", event: "Normal Picked waypoint infra/shared: calls are picked again"},
+		{seen: observed{Verdict: waypointwatch.Verdict{State: waypointwatch.Unread, Cause: waypointwatch.NotCounted}}, want: "Unknown CountersUnread: whether calls are picked is not known: the waypoint counts no picks"},
+		{seen: observed{Verdict: waypointwatch.Verdict{State: waypointwatch.Before}}, want: "True Idle: no call has come since"},
 	} {
 		for len(recorder.Events) > 0 {
 			<-recorder.Events
@@ -109,8 +109,8 @@ func TestPickedCondition(t *testing.T) {
 	}
 }
 
-// A new pool takes one write of its status, and not a second one when its counters are read and tell of no call. Of one that was
-// served before the controller began to watch, nothing is known until they are.
+// The status of a new pool is written once, and not again when its counters are read and show no call. For a pool that was
+// served before the watch began, nothing is known until its counters are read.
 func TestPickedOfANewPool(t *testing.T) {
 	calls := fakePicking{}
 	c, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService())
@@ -124,7 +124,7 @@ func TestPickedOfANewPool(t *testing.T) {
 	r := newReconciler(counted, events.NewFakeRecorder(64), settings(), handover.Times{}, clock.RealClock{})
 	r.picking = calls
 	for _, state := range []waypointwatch.State{waypointwatch.None, waypointwatch.None, waypointwatch.NotCalled} {
-		calls[poolName] = seen{Verdict: waypointwatch.Verdict{State: state}}
+		calls[poolName] = observed{Verdict: waypointwatch.Verdict{State: state}}
 		reconcileOnce(t, r, reconcile.Result{})
 		if got := pickedOf(t, c, poolName); !strings.HasPrefix(got, "Unknown NotCalled: ") || !strings.HasPrefix(accepted(t, c), "True Accepted") {
 			t.Errorf("the status says %q", got)
@@ -149,9 +149,9 @@ func TestPickedOfAPoolThatIsNotServed(t *testing.T) {
 // A route splits the calls to a pool's host: those that go to another pool are counted with the first.
 func TestPickedByTheHostsOfOthers(t *testing.T) {
 	canaryName := types.NamespacedName{Namespace: "models", Name: "canary"}
-	state := func(s waypointwatch.State) seen { return seen{Verdict: waypointwatch.Verdict{State: s}} }
+	state := func(s waypointwatch.State) observed { return observed{Verdict: waypointwatch.Verdict{State: s}} }
 	for name, tt := range map[string]struct {
-		own, front seen
+		own, front observed
 		ownPicker  bool // the canary has a picker of its own
 		want       string
 	}{
@@ -188,7 +188,7 @@ func TestPickedByTheHostsOfOthers(t *testing.T) {
 	}
 }
 
-// Every cause of a verdict has words.
+// Every cause of a verdict has a text.
 func TestCausesHaveWords(t *testing.T) {
 	for cause := waypointwatch.TooSlow; cause <= waypointwatch.NotConfigured; cause++ {
 		if causes[cause] == "" {

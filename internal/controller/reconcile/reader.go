@@ -15,13 +15,13 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
-// reader reads the cluster for one reconcile, each object once, and notes what it reads where the events of that are to
-// bring the next one. After an error it reads no more.
+// reader reads the cluster for one reconcile, each object once. It records its reads if their events are to trigger the
+// next reconcile. After an error it reads no more.
 type reader struct {
 	ctx      context.Context
 	client   client.Reader
 	settings translate.Settings
-	noted    *reading // nil where nothing is noted
+	noted    *reading // nil if reads are not recorded
 	known    map[read]any
 	err      error
 }
@@ -30,12 +30,12 @@ func newReader(ctx context.Context, c client.Reader, settings translate.Settings
 	return &reader{ctx: ctx, client: c, settings: settings, noted: noted, known: map[read]any{}}
 }
 
-// once reads what was not read before.
+// once reads something, or returns the result of the first read.
 func once[T any](r *reader, what read, from func() T) T {
 	if known, ok := r.known[what]; ok {
 		return known.(T)
 	}
-	r.noted.note(what) // first: an event that comes from here on is about what is not read yet
+	r.noted.note(what) // before the read, so that no later event is missed
 	out := from()
 	r.known[what] = out
 	return out
@@ -47,7 +47,7 @@ type object[T any] interface {
 	client.Object
 }
 
-// get reads an object, nil where it does not exist. It is the reader's own.
+// get reads an object; nil if it does not exist. The caller must not change it.
 func get[T any, O object[T]](r *reader, name types.NamespacedName) *T {
 	return once(r, readOf[T](byName, name.String()), func() *T {
 		if r.err != nil {
@@ -65,8 +65,8 @@ func get[T any, O object[T]](r *reader, name types.NamespacedName) *T {
 	})
 }
 
-// list reads the objects that an index has under a key, in the order of their names; none of a kind that the cluster lacks.
-// They are the cache's own: nobody may change them.
+// list reads the objects that an index has under a key, in the order of their names. The list is empty for a kind that the
+// cluster lacks. The objects belong to the cache: callers must not change them.
 func list[T any, O object[T]](r *reader, into client.ObjectList, index, key string) []*T {
 	return once(r, readOf[T](index, key), func() []*T {
 		if r.err != nil {
@@ -90,14 +90,14 @@ func list[T any, O object[T]](r *reader, into client.ObjectList, index, key stri
 	})
 }
 
-// read is one thing that is read of the cluster: an object, or the objects that an index has under a key. Objects that do
-// not exist are read too.
+// read identifies one read of the cluster: of an object, or of the objects that an index has under a key. A read of an
+// object that does not exist counts too.
 type read struct {
 	kind       reflect.Type
 	index, key string
 }
 
-// What objects are read by beside the cache's indexes.
+// The ways to read objects other than by the cache's indexes.
 const (
 	byName      = ""
 	byNamespace = "namespace"
@@ -105,7 +105,7 @@ const (
 
 func readOf[T any](index, key string) read { return read{reflect.TypeFor[T](), index, key} }
 
-// readsOf are the reads that an object is the answer to, or a part of.
+// readsOf are the reads whose result contains an object.
 func readsOf(o client.Object, indexed []index) []read {
 	kind := reflect.TypeOf(o).Elem()
 	out := []read{{kind, byName, client.ObjectKeyFromObject(o).String()}, {kind, byNamespace, o.GetNamespace()}}

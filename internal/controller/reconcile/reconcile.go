@@ -1,13 +1,13 @@
-// Package reconcile keeps the cluster as its InferencePools, the HTTPRoutes to them and its labelled Namespaces say:
-// it watches them and what they depend on, has them translated, applies the result and reports it in their status. What
-// they become is decided in package translate, how objects are written in apply, and what a status says in
-// poolstatus and routes.
+// Package reconcile has the controllers of InferencePools, of HTTPRoutes and GRPCRoutes at their hosts, and of labelled
+// Namespaces. It must not decide what these objects become (package translate), how objects are written (apply), or what a
+// status says (poolstatus, routes). It watches the objects and their dependencies, has them translated, applies the result,
+// and reports the outcome in their status.
 //
-// Pools get no finalizer, though their EnvoyFilters may lie in another namespace, where Kubernetes does not collect
-// them: it would keep a pool, and its namespace, from going while no controller runs. Every object that was made names
-// its pool instead, and is an event when the controller starts. So the objects of a pool that went meanwhile bring about
-// its reconcile, which finds no pool and removes them. Those in the pool's own namespace name it in no ownerReference
-// either: Kubernetes would take them away with the pool, and calls in flight still go by them for as long as they drain.
+// Pools get no finalizer: a finalizer would keep a pool, and its namespace, from being deleted while no controller runs.
+// But a pool's EnvoyFilters may be in another namespace, where Kubernetes does not collect garbage. So every object that we
+// make names its pool, and is an event when the controller starts. For the objects of a deleted pool, the reconcile then
+// finds no pool and deletes them. Objects in the pool's own namespace have no ownerReference either: Kubernetes would
+// delete them with the pool, but calls in flight need them until they have drained.
 package reconcile
 
 import (
@@ -34,22 +34,22 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
-// Times after which a pool is looked at again without an event that asks for it.
+// Times after which a pool is reconciled again without an event.
 const (
-	// conflictRetry is for a status that another controller wrote at the same time.
+	// conflictRetry applies when another controller wrote the status at the same time.
 	conflictRetry = 200 * time.Millisecond
-	// takenRetry is for a name that another's object holds: nothing tells when that one goes.
+	// takenRetry applies when an object that is not ours has the name of one of ours: its deletion may be no event.
 	takenRetry = 30 * time.Second
 )
 
-// Reconciler brings one pool's objects and status to what they should be.
+// Reconciler writes one pool's objects and status.
 type Reconciler struct {
 	client   client.Client
 	objects  apply.Set
 	events   events.EventRecorder
 	settings translate.Settings
 	clock    clock.Clock
-	picking  picking // nil where nobody watches
+	picking  picking // nil if waypoints are not watched
 	read     *dependents
 
 	handover   *handover.Filters
@@ -73,7 +73,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, request reconcile.Request) (
 		r.complaints.forget(request.NamespacedName)
 		return reconcile.Result{RequeueAfter: again}, err
 	}
-	if passing(err) {
+	if transient(err) {
 		return reconcile.Result{}, err
 	}
 	reject(&out, err)
@@ -81,27 +81,27 @@ func (r *Reconciler) Reconcile(ctx context.Context, request reconcile.Request) (
 	if g.err == nil {
 		reads.end()
 	}
-	r.tellSettings(pool)
+	r.reportSettings(pool)
 	result, statusErr := r.report(ctx, pool, out, changes, calls)
 	result.RequeueAfter = handover.Sooner(result.RequeueAfter, again)
-	return after(err, result, statusErr)
+	return requeue(err, result, statusErr)
 }
 
-// passing reports whether an error needs no one's attention: what was read was out of date, or the program ends.
-func passing(err error) bool {
+// transient reports whether an error is transient: the cache was out of date, or the program is ending.
+func transient(err error) bool {
 	return err != nil && !slices.ContainsFunc(each(err), func(e error) bool {
 		return !apierrors.IsConflict(e) && !errors.Is(e, context.Canceled)
 	})
 }
 
-// reject says in every parent that what the waypoint is to serve could not be written, and why.
+// reject sets every parent to not accepted, with the reason why the waypoint's configuration could not be written.
 func reject(out *translate.Output, err error) {
 	if err == nil {
 		return
 	}
 	verdict := poolstatus.Verdict{
 		Reason:  poolstatus.ReasonNotWritten,
-		Message: fmt.Sprintf("the configuration could not be written, and the waypoint has what it had before: %s", steady(err)),
+		Message: fmt.Sprintf("the configuration could not be written, and the waypoint keeps its previous one: %s", stableText(err)),
 	}
 	if all[*apply.NotOursError](err) {
 		verdict = poolstatus.Verdict{Reason: inferencev1.InferencePoolReasonNotSupportedByParent, Message: oneLine(each(err))}
@@ -111,16 +111,16 @@ func reject(out *translate.Output, err error) {
 	}
 }
 
-// clientPort is the caller's side of a broken connection, as errors of the network tell it.
+// clientPort matches the local port of a broken connection in a network error.
 var clientPort = regexp.MustCompile(`:\d+->`)
 
-// steady is an error's text without what is another each time: a status that changes is written, and its write is an
-// event that has the pool looked at again at once.
-func steady(err error) string { return clientPort.ReplaceAllString(oneLine(each(err)), "->") }
+// stableText is an error's text without the local port, which differs each time. A changed status would be written, and that
+// write is an event that reconciles the pool again at once.
+func stableText(err error) string { return clientPort.ReplaceAllString(oneLine(each(err)), "->") }
 
-// after is when a pool is looked at again: where a name is taken or another writer is at work, in a while; after any
-// other error as the queue has it for those.
-func after(err error, result reconcile.Result, statusErr error) (reconcile.Result, error) {
+// requeue decides when a pool is reconciled again: after a fixed time if a name is taken or another writer undoes our writes,
+// and with the queue's back-off after any other error.
+func requeue(err error, result reconcile.Result, statusErr error) (reconcile.Result, error) {
 	var contested *apply.ContestedError
 	switch {
 	case statusErr != nil:
@@ -136,7 +136,7 @@ func after(err error, result reconcile.Result, statusErr error) (reconcile.Resul
 	}
 }
 
-// each are the errors that were joined into one.
+// each splits joined errors.
 func each(err error) []error {
 	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
@@ -149,7 +149,7 @@ func each(err error) []error {
 	return out
 }
 
-// all reports whether each of joined errors is of a kind.
+// all reports whether all of the joined errors are of a type.
 func all[E error](err error) bool {
 	return !slices.ContainsFunc(each(err), func(e error) bool {
 		var as E
@@ -157,9 +157,9 @@ func all[E error](err error) bool {
 	})
 }
 
-// report writes our part of the pool's status where it changed, and tells of changes in events.
-func (r *Reconciler) report(ctx context.Context, pool *inferencev1.InferencePool, out translate.Output, changes []apply.Change, calls map[types.NamespacedName]seen) (reconcile.Result, error) {
-	if len(changes) > 0 { // in one event: those that differ in their text alone become one
+// report writes our part of the pool's status if it changed, and emits events about changes.
+func (r *Reconciler) report(ctx context.Context, pool *inferencev1.InferencePool, out translate.Output, changes []apply.Change, calls map[types.NamespacedName]observed) (reconcile.Result, error) {
+	if len(changes) > 0 { // one event for all: Kubernetes merges events that differ only in their text
 		r.events.Eventf(pool, nil, corev1.EventTypeNormal, "Synced", "Sync", "%s", note(describe(changes)))
 	}
 	wait, err := r.writeStatus(ctx, pool, out.Parents, calls)
@@ -167,16 +167,16 @@ func (r *Reconciler) report(ctx context.Context, pool *inferencev1.InferencePool
 	case apierrors.IsConflict(err):
 		return reconcile.Result{RequeueAfter: conflictRetry}, nil
 	case apierrors.IsNotFound(err):
-		return reconcile.Result{}, nil // the pool went meanwhile, and its deletion is another event
+		return reconcile.Result{}, nil // the pool was deleted meanwhile, and its deletion is another event
 	case err != nil:
 		return reconcile.Result{}, err
 	}
 	return reconcile.Result{RequeueAfter: wait}, nil
 }
 
-// writeStatus writes our part of the pool's status where it differs, and tells what is new in it. Where another undoes
-// it, it says when to come back.
-func (r *Reconciler) writeStatus(ctx context.Context, pool *inferencev1.InferencePool, ours []poolstatus.Parent, calls map[types.NamespacedName]seen) (wait time.Duration, err error) {
+// writeStatus writes our part of the pool's status if it differs, and emits events about what is new. If another writer
+// undoes our writes, it returns how long to wait before the next write.
+func (r *Reconciler) writeStatus(ctx context.Context, pool *inferencev1.InferencePool, ours []poolstatus.Parent, calls map[types.NamespacedName]observed) (wait time.Duration, err error) {
 	now := r.clock.Now()
 	parents, changed, err := poolstatus.Merge(pool.Status.Parents, ours, pool.Generation, now)
 	if err != nil || !changed {
@@ -196,16 +196,16 @@ func (r *Reconciler) writeStatus(ctx context.Context, pool *inferencev1.Inferenc
 	switch again, contested := r.contests.Wrote(statusKey(name), what); {
 	case contested:
 		r.events.Eventf(pool, nil, corev1.EventTypeWarning, "StatusContested", "Report",
-			"another controller removes what status.parents says of %s; istiod does so with ENABLE_GATEWAY_API_INFERENCE_EXTENSION. Calls are served all the same", poolstatus.ControllerName)
+			"another controller removes the entry of %s from status.parents; istiod does so with ENABLE_GATEWAY_API_INFERENCE_EXTENSION. Calls are served all the same", poolstatus.ControllerName)
 	case !again:
-		r.tell(pool, ours)
-		r.tellPicking(pool, ours, calls)
+		r.emitEvents(pool, ours)
+		r.emitPickingEvents(pool, ours, calls)
 	}
 	return 0, nil
 }
 
-// tell puts what is new in the pool's status into events: each condition that is false, or that the waypoint serves it.
-func (r *Reconciler) tell(pool *inferencev1.InferencePool, parents []poolstatus.Parent) {
+// emitEvents emits events about what is new in the pool's status: each condition that is false, or that the pool is served.
+func (r *Reconciler) emitEvents(pool *inferencev1.InferencePool, parents []poolstatus.Parent) {
 	for _, p := range parents {
 		if p.SaidBy(pool.Status.Parents) {
 			continue
@@ -239,5 +239,5 @@ const maxNote = 1024
 
 func note(text string) string { return poolstatus.Clip(text, maxNote) }
 
-// statusKey is a pool's key among contests.
+// statusKey is the key of a pool's status in Contests.
 func statusKey(pool types.NamespacedName) string { return "status of pool " + pool.String() }

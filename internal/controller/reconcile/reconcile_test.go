@@ -60,7 +60,7 @@ func TestReconcile(t *testing.T) {
 		t.Errorf("%d writes where nothing had changed", *writes)
 	}
 
-	// A slip in the live pool is told, and its host stays.
+	// A mistake in the live pool is reported, and its host stays.
 	edit(t, c, func(p *inferencev1.InferencePool) {
 		p.Annotations = map[string]string{"inference-waypoint.io/failure-mode": "?"}
 	})
@@ -109,8 +109,8 @@ func TestReconcileFailedWrite(t *testing.T) {
 	wantEvent(t, recorder, "Warning ConfigurationNotWritten")
 }
 
-// TestReconcileRivalIsABackend has two pools claim one host, of which one is the backend of a route at the other and has a
-// picker of its own: that picker is asked.
+// TestReconcileRivalIsABackend has two pools claim one host. One of them is the backend of a route at the other's host, and
+// has its own picker: the waypoint asks that picker.
 func TestReconcileRivalIsABackend(t *testing.T) {
 	stable, canary := somePool(), somePool()
 	stable.Annotations = map[string]string{"inference-waypoint.io/hosts": "chat.example"}
@@ -228,7 +228,7 @@ func TestWatches(t *testing.T) {
 		"a Service as a front":           {frontService("foreign"), []string{"models/foreign"}, nil},
 		"a Service like others":          {frontService(""), nil, nil},
 	}
-	ofPools, ofRoutes := watcher{pools.read, indexes(settings()), poolOf}, watcher{statuses.read, indexes(settings()), nobodys}
+	ofPools, ofRoutes := watcher{pools.read, indexes(settings()), poolOf}, watcher{statuses.read, indexes(settings()), noOwner}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			for _, side := range []struct {
@@ -325,7 +325,7 @@ func wantObjects(t *testing.T, c client.Client, wantFilters, wantEntries []strin
 	}
 }
 
-// accepted is what the pool's only parent says of being accepted.
+// accepted is the condition Accepted of the pool's only parent.
 func accepted(t *testing.T, c client.Client) string {
 	t.Helper()
 	var p inferencev1.InferencePool
@@ -351,7 +351,7 @@ func edit(t *testing.T, c client.Client, change func(*inferencev1.InferencePool)
 	}
 }
 
-// undo removes all that the pool's status says.
+// undo removes all parents from the pool's status.
 func undo(t *testing.T, c client.Client) {
 	t.Helper()
 	var p inferencev1.InferencePool

@@ -20,8 +20,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
-// routeReconciler writes our part of an HTTPRoute's status. What the route does is in the objects of the pools at whose
-// fronts it is.
+// routeReconciler writes our part of an HTTPRoute's status. The route itself takes effect in the objects of the pools at
+// whose fronts it is.
 type routeReconciler struct {
 	client   client.Client
 	events   events.EventRecorder
@@ -52,12 +52,12 @@ func (r *routeReconciler) Reconcile(ctx context.Context, request reconcile.Reque
 	case apierrors.IsConflict(err):
 		return reconcile.Result{RequeueAfter: conflictRetry}, nil
 	case apierrors.IsNotFound(err):
-		return reconcile.Result{}, nil // it went meanwhile
+		return reconcile.Result{}, nil // the route was deleted meanwhile
 	case err != nil:
 		return reconcile.Result{}, err
 	}
 	if changed {
-		r.tell(route, verdicts)
+		r.emitEvents(route, verdicts)
 	}
 	return reconcile.Result{}, nil
 }
@@ -78,8 +78,8 @@ func (r *routeReconciler) writeStatus(ctx context.Context, route *gatewayv1.HTTP
 	return true, nil
 }
 
-// tell puts what is newly wrong with the route into events.
-func (r *routeReconciler) tell(route *gatewayv1.HTTPRoute, verdicts []routes.Verdict) {
+// emitEvents emits events about new faults of the route.
+func (r *routeReconciler) emitEvents(route *gatewayv1.HTTPRoute, verdicts []routes.Verdict) {
 	var said []metav1.Condition
 	for _, p := range route.Status.Parents {
 		if p.ControllerName == gatewayv1.GatewayController(poolstatus.ControllerName) {

@@ -14,18 +14,17 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
 
-// invalidSettings is the reason of the event that tells of wrong annotations for the picker.
+// invalidSettings is the reason of the event about wrong picker settings of a pool.
 const invalidSettings = "InvalidPickerSettings"
 
-// tellSettings tells in an event what is wrong with a pool's annotations for the picker. The picker, which goes by them
-// and has defaults in the place of the wrong ones, only reads the API. That a pool is served is not in doubt, so its
-// status does not speak of them.
-func (r *Reconciler) tellSettings(pool *inferencev1.InferencePool) {
+// reportSettings reports wrong picker settings of a pool in an event. The picker itself uses defaults for the wrong ones, and
+// cannot write events, as it only reads the API. The pool is served all the same, so its status does not mention them.
+func (r *Reconciler) reportSettings(pool *inferencev1.InferencePool) {
 	_, wrong := picksettings.Parse(pool.Annotations)
 	text := oneLine(wrong)
 	if r.complaints.isNew(client.ObjectKeyFromObject(pool), text) {
 		r.events.Eventf(pool, nil, corev1.EventTypeWarning, invalidSettings, "Validate", "%s",
-			note(fmt.Sprintf("defaults are used in the place of what is wrong: %s", text)))
+			note(fmt.Sprintf("the defaults apply instead of wrong annotations: %s", text)))
 	}
 }
 
@@ -36,14 +35,14 @@ func oneLine(errs []error) string {
 	return strings.ReplaceAll(errors.Join(errs...).Error(), "\n", "; ")
 }
 
-// complaints is what was last told of each pool's settings, so that it is told when it changes, and not at each of the
-// many occasions on which a pool is looked at. A controller that starts tells all once more: events last an hour.
+// complaints is the last event text about each pool's settings, so that an event is emitted only when the text changes, and
+// not at each reconcile. A controller that starts emits all events again, as events last an hour.
 type complaints struct {
 	mu   sync.Mutex
 	told map[types.NamespacedName]string
 }
 
-// isNew notes what there is to tell of a pool and reports whether it is to be told. No text is nothing to tell.
+// isNew records the text for a pool and reports whether it needs an event: whether it is new and not empty.
 func (c *complaints) isNew(pool types.NamespacedName, text string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -61,5 +60,5 @@ func (c *complaints) isNew(pool types.NamespacedName, text string) bool {
 	return true
 }
 
-// forget drops a pool that is gone.
+// forget drops a deleted pool.
 func (c *complaints) forget(pool types.NamespacedName) { c.isNew(pool, "") }

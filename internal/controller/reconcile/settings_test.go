@@ -13,7 +13,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/handover"
 )
 
-// Wrong annotations for the picker are told in one event whenever they change, and the pool is served all the same.
+// One event reports wrong picker settings whenever they change, and the pool is served all the same.
 func TestReconcileTellsWrongSettings(t *testing.T) {
 	c, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService())
 	recorder := events.NewFakeRecorder(16)
@@ -25,7 +25,7 @@ func TestReconcileTellsWrongSettings(t *testing.T) {
 	}{
 		{"right ones", map[string]string{"spread": "3", "session-header": "x-session"}, nil},
 		{"two wrong ones", map[string]string{"spread": "much", "sesion-header": "x"}, []string{
-			"Warning InvalidPickerSettings", "defaults are used", `inference-waypoint.io/pick-spread is "much"`, "pick-sesion-header",
+			"Warning InvalidPickerSettings", "the defaults apply", `inference-waypoint.io/pick-spread is "much"`, "pick-sesion-header",
 		}},
 		{"the same, looked at again", map[string]string{"spread": "much", "sesion-header": "x"}, nil},
 		{"one set right", map[string]string{"spread": "much"}, []string{`pick-spread is "much"`}},

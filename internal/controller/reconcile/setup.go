@@ -28,13 +28,13 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
-// name is the controller's in logs, metrics and events.
+// name is the controller's name in logs, metrics and events.
 const name = "inference-waypoint"
 
 // parallel is how many pools, and how many routes, are reconciled at once.
 const parallel = 8
 
-// envoyFilterKind stands for its kind.
+// envoyFilterKind is an empty EnvoyFilter, for functions that need an object of the kind.
 var envoyFilterKind client.Object = &networkingv1alpha3.EnvoyFilter{}
 
 // Scheme knows the kinds that the controller reads and writes.
@@ -44,7 +44,7 @@ func Scheme() (*runtime.Scheme, error) {
 		corev1.AddToScheme,
 		inferencev1.Install,
 		gatewayv1.Install,
-		gatewayv1beta1.Install, // ReferenceGrants, which older clusters have in no other version
+		gatewayv1beta1.Install, // ReferenceGrants, which older clusters have only in this version
 		networkingv1.AddToScheme,
 		networkingv1alpha3.AddToScheme,
 		securityv1.AddToScheme,
@@ -56,9 +56,9 @@ func Scheme() (*runtime.Scheme, error) {
 	return scheme, nil
 }
 
-// Add adds the controllers of pools, routes and namespaces to a manager. At their start every one of those and every
-// object of ours is an event, so that what changed while no controller ran is set right. Waypoints are read every
-// so often for whether calls are picked, where watch is not 0.
+// Add adds the controllers of pools, routes and namespaces to a manager. At their start every such object and every object
+// of ours is an event, so that they repair changes made while no controller ran. If watch is not 0, the controller reads
+// the waypoints' counters at this interval, to see whether calls are picked.
 func Add(ctx context.Context, m manager.Manager, settings translate.Settings, times handover.Times, watch time.Duration) error {
 	for _, i := range indexes(settings) {
 		if !installed(m.GetRESTMapper(), m.GetScheme(), i.kind) {
@@ -82,7 +82,7 @@ func Add(ctx context.Context, m manager.Manager, settings translate.Settings, ti
 		Watches(&corev1.Service{}, w.handler()).
 		Watches(&gatewayv1.HTTPRoute{}, w.handler()).
 		Watches(&gatewayv1beta1.ReferenceGrant{}, w.handler()).
-		WithOptions(fairly(parallel))
+		WithOptions(fairOptions(parallel))
 	for _, kind := range othersKinds {
 		if installed(m.GetRESTMapper(), m.GetScheme(), kind) {
 			pools = pools.Watches(kind, w.handler())
@@ -102,7 +102,7 @@ func Add(ctx context.Context, m manager.Manager, settings translate.Settings, ti
 	if err != nil {
 		return fmt.Errorf("adding the controller of pools: %w", err)
 	}
-	w = watcher{&dependents{}, w.indexed, nobodys}
+	w = watcher{&dependents{}, w.indexed, noOwner}
 	err = ctrl.NewControllerManagedBy(m).
 		Named(name+"-routes").
 		For(&gatewayv1.HTTPRoute{}).
@@ -112,7 +112,7 @@ func Add(ctx context.Context, m manager.Manager, settings translate.Settings, ti
 		Watches(&gatewayv1.Gateway{}, w.handler()).
 		Watches(&corev1.Service{}, w.handler()).
 		Watches(&gatewayv1beta1.ReferenceGrant{}, w.handler()).
-		WithOptions(fairly(parallel)).
+		WithOptions(fairOptions(parallel)).
 		Complete(&routeReconciler{client: m.GetClient(), events: recorder, settings: settings, now: time.Now, read: w.dependents})
 	if err != nil {
 		return fmt.Errorf("adding the controller of routes: %w", err)
@@ -159,12 +159,12 @@ func newReconciler(c client.Client, recorder events.EventRecorder, settings tran
 
 func newWaypointReconciler(c client.Client, recorder events.EventRecorder, times handover.Times, ticks clock.Clock) *waypointReconciler {
 	return &waypointReconciler{
-		times:   times,
-		clock:   ticks,
-		left:    map[types.NamespacedName]time.Time{},
-		client:  c,
-		objects: apply.Set{Client: c, Kinds: []client.ObjectList{&gatewayv1.GatewayList{}}, Exclusive: true, Contests: apply.NewContests(ticks)},
-		events:  recorder,
+		times:        times,
+		clock:        ticks,
+		unboundSince: map[types.NamespacedName]time.Time{},
+		client:       c,
+		objects:      apply.Set{Client: c, Kinds: []client.ObjectList{&gatewayv1.GatewayList{}}, Exclusive: true, Contests: apply.NewContests(ticks)},
+		events:       recorder,
 	}
 }
 

@@ -23,14 +23,14 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
 )
 
-// Uninstall deletes every object that a controller made and takes its part out of every status, pools and routes
-// themselves staying as they are. No controller may act meanwhile: it would make them anew. It goes on past an error;
-// what is done already is done again without harm. The client reads from no cache.
+// Uninstall deletes every object that a controller made, and removes its entries from every status. Pools and routes stay.
+// No controller may run meanwhile: it would make the objects again. Uninstall goes on after an error, and can be repeated
+// without harm. The client must not read from a cache.
 //
-// Callers of a Service that was a pool's front go on to its own endpoints without a call lost. A waypoint serves a
-// connection by the filters that it began with for as long as it drains them, so the routes that those fetch, and the
-// clusters, stay for that long after the filters have gone. The policy that admits waypoints
-// to the picker, and the key, are deleted in the picker's namespace.
+// No call is lost to a Service that was a pool's front: calls go to the Service's own endpoints. A waypoint serves a
+// connection with its old filter chain until the chain is drained. So the routes that the chain fetches, and the clusters,
+// stay for the drain time after the chain's patches are gone. In the picker's namespace Uninstall deletes the policy that
+// admits waypoints to the picker, and the key.
 func Uninstall(ctx context.Context, c client.Client, pickerNamespace string, drain time.Duration) error {
 	withdrawn, err := withdrawFilters(ctx, c)
 	errs := []error{err}
@@ -48,10 +48,10 @@ func Uninstall(ctx context.Context, c client.Client, pickerNamespace string, dra
 	return errors.Join(append(errs, clearPools(ctx, c), clearRoutes(ctx, c), clearGRPCRoutes(ctx, c))...)
 }
 
-// chained are the kinds of patches that change a filter chain.
+// chained are the kinds of patches that change filter chains.
 var chained = []networkingapi.EnvoyFilter_ApplyTo{networkingapi.EnvoyFilter_HTTP_FILTER, networkingapi.EnvoyFilter_NETWORK_FILTER}
 
-// withdrawFilters leaves of our EnvoyFilters what adds clusters and routes, and reports whether any held more.
+// withdrawFilters removes the patches of filter chains from our EnvoyFilters, and reports whether there were any.
 func withdrawFilters(ctx context.Context, c client.Client) (bool, error) {
 	var list networkingv1alpha3.EnvoyFilterList
 	if err := c.List(ctx, &list, client.HasLabels{apply.OwnedLabel}); err != nil {
@@ -77,7 +77,7 @@ func withdrawFilters(ctx context.Context, c client.Client) (bool, error) {
 
 func deleteOwned(ctx context.Context, c client.Client, kind client.ObjectList, where ...client.ListOption) error {
 	if err := c.List(ctx, kind, append(where, client.HasLabels{apply.OwnedLabel})...); err != nil {
-		return fmt.Errorf("listing what is ours as %T: %w", kind, err)
+		return fmt.Errorf("listing our objects in a %T: %w", kind, err)
 	}
 	var errs []error
 	err := eachItem(kind, func(o client.Object) {
@@ -125,7 +125,7 @@ func clearRoutes(ctx context.Context, c client.Client) error {
 func clearGRPCRoutes(ctx context.Context, c client.Client) error {
 	var list gatewayv1.GRPCRouteList
 	switch err := c.List(ctx, &list); {
-	case meta.IsNoMatchError(err): // the cluster does not know them
+	case meta.IsNoMatchError(err): // the cluster has no kind GRPCRoute
 		return nil
 	case err != nil:
 		return fmt.Errorf("listing GRPCRoutes: %w", err)
@@ -150,8 +150,8 @@ func clearRoute[R interface {
 	})
 }
 
-// clearStatus writes the status that cleared makes of the live object, again on the object's newest state where another
-// controller wrote its part meanwhile.
+// clearStatus writes the status that cleared makes of the live object. If another controller wrote the status meanwhile, it
+// reads the object and tries again.
 func clearStatus(ctx context.Context, c client.Client, live client.Object, cleared func() (client.Object, bool, error)) error {
 	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		next, changed, err := cleared()

@@ -14,7 +14,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/handover"
 )
 
-// What the controller made goes, and its word in statuses; what others made and say stays.
+// Uninstall deletes the controller's objects and status entries. Objects and status entries of others stay.
 func TestUninstall(t *testing.T) {
 	ctx := context.Background()
 	theirs := foreignEntry("elsewhere.example")

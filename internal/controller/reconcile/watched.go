@@ -22,15 +22,15 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/waypointwatch"
 )
 
-// watchedWaypoints is the list of the waypoints to watch. It is asked for every few seconds and goes by every EnvoyFilter of
-// a pool, so it is made anew only after an event of an object that it goes by.
+// watchedWaypoints is the list of the waypoints to watch. The watch asks for the list every few seconds. As the list depends
+// on all EnvoyFilters of pools, it is made again only after an event of an EnvoyFilter, Service or pod.
 type watchedWaypoints struct {
 	client    client.Reader
 	informers cache.Informers
 	settings  translate.Settings
-	// unfollowed are the kinds whose events are not followed yet.
+	// unfollowed are the kinds without an event handler yet.
 	unfollowed []client.Object
-	// stale says that last is not to be gone by any more.
+	// stale says that last may be out of date.
 	stale atomic.Bool
 	last  []waypointwatch.Waypoint
 }
@@ -44,14 +44,14 @@ func newWatchedWaypoints(c client.Reader, informers cache.Informers, settings tr
 	return out
 }
 
-// get is called from one goroutine at a time. Nobody may change what it returns.
+// get is called from one goroutine at a time. Callers must not change the result.
 func (w *watchedWaypoints) get(ctx context.Context) ([]waypointwatch.Waypoint, error) {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
 	if err := w.follow(ctx); err != nil {
 		return nil, err
 	}
-	if !w.stale.Swap(false) { // before the list: an event that comes meanwhile has the next one made anew
+	if !w.stale.Swap(false) { // before the list is made, so that an event meanwhile marks the list as stale
 		return w.last, nil
 	}
 	out, err := watched(ctx, w.client, w.settings)
@@ -63,8 +63,8 @@ func (w *watchedWaypoints) get(ctx context.Context) ([]waypointwatch.Waypoint, e
 	return out, nil
 }
 
-// follow has events make the list stale. It does so no earlier than the list is asked for: the manager does not start before its
-// informers have their objects, and where the controller may not read pods, pools are to be served all the same.
+// follow adds event handlers that mark the list as stale. It does so only when the list is first asked for: the manager waits
+// for informers at its start, and a controller that may not read pods must serve pools all the same.
 func (w *watchedWaypoints) follow(ctx context.Context) error {
 	for len(w.unfollowed) > 0 {
 		kind := w.unfollowed[0]
@@ -80,7 +80,7 @@ func (w *watchedWaypoints) follow(ctx context.Context) error {
 	return nil
 }
 
-// handler takes the events after which the list may be another. Of EnvoyFilters those of ours matter.
+// handler handles the events that may change the list. It ignores EnvoyFilters that are not ours.
 func (w *watchedWaypoints) handler() toolscache.ResourceEventHandler {
 	see := func(o any) {
 		if f, is := o.(*networkingv1alpha3.EnvoyFilter); is {
@@ -97,14 +97,14 @@ func (w *watchedWaypoints) handler() toolscache.ResourceEventHandler {
 	}
 }
 
-// gatewayNameLabel is Istio's on the pods of a waypoint.
+// gatewayNameLabel is Istio's label for the Gateway's name on the pods of a waypoint.
 var gatewayNameLabel = label.IoK8sNetworkingGatewayGatewayName.Name
 
-// listTimeout is how long the cache may take to tell of waypoints. It answers at once, but where it has not been filled: as
-// long as the controller may not read pods.
+// listTimeout is how long the cache may take to list waypoints. It answers at once, unless it is not filled because the
+// controller may not read pods.
 const listTimeout = 5 * time.Second
 
-// watched are the waypoints that EnvoyFilters of pools are for, with the pods that run there.
+// watched are the waypoints that EnvoyFilters of pools target, with their running pods.
 func watched(ctx context.Context, c client.Reader, settings translate.Settings) ([]waypointwatch.Waypoint, error) {
 	g := newReader(ctx, c, settings, nil)
 	var filters networkingv1alpha3.EnvoyFilterList
@@ -143,7 +143,7 @@ func watched(ctx context.Context, c client.Reader, settings translate.Settings) 
 	return out, nil
 }
 
-// asksOthers reports whether any picker that an EnvoyFilter asks is another's.
+// asksOthers reports whether an EnvoyFilter asks any picker that is not ours.
 func (g *reader) asksOthers(f *networkingv1alpha3.EnvoyFilter) bool {
 	for _, picker := range translate.AskedBy(f) {
 		if !translate.IsOwnPicker(picker, g.Service(picker.Service), g.settings) {
@@ -153,9 +153,9 @@ func (g *reader) asksOthers(f *networkingv1alpha3.EnvoyFilter) bool {
 	return false
 }
 
-// podAddress is where a pod that runs is reached.
+// podAddress is the address of a running pod.
 func podAddress(pod *corev1.Pod) (netip.Addr, bool) {
 	address, err := netip.ParseAddr(pod.Status.PodIP)
 	return address, err == nil && pod.DeletionTimestamp == nil && pod.Status.Phase == corev1.PodRunning &&
-		address.IsGlobalUnicast() // who may write a pod's status has the controller ask no address of its own
+		address.IsGlobalUnicast() // who may write a pod's status must not make the controller call itself
 }

@@ -26,7 +26,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/waypointwatch"
 )
 
-// What is watched are the waypoints that our EnvoyFilters are for, and those of their pods that run.
+// The watch reads the waypoints that our EnvoyFilters target, and their running pods.
 func TestWatched(t *testing.T) {
 	foreign := somePool() // asks another's picker
 	foreign.Name = "foreign"
@@ -82,7 +82,7 @@ func TestWatched(t *testing.T) {
 	}
 }
 
-// At rest nothing is listed again: the list of waypoints is made anew after an event of what it goes by, and after a failure.
+// The list of waypoints is made again only after an event of an object that it depends on, and after a failure.
 func TestWatchedAtRest(t *testing.T) {
 	inner, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService())
 	reads, refused := 0, error(nil)
@@ -176,7 +176,7 @@ func TestWatchedAtRest(t *testing.T) {
 	}
 }
 
-// The cache keeps of pods what the watch goes by, and those of Gateways alone.
+// The cache keeps only pods of Gateways, and only the fields that the watch needs.
 func TestPodsInTheCache(t *testing.T) {
 	for o, by := range CacheOptions(settings()).ByObject {
 		if _, pods := o.(*corev1.Pod); !pods {
@@ -203,7 +203,7 @@ func TestPodsInTheCache(t *testing.T) {
 	t.Error("the cache holds all pods of the cluster")
 }
 
-// Of no object the cache keeps what others' writes have left in its managedFields.
+// The cache keeps no managedFields of other writers.
 func TestManagedFieldsInTheCache(t *testing.T) {
 	o := &networkingv1alpha3.EnvoyFilter{ObjectMeta: metav1.ObjectMeta{ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "another"}}}}
 	kept, err := CacheOptions(settings()).DefaultTransform(o)

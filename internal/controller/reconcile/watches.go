@@ -27,13 +27,13 @@ func (n names) requests() []reconcile.Request {
 	return out
 }
 
-// watcher finds what an event of any object matters to: who read the object, or would have if it had been there, and whose
-// object it is. What nobody has read yet was an event itself, and reads when it is reconciled.
+// watcher finds the names to reconcile after an event of an object: names whose last reconcile read the object, or looked
+// for it, and the object's owner. A name that was not reconciled yet has an event of its own.
 type watcher struct {
 	*dependents
 	indexed []index
-	// itself says whose an object is, if anybody's.
-	itself func(client.Object) (types.NamespacedName, bool)
+	// ownerOf finds the owner of an object, if any.
+	ownerOf func(client.Object) (types.NamespacedName, bool)
 }
 
 func (w watcher) handler() handler.EventHandler {
@@ -44,13 +44,13 @@ func (w watcher) handler() handler.EventHandler {
 
 func (w watcher) names(o client.Object) names {
 	out := w.of(readsOf(o, w.indexed))
-	if name, ok := w.itself(o); ok {
+	if name, ok := w.ownerOf(o); ok {
 		out[name] = true
 	}
 	return out
 }
 
-// poolOf is the pool that an object is, or was made for.
+// poolOf is the pool itself, or the pool that one of our objects was made for.
 func poolOf(o client.Object) (types.NamespacedName, bool) {
 	if _, is := o.(*inferencev1.InferencePool); is {
 		return client.ObjectKeyFromObject(o), true
@@ -60,5 +60,5 @@ func poolOf(o client.Object) (types.NamespacedName, bool) {
 	return owner, ours && !gateway && isPool(owner)
 }
 
-// nobodys is for kinds of which the objects that matter are queued by themselves.
-func nobodys(client.Object) (types.NamespacedName, bool) { return types.NamespacedName{}, false }
+// noOwner finds no owner. It is for controllers whose own objects are queued by For.
+func noOwner(client.Object) (types.NamespacedName, bool) { return types.NamespacedName{}, false }

@@ -20,7 +20,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
-// waypointReconciler keeps the waypoints that Namespaces ask for by their label.
+// waypointReconciler creates and deletes the waypoints that Namespaces ask for by WaypointLabel.
 type waypointReconciler struct {
 	client  client.Client
 	objects apply.Set
@@ -28,8 +28,8 @@ type waypointReconciler struct {
 	times   handover.Times
 	clock   clock.PassiveClock
 
-	mu   sync.Mutex
-	left map[types.NamespacedName]time.Time // since when nothing is bound to a waypoint that is to go
+	mu           sync.Mutex
+	unboundSince map[types.NamespacedName]time.Time // since when nothing is bound to an unwanted waypoint
 }
 
 // namespaceOwner is the owner of a namespace's waypoint.
@@ -37,16 +37,16 @@ func namespaceOwner(namespace string) types.NamespacedName {
 	return types.NamespacedName{Namespace: namespace, Name: "waypoint"}
 }
 
-// Reconcile is called with a namespace's name whenever it, or a Gateway there, may have changed.
+// Reconcile is called with a namespace's name whenever the namespace, or a Gateway there, may have changed.
 func (r *waypointReconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
 	g := newReader(ctx, r.client, translate.Settings{}, nil)
 	ns := get[corev1.Namespace](g, request.NamespacedName)
 	if g.err != nil || ns == nil || ns.DeletionTimestamp != nil {
-		return reconcile.Result{}, g.err // its Gateways go with it
+		return reconcile.Result{}, g.err // Kubernetes deletes its Gateways with it
 	}
 	want, problem := translate.NamespaceWaypoint(ns)
 	var desired []client.Object
-	if want != nil && !r.others(g, client.ObjectKeyFromObject(want)) {
+	if want != nil && !r.madeByOthers(g, client.ObjectKeyFromObject(want)) {
 		desired = append(desired, want)
 	}
 	if g.err != nil {
@@ -63,11 +63,11 @@ func (r *waypointReconciler) Reconcile(ctx context.Context, request reconcile.Re
 	if problem != nil {
 		r.events.Eventf(ns, nil, corev1.EventTypeWarning, "InvalidWaypoint", "Translate", "%s", note(problem.Error()))
 	}
-	return after(err, reconcile.Result{RequeueAfter: again}, nil)
+	return requeue(err, reconcile.Result{RequeueAfter: again}, nil)
 }
 
-// stay are the waypoints that are not wanted any more and must not go yet: until nothing is bound to them, and then for as
-// long as they drain calls.
+// stay are the unwanted waypoints that must not be deleted yet: they stay until nothing is bound to them, and then for the
+// drain time.
 func (r *waypointReconciler) stay(g *reader, namespace string, want *gatewayv1.Gateway) (names map[types.NamespacedName]bool, again time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -76,20 +76,20 @@ func (r *waypointReconciler) stay(g *reader, namespace string, want *gatewayv1.G
 	for _, w := range list[gatewayv1.Gateway](g, &gatewayv1.GatewayList{}, apply.OwnerIndex, namespaceOwner(namespace).String()) {
 		name := client.ObjectKeyFromObject(w)
 		if want != nil && name == client.ObjectKeyFromObject(want) {
-			delete(r.left, name)
+			delete(r.unboundSince, name)
 			continue
 		}
-		rest := r.times.Settle // and then it is looked at again
+		rest := r.times.Settle // while a host is bound, check again after this time
 		if r.bound(g, name) {
-			delete(r.left, name)
+			delete(r.unboundSince, name)
 		} else {
-			if r.left[name].IsZero() {
-				r.left[name] = now
+			if r.unboundSince[name].IsZero() {
+				r.unboundSince[name] = now
 			}
-			rest = r.times.Drain - now.Sub(r.left[name])
+			rest = r.times.Drain - now.Sub(r.unboundSince[name])
 		}
 		if rest <= 0 {
-			delete(r.left, name)
+			delete(r.unboundSince, name)
 			continue
 		}
 		names[name] = true
@@ -107,8 +107,8 @@ func (r *waypointReconciler) bound(g *reader, waypoint types.NamespacedName) boo
 	return slices.ContainsFunc(entries.Items, func(e *networkingv1.ServiceEntry) bool { return translate.BoundTo(e) == waypoint })
 }
 
-// others reports whether somebody else made the Gateway: it is then used as it is.
-func (r *waypointReconciler) others(g *reader, name types.NamespacedName) bool {
+// madeByOthers reports whether somebody else made the Gateway. It is then used as it is.
+func (r *waypointReconciler) madeByOthers(g *reader, name types.NamespacedName) bool {
 	live := get[gatewayv1.Gateway](g, name)
 	if live == nil {
 		return false
@@ -117,7 +117,7 @@ func (r *waypointReconciler) others(g *reader, name types.NamespacedName) bool {
 	return !ours || owner != namespaceOwner(name.Namespace)
 }
 
-// namespacesOf are the namespaces that a Gateway matters to.
+// namespacesOf is the namespace of a Gateway.
 func namespacesOf(_ context.Context, o client.Object) []reconcile.Request {
 	return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: o.GetNamespace()}}}
 }

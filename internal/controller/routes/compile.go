@@ -12,9 +12,9 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
 )
 
-// Compile makes a route into what Envoy does. What cannot be done is left out and told: a match with an expression that
-// does not compile takes no call, a rule with a filter that nobody here knows answers with 500, and a backend that leads
-// nowhere has its share of the calls answered with 500.
+// Compile translates a route into Envoy's routes. It leaves out and reports what is not supported: a match whose regular
+// expression does not compile matches no call, a rule with an unsupported filter answers 500, and the share of the calls
+// for a backend that does not exist is answered with 500.
 func Compile(route *gatewayv1.HTTPRoute, resolve Resolve) Compiled {
 	c := &compiler{Compiled: Compiled{Route: route}, resolve: resolve}
 	for i, rule := range route.Spec.Rules {
@@ -27,10 +27,10 @@ func Compile(route *gatewayv1.HTTPRoute, resolve Resolve) Compiled {
 type compiler struct {
 	Compiled
 	resolve Resolve
-	where   string // the rule at work, for messages
+	where   string // the current rule, for messages
 }
 
-// drop tells of a part that is not done. The Gateway API wants such messages to begin with these words.
+// drop reports a part that is left out. The Gateway API requires such messages to begin with "Dropped Rule".
 func (c *compiler) drop(format string, args ...any) {
 	c.Dropped = append(c.Dropped, fmt.Sprintf("Dropped Rule: "+c.where+": "+format, args...))
 }
@@ -63,7 +63,7 @@ func (c *compiler) rule(n int, rule gatewayv1.HTTPRouteRule) {
 	}
 }
 
-// fill makes what a rule does with its calls, or says why it cannot be done.
+// fill translates a rule's filters, timeouts and backends, or reports why it cannot.
 func (c *compiler) fill(out *envoypatch.Route, rule gatewayv1.HTTPRouteRule) (problem string) {
 	for _, f := range rule.Filters {
 		if problem := c.filter(out, f); problem != "" {
@@ -71,7 +71,7 @@ func (c *compiler) fill(out *envoypatch.Route, rule gatewayv1.HTTPRouteRule) (pr
 		}
 	}
 	if rule.SessionPersistence != nil {
-		c.drop("sessionPersistence is not done: the endpoint picker keeps sessions")
+		c.drop("sessionPersistence is not supported: the endpoint picker keeps sessions")
 	}
 	if problem := times(out, rule); problem != "" {
 		return problem
@@ -138,7 +138,7 @@ func (c *compiler) filter(out *envoypatch.Route, f gatewayv1.HTTPRouteFilter) (p
 	return ""
 }
 
-// mirror adds a copy for a backend. Copies are not picked for: they are spread over a pool's endpoints by load.
+// mirror sends copies of calls to a backend. No picker picks for copies: the waypoint spreads them by load.
 func (c *compiler) mirror(out *envoypatch.Route, f *gatewayv1.HTTPRequestMirrorFilter) {
 	to, problem := c.resolve(c.Route.Namespace, f.BackendRef)
 	if problem != nil {
@@ -206,7 +206,7 @@ func match(m gatewayv1.HTTPRouteMatch) envoypatch.Match {
 		out.Method = string(*m.Method)
 	}
 	for _, h := range m.Headers {
-		// Of several entries of one name the first counts, whatever its case (HTTPRouteMatch.headers).
+		// Of several entries with one name, in any case, only the first counts (HTTPRouteMatch.headers).
 		if !slices.ContainsFunc(out.Headers, func(v envoypatch.ValueMatch) bool { return strings.EqualFold(v.Name, string(h.Name)) }) {
 			out.Headers = append(out.Headers, envoypatch.ValueMatch{
 				Name: string(h.Name), Value: h.Value, Regex: typeOf(h.Type) == gatewayv1.HeaderMatchRegularExpression,
@@ -271,7 +271,7 @@ func redirect(f *gatewayv1.HTTPRequestRedirectFilter) *envoypatch.Redirect {
 	if f.StatusCode != nil {
 		out.Status = *f.StatusCode
 	}
-	// A port that is the scheme's own is left out of the location (HTTPRequestRedirectFilter.port).
+	// The location has no port if the port is the scheme's default (HTTPRequestRedirectFilter.port).
 	if f.Port != nil && (out.Scheme != "http" || *f.Port != 80) && (out.Scheme != "https" || *f.Port != 443) {
 		out.Port = uint32(*f.Port)
 	}

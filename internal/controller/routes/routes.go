@@ -1,7 +1,7 @@
-// Package routes holds what the Gateway API says of HTTPRoutes: which parents and backends they name, what each rule
-// does, and which of several routes a call follows. It is pure: a route is compiled into the plain routes of package
-// envoypatch, what is wrong with it comes out as problems for its status, and what a backend is in the mesh it asks the
-// caller. Nothing of pools, waypoints or clusters may enter.
+// Package routes implements the Gateway API's rules for HTTPRoutes: which parents and backends a route names, what each
+// rule does, and which of several routes applies to a call. It must know nothing of pools, waypoints or clusters. It is
+// pure: it compiles a route into the routes of package envoypatch, and returns faults as problems for the route's status.
+// The caller resolves backends.
 package routes
 
 import (
@@ -17,7 +17,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
 )
 
-// Object names what a route refers to.
+// Object names an object that a route refers to.
 type Object struct {
 	Group, Kind string
 	Name        types.NamespacedName
@@ -25,7 +25,7 @@ type Object struct {
 
 func (o Object) String() string { return o.Kind + " " + o.Name.String() }
 
-// Port is a port of a parent, by which a route may attach to a part of it.
+// Port is a port of a parent. A route may attach to a single port.
 type Port struct {
 	Name   string
 	Number int32
@@ -37,7 +37,7 @@ func ParentOf(namespace string, ref gatewayv1.ParentReference) Object {
 	return out.as(ref.Group, ref.Kind, ref.Namespace)
 }
 
-// as is the object with those of its defaults replaced that a reference says otherwise.
+// as replaces the object's default group, kind and namespace by those that a reference sets.
 func (o Object) as(group *gatewayv1.Group, kind *gatewayv1.Kind, namespace *gatewayv1.Namespace) Object {
 	if group != nil {
 		o.Group = string(*group)
@@ -62,12 +62,12 @@ func Parents(route *gatewayv1.HTTPRoute) []Object {
 	return out
 }
 
-// Attaches reports whether a parent reference takes in a port of the parent.
+// Attaches reports whether a parent reference includes a port of the parent.
 func Attaches(ref gatewayv1.ParentReference, port Port) bool {
 	return (ref.Port == nil || *ref.Port == port.Number) && (ref.SectionName == nil || string(*ref.SectionName) == port.Name)
 }
 
-// AttachesTo reports whether a route takes in a port of a parent.
+// AttachesTo reports whether a route attaches to a port of a parent.
 func AttachesTo(route *gatewayv1.HTTPRoute, parent Object, port Port) bool {
 	return slices.ContainsFunc(route.Spec.ParentRefs, func(ref gatewayv1.ParentReference) bool {
 		return ParentOf(route.Namespace, ref) == parent && Attaches(ref, port)
@@ -80,7 +80,7 @@ func BackendOf(namespace string, ref gatewayv1.BackendObjectReference) Object {
 	return out.as(ref.Group, ref.Kind, ref.Namespace)
 }
 
-// Backends are the objects that a route's rules send calls to, copies of calls among them, each once.
+// Backends are the objects to which a route's rules send calls or copies of calls, each once.
 func Backends(route *gatewayv1.HTTPRoute) []Object {
 	var out []Object
 	add := func(ref gatewayv1.BackendObjectReference) {
@@ -101,41 +101,41 @@ func Backends(route *gatewayv1.HTTPRoute) []Object {
 	return out
 }
 
-// Problem is a reference that leads nowhere. The share of the calls that should go there is answered with status 500.
+// Problem is a reference that cannot be resolved. Its share of the calls is answered with status 500.
 type Problem struct {
 	Reason  gatewayv1.RouteConditionReason
 	Message string
 }
 
-// Resolve finds the destination of a backend reference of a route in a namespace. The weight and the changes of headers
-// are not its to fill.
+// Resolve finds the destination of a backend reference of a route in a namespace. It does not set the weight and the
+// header changes.
 type Resolve func(namespace string, ref gatewayv1.BackendObjectReference) (envoypatch.Destination, *Problem)
 
-// Compiled is a route as the waypoint is to have it.
+// Compiled is a route compiled for the waypoint.
 type Compiled struct {
 	Route *gatewayv1.HTTPRoute
-	// Unresolved are the references that lead nowhere.
+	// Unresolved are the references that could not be resolved.
 	Unresolved []Problem
-	// Dropped says of each part of the route that is not done why not.
+	// Dropped has the reason for each part of the route that is left out.
 	Dropped []string
 
 	pieces []piece
 }
 
-// piece is one match of one rule.
+// piece is the compiled route of one match of one rule.
 type piece struct {
 	envoypatch.Route
 	from        *gatewayv1.HTTPRoute
 	rule, match int
 }
 
-// Usable reports whether anything of the route can be done. A route of which nothing can is as if it were not there.
+// Usable reports whether any part of the route could be compiled. A route without such a part counts as missing.
 func (c Compiled) Usable() bool { return len(c.pieces) > 0 }
 
-// Merge makes one list of several routes for one front, in the order in which a call tries them: that of the Gateway
-// API's precedence (HTTPRouteRule.matches). The API leaves open where regular expressions stand; here it is between
-// exact paths and prefixes, as a prefix is often there to take what else is left. Calls that no route takes are answered
-// with 404. A match that an earlier one has already is left out, and shadowed says so by the name of its route.
+// Merge makes one list of several routes for one front, in the Gateway API's order of precedence (HTTPRouteRule.matches).
+// The API leaves the rank of regular expressions open. Here they come between exact paths and prefixes, as a prefix is
+// often meant to match all other calls. Calls that no route matches are answered with 404. Merge leaves out a match that
+// equals an earlier one, and reports it in shadowed, by the name of the match's route.
 func Merge(compiled []Compiled) (list []envoypatch.Route, shadowed map[types.NamespacedName][]string) {
 	var pieces []piece
 	for _, c := range compiled {
@@ -181,7 +181,7 @@ func compare(a, b piece) int {
 	)
 }
 
-// canonical is a path as it counts: the slash at a prefix's end makes no difference.
+// canonical is a path without the final slash of a prefix, which makes no difference.
 func canonical(p envoypatch.PathMatch) string {
 	if p.Kind == envoypatch.PathPrefix {
 		return strings.TrimRight(p.Value, "/")
@@ -200,7 +200,7 @@ func rank(k envoypatch.PathKind) int {
 	}
 }
 
-// identity is equal for matches that take the same calls, whatever the order of their parts.
+// identity is equal for matches with equal parts in any order.
 func identity(m envoypatch.Match) string {
 	values := func(list []envoypatch.ValueMatch, lower bool) string {
 		var out []string
@@ -216,8 +216,8 @@ func identity(m envoypatch.Match) string {
 	return fmt.Sprintf("%d %q %s [%s] [%s]", m.Path.Kind, canonical(m.Path), m.Method, values(m.Headers, true), values(m.Query, false))
 }
 
-// Granted reports whether a grant lets HTTPRoutes of a namespace refer to an object of another. Within one namespace
-// none is needed. The grants are asked for by their namespace, which is the object's.
+// Granted reports whether a grant lets HTTPRoutes of a namespace refer to an object of another namespace. Within one
+// namespace no grant is needed. Grants must be in the namespace of the object.
 func Granted(namespace string, to Object, grants func(namespace string) []*gatewayv1.ReferenceGrant) bool {
 	if namespace == to.Name.Namespace {
 		return true

@@ -14,34 +14,34 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
 )
 
-// Verdict is what became of a route at one of its parents.
+// Verdict is the result for a route at one of its parents.
 type Verdict struct {
 	Parent gatewayv1.ParentReference
-	// Refused says why the route is not in force there at all, and is zero where it is.
+	// Refused says why the route has no effect at the parent; zero if it has one.
 	Refused Problem
-	// Unresolved and Dropped are what Compiled says of the route.
+	// Unresolved and Dropped are those of Compiled.
 	Unresolved []Problem
 	Dropped    []string
-	// Notes are for people.
+	// Notes are texts for people.
 	Notes []string
-	// unread says that nobody looked where the route's references lead.
+	// unread says that the route's references were not resolved.
 	unread bool
 }
 
-// NotServed is what becomes of a GRPCRoute at a pool's front. Its matches can be said by an HTTPRoute: a call of gRPC is
-// a POST to the path /service/method.
+// NotServed is the verdict on a GRPCRoute at a pool's front. An HTTPRoute can do the same, as a gRPC call is a POST to the
+// path /service/method.
 func NotServed(parent gatewayv1.ParentReference) Verdict {
 	return Verdict{Parent: parent, unread: true, Refused: Problem{
 		Reason: gatewayv1.RouteReasonUnsupportedValue,
-		Message: "a GRPCRoute is not in force at an InferencePool's host, where calls of gRPC follow HTTPRoutes as all others do: " +
+		Message: "a GRPCRoute has no effect at an InferencePool's host, where HTTPRoutes apply to gRPC calls too: " +
 			"use an HTTPRoute that matches the path /<service>/<method>",
 	}}
 }
 
-// MergeStatus makes the parents that a route's status should have: other controllers' entries as they are, then those of
-// the controller, in the order of the route's references. A condition keeps its time while its status stays. The result
-// reports whether the controller's own differ from those in current; if not, there is nothing to write. It fails where
-// other controllers' entries leave no room.
+// MergeStatus makes the new list of parents of a route's status: other controllers' entries unchanged, then those of the
+// controller, in the order of the route's references. A condition keeps its time while its status stays. The bool reports
+// whether the controller's entries differ from those in current; if not, there is nothing to write. It fails if other
+// controllers' entries leave no room.
 func MergeStatus(current []gatewayv1.RouteParentStatus, ours []Verdict, controller gatewayv1.GatewayController, generation int64, now time.Time) ([]gatewayv1.RouteParentStatus, bool, error) {
 	isOurs := func(p gatewayv1.RouteParentStatus) bool { return p.ControllerName == controller }
 	return parentstatus.Merge(current, isOurs, func(before []gatewayv1.RouteParentStatus) []gatewayv1.RouteParentStatus {
@@ -67,7 +67,7 @@ func (v Verdict) status(before []gatewayv1.RouteParentStatus, controller gateway
 	return out
 }
 
-// Conditions are the verdict's, without times.
+// Conditions makes the conditions of the verdict, without times.
 func (v Verdict) Conditions() []metav1.Condition {
 	accepted := condition(gatewayv1.RouteConditionAccepted, true, gatewayv1.RouteReasonAccepted, "the waypoint serves the route")
 	switch {

@@ -20,20 +20,20 @@ import (
 // accessName is the AuthorizationPolicy that admits waypoints to our picker.
 const accessName = "inference-waypoints"
 
-// accountAnnotation names a Gateway's service account where it is not the one that Istio makes.
+// accountAnnotation names a Gateway's service account if it is not the one that Istio creates.
 const accountAnnotation = "networking.istio.io/service-account"
 
 // pickerOwner begins the name of an owner that is a picker. No pool's name has a slash.
 const pickerOwner = "picker/"
 
-// PickerOwner is the owner of what is made once for our picker.
+// PickerOwner is the owner of the objects that the controller makes once for our picker.
 func PickerOwner(picker ServicePort) types.NamespacedName {
 	return types.NamespacedName{Namespace: picker.Service.Namespace, Name: pickerOwner + picker.Service.Name}
 }
 
-// PickerAccess admits to our picker the waypoints that ask it, each by its own identity: who can make a service account
-// of any name in a namespace of his own is not admitted by that. It is nil where no waypoint asks, or where the Service
-// selects no pods.
+// PickerAccess makes the AuthorizationPolicy that admits the waypoints that ask our picker, each by its own identity. A
+// service account of the same name in another namespace is not admitted. It is nil if no waypoint asks the picker, or if
+// the Service selects no pods.
 func PickerAccess(picker ServicePort, service *corev1.Service, waypoints map[types.NamespacedName]*gatewayv1.Gateway) *securityv1.AuthorizationPolicy {
 	if len(waypoints) == 0 || service == nil || len(service.Spec.Selector) == 0 {
 		return nil
@@ -45,7 +45,7 @@ func PickerAccess(picker ServicePort, service *corev1.Service, waypoints map[typ
 		}
 	}
 	if len(principals) == 0 {
-		return nil // a source that names nobody is not one that admits nobody
+		return nil // a source without principals does not mean that nobody is admitted
 	}
 	return &securityv1.AuthorizationPolicy{
 		TypeMeta:   metav1.TypeMeta{APIVersion: securityv1.SchemeGroupVersion.String(), Kind: "AuthorizationPolicy"},
@@ -61,8 +61,8 @@ func PickerAccess(picker ServicePort, service *corev1.Service, waypoints map[typ
 	}
 }
 
-// principalOf is a waypoint's identity in any trust domain. It is false where the Gateway names an account that cannot be:
-// one policy admits the waypoints of all, and what a tenant writes must not make it too large, or one that is refused.
+// principalOf is a waypoint's identity in any trust domain; ok is false if the Gateway names an invalid service account.
+// One policy admits all waypoints, so a tenant's annotation must not make it too large or invalid.
 func principalOf(name types.NamespacedName, gateway *gatewayv1.Gateway) (principal string, ok bool) {
 	account := name.Name
 	if gateway != nil {
@@ -71,7 +71,7 @@ func principalOf(name types.NamespacedName, gateway *gatewayv1.Gateway) (princip
 	return fmt.Sprintf("*/ns/%s/sa/%s", name.Namespace, account), len(validation.IsDNS1123Subdomain(account)) == 0
 }
 
-// podPort is the port of the picker's pods. One that the Service has a name for is taken to have the Service's number.
+// podPort is the port of the picker's pods. If the Service's target port is a name, the Service's port is assumed.
 func podPort(picker ServicePort, service *corev1.Service) string {
 	for _, p := range service.Spec.Ports {
 		if p.Port == picker.Port && p.TargetPort.Type == intstr.Int && p.TargetPort.IntVal > 0 {
@@ -81,7 +81,7 @@ func podPort(picker ServicePort, service *corev1.Service) string {
 	return strconv.Itoa(int(picker.Port))
 }
 
-// Asks reports whether the routes of a pool's EnvoyFilter ask a picker, or are to ask it soon.
+// Asks reports whether the routes of a pool's EnvoyFilter ask a picker, or will ask it soon.
 func Asks(annotations map[string]string, picker ServicePort) bool {
-	return slices.Contains(asked(annotations), picker.String())
+	return slices.Contains(listedPickers(annotations), picker.String())
 }

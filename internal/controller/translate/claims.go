@@ -11,17 +11,17 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// HostsAnnotation on an InferencePool lists, separated by commas, hosts by which it can be called beside its own. The
-// whole mesh resolves them, so the administrator says which a namespace may claim.
+// HostsAnnotation on an InferencePool lists further hosts of the pool, separated by commas. The whole mesh resolves these
+// hosts, so the administrator sets which hosts a namespace may claim.
 const HostsAnnotation = pool.Prefix + "hosts"
 
-// maxClaims is how many hosts a pool may claim. An annotation has room for tens of thousands, each of which is looked up.
+// maxClaims is how many hosts a pool may claim. An annotation could list tens of thousands, and each costs look-ups.
 const maxClaims = 32
 
-// anyNamespace stands for each namespace in a HostClaim.
+// anyNamespace matches every namespace in a HostClaim.
 const anyNamespace = "*"
 
-// HostClaim is the administrator's leave for the pools of a namespace to claim a host.
+// HostClaim is the administrator's permission for the pools of a namespace to claim a host.
 type HostClaim struct {
 	Namespace string // * is any
 	Host      string // *.example.com is any host below example.com
@@ -42,7 +42,7 @@ func ParseHostClaim(s string) (HostClaim, error) {
 	return c, nil
 }
 
-// claimedHosts are the hosts that a pool claims, as written, and how many more than it may.
+// claimedHosts are the first maxClaims hosts that a pool claims, unchecked, and the number of the others.
 func claimedHosts(p *inferencev1.InferencePool) (out []string, more int) {
 	seen := map[string]bool{}
 	for host := range strings.SplitSeq(p.Annotations[HostsAnnotation], ",") {
@@ -59,16 +59,15 @@ func claimedHosts(p *inferencev1.InferencePool) (out []string, more int) {
 	return out, more
 }
 
-// ClaimedHosts are the hosts by which a pool wants to be called beside its own, as written. Some may be no hosts, or not
-// the pool's to claim.
+// ClaimedHosts are the further hosts that a pool claims, unchecked. Some may be invalid, or not allowed for the pool.
 func ClaimedHosts(p *inferencev1.InferencePool) []string {
 	out, _ := claimedHosts(p)
 	return out
 }
 
-// hosts are those of a pool's ServiceEntry: its own, and then those that it claims and that are free.
+// hosts are the hosts of a pool's ServiceEntry: its own host, and then the claimed hosts that it may have.
 func (t translator) hosts(api *inferencev1.InferencePool) (out, notes []string) {
-	p, _ := pool.FromAPI(api) // its name is enough
+	p, _ := pool.FromAPI(api) // only the name is used, which is set even after an error
 	out = []string{p.Host(t.settings.HostSuffix)}
 	claimed, more := claimedHosts(api)
 	for _, host := range claimed {
@@ -83,26 +82,26 @@ func (t translator) hosts(api *inferencev1.InferencePool) (out, notes []string) 
 		out = append(out, host)
 	}
 	if more > 0 {
-		notes = append(notes, fmt.Sprintf("not as %d hosts more: a pool may claim %d", more, maxClaims))
+		notes = append(notes, fmt.Sprintf("not as %d more hosts: a pool may claim %d", more, maxClaims))
 	}
 	return out, notes
 }
 
-// claimProblem is why a pool cannot have a host that it claims, whoever else claims it.
+// claimProblem is why a pool may not have a host that it claims, even if no other pool claims it.
 func (t translator) claimProblem(p *inferencev1.InferencePool, host string) string {
 	labels := strings.Split(host, ".")
 	switch {
 	case checkHost(host) != nil:
-		return "it is no host's name"
+		return "it is not a host name"
 	case strings.HasSuffix(host, "."+t.settings.HostSuffix):
-		return "hosts of this ending are the pools' own"
+		return "hosts with this ending are the pools' own"
 	case slices.Contains(labels, "svc"):
-		return "it is a Service's, which becomes a pool's by annotation " + PoolAnnotation
+		return "it is a Service's host: set the annotation " + PoolAnnotation + " on the Service instead"
 	case !t.settings.allows(p.Namespace, host):
 		return fmt.Sprintf("the controller's flag --allow-host does not allow it to namespace %s", p.Namespace)
 	case len(labels) <= 2 && !t.settings.allowsExactly(p.Namespace, host):
-		// Of reviews.default, ztunnel tries the name as it is before it takes it for a Service.
-		return "it may be a Service's short name, which --allow-host must name in full"
+		// ztunnel resolves a name such as reviews.default as a host before it takes the name for a Service.
+		return "it may be a Service's short name, so --allow-host must allow exactly this host"
 	}
 	return ""
 }
@@ -118,9 +117,9 @@ func (s Settings) allowsExactly(namespace, host string) bool {
 	return slices.Contains(s.HostClaims, HostClaim{namespace, host}) || slices.Contains(s.HostClaims, HostClaim{anyNamespace, host})
 }
 
-// rival says who has a host before a pool does: another pool that is bound to a waypoint, or a ServiceEntry that is not
-// ours. Who serves a host keeps it for as long as he claims it. Of two who do not the older has it, and of two of the same
-// age the first by name.
+// rival names the pool or ServiceEntry that has a host with priority over this pool. Only pools that are bound to a
+// waypoint, and ServiceEntries that are not ours, count. A pool that serves a host keeps it as long as it claims it.
+// Otherwise the older object has the host, and of two of the same age the first by name.
 func (t translator) rival(p pool.Pool, host string) string {
 	holder := t.Holder(host)
 	if holder == p.Name {
@@ -147,7 +146,7 @@ func (t translator) rival(p pool.Pool, host string) string {
 	return ""
 }
 
-// claims reports whether a pool claims a host that it may have. A host that is not its to claim keeps nobody from it.
+// claims reports whether a pool claims a host that it may have. A claim that is not allowed blocks no other pool.
 func (t translator) claims(p *inferencev1.InferencePool, host string) bool {
 	if !slices.Contains(ClaimedHosts(p), host) || t.claimProblem(p, host) != "" {
 		return false

@@ -21,11 +21,11 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// chosenBy annotates an EnvoyFilter, for people, with the picker that is asked, and how.
-const chosenBy = pool.Prefix + "picker"
+// pickerAnnotation is the annotation of an EnvoyFilter that tells people which picker the waypoint asks, and how.
+const pickerAnnotation = pool.Prefix + "picker"
 
-// envoyFilter makes a waypoint ask the picker for each call to the pool's fronts there and take its choice. It lives
-// beside the waypoint: istiod reads only that namespace for the EnvoyFilters of a Gateway.
+// envoyFilter makes a waypoint ask the picker about each call to the pool's fronts there. It is in the waypoint's
+// namespace, as istiod reads the EnvoyFilters of a Gateway only there.
 func (t translator) envoyFilter(r readPool, waypoint types.NamespacedName, fronts []front) (*networkingv1alpha3.EnvoyFilter, error) {
 	b := &filterBuilder{translator: t, pool: r, backends: map[types.NamespacedName]readPool{}, services: map[string]bool{}, pickers: map[ServicePort]bool{}}
 	for _, f := range fronts {
@@ -41,7 +41,7 @@ func (t translator) envoyFilter(r readPool, waypoint types.NamespacedName, front
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace:   waypoint.Namespace,
 			Name:        envoyFilterName(r.Name, waypoint),
-			Annotations: map[string]string{chosenBy: r.choose.String()},
+			Annotations: map[string]string{pickerAnnotation: r.picker.String()},
 		},
 		Spec: v1alpha3.EnvoyFilter{
 			TargetRefs: []*v1beta1.PolicyTargetReference{{
@@ -56,12 +56,12 @@ func (t translator) envoyFilter(r readPool, waypoint types.NamespacedName, front
 		out.Annotations[envoypatch.ReferencedServices] = strings.Join(slices.Sorted(maps.Keys(b.services)), ",")
 	}
 	if len(b.pickers) > 0 {
-		out.Annotations[envoypatch.AskedPickers] = asks(b.pickers)
+		out.Annotations[envoypatch.AskedPickers] = joinPickers(b.pickers)
 	}
 	return out, nil
 }
 
-// filterBuilder gathers the patches of one EnvoyFilter, and what they refer to.
+// filterBuilder collects the patches of one EnvoyFilter, and the pools, Services and pickers that the patches refer to.
 type filterBuilder struct {
 	translator
 	pool     readPool
@@ -73,7 +73,7 @@ type filterBuilder struct {
 
 // front adds the patches of each host and port of a front.
 func (b *filterBuilder) front(f front) error {
-	own := b.asked(b.pool)
+	own := b.pickerSettings(b.pool)
 	b.refer(b.pool)
 	for _, port := range f.ports {
 		list, _ := routes.Merge(b.attached(f, port, b.resolve))
@@ -90,14 +90,14 @@ func (b *filterBuilder) front(f front) error {
 		}
 	}
 	if f.object.Kind == entryKind {
-		return b.closed(f.hosts)
+		return b.closeExtraPorts(f.hosts)
 	}
 	return nil
 }
 
 func (b *filterBuilder) host(at envoypatch.Front, own envoypatch.Picker, list []envoypatch.Route) error {
 	name := virtualHostName(b.pool.Name)
-	chain, err := envoypatch.ChainPatches(at, name, pool.CounterName(b.pool.Name), b.told(b.pool))
+	chain, err := envoypatch.ChainPatches(at, name, pool.CounterName(b.pool.Name), b.brokenOffReceiver(b.pool))
 	if err != nil {
 		return err
 	}
@@ -109,9 +109,9 @@ func (b *filterBuilder) host(at envoypatch.Front, own envoypatch.Picker, list []
 	return nil
 }
 
-// closed answers for the ports that a host has only to bring the endpoints of further target ports: calls there would
-// reach an endpoint that nobody picked.
-func (b *filterBuilder) closed(hosts []string) error {
+// closeExtraPorts makes the waypoint refuse calls to the extra ports of a host. These ports exist only to make istiod send the
+// endpoints of further target ports; a call to such a port would reach an endpoint without a pick.
+func (b *filterBuilder) closeExtraPorts(hosts []string) error {
 	for i := 1; i < len(b.pool.TargetPorts); i++ {
 		for _, host := range hosts {
 			at := envoypatch.Front{Host: host, Port: frontPort + uint32(i)}
@@ -132,7 +132,7 @@ func (b *filterBuilder) closed(hosts []string) error {
 	return nil
 }
 
-// resolve finds a backend and notes what it needs.
+// resolve finds a backend and records the cluster and picker that it needs.
 func (b *filterBuilder) resolve(namespace string, ref gatewayv1.BackendObjectReference) (envoypatch.Destination, *routes.Problem) {
 	to, problem := b.backend(b.pool.Name, namespace, ref)
 	if problem != nil {
@@ -147,17 +147,17 @@ func (b *filterBuilder) resolve(namespace string, ref gatewayv1.BackendObjectRef
 	return to.Destination, nil
 }
 
-// refer notes that a pool's cluster and picker are needed.
+// refer records that the EnvoyFilter needs a pool's cluster and picker.
 func (b *filterBuilder) refer(r readPool) {
 	b.backends[r.Name] = r
-	if !r.choose.missing {
-		b.services[r.choose.at.Service.Namespace+"/"+b.serviceHost(r.choose.at.Service)] = true
-		b.pickers[r.choose.at] = true
+	if !r.picker.missing {
+		b.services[r.picker.at.Service.Namespace+"/"+b.serviceHost(r.picker.at.Service)] = true
+		b.pickers[r.picker.at] = true
 	}
 }
 
-// clusters adds the cluster of each pool that is referred to. Its endpoints are those of the pool's own host, which
-// istiod sends to any waypoint that asks for them.
+// clusters adds the cluster of each pool that the routes refer to. A cluster has the endpoints of the pool's own host,
+// which istiod sends to any waypoint that asks for them.
 func (b *filterBuilder) clusters() error {
 	for _, name := range sortedNames(b.backends) {
 		r := b.backends[name]
@@ -177,12 +177,12 @@ func (b *filterBuilder) clusters() error {
 	return nil
 }
 
-// virtualHostName is what all fronts of a pool route to. No two pools share it.
+// virtualHostName is the name of the virtual host of all fronts of a pool. No two pools share a name.
 func virtualHostName(pool types.NamespacedName) string { return "inference|" + pool.String() }
 
-// clusterName is a pool's cluster in Envoy, as the EnvoyFilter of an owner has it. Bars and slashes are in no name of
-// Kubernetes, so no two pools share it, and neither do two EnvoyFilters: what one of them says of a pool's endpoints
-// does not hang on another.
+// clusterName is the name of a pool's cluster in the EnvoyFilter of an owner. Names in Kubernetes have no bars or slashes,
+// so no two pools and no two EnvoyFilters share a cluster. So a change of one EnvoyFilter never changes another's
+// cluster.
 func clusterName(owner, name types.NamespacedName) string {
 	if owner == name {
 		return "inference|" + name.String()
@@ -190,12 +190,12 @@ func clusterName(owner, name types.NamespacedName) string {
 	return "inference|" + owner.String() + "|" + name.String()
 }
 
-// maxReadable is how much of a pool's name an EnvoyFilter's name shows: with prefix and hash it stays within 63
-// characters, the length of a label's value.
+// maxReadable is how many characters of a pool's name an EnvoyFilter's name contains. With prefix and hash the name stays
+// within 63 characters, the longest value of a label.
 const maxReadable = 40
 
-// envoyFilterName is unique to the pool and the waypoint, and short whatever their names are. Readers find the pool at
-// its head; the hash tells apart pools of other namespaces and of the same beginning.
+// envoyFilterName is unique for the pool and the waypoint, and always short. It contains the beginning of the pool's name
+// for people. The hash distinguishes pools of other namespaces or with the same beginning.
 func envoyFilterName(pool, waypoint types.NamespacedName) string {
 	sum := sha256.Sum256([]byte(pool.String() + "|" + waypoint.String()))
 	readable := pool.Name

@@ -17,8 +17,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// PoolAnnotation on a Service names the InferencePool of the same namespace that takes the calls to the Service, in the
-// place of the Service's own endpoints.
+// PoolAnnotation on a Service names an InferencePool of the same namespace. The pool's endpoints serve the calls to the
+// Service, instead of the Service's own endpoints.
 const PoolAnnotation = pool.Prefix + "pool"
 
 // The kinds of a front's object.
@@ -28,9 +28,9 @@ const (
 	serviceKind = "Service"
 )
 
-// front is where a pool can be called: the hosts of its ServiceEntry, or of a Service that it takes the calls of.
+// front is an object by which a pool is called: the pool's ServiceEntry, or a Service with PoolAnnotation.
 type front struct {
-	// object is what routes attach to.
+	// object is the ServiceEntry or Service, to which routes attach.
 	object   routes.Object
 	hosts    []string
 	ports    []routes.Port
@@ -39,7 +39,7 @@ type front struct {
 	verdict poolstatus.Verdict
 }
 
-// fronts are where a pool can be called, its own first. What cannot be called as was wished comes out as notes.
+// fronts are the fronts of a pool, its own ServiceEntry first. Notes name the hosts and Services that cannot be fronts.
 func (t translator) fronts(name types.NamespacedName) (out []front, notes []string) {
 	api := t.Pool(name)
 	if waypoint, bound := WaypointOf(api, t.Namespace(name.Namespace)); bound {
@@ -63,7 +63,7 @@ func (t translator) fronts(name types.NamespacedName) (out []front, notes []stri
 	return out, notes
 }
 
-// FrontOf is the pool that takes the calls to a Service; it has no name where none does.
+// FrontOf is the pool that serves the calls to a Service; its name is empty if there is none.
 func FrontOf(s *corev1.Service) types.NamespacedName {
 	if s.Annotations[PoolAnnotation] == "" {
 		return types.NamespacedName{}
@@ -80,7 +80,7 @@ func (t translator) serviceFront(s *corev1.Service) (_ front, problem string) {
 	case s.Spec.Type == corev1.ServiceTypeExternalName:
 		return front{}, "it is of type ExternalName"
 	case s.Spec.ClusterIP == corev1.ClusterIPNone:
-		return front{}, "it is headless, so that no call to it comes by a waypoint"
+		return front{}, "it is headless, so no call to it goes through a waypoint"
 	}
 	out := front{
 		object:   routes.Object{Kind: serviceKind, Name: name},
@@ -108,8 +108,8 @@ func ServiceHost(name types.NamespacedName, settings Settings) string {
 	return fmt.Sprintf("%s.%s.svc.%s", name.Name, name.Namespace, settings.ClusterDomain)
 }
 
-// notHTTP are the protocols other than HTTP that Istio knows a Service's port by: its appProtocol, or else what its name
-// begins with. Istio looks by itself at the first bytes of a port that says nothing, and at those of unknown ones.
+// notHTTP are the protocols other than HTTP that Istio recognises by a Service port's appProtocol, or else by the prefix
+// of the port's name. For other ports Istio detects the protocol from the first bytes of a connection.
 var notHTTP = []string{"tcp", "udp", "https", "tls", "mongo", "redis", "mysql", "kubernetes.io/wss"}
 
 func speaksHTTP(p corev1.ServicePort) bool {
@@ -160,7 +160,7 @@ func served(fronts []front) []types.NamespacedName {
 	return sortedNames(out)
 }
 
-// placeOf is a pool's place at a waypoint; there are no fronts in it that the waypoint cannot serve.
+// placeOf is a pool's place at a waypoint, with the fronts that the waypoint can serve.
 func (t translator) placeOf(name, waypoint types.NamespacedName, fronts []front) ineffective.Place {
 	out := ineffective.Place{Waypoint: waypoint, RootNamespace: t.settings.RootNamespace, Clusters: []string{clusterName(name, name)}}
 	for _, f := range fronts {
@@ -176,7 +176,7 @@ func (t translator) placeOf(name, waypoint types.NamespacedName, fronts []front)
 	return out
 }
 
-// others are the objects of others that may be meant for calls to a place.
+// others are the users' Istio objects that may be meant for calls to a place.
 func (t translator) others(at ineffective.Place) ineffective.Objects {
 	out := ineffective.NewObjects()
 	targets := []routes.Object{ineffective.Class(at.RootNamespace), {Group: gatewayv1.GroupName, Kind: "Gateway", Name: at.Waypoint}}

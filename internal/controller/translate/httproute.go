@@ -17,7 +17,7 @@ import (
 
 const poolKind = "InferencePool"
 
-// PoolOf is the pool whose front an object is, if it is one. A ServiceEntry of ours is named as its pool.
+// PoolOf is the pool of which an object is a front, if it is one. A ServiceEntry of ours has its pool's name.
 func PoolOf(o routes.Object, in interface {
 	Service(name types.NamespacedName) *corev1.Service
 }) (types.NamespacedName, bool) {
@@ -39,7 +39,7 @@ func IsPool(o routes.Object) bool { return o.Group == inferencev1.GroupName && o
 // IsService reports whether an object that a route refers to is a Service.
 func IsService(o routes.Object) bool { return o.Group == "" && o.Kind == serviceKind }
 
-// backend is where a reference of a route leads.
+// backend is the resolved backend reference of a route.
 type backend struct {
 	envoypatch.Destination
 	pool    *readPool
@@ -76,8 +76,8 @@ func (t translator) poolBackend(owner types.NamespacedName, o routes.Object) (ba
 	if r.problem != nil {
 		return backend{}, notFound("%s cannot be served: %s", o, r.problem.Message)
 	}
-	asked := t.asked(r)
-	return backend{Destination: envoypatch.Destination{Cluster: clusterName(owner, o.Name), Picker: &asked}, pool: &r}, nil
+	settings := t.pickerSettings(r)
+	return backend{Destination: envoypatch.Destination{Cluster: clusterName(owner, o.Name), Picker: &settings}, pool: &r}, nil
 }
 
 func (t translator) serviceBackend(o routes.Object, port *gatewayv1.PortNumber) (backend, *routes.Problem) {
@@ -91,7 +91,7 @@ func (t translator) serviceBackend(o routes.Object, port *gatewayv1.PortNumber) 
 	return backend{Destination: envoypatch.Destination{Cluster: cluster}, service: o.Name}, nil
 }
 
-// attached compiles the routes that are in force at a port of a front.
+// attached compiles the routes that apply to a port of a front.
 func (t translator) attached(f front, port routes.Port, resolve routes.Resolve) []routes.Compiled {
 	var out []routes.Compiled
 	for _, route := range t.RoutesAt(f.object) {
@@ -110,7 +110,7 @@ func (t translator) resolver(owner types.NamespacedName) routes.Resolve {
 	}
 }
 
-// referrals are the waypoints that serve a pool because routes at other pools' fronts lead to it.
+// referrals are the waypoints that serve a pool because routes of other pools' fronts have the pool as a backend.
 func (t translator) referrals(name types.NamespacedName) []place {
 	var out []place
 	to := routes.Object{Group: inferencev1.GroupName, Kind: poolKind, Name: name}
@@ -144,8 +144,8 @@ func (t translator) granted(namespace string, to routes.Object) bool {
 	return routes.Granted(namespace, to, t.Grants)
 }
 
-// frontFor finds the front that a route's parent is, and why the route is not in force there, if so. There is no front
-// where the parent is none, or is not served at all.
+// frontFor finds the front that a route's parent is, and why the route has no effect there, if so. The front is nil if the
+// parent is not a front, or is not served at all.
 func (t translator) frontFor(route *gatewayv1.HTTPRoute, parent routes.Object) (_ *front, owner types.NamespacedName, refused *routes.Problem) {
 	owner, ours := PoolOf(parent, t)
 	if !ours || t.Pool(owner) == nil {
@@ -180,7 +180,7 @@ func noParent(message string) *routes.Problem {
 	return &routes.Problem{Reason: gatewayv1.RouteReasonNoMatchingParent, Message: message}
 }
 
-// RouteVerdicts says what became of a route at each of its parents that is a pool's front.
+// RouteVerdicts makes the verdicts on a route at each of its parents that is a pool's front.
 func RouteVerdicts(route *gatewayv1.HTTPRoute, in Cluster, settings Settings) []routes.Verdict {
 	t := translator{in, settings}
 	var out []routes.Verdict

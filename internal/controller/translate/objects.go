@@ -15,8 +15,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/routes"
 )
 
-// Objects are a Cluster of objects that are all at hand, as where they come from files. Others' EnvoyFilters,
-// VirtualServices and DestinationRules are all of the cluster's.
+// Objects is a Cluster of objects in memory, for example from files. Its lists of users' EnvoyFilters, VirtualServices and
+// DestinationRules have all objects, unfiltered.
 type Objects struct {
 	Pools           map[types.NamespacedName]*inferencev1.InferencePool
 	Namespaces      map[string]*corev1.Namespace
@@ -24,16 +24,16 @@ type Objects struct {
 	Services        map[types.NamespacedName]*corev1.Service
 	HTTPRoutes      map[types.NamespacedName]*gatewayv1.HTTPRoute
 	ReferenceGrants map[types.NamespacedName]*gatewayv1.ReferenceGrant
-	// ServiceEntries are other people's.
+	// ServiceEntries are those that are not ours.
 	ServiceEntries map[types.NamespacedName]*networkingv1.ServiceEntry
-	// Holders are the pools whose hosts are served by now, by host.
+	// Holders are the pools whose hosts are served now, by host.
 	Holders map[string]types.NamespacedName
 	Others  ineffective.Objects
 }
 
 var _ Cluster = (*Objects)(nil)
 
-// NewObjects has none yet.
+// NewObjects makes Objects without any object.
 func NewObjects() *Objects {
 	return &Objects{
 		Pools:           map[types.NamespacedName]*inferencev1.InferencePool{},
@@ -60,58 +60,58 @@ func (o *Objects) Gateway(name types.NamespacedName) *gatewayv1.Gateway { return
 // Service is the Service of a name.
 func (o *Objects) Service(name types.NamespacedName) *corev1.Service { return o.Services[name] }
 
-// Holder is the pool that is served by a host now.
+// Holder is the pool that has a host now.
 func (o *Objects) Holder(host string) types.NamespacedName { return o.Holders[host] }
 
-// FrontServices are the Services of which a pool takes the calls.
+// FrontServices are the Services whose calls a pool serves.
 func (o *Objects) FrontServices(pool types.NamespacedName) []*corev1.Service {
-	return those(o.Services, func(s *corev1.Service) bool { return FrontOf(s) == pool })
+	return filtered(o.Services, func(s *corev1.Service) bool { return FrontOf(s) == pool })
 }
 
 // RoutesAt are the routes that have an object as a parent.
 func (o *Objects) RoutesAt(parent routes.Object) []*gatewayv1.HTTPRoute {
-	return those(o.HTTPRoutes, func(r *gatewayv1.HTTPRoute) bool { return slices.Contains(routes.Parents(r), parent) })
+	return filtered(o.HTTPRoutes, func(r *gatewayv1.HTTPRoute) bool { return slices.Contains(routes.Parents(r), parent) })
 }
 
 // RoutesTo are the routes that have an object as a backend.
 func (o *Objects) RoutesTo(backend routes.Object) []*gatewayv1.HTTPRoute {
-	return those(o.HTTPRoutes, func(r *gatewayv1.HTTPRoute) bool { return slices.Contains(routes.Backends(r), backend) })
+	return filtered(o.HTTPRoutes, func(r *gatewayv1.HTTPRoute) bool { return slices.Contains(routes.Backends(r), backend) })
 }
 
-// Grants are those of a namespace.
+// Grants are the ReferenceGrants of a namespace.
 func (o *Objects) Grants(namespace string) []*gatewayv1.ReferenceGrant {
-	return those(o.ReferenceGrants, func(g *gatewayv1.ReferenceGrant) bool { return g.Namespace == namespace })
+	return filtered(o.ReferenceGrants, func(g *gatewayv1.ReferenceGrant) bool { return g.Namespace == namespace })
 }
 
 // Claimants are the pools that claim a host.
 func (o *Objects) Claimants(host string) []*inferencev1.InferencePool {
-	return those(o.Pools, func(p *inferencev1.InferencePool) bool { return slices.Contains(ClaimedHosts(p), host) })
+	return filtered(o.Pools, func(p *inferencev1.InferencePool) bool { return slices.Contains(ClaimedHosts(p), host) })
 }
 
-// Entries are others' ServiceEntries for a host.
+// Entries are the ServiceEntries for a host that are not ours.
 func (o *Objects) Entries(host string) []*networkingv1.ServiceEntry {
-	return those(o.ServiceEntries, func(e *networkingv1.ServiceEntry) bool { return slices.Contains(e.Spec.GetHosts(), host) })
+	return filtered(o.ServiceEntries, func(e *networkingv1.ServiceEntry) bool { return slices.Contains(e.Spec.GetHosts(), host) })
 }
 
-// VirtualServices are all, whatever their hosts.
+// VirtualServices are all VirtualServices, whatever their hosts.
 func (o *Objects) VirtualServices(string) []*networkingv1.VirtualService {
-	return those(o.Others.VirtualServices, all)
+	return filtered(o.Others.VirtualServices, all)
 }
 
-// DestinationRules are all, whatever their hosts.
+// DestinationRules are all DestinationRules, whatever their hosts.
 func (o *Objects) DestinationRules(string) []*networkingv1.DestinationRule {
-	return those(o.Others.DestinationRules, all)
+	return filtered(o.Others.DestinationRules, all)
 }
 
-// EnvoyFilters are all, whatever they are attached to.
+// EnvoyFilters are all EnvoyFilters, whatever they are attached to.
 func (o *Objects) EnvoyFilters(routes.Object) []*networkingv1alpha3.EnvoyFilter {
-	return those(o.Others.EnvoyFilters, all)
+	return filtered(o.Others.EnvoyFilters, all)
 }
 
 func all[T metav1.Object](T) bool { return true }
 
-// those are the objects that a condition holds for, in the order of their names.
-func those[T metav1.Object](from map[types.NamespacedName]T, keep func(T) bool) []T {
+// filtered are the objects for which keep is true, in the order of their names.
+func filtered[T metav1.Object](from map[types.NamespacedName]T, keep func(T) bool) []T {
 	var out []T
 	for _, name := range sortedNames(from) {
 		if keep(from[name]) {

@@ -14,25 +14,25 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// OwnPickerAnnotation says, where it is "true" on a Service, that what answers there is this project's picker, so that a
-// pool may name one of its own by its endpointPickerRef. It is how the controller tells its picker from others', beside its
-// address: the one that the controller has as its default is its own.
+// OwnPickerAnnotation with the value "true" on a Service says that the Service is this project's picker. So a pool can name
+// its own instance of our picker in endpointPickerRef. The controller treats a picker as ours if its Service has this
+// annotation, or if it is the default picker.
 const OwnPickerAnnotation = pool.Prefix + "picker"
 
-// picker is who chooses for a pool.
+// picker is the endpoint picker of a pool.
 type picker struct {
 	at ServicePort
-	// ours is asked the cheap way and serves many pools; any other picker is asked as the protocol says.
+	// ours says that the picker is this project's. Waypoints ask it in mode Buffered, and any other picker in mode Duplex.
 	ours bool
-	// missing says that the Service cannot be used. The waypoint then asks nobody, and each call ends as the pool's
-	// failure mode says.
+	// missing says that the Service cannot be used. The waypoint then asks no picker, and the pool's failure mode decides
+	// each call.
 	missing bool
 }
 
-// PickerOf names the Service of the picker that a pool asks for, which need not exist. It is false where the pool names
-// none and there is no default, or where what it names is no Service.
+// PickerOf names the Service of a pool's picker, which may not exist. It is false if the pool names no picker and there is
+// no default, or if the pool's reference is not to a Service.
 func PickerOf(api *inferencev1.InferencePool, settings Settings) (ServicePort, bool) {
-	p, _ := pool.FromAPI(api) // a picker counts whatever else is wrong
+	p, _ := pool.FromAPI(api) // the picker counts even if something else in the pool is wrong
 	return pickerOf(p, settings)
 }
 
@@ -49,8 +49,8 @@ func pickerOf(p pool.Pool, settings Settings) (ServicePort, bool) {
 	}, p.Picker.Service != ""
 }
 
-// resolvePicker finds a pool's picker and says what is wrong with it. It is nil where the pool asks for none and there
-// is no default.
+// resolvePicker finds a pool's picker and reports what is wrong with it. The picker is nil if the pool names none and
+// there is no default.
 func (t translator) resolvePicker(p pool.Pool) (*picker, poolstatus.Verdict) {
 	at, named := pickerOf(p, t.settings)
 	if !named {
@@ -73,7 +73,7 @@ func IsOwnPicker(at ServicePort, service *corev1.Service, settings Settings) boo
 		service != nil && service.Annotations[OwnPickerAnnotation] == "true"
 }
 
-// String says who is asked, and how, for a pool's status and its EnvoyFilter.
+// String describes, for a pool's status and EnvoyFilter, which picker the waypoint asks, and how.
 func (p picker) String() string {
 	switch {
 	case p.missing:
@@ -102,38 +102,38 @@ func invalidRef(message string) poolstatus.Verdict {
 	return poolstatus.Verdict{Reason: inferencev1.InferencePoolReasonInvalidExtensionRef, Message: message}
 }
 
-// asked is how a waypoint asks a pool's picker.
-func (t translator) asked(r readPool) envoypatch.Picker {
+// pickerSettings makes the settings with which a waypoint asks a pool's picker.
+func (t translator) pickerSettings(r readPool) envoypatch.Picker {
 	out := envoypatch.Picker{Protocol: envoypatch.Duplex, FailOpen: r.FailureMode == pool.FailOpen}
-	if !r.choose.missing {
-		out.Host, out.Port = t.serviceHost(r.choose.at.Service), uint32(r.choose.at.Port)
+	if !r.picker.missing {
+		out.Host, out.Port = t.serviceHost(r.picker.at.Service), uint32(r.picker.at.Port)
 	}
-	if r.choose.ours {
+	if r.picker.ours {
 		out.Protocol = envoypatch.Buffered
 		out.Metadata = t.opening(pool.NameHeader, r)
 	}
 	return out
 }
 
-// shownTo is who is shown the answers of a pool's endpoints: our picker where the pool wants their tokens counted, and
-// nobody else.
+// shownTo is the picker that gets copies of the answers of a pool's endpoints: our picker if the pool asks for token
+// usage, else nil.
 func (t translator) shownTo(r readPool) *envoypatch.Picker {
-	settings, _ := picksettings.Parse(t.Pool(r.Name).Annotations) // what is wrong is told in events
-	if !settings.Usage || !r.choose.ours || r.choose.missing {
+	settings, _ := picksettings.Parse(t.Pool(r.Name).Annotations) // package reconcile reports errors in events
+	if !settings.Usage || !r.picker.ours || r.picker.missing {
 		return nil
 	}
 	return &envoypatch.Picker{
-		Host:     t.serviceHost(r.choose.at.Service),
-		Port:     uint32(r.choose.at.Port),
+		Host:     t.serviceHost(r.picker.at.Service),
+		Port:     uint32(r.picker.at.Port),
 		Metadata: t.opening(pool.UsageHeader, r),
 	}
 }
 
-// opening is what a waypoint opens a stream to our picker with: the pool, under a key that says what for, and its token. A
-// picker that a pool has of its own has no use for that, and is not to have it.
+// opening is the gRPC metadata of a stream to our picker: the pool's name, under the key for the stream's purpose, and the
+// pool's token. Only the default picker gets the token: an instance that a pool names itself has no use for it.
 func (t translator) opening(key string, r readPool) map[string]string {
 	out := map[string]string{key: r.Name.String()}
-	if t.settings.DefaultPicker != nil && r.choose.at == *t.settings.DefaultPicker {
+	if t.settings.DefaultPicker != nil && r.picker.at == *t.settings.DefaultPicker {
 		t.addToken(out, r)
 	}
 	return out
@@ -145,10 +145,10 @@ func (t translator) addToken(to map[string]string, r readPool) {
 	}
 }
 
-// told is who hears which calls to a pool were broken off: the default picker, whatever picker the pool asks. All that is said
-// of it follows from the pool's name and the controller's own settings, as it stands in the chain, which no edit is to change.
-// It is nil where there is no default.
-func (t translator) told(r readPool) *envoypatch.Picker {
+// brokenOffReceiver is the picker that gets the reports of broken-off calls: the default picker, whatever picker the pool asks. It depends
+// only on the pool's name and the controller's settings, as it is in the filter chain, which no user's edit may change.
+// It is nil if there is no default picker.
+func (t translator) brokenOffReceiver(r readPool) *envoypatch.Picker {
 	if t.settings.DefaultPicker == nil {
 		return nil
 	}

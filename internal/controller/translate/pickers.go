@@ -18,19 +18,19 @@ import (
 // gatewayOwner begins the name of an owner that is a waypoint. No pool's name has a slash.
 const gatewayOwner = "gateway/"
 
-// WaypointOwner is the owner of what is made once for a waypoint, and not for one of its pools.
+// WaypointOwner is the owner of objects that belong to a waypoint, and not to one of its pools.
 func WaypointOwner(waypoint types.NamespacedName) types.NamespacedName {
 	return types.NamespacedName{Namespace: waypoint.Namespace, Name: gatewayOwner + waypoint.Name}
 }
 
-// OwningWaypoint is WaypointOwner's inverse, and false for an owner that is a pool.
+// OwningWaypoint is the inverse of WaypointOwner; ok is false for an owner that is a pool.
 func OwningWaypoint(owner types.NamespacedName) (waypoint types.NamespacedName, ok bool) {
 	name, ok := strings.CutPrefix(owner.Name, gatewayOwner)
 	return types.NamespacedName{Namespace: owner.Namespace, Name: name}, ok
 }
 
-// PickersFilter makes a waypoint take out pickers that hang or are gone. It is one for all pools of the waypoint, whose
-// EnvoyFilters there are given: a thousand pools of one picker need its settings once. It is nil where no picker is asked.
+// PickersFilter makes a waypoint eject pickers that hang or are gone. It is one for all pools of the waypoint, so that a
+// thousand pools of one picker need its settings once. Pools are their EnvoyFilters. It is nil if no pool asks a picker.
 func PickersFilter(waypoint types.NamespacedName, pools []*networkingv1alpha3.EnvoyFilter, settings Settings) (*networkingv1alpha3.EnvoyFilter, error) {
 	var patches []*envoypatch.Patch
 	for _, picker := range distinctPickers(pools) {
@@ -61,17 +61,17 @@ func PickersFilter(waypoint types.NamespacedName, pools []*networkingv1alpha3.En
 	}, nil
 }
 
-// distinctPickers are those that any of the EnvoyFilters asks, each once.
+// distinctPickers are the pickers that any of the EnvoyFilters asks, each once.
 func distinctPickers(pools []*networkingv1alpha3.EnvoyFilter) []ServicePort {
 	seen := map[string]bool{}
 	var out []ServicePort
 	for _, f := range pools {
-		for _, text := range asked(f.Annotations) {
+		for _, text := range listedPickers(f.Annotations) {
 			if seen[text] {
 				continue
 			}
 			seen[text] = true
-			if picker, err := ParseServicePort(text); err == nil { // ours, or spoilt by others and about to be set right
+			if picker, err := ParseServicePort(text); err == nil { // an error means that somebody changed our annotation, which the controller repairs
 				out = append(out, picker)
 			}
 		}
@@ -80,18 +80,18 @@ func distinctPickers(pools []*networkingv1alpha3.EnvoyFilter) []ServicePort {
 	return out
 }
 
-// AskedBy are the pickers that a pool's EnvoyFilter asks, or is to ask soon.
+// AskedBy are the pickers that a pool's EnvoyFilter asks, or will ask soon.
 func AskedBy(filter *networkingv1alpha3.EnvoyFilter) []ServicePort {
 	return distinctPickers([]*networkingv1alpha3.EnvoyFilter{filter})
 }
 
-// asked are the pickers that an EnvoyFilter's annotation lists, as written.
-func asked(annotations map[string]string) []string {
+// listedPickers are the pickers that an EnvoyFilter's annotation lists, as written.
+func listedPickers(annotations map[string]string) []string {
 	return strings.Split(annotations[envoypatch.AskedPickers], ",")
 }
 
-// asks writes the annotation that distinctPickers reads.
-func asks(pickers map[ServicePort]bool) string {
+// joinPickers writes the annotation that distinctPickers reads.
+func joinPickers(pickers map[ServicePort]bool) string {
 	var out []string
 	for picker := range pickers {
 		out = append(out, picker.String())

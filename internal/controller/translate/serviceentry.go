@@ -18,24 +18,24 @@ const (
 	frontPortName = "http"
 )
 
-// semanticsLabel makes istiod put the endpoints of all ports of a host into each port's cluster. It is Istio's own, made
-// for the Services that stand for InferencePools behind ingress Gateways, and no API: it is used only for pools of
-// several target ports, and nowhere else in this project.
+// semanticsLabel makes istiod put the endpoints of all ports of a host into each port's cluster. It is Istio's internal
+// label for the Services of InferencePools behind ingress Gateways, and not an API. So we set it only on pools with several
+// target ports.
 const (
 	semanticsLabel = "internal.istio.io/service-semantics"
 	semanticsPool  = "inferencepool"
 )
 
-// heldLabel is one that no pod has: a selector with it finds none.
-const heldLabel = pool.Prefix + "held"
+// noPodLabel is a label that no pod has, so a selector with it selects no pod.
+const noPodLabel = pool.Prefix + "held"
 
-// serviceEntry makes a pool's hosts: their names, their addresses in the mesh and their endpoints. It is nil where
-// nothing needs them.
+// serviceEntry makes the ServiceEntry of a pool's hosts: their names, addresses in the mesh and endpoints. It is nil if
+// nothing needs it.
 //
-// Without a waypoint, Istio brings a call straight to an endpoint. What a pool gets while its waypoint is missing or wrong:
+// Without a waypoint, Istio sends a call directly to an endpoint. While a pool's waypoint is missing or wrong, the pool has:
 //   - FailOpen: names, addresses and endpoints. Calls go to endpoints directly, as from a waypoint without a picker.
 //   - FailClose: names and addresses, and no endpoints until the waypoint can serve the pool.
-//   - FailClose, and another pool's host leads to it by a waypoint: names and endpoints, and no addresses.
+//   - FailClose, and a route of another pool's host leads to it at a waypoint: names and endpoints, and no addresses.
 func (t translator) serviceEntry(r readPool, fronts []front, places []place) *networkingv1.ServiceEntry {
 	var own *front
 	elsewhere := false
@@ -56,7 +56,7 @@ func (t translator) serviceEntry(r readPool, fronts []front, places []place) *ne
 		out.Labels[label.NetworkingEnableAutoallocateIp.Name] = "false"
 	case own != nil:
 		maps.Copy(out.Labels, useWaypoint(r.Name.Namespace, own.waypoint))
-		out.Spec.WorkloadSelector.Labels[heldLabel] = "true"
+		out.Spec.WorkloadSelector.Labels[noPodLabel] = "true"
 	default:
 		return nil
 	}
@@ -89,10 +89,10 @@ func (t translator) entry(r readPool, own *front) *networkingv1.ServiceEntry {
 	return out
 }
 
-// ports are the host's: the one that is called, for the first target port, and after it one more for each further
-// target port, whose endpoints istiod then sends too. Those are not to be called: see closed.
+// ports are the host's ports: the port for calls, with the first target port, and an extra port for each further target
+// port, so that istiod sends its endpoints too. Calls to extra ports are refused: see closeExtraPorts.
 func ports(p pool.Pool) []*v1alpha3.ServicePort {
-	// The protocol is what istiod speaks to the endpoints by itself; callers may use HTTP/1.1 or HTTP/2 with either.
+	// The protocol applies to the connections to endpoints; callers may use HTTP/1.1 or HTTP/2 with either.
 	protocol := "HTTP"
 	if p.H2C {
 		protocol = "HTTP2"

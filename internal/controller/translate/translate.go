@@ -1,10 +1,10 @@
-// Package translate translates InferencePools, and the HTTPRoutes that lead to them, into the Istio objects by which
-// waypoints serve them. It is pure: all that it reads of a cluster it asks a Cluster for, and what it finds wrong
-// comes out as verdicts for the status of a pool or of a route. It reads no cluster, writes nothing, leaves Envoy's
-// configuration to package envoypatch and the meaning of an HTTPRoute to package routes.
+// Package translate translates InferencePools, and the HTTPRoutes that lead to them, into Istio objects that make waypoints
+// serve them. It must not read or write a cluster, know Envoy's configuration (package envoypatch), or interpret HTTPRoutes
+// (package routes). It is pure: it gets the objects that it needs from the interface Cluster, and returns faults as verdicts
+// for the status of a pool or a route.
 //
-// Each pool's objects are made from that pool and what routes at its own hosts lead to, and hold all that they need:
-// no pool's fault reaches another pool's objects.
+// It makes a pool's objects from the pool itself, the routes at the pool's hosts and the backends of these routes. The
+// objects depend on no other pool's objects, so no pool's fault reaches another pool.
 package translate
 
 import (
@@ -36,15 +36,15 @@ import (
 type Settings struct {
 	// HostSuffix ends every pool's host: <pool>.<namespace>.<suffix>.
 	HostSuffix string
-	// RootNamespace is the mesh's: Istio's configuration there is for all of it.
+	// RootNamespace is Istio's root namespace, whose configuration applies to the whole mesh.
 	RootNamespace string
 	// ClusterDomain ends the host of every Service: <service>.<namespace>.svc.<domain>.
 	ClusterDomain string
-	// DefaultPicker is our picker, which serves the pools that name none. It is nil where there is none.
+	// DefaultPicker is our picker, which serves the pools that name no picker; nil if there is none.
 	DefaultPicker *ServicePort
-	// HostClaims say which hosts pools may claim beside their own; without any they may claim none.
+	// HostClaims are the hosts that pools may claim beside their own; without HostClaims they may claim none.
 	HostClaims []HostClaim
-	// Key makes the tokens by which waypoints show the default picker that they serve a pool; nil makes none.
+	// Key makes the tokens by which waypoints prove to the default picker that they serve a pool; nil makes no tokens.
 	Key *poolkey.Key
 }
 
@@ -71,51 +71,51 @@ func ParseServicePort(s string) (ServicePort, error) {
 	}, nil
 }
 
-// Cluster has the objects that a translation reads. What is asked of it is what the translation depends on, and is said
-// nowhere else. An object that does not exist is nil, and so is a pool that is on its way out. Lists are in the order of
-// names. Nothing of what it returns may be changed.
+// Cluster has the objects that a translation reads. A translation depends on exactly the objects that it asks for. An
+// object that does not exist is nil, and so is a pool that is being deleted. Lists are in the order of names. Callers must
+// not change the objects.
 type Cluster interface {
 	Pool(name types.NamespacedName) *inferencev1.InferencePool
 	Namespace(name string) *corev1.Namespace
 	Gateway(name types.NamespacedName) *gatewayv1.Gateway
 	Service(name types.NamespacedName) *corev1.Service
-	// FrontServices are the Services of which a pool takes the calls.
+	// FrontServices are the Services whose calls a pool serves.
 	FrontServices(pool types.NamespacedName) []*corev1.Service
 	// RoutesAt are the routes that have an object as a parent, RoutesTo those that have it as a backend.
 	RoutesAt(parent routes.Object) []*gatewayv1.HTTPRoute
 	RoutesTo(backend routes.Object) []*gatewayv1.HTTPRoute
-	// Grants are those of a namespace.
+	// Grants are the ReferenceGrants of a namespace.
 	Grants(namespace string) []*gatewayv1.ReferenceGrant
-	// Claimants are the pools that have a host or claim it, and Holder is the one that is served by it now, if any.
+	// Claimants are the pools that have a host or claim it. Holder is the pool that has the host now, if any.
 	Claimants(host string) []*inferencev1.InferencePool
 	Holder(host string) types.NamespacedName
-	// Entries are other people's ServiceEntries for a host.
+	// Entries are the ServiceEntries for a host that are not ours.
 	Entries(host string) []*networkingv1.ServiceEntry
-	// VirtualServices and DestinationRules are those that may be for a host, and EnvoyFilters those that are attached to an
-	// object. They are other people's too.
+	// VirtualServices and DestinationRules are objects that may apply to a host. EnvoyFilters are attached to an object.
+	// None of them are ours.
 	VirtualServices(host string) []*networkingv1.VirtualService
 	DestinationRules(host string) []*networkingv1.DestinationRule
 	EnvoyFilters(target routes.Object) []*networkingv1alpha3.EnvoyFilter
 }
 
-// Output is what the cluster should hold for one pool.
+// Output has the desired objects and the status of one pool.
 type Output struct {
 	EnvoyFilters   []Filter
 	ServiceEntries []*networkingv1.ServiceEntry
-	// Parents is what to say in the pool's status; none where no waypoint serves the pool.
+	// Parents are the entries for the pool's status, one for each waypoint that serves the pool or should.
 	Parents []poolstatus.Parent
-	// CalledBy are the pools at whose hosts calls to the pool come, by waypoint: itself, and those whose routes lead to it.
+	// CalledBy are, by waypoint, the pools whose hosts lead to this pool: itself, and pools with routes to it.
 	CalledBy map[types.NamespacedName][]types.NamespacedName
-	// Keep says that the pool cannot be read as it stands: what was made of it before stays, so that a slip in a
-	// live pool does not take its host away.
+	// Keep says that the pool could not be translated. The objects of its last translation stay, so that a mistake in a
+	// live pool does not remove its host.
 	Keep bool
 }
 
-// Filter is the EnvoyFilter of one waypoint.
+// Filter is the EnvoyFilter of a pool at one waypoint.
 type Filter struct {
 	*networkingv1alpha3.EnvoyFilter
 	Waypoint types.NamespacedName
-	// Called says that a host of it may be called there already without it, as a Service may.
+	// Called says that calls may reach one of its hosts even before the EnvoyFilter exists, as with a Service.
 	Called bool
 }
 
@@ -125,8 +125,8 @@ type Object interface {
 	runtime.Object
 }
 
-// Objects lists the output's objects in the order in which they are to be applied: the EnvoyFilters first, so that a
-// host is never served without its picker.
+// Objects lists the output's objects in the order in which to apply them: EnvoyFilters first, so that a host is never
+// served without its picker.
 func (o Output) Objects() []Object {
 	var out []Object
 	for _, f := range o.EnvoyFilters {
@@ -138,7 +138,7 @@ func (o Output) Objects() []Object {
 	return out
 }
 
-// Translate says what the cluster should hold for a pool. A pool that no waypoint serves gets nothing.
+// Translate makes the desired objects and the status of a pool. A pool that no waypoint serves gets no objects.
 func Translate(name types.NamespacedName, in Cluster, settings Settings) Output {
 	if in.Pool(name) == nil {
 		return Output{}
@@ -178,14 +178,14 @@ type translator struct {
 	settings Settings
 }
 
-// readPool is a pool with its picker, or with what is wrong with it.
+// readPool is a pool with its picker, or with the problem that keeps it from being served.
 type readPool struct {
 	pool.Pool
-	choose   picker
+	picker   picker
 	resolved poolstatus.Verdict
-	// problem is why nobody can serve the pool, whatever the waypoint.
+	// problem is why no waypoint can serve the pool.
 	problem *poolstatus.Verdict
-	// unreadable says that the problem is in how the pool is written.
+	// unreadable says that the pool's own fields are wrong.
 	unreadable bool
 }
 
@@ -195,15 +195,15 @@ func (t translator) read(name types.NamespacedName) readPool {
 		err = checkHost(p.Host(t.settings.HostSuffix))
 	}
 	out := readPool{Pool: p, resolved: poolstatus.ResolvedRefs("none")}
-	choose, resolved := t.resolvePicker(p)
-	if choose != nil {
-		out.choose, out.resolved = *choose, resolved
+	chosen, resolved := t.resolvePicker(p)
+	if chosen != nil {
+		out.picker, out.resolved = *chosen, resolved
 	}
 	var problem poolstatus.Verdict
 	switch {
 	case err != nil:
 		problem, out.unreadable = notSupported("%v", err), true
-	case choose == nil:
+	case chosen == nil:
 		problem = poolstatus.Verdict{
 			Reason:  inferencev1.InferencePoolReasonEndpointPickerRefMissing,
 			Message: "the pool names no endpoint picker, and the controller has no default one",
@@ -219,13 +219,13 @@ func (t translator) read(name types.NamespacedName) readPool {
 	return out
 }
 
-// place is a waypoint that has to do with a pool.
+// place is a waypoint that serves a pool, or should.
 type place struct {
 	waypoint types.NamespacedName
 	verdict  poolstatus.Verdict
-	// owner is the pool whose hosts calls come by.
+	// owner is the pool to whose hosts the calls are addressed.
 	owner types.NamespacedName
-	// hosts are the pool's own there; none where only routes of others lead to it.
+	// hosts are the pool's own hosts there; empty if only routes of other pools lead to it.
 	hosts []string
 }
 
@@ -248,8 +248,8 @@ func calledBy(places []place) map[types.NamespacedName][]types.NamespacedName {
 	return out
 }
 
-// parents makes one parent for each waypoint of the places. At one of several ways of serving a pool there, the pool is
-// accepted. The notes are what was wished and is not served.
+// parents makes one parent for each waypoint of the places. The pool is accepted at a waypoint if any place there is. The
+// notes name the hosts and Services that are not served.
 func parents(places []place, problem *poolstatus.Verdict, resolved poolstatus.Verdict, notes []string) []poolstatus.Parent {
 	byWaypoint := map[types.NamespacedName]poolstatus.Parent{}
 	hosts := map[types.NamespacedName][]string{}

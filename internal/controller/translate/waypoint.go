@@ -18,13 +18,13 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// WaypointLabel on a Namespace names a waypoint there that serves its pools and nothing else of it. It is made where no
-// Gateway of that name exists.
+// WaypointLabel on a Namespace names a waypoint there that serves the namespace's pools and nothing else. The controller
+// creates the Gateway if none of that name exists.
 const WaypointLabel = pool.Prefix + "waypoint"
 
 const (
 	waypointClass = "istio-waypoint"
-	noWaypoint    = "none" // the value by which Istio's label says that there is to be no waypoint
+	noWaypoint    = "none" // the value of Istio's label istio.io/use-waypoint for no waypoint
 
 	// A waypoint's kinds of traffic, by Istio's label istio.io/waypoint-for.
 	trafficService = "service"
@@ -34,8 +34,8 @@ const (
 	hbonePort     = gatewayv1.PortNumber(15008)
 )
 
-// WaypointOf names the waypoint that a pool is bound to: by Istio's own labels on the pool, else by those on its
-// namespace, else by WaypointLabel on its namespace. It is false where the pool is bound to none.
+// WaypointOf names the waypoint that a pool is bound to: by Istio's labels on the pool, else by Istio's labels on its
+// namespace, else by WaypointLabel on its namespace. It is false if the pool is bound to none.
 func WaypointOf(p *inferencev1.InferencePool, ns *corev1.Namespace) (types.NamespacedName, bool) {
 	if waypoint, said := istioBinding(p.Namespace, p, ns); said {
 		return waypoint, waypoint.Name != ""
@@ -53,7 +53,7 @@ func ServiceWaypoint(s *corev1.Service, ns *corev1.Namespace) (types.NamespacedN
 	return waypoint, waypoint.Name != ""
 }
 
-// istioBinding is what Istio's labels say of an object's waypoint, if anything. It has no name where there is to be none.
+// istioBinding is the waypoint that Istio's labels set for an object, if any. Its name is empty if they forbid a waypoint.
 func istioBinding(namespace string, o metav1.Object, ns *corev1.Namespace) (_ types.NamespacedName, said bool) {
 	bound := o.GetLabels()
 	if bound[label.IoIstioUseWaypoint.Name] == "" && ns != nil {
@@ -72,7 +72,7 @@ func istioBinding(namespace string, o metav1.Object, ns *corev1.Namespace) (_ ty
 	}
 }
 
-// BoundTo is the waypoint that an object of ours in a namespace is bound to; it has no name where it is bound to none.
+// BoundTo is the waypoint that one of our objects is bound to; its name is empty if the object is bound to none.
 func BoundTo(o metav1.Object) types.NamespacedName {
 	waypoint, _ := istioBinding(o.GetNamespace(), o, nil)
 	return waypoint
@@ -86,7 +86,7 @@ func Rebind(o metav1.Object, waypoint types.NamespacedName) {
 	o.SetLabels(labels)
 }
 
-// useWaypoint is WaypointOf's inverse: the labels that bind an object in a namespace to a waypoint.
+// useWaypoint is the inverse of WaypointOf: the labels that bind an object in a namespace to a waypoint.
 func useWaypoint(namespace string, waypoint types.NamespacedName) map[string]string {
 	out := map[string]string{label.IoIstioUseWaypoint.Name: waypoint.Name}
 	if waypoint.Namespace != namespace {
@@ -95,9 +95,9 @@ func useWaypoint(namespace string, waypoint types.NamespacedName) map[string]str
 	return out
 }
 
-// NamespaceWaypoint is the waypoint that a Namespace asks for by WaypointLabel; nil where it asks for none, or where
-// Istio's own label says already which waypoint there is to be, if any. It fails where the label names no Gateway that
-// could be a waypoint: istiod makes a Service of its name.
+// NamespaceWaypoint is the Gateway that a Namespace asks for by WaypointLabel; nil if it asks for none, or if Istio's own
+// label on the namespace already sets or forbids a waypoint. It fails if the label's value cannot be a waypoint's name, as
+// istiod makes a Service of that name.
 func NamespaceWaypoint(ns *corev1.Namespace) (*gatewayv1.Gateway, error) {
 	name := ns.Labels[WaypointLabel]
 	if name == "" || ns.Labels[label.IoIstioUseWaypoint.Name] != "" {
@@ -106,7 +106,7 @@ func NamespaceWaypoint(ns *corev1.Namespace) (*gatewayv1.Gateway, error) {
 	if problems := validation.IsDNS1035Label(name); len(problems) > 0 {
 		return nil, fmt.Errorf("label %s: %q cannot be a waypoint's name: %s", WaypointLabel, name, strings.Join(problems, "; "))
 	}
-	// All that the API server would fill in is here: the object is compared with what it keeps.
+	// The object has all of the API server's defaults, as package apply compares it with the live object.
 	same := gatewayv1.NamespacesFromSame
 	return &gatewayv1.Gateway{
 		TypeMeta: metav1.TypeMeta{APIVersion: gatewayv1.GroupVersion.String(), Kind: "Gateway"},
@@ -127,7 +127,7 @@ func NamespaceWaypoint(ns *corev1.Namespace) (*gatewayv1.Gateway, error) {
 	}, nil
 }
 
-// acceptedBy says whether a Gateway is a waypoint that can serve what a namespace has.
+// acceptedBy says whether a Gateway is a waypoint that can serve the pools and Services of a namespace.
 func (t translator) acceptedBy(waypoint types.NamespacedName, namespace string) poolstatus.Verdict {
 	gateway := t.Gateway(waypoint)
 	if gateway == nil {

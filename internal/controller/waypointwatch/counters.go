@@ -11,35 +11,35 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// Bounds on a page. A pool takes about 1.4 KiB of it, so some 700 pools of one waypoint are seen.
+// Bounds on a page. A pool takes about 1.4 KiB of a page, so a page shows some 700 pools of one waypoint.
 const (
 	maxPage = 1 << 20 // bytes
-	maxLine = 4 << 10 // bytes; ours have some 150
-	// maxPools are the pools that one page tells of: more than fit into it, each with all of its counters.
+	maxLine = 4 << 10 // bytes; lines of our counters have some 150
+	// maxPools is how many pools a page may have: more than fit into a page with all of their counters.
 	maxPools = 1000
 )
 
-// maxCount is more than a proxy counts in a hundred years, and little enough for sums of many.
+// maxCount is more than a proxy counts in a hundred years, and small enough that sums do not overflow.
 const maxCount = 1 << 48
 
-// counters are what Envoy's ext_proc filter has counted of one pool's calls since the proxy started. They were seen on
-// Envoy 1.40: a call that is picked sends and receives a message for its headers, for its body and for the answer's
+// counters are the counters of Envoy's ext_proc filter for one pool's calls since the proxy's start. Their meaning was
+// observed with Envoy 1.40: a picked call sends and receives a message for its headers, for its body and for the answer's
 // headers, and its stream is open until the answer ends.
 type counters struct {
-	// started are the streams that were opened. One that fails while it is opened, as where no picker is left to ask,
-	// is not among them.
+	// started counts opened streams. It leaves out streams that fail while they are opened, as where no picker is left to
+	// ask.
 	started int64
-	// closed are the streams that ended, also those that failed where the pool fails open.
+	// closed counts streams that ended, including failed ones if the pool fails open.
 	closed int64
-	// failed are the streams that ended with an error, and timeouts those on which a reply took too long. No stream is both.
+	// failed counts streams that ended with an error, timeouts streams with a reply that was too late. No stream is in both.
 	failed, timeouts int64
-	// allowed are those of both after which the call went on.
+	// allowed counts streams of failed and timeouts after which the call went on.
 	allowed int64
-	// sent and received are messages.
+	// sent and received count messages.
 	sent, received int64
 }
 
-// field is a counter by Envoy's name; nil for one that is not read.
+// field finds a counter by Envoy's name; nil for a counter that is not read.
 func (c *counters) field(name string) *int64 {
 	switch name {
 	case "streams_started":
@@ -61,14 +61,14 @@ func (c *counters) field(name string) *int64 {
 	}
 }
 
-// names are those of the counters that are read, as a regular expression.
+// names has the names of the counters that are read, as a regular expression.
 const names = "streams_started|streams_closed|streams_failed|message_timeouts|failure_mode_allowed|stream_msgs_sent|stream_msgs_received"
 
-// dotted selects what is read by Envoy's own names, in Envoy's own regular expressions.
+// dotted is the filter for Envoy's stats page: a regular expression for the counters' full names in Envoy.
 var dotted = fmt.Sprintf(`[.]ext_proc[.][a-z2-7]{%d}[.](%s)$`, pool.CounterNameLength, names)
 
-// metricName cuts a counter's name, as Envoy has it for Prometheus, into the pool's and the counter's own. A proxy's tags
-// decide what of the listener's name is before them. It is no regular expression, as who writes the page has us read it.
+// metricName splits the Prometheus name of a counter into the pool's name and the counter's own. The proxy's tags decide how
+// much of the listener's name precedes them. It uses no regular expression, as a tenant could make that costly.
 func metricName(name []byte) (of, counter []byte, ok bool) {
 	const prefix, filter = "envoy_http_", "ext_proc_"
 	at := bytes.LastIndex(name, []byte(filter))
@@ -84,9 +84,9 @@ func metricName(name []byte) (of, counter []byte, ok bool) {
 	return of, counter, bytes.IndexFunc(of, func(r rune) bool { return !inAlphabet(r) }) < 0
 }
 
-// parse reads the counters of pools, by pool.CounterName, from a page in Prometheus' text format. It holds one line at a time. Of a
-// counter that several listeners have it takes the sum. Lines that are no counter of a pool are passed over, and so are
-// numbers that no counter can have. It says how many bytes it read.
+// parse reads the counters of pools, by pool.CounterName, from a page in Prometheus' text format. It keeps one line in memory at a
+// time. It sums a counter that several listeners have. It skips lines that are not counters of a pool, and values that a
+// counter cannot have. It returns how many bytes it read.
 func parse(page io.Reader) (out map[string]counters, bytes int, err error) {
 	limited := &io.LimitedReader{R: page, N: maxPage + 1}
 	lines := bufio.NewScanner(limited)
@@ -106,7 +106,7 @@ func parse(page io.Reader) (out map[string]counters, bytes int, err error) {
 			continue
 		}
 		if !known && len(out) == maxPools {
-			return nil, read(), fmt.Errorf("its page of counters tells of more than %d pools", maxPools)
+			return nil, read(), fmt.Errorf("its page of counters has more than %d pools", maxPools)
 		}
 		if *field+n <= maxCount {
 			*field += n
@@ -122,14 +122,14 @@ func parse(page io.Reader) (out map[string]counters, bytes int, err error) {
 	return out, read(), nil
 }
 
-// sample cuts a line into a metric's name and its value. The labels are left out, and so is a timestamp.
+// sample splits a line into the metric's name and value. It drops labels and timestamp.
 func sample(line []byte) (name, value []byte) {
 	end := bytes.IndexAny(line, "{ ")
 	if end < 0 {
 		return nil, nil
 	}
 	name, value = line[:end], line[end:]
-	// Behind the labels come only numbers, so the last brace is theirs whatever the labels' values hold.
+	// Only numbers follow the labels, so the last brace ends them, whatever the values of the labels contain.
 	if closing := bytes.LastIndexByte(value, '}'); closing >= 0 {
 		value = value[closing+1:]
 	}

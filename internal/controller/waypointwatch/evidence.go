@@ -1,14 +1,14 @@
 package waypointwatch
 
-// evidence is what became of a pool's calls between two readings.
+// evidence counts a pool's calls between two readings.
 type evidence struct {
-	// asked are the calls for which the picker was asked or was to be asked.
+	// asked counts calls for which the waypoint asked the picker, or tried to.
 	asked int64
-	// unpicked are those that ended without a pick: they went on, or were refused, as the pool's failure mode says.
+	// unpicked counts calls that ended without a pick: served or refused, by the pool's failure mode.
 	unpicked int64
-	// timeouts are those of the unpicked for which the picker was waited for in vain.
+	// timeouts counts unpicked calls for which the picker did not answer in time.
 	timeouts int64
-	// replies are the messages that came from the picker.
+	// replies counts messages from the picker.
 	replies int64
 }
 
@@ -16,20 +16,20 @@ func (e evidence) plus(o evidence) evidence {
 	return evidence{e.asked + o.asked, e.unpicked + o.unpicked, e.timeouts + o.timeouts, e.replies + o.replies}
 }
 
-// history is what is kept of one pool's counters at one pod between readings.
+// history is the state that is kept between readings of one pool's counters at one pod.
 type history struct {
 	last counters
-	// open are the streams that are open, less those that failed while they were opened: these are closed, and never
-	// were started. It falls below what it ever was before only by them.
+	// open is the number of open streams minus the number that failed while they were opened, as Envoy counts those as
+	// closed and never as started. Only such a failure takes open below lowest, its lowest value so far.
 	open, lowest int64
-	// unreplied are messages that were without a reply at the last reading. A reply that takes too long is counted after
-	// the message it was to reply to.
+	// unreplied is the number of messages without a reply at the last reading. Envoy counts a message's timeout later than
+	// the message.
 	unreplied int64
 }
 
-// begin takes up what a pod has counted before it was first read. That is no evidence of how calls fare now, but where the
-// picker has never replied: then they fare as they did.
-func begin(c counters) (history, evidence) {
+// firstReading handles the first reading of a pod. The counts from before are no evidence of how calls are picked now, unless the
+// picker has never replied: then nothing has changed since.
+func firstReading(c counters) (history, evidence) {
 	h := history{last: c}
 	h.open = c.started - c.closed - max(0, c.failed-c.allowed)
 	h.lowest = min(0, h.open)
@@ -39,13 +39,13 @@ func begin(c counters) (history, evidence) {
 	return h, evidence{}
 }
 
-// next is what happened since the last reading. Counters that fell are those of a proxy that was started anew.
+// next makes the evidence since the last reading. If a counter fell, the proxy has restarted.
 //
-// Not every call that ends without its picker is an unpicked one. A stream stays open until its call's answer ends, so a picker
-// that is restarted breaks the streams of calls that it has picked long ago, and there may be hundreds. They are told from
-// the others where each message has its reply: an unpicked call either has a message without a reply, or
-// its stream was never started. Of pickers that are sent bodies as they come (duplex) messages say nothing, and each
-// stream that breaks counts: the call breaks with it.
+// Not every call whose stream breaks is unpicked. A stream stays open until its call's answer ends, so a picker that restarts
+// breaks the streams of calls that it picked long ago, perhaps hundreds. On these streams each message has its reply. An
+// unpicked call either has a message without a reply, or its stream never started. With duplex pickers, messages and
+// replies do not correspond, so each broken stream counts as an unpicked call. The call breaks with such a stream
+// anyway.
 func (h *history) next(c counters, duplex bool) evidence {
 	if c.fell(h.last) {
 		*h = history{}
@@ -80,5 +80,5 @@ func (c counters) fell(from counters) bool {
 	return min(d.started, d.closed, d.failed, d.timeouts, d.allowed, d.sent, d.received) < 0
 }
 
-// called reports whether the picker was ever asked, or was to be.
+// called reports whether the waypoint has ever asked the picker, or tried to.
 func (c counters) called() bool { return c.started > 0 || c.failed > 0 || c.allowed > 0 }

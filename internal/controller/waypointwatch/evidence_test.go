@@ -2,8 +2,8 @@ package waypointwatch
 
 import "testing"
 
-// TestEvidence goes through what an Envoy 1.40 counted while its only picker was there, was killed, refused connections,
-// came back, hung, and had callers that did not wait for it. The numbers are the proxy's own.
+// TestEvidence replays the counters of an Envoy 1.40 while its only picker ran, was killed, refused connections, came back,
+// hung, and had callers that did not wait for it. The numbers are the proxy's own.
 func TestEvidence(t *testing.T) {
 	type step struct {
 		what string
@@ -60,7 +60,7 @@ func TestEvidence(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			h, _ := begin(counters{})
+			h, _ := firstReading(counters{})
 			for _, s := range tt.steps {
 				if got := h.next(s.c, tt.duplex); got != s.want {
 					t.Errorf("%s: %+v, want %+v", s.what, got, s.want)
@@ -70,16 +70,16 @@ func TestEvidence(t *testing.T) {
 	}
 }
 
-// What was counted before the first reading is no evidence, unless no picker ever replied.
+// Counts from before the first reading are no evidence, unless no picker ever replied.
 func TestEvidenceBegins(t *testing.T) {
-	if _, e := begin(counters{started: 9, closed: 9, failed: 9, allowed: 9, sent: 30, received: 12}); e != (evidence{}) {
+	if _, e := firstReading(counters{started: 9, closed: 9, failed: 9, allowed: 9, sent: 30, received: 12}); e != (evidence{}) {
 		t.Errorf("of a proxy whose picker replied once: %+v", e)
 	}
-	if _, e := begin(counters{started: 2, closed: 9, failed: 9, allowed: 9, sent: 2}); e != (evidence{asked: 9, unpicked: 9}) {
+	if _, e := firstReading(counters{started: 2, closed: 9, failed: 9, allowed: 9, sent: 2}); e != (evidence{asked: 9, unpicked: 9}) {
 		t.Errorf("of a proxy whose picker never replied: %+v", e)
 	}
-	// The streams that were never started are known of, so those that break later are told from them.
-	h, _ := begin(counters{started: 20, closed: 25, failed: 5, allowed: 5, sent: 60, received: 60})
+	// Streams that never started are known, so later broken streams are not mistaken for them.
+	h, _ := firstReading(counters{started: 20, closed: 25, failed: 5, allowed: 5, sent: 60, received: 60})
 	if e := h.next(counters{started: 28, closed: 33, failed: 13, allowed: 13, sent: 79, received: 79}, false); e != (evidence{asked: 8, replies: 19}) {
 		t.Errorf("of streams that break after their picks: %+v", e)
 	}

@@ -28,8 +28,8 @@ type fetcher struct {
 	port      int
 }
 
-// newFetcher uses the transport by itself: a page is neither redirected nor fetched through a proxy. A pod is read
-// every few seconds, so no connection is kept that a pod could keep from closing.
+// newFetcher makes a fetcher that uses an http.Transport directly, so it follows no redirects and uses no proxy. It keeps
+// no connections between readings, as a pod could keep them from closing.
 func newFetcher(port int) *fetcher {
 	return &fetcher{port: port, transport: &http.Transport{
 		DialContext:            (&net.Dialer{}).DialContext,
@@ -40,7 +40,7 @@ func newFetcher(port int) *fetcher {
 	}}
 }
 
-// fetch reads the counters of a pod, and says how many bytes of its page were read.
+// fetch reads the counters of a pod, and returns how many bytes of its page it read.
 func (f *fetcher) fetch(ctx context.Context, pod netip.Addr) (page map[string]counters, bytes int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
@@ -60,7 +60,7 @@ func (f *fetcher) fetch(ctx context.Context, pod netip.Addr) (page map[string]co
 	if err != nil {
 		return nil, 0, err
 	}
-	defer func() { _ = response.Body.Close() }() // what is left of a page is not wanted
+	defer func() { _ = response.Body.Close() }() // drops the rest of a page
 	if response.StatusCode != http.StatusOK {
 		return nil, 0, fmt.Errorf("its page of counters was answered with status %d", response.StatusCode)
 	}

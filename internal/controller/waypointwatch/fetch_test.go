@@ -53,7 +53,7 @@ func TestFetch(t *testing.T) {
 	}
 }
 
-// A waypoint's pods are a tenant's, and may answer what they like.
+// A waypoint's pods belong to a tenant, and may answer anything.
 func TestFetchOfAPodThatMisbehaves(t *testing.T) {
 	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed") }))
 	defer elsewhere.Close()

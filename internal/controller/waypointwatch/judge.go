@@ -3,18 +3,18 @@ package waypointwatch
 import "time"
 
 const (
-	// window is the time by which calls are judged.
+	// window is the time before now whose calls decide a verdict.
 	window = 30 * time.Second
-	// idleAfter is how long after its last pick a pool is no longer said to be picked.
+	// idleAfter is how long after its last pick a pool counts as idle.
 	idleAfter = 10 * time.Minute
-	// blindShare is the part of calls without a pick, as one in so many, from which a pool counts as unpicked.
-	blindShare = 10
+	// unpickedShare is the share of calls without a pick, as one in so many, from which a pool counts as unpicked.
+	unpickedShare = 10
 )
 
-// State is what a waypoint's counters say of the picking for a pool.
+// State says whether a pool's calls are picked, by a waypoint's counters.
 type State int
 
-// The states. The zero State is that nothing is known yet.
+// The states. The zero State means that nothing is known yet.
 const (
 	None State = iota
 	// Unread says that the counters cannot be read.
@@ -27,7 +27,7 @@ const (
 	Idle
 	// Picked says that calls are picked.
 	Picked
-	// Unpicked says that a tenth of the calls or more end without a pick. It holds until calls show otherwise.
+	// Unpicked says that a tenth of the calls or more end without a pick. It holds until new calls show otherwise.
 	Unpicked
 )
 
@@ -43,17 +43,17 @@ const (
 	Refused
 	// Turned: some streams get replies, and others break.
 	Turned
-	// NotReached: no pod of the waypoint shows a page.
+	// NotReached: no pod of the waypoint answers with a page.
 	NotReached
-	// NoPods: the waypoint has no pod that runs.
+	// NoPods: the waypoint has no running pod.
 	NoPods
-	// NotCounted: the pages show no counters of any pool, so Istio's stats matcher leaves them out.
+	// NotCounted: the pages have no counters of any pool, so Istio's stats matcher drops them.
 	NotCounted
-	// NotConfigured: the pages show counters of other pools and none of this one.
+	// NotConfigured: the pages have counters of other pools and none of this one.
 	NotConfigured
 )
 
-// Verdict is a judgement that stays the same while the same things happen.
+// Verdict is a judgement on a pool's calls at a waypoint. It does not change from reading to reading without a cause.
 type Verdict struct {
 	State State
 	Cause Cause
@@ -62,33 +62,33 @@ type Verdict struct {
 // Counts are the calls of the last window.
 type Counts struct{ Asked, Unpicked int64 }
 
-// interval is what all pods of a waypoint told between two rounds of readings.
+// interval is the evidence of all pods of a waypoint between two rounds of readings.
 type interval struct {
 	end time.Time
 	evidence
 }
 
-// place is a pool at a waypoint: what has been seen of it, oldest first, and what follows.
+// place is the evidence and verdict for a pool at a waypoint.
 type place struct {
-	recent  []interval
-	began   time.Time // when it was first looked at
-	read    time.Time // when its counters were last read; zero where never
-	picked  time.Time // when a call was last picked; zero where never
-	called  bool      // a call came at some time
-	unread  Cause     // why the last round read no counters
+	recent  []interval // oldest first
+	began   time.Time  // when the watch of it began
+	read    time.Time  // when its counters were last read; zero if never
+	picked  time.Time  // when a call was last picked; zero if never
+	called  bool       // whether a call ever came
+	unread  Cause      // why the last round read no counters
 	verdict Verdict
 
-	// asked and unpicked are the sums of all evidence. A pod may tell what it likes, so they are floats, which do not overflow.
+	// asked and unpicked are the sums of all evidence. A pod may report any numbers, so they are floats, which cannot overflow.
 	asked, unpicked float64
 
-	// byCalls is the last verdict that calls led to. A cause that came and went with each reading would have the status
-	// written as often: caused is since when it has its cause, and unreadFor since when counters are unread for theirs.
+	// byCalls is the last verdict from calls. So that the cause does not change with each reading, and the status with it,
+	// a cause stays for at least a window: caused is since when byCalls has its cause, unreadFor since when unread has its.
 	byCalls           Verdict
 	caused, unreadFor time.Time
 }
 
-// saw takes in what a round of readings told.
-func (p *place) saw(now time.Time, e evidence) {
+// addEvidence adds the evidence of a round of readings.
+func (p *place) addEvidence(now time.Time, e evidence) {
 	p.read = now
 	p.asked += float64(e.asked)
 	p.unpicked += float64(e.unpicked)
@@ -115,7 +115,7 @@ func (p *place) sum(from int) evidence {
 	return all
 }
 
-// judge brings the verdict up to date and says whether it is another than before.
+// judge updates the verdict and reports whether it has changed.
 func (p *place) judge(now time.Time) bool {
 	for len(p.recent) > 0 && now.Sub(p.recent[0].end) >= window {
 		p.recent = p.recent[1:]
@@ -156,11 +156,11 @@ func (p *place) now(now time.Time) Verdict {
 	}
 }
 
-// judgeCalls judges by the calls of the window, where there are any.
+// judgeCalls updates byCalls if the window has calls.
 func (p *place) judgeCalls(now time.Time) {
 	all := p.sum(0)
 	switch {
-	case all.unpicked > 0 && all.unpicked*blindShare >= all.asked:
+	case all.unpicked > 0 && all.unpicked*unpickedShare >= all.asked:
 		if p.byCalls.State == Unpicked && now.Sub(p.caused) < window {
 			return
 		}
@@ -172,8 +172,8 @@ func (p *place) judgeCalls(now time.Time) {
 	}
 }
 
-// cause is why calls are not picked. Replies count from the interval on that follows the first unpicked call: those that came in
-// the same interval may be from before it.
+// cause is why calls are not picked. Replies count only in intervals after the one with the first unpicked call, as replies in
+// the same interval may be from before that call.
 func (p *place) cause() Cause {
 	all := p.sum(0)
 	if all.timeouts*2 >= all.unpicked {

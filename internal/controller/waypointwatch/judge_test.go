@@ -56,7 +56,7 @@ func TestJudge(t *testing.T) {
 				for range s.times {
 					now = now.Add(every)
 					if !s.unread {
-						p.saw(now, s.e)
+						p.addEvidence(now, s.e)
 					}
 					told := p.judge(now)
 					changed = changed && !told
@@ -72,7 +72,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// However calls fare, a verdict does not change with each reading.
+// A verdict does not change with each reading, even if the causes alternate.
 func TestJudgeIsSteady(t *testing.T) {
 	for name, alternating := range map[string][]evidence{
 		"a call now and then, half of them unpicked": {{1, 1, 0, 0}, {}, {1, 0, 0, 3}, {}},
@@ -83,7 +83,7 @@ func TestJudgeIsSteady(t *testing.T) {
 		p := &place{began: now}
 		for i := range 720 { // an hour
 			now = now.Add(5 * time.Second)
-			p.saw(now, alternating[i%len(alternating)])
+			p.addEvidence(now, alternating[i%len(alternating)])
 			if p.judge(now) {
 				changes++
 			}

@@ -2,32 +2,32 @@ package waypointwatch
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// The metrics of a Watch. Those of a pool go with it.
+// The metrics of a Watch. A pool's metrics disappear with the pool.
 var (
 	labels    = []string{"pool", "waypoint"}
 	askedDesc = prometheus.NewDesc("inference_waypoint_calls_asked_total",
-		"Calls for which a waypoint asked the pool's picker, or was to ask it, since the controller began to watch.", labels, nil)
+		"Calls for which a waypoint asked the pool's picker, or tried to, since the controller began to watch.", labels, nil)
 	unpickedDesc = prometheus.NewDesc("inference_waypoint_calls_unpicked_total",
-		"Those of them that went on, or were refused, without a pick.", labels, nil)
+		"Calls that a waypoint served or refused without a pick, since the controller began to watch.", labels, nil)
 	pickedDesc = prometheus.NewDesc("inference_waypoint_picked",
-		"1 where the calls of the pool that come by the waypoint are picked, 0 where a tenth of them or more are not. Absent where no call came of late and where the waypoint's counters are unread.", labels, nil)
+		"1 if the pool's calls through the waypoint are picked, 0 if a tenth of them or more are not. Absent if there were no recent calls, or if the waypoint's counters cannot be read.", labels, nil)
 )
 
-// Example has a series of each metric of a Watch, for lists of them.
+// Example is a collector with one series of each metric of a Watch, for documentation.
 func Example(at Place) prometheus.Collector {
 	w := New(StatsPort, nil, nil, nil)
 	w.places[at] = &place{verdict: Verdict{State: Picked}}
 	return w
 }
 
-// Describe is prometheus.Collector's.
+// Describe implements prometheus.Collector.
 func (w *Watch) Describe(out chan<- *prometheus.Desc) {
 	out <- askedDesc
 	out <- unpickedDesc
 	out <- pickedDesc
 }
 
-// Collect is prometheus.Collector's.
+// Collect implements prometheus.Collector.
 func (w *Watch) Collect(out chan<- prometheus.Metric) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -1,9 +1,9 @@
-// Package waypointwatch tells whether the calls that come to pools by waypoints are picked: it reads what the waypoints'
-// pods have counted, every few seconds, and judges by what has changed. It knows no client of Kubernetes, writes
-// nothing to a cluster, and leaves to its caller what is said of a verdict.
+// Package waypointwatch judges whether the calls to pools through waypoints are picked: it reads the counters of the
+// waypoints' pods every few seconds, and judges by their changes. It must not know a Kubernetes client, write to a cluster,
+// or decide how a verdict is reported.
 //
-// What it reads is not trusted: whoever owns a namespace decides what its pods answer. A pod is read within bounds of time
-// and size, it can tell only of the pools that its own waypoint serves, and it keeps nobody else's from being read.
+// It does not trust the counters: the owner of a namespace decides what its pods answer. It reads a pod within bounds of
+// time and size. A pod's page counts only for the pools of the pod's own waypoint. A slow pod does not delay others' pods.
 package waypointwatch
 
 import (
@@ -23,35 +23,35 @@ import (
 
 // Bounds on what is read at once.
 const (
-	// maxPods are the pods of one waypoint that are read, the first by name. Calls are spread over all pods alike.
+	// maxPods is how many pods of one waypoint are read, the first by name. Calls spread evenly over all pods.
 	maxPods = 16
-	// readsByNamespace is how many pods of one namespace are read at once. A pod that answers takes some milliseconds.
+	// readsByNamespace is how many pods of one namespace are read at once. Reading a pod takes some milliseconds.
 	readsByNamespace = 4
-	// readsAtOnce is how many pods are read at once in all. To hold up the others, the pods of 64 namespaces would have to
-	// be slow at once, and then each waits for readTimeout at most. A reading holds some 16 KiB.
+	// readsAtOnce is how many pods are read at once in all. To delay other namespaces, pods of 64 namespaces would have to
+	// be slow at once. Even then each reading waits for readTimeout at most. A reading takes some 16 KiB of memory.
 	readsAtOnce = 256
-	// bytesBySecond is how fast the pages of one namespace are read, behind the first pageBurst of a round, however many
-	// waypoints it has: a processor parses some 200 MiB a second. Those of 100 pools at 25 pods are read in one burst.
+	// bytesBySecond limits how fast the pages of one namespace are read, after the first pageBurst bytes of a round. A
+	// processor parses some 200 MiB a second. The pages of 100 pools at 25 pods fit into one burst.
 	bytesBySecond = 4 << 20
 	pageBurst     = 4 << 20
 )
 
-// Waypoint is one to watch.
+// Waypoint is a waypoint to watch.
 type Waypoint struct {
 	Name  types.NamespacedName
 	Pools []Pool
-	// Pods are those that run, in the order of their names.
+	// Pods are the running pods, in the order of their names.
 	Pods []Pod
 }
 
-// Pool is one that a waypoint serves.
+// Pool is a pool that a waypoint serves.
 type Pool struct {
 	Name types.NamespacedName
-	// Duplex says that the pool's picker is sent bodies as they come, as others' are.
+	// Duplex says that the pool's picker gets bodies as streams, as other projects' pickers do.
 	Duplex bool
 }
 
-// Pod is one of a waypoint's.
+// Pod is a pod of a waypoint.
 type Pod struct {
 	UID     types.UID
 	Address netip.Addr
@@ -67,15 +67,15 @@ type Watch struct {
 	failed  func(error)
 	fetch   fetch
 	clock   clock.WithTicker
-	slots   chan struct{} // holds one for each pod that is read
+	slots   chan struct{} // has an element for each pod that is being read
 
 	mu     sync.Mutex
 	places map[Place]*place
 	pods   map[podPlace]history
-	busy   map[string]bool // namespaces whose last round is not over
+	busy   map[string]bool // namespaces whose last round is still running
 }
 
-// fetch reads a pod's page, and says how many bytes of it were read, also where it is refused.
+// fetch reads a pod's page, and returns how many bytes it read, also after an error.
 type fetch func(context.Context, netip.Addr) (page map[string]counters, bytes int, err error)
 
 // podPlace is a pool at a pod.
@@ -84,8 +84,8 @@ type podPlace struct {
 	pod types.UID
 }
 
-// New watches the waypoints that list tells of, by what their pods show at a port. A pool's name is given to changed
-// whenever a verdict on it is another than before, and why a list cannot be had to failed.
+// New makes a Watch of the waypoints that list returns, by their pods' counters at a port. It calls changed with a pool's
+// name whenever a verdict on the pool has changed, and failed with each error of list.
 func New(port int, list func(context.Context) ([]Waypoint, error), changed func(context.Context, types.NamespacedName), failed func(error)) *Watch {
 	return newWatch(list, changed, failed, newFetcher(port).fetch, clock.RealClock{})
 }
@@ -119,7 +119,7 @@ func (w *Watch) Run(ctx context.Context, interval time.Duration) {
 	}
 }
 
-// Verdict is what is known of a pool at a waypoint, and the calls that led to it.
+// Verdict is the current verdict on a pool at a waypoint, and the counts of calls behind it.
 func (w *Watch) Verdict(at Place) (Verdict, Counts) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -130,8 +130,7 @@ func (w *Watch) Verdict(at Place) (Verdict, Counts) {
 	return p.verdict, p.counts()
 }
 
-// round has the waypoints of each namespace read, each namespace by itself. One whose last round is not over is left
-// out.
+// round starts one reader for each namespace's waypoints. It leaves out namespaces whose last round is still running.
 func (w *Watch) round(ctx context.Context, running *sync.WaitGroup) {
 	waypoints, err := w.list(ctx)
 	if err != nil {
@@ -143,7 +142,7 @@ func (w *Watch) round(ctx context.Context, running *sync.WaitGroup) {
 		at.Pods = at.Pods[:min(len(at.Pods), maxPods)]
 		byNamespace[at.Name.Namespace] = append(byNamespace[at.Name.Namespace], at)
 	}
-	w.keep(byNamespace)
+	w.syncPlaces(byNamespace)
 	for _, namespace := range slices.Sorted(maps.Keys(byNamespace)) {
 		if w.begin(namespace) {
 			running.Go(func() {
@@ -170,8 +169,8 @@ func (w *Watch) end(namespace string) {
 	delete(w.busy, namespace)
 }
 
-// keep makes the places that are new, and forgets those that are gone.
-func (w *Watch) keep(byNamespace map[string][]Waypoint) {
+// syncPlaces adds new places, and drops places that are gone.
+func (w *Watch) syncPlaces(byNamespace map[string][]Waypoint) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	places, pods := map[Place]bool{}, map[podPlace]bool{}
@@ -193,7 +192,7 @@ func (w *Watch) keep(byNamespace map[string][]Waypoint) {
 	maps.DeleteFunc(w.pods, func(here podPlace, _ history) bool { return !pods[here] })
 }
 
-// read reads the pods of a namespace's waypoints, some at a time, and judges each waypoint when its pods are read.
+// read reads the pods of a namespace's waypoints, some in parallel, and judges each waypoint after all its pods are read.
 func (w *Watch) read(ctx context.Context, waypoints []Waypoint) {
 	own := make(chan struct{}, readsByNamespace)
 	pace := rate.NewLimiter(bytesBySecond, pageBurst)
@@ -206,10 +205,10 @@ func (w *Watch) read(ctx context.Context, waypoints []Waypoint) {
 			pods.Go(func() {
 				defer func() { <-own }()
 				w.slots <- struct{}{}
-				page, bytes, _ := w.fetch(ctx, pod.Address) // a page that is not there is judged as such
+				page, bytes, _ := w.fetch(ctx, pod.Address) // judge handles a nil page
 				<-w.slots
 				pages[i] = page
-				_ = pace.WaitN(ctx, bytes) // in the namespace's own time; it fails when ctx ends
+				_ = pace.WaitN(ctx, bytes) // delays only this namespace; fails when ctx ends
 			})
 		}
 		all.Go(func() {
@@ -225,7 +224,7 @@ func (w *Watch) read(ctx context.Context, waypoints []Waypoint) {
 	all.Wait()
 }
 
-// judge takes in what the pods of a waypoint told, each page for one pod or nil, and returns the pools of which the verdict has changed.
+// judge adds the evidence of a waypoint's pods, with one page or nil for each pod, and returns the pools whose verdict changed.
 func (w *Watch) judge(at Waypoint, pages []map[string]counters) []types.NamespacedName {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -235,7 +234,7 @@ func (w *Watch) judge(at Waypoint, pages []map[string]counters) []types.Namespac
 		here := Place{p.Name, at.Name}
 		known := w.places[here]
 		if known == nil {
-			continue // it is gone meanwhile
+			continue // the place was dropped meanwhile
 		}
 		name := pool.CounterName(p.Name)
 		var sum evidence
@@ -250,7 +249,7 @@ func (w *Watch) judge(at Waypoint, pages []map[string]counters) []types.Namespac
 			sum = sum.plus(w.history(podPlace{here, at.Pods[i].UID}, c, p.Duplex))
 		}
 		if counted {
-			known.saw(now, sum)
+			known.addEvidence(now, sum)
 		} else {
 			known.unread = whyUnread(pages)
 		}
@@ -267,13 +266,13 @@ func (w *Watch) history(at podPlace, c counters, duplex bool) evidence {
 	if known {
 		out = h.next(c, duplex)
 	} else {
-		h, out = begin(c)
+		h, out = firstReading(c)
 	}
 	w.pods[at] = h
 	return out
 }
 
-// whyUnread is why the pages of a waypoint, nil for a pod without one, tell nothing of a pool.
+// whyUnread is why the pages of a waypoint, with nil for a pod without a page, have no counters of a pool.
 func whyUnread(pages []map[string]counters) Cause {
 	why := NoPods
 	for _, page := range pages {

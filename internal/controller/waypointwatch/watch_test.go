@@ -109,7 +109,7 @@ func (w *Watch) state(namespace, name string) Verdict {
 	return v
 }
 
-// The first calls that fail are told of within ten seconds.
+// The first failing calls change the verdict within ten seconds.
 func TestWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		the := newWorld()
@@ -148,7 +148,7 @@ func TestWatch(t *testing.T) {
 	})
 }
 
-// A page tells only of the pools that its own waypoint serves, and of no more pods than a waypoint may have.
+// A page counts only for the pools of its own waypoint, and only maxPods pods of a waypoint are read.
 func TestWatchOfForeignPools(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		the := newWorld()
@@ -169,7 +169,7 @@ func TestWatchOfForeignPools(t *testing.T) {
 	})
 }
 
-// However many waypoints a namespace has and whatever their pods answer, what is parsed for it in a second is bounded.
+// The bytes parsed for a namespace in a second are bounded, however many waypoints it has and whatever their pods answer.
 func TestLongPagesOfManyWaypointsAreReadSlowly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		the := newWorld()
@@ -206,7 +206,7 @@ func TestLongPagesOfManyWaypointsAreReadSlowly(t *testing.T) {
 	})
 }
 
-// Pods that are slow hold up none but their own namespace's, however many they are.
+// Slow pods, however many, delay only the pods of their own namespace.
 func TestSlowPodsHoldUpTheirNamespaceAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		the := newWorld()
@@ -284,7 +284,7 @@ func TestWhyUnread(t *testing.T) {
 	}
 }
 
-// The metrics are those of pools that are there, and of verdicts that hold.
+// Only existing pools have metrics, and the metrics show the current verdicts.
 func TestMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		the := newWorld()

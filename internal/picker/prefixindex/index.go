@@ -118,7 +118,7 @@ func (r *run) heldBy(endpoint int, numbers []int32) int {
 	for i := range r.held {
 		id, held := unpack(atomic.LoadUint64(&r.held[i]))
 		if held > 0 && int(id) < len(numbers) && int(atomic.LoadInt32(&numbers[id])) == endpoint {
-			return int(held)
+			return held
 		}
 	}
 	return 0

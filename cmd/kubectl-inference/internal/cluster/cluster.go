@@ -1,6 +1,6 @@
-// Package cluster reads from the API server, for all commands, what has to do with InferencePools, and asks pickers
-// through it. It writes nothing and judges nothing: what cannot be read comes out as a Problem in the place of the
-// objects, so that a command can say what it does not know and go on.
+// Package cluster reads the objects that concern InferencePools from the API server, for all commands, and calls pickers
+// through the API server. It must not write or judge anything. If it cannot read objects, it returns a Problem instead, so
+// that a command can name what it does not know and go on.
 package cluster
 
 import (
@@ -38,7 +38,7 @@ type Cluster struct {
 	token     tokenSource
 }
 
-// Connect readies a connection by kubectl's own flags; nothing is asked yet.
+// Connect prepares a connection from kubectl's own flags. It sends no request yet.
 func Connect(flags *genericclioptions.ConfigFlags, systemNamespace string) (*Cluster, error) {
 	config, err := flags.ToRESTConfig()
 	if err != nil {
@@ -47,9 +47,9 @@ func Connect(flags *genericclioptions.ConfigFlags, systemNamespace string) (*Clu
 	return New(config, systemNamespace)
 }
 
-// New readies a connection by a client's configuration.
+// New prepares a connection from a client configuration.
 func New(config *rest.Config, systemNamespace string) (*Cluster, error) {
-	ctrllog.SetLogger(logr.Discard()) // the client's library warns, with a stack, where it has none
+	ctrllog.SetLogger(logr.Discard()) // without a logger the client library prints a warning with a stack
 	config = rest.CopyConfig(config)
 	config.QPS = -1 // the API server limits us; a client's own limit only adds delay
 	config.UserAgent = "kubectl-inference"
@@ -93,7 +93,7 @@ func scheme() (*runtime.Scheme, error) {
 	return out, nil
 }
 
-// Version asks for the API server's version; it also tells whether one answers.
+// Version reads the API server's version. A problem means that none answers.
 func (c *Cluster) Version() (*version.Info, *Problem) {
 	out, err := c.discovery.ServerVersion()
 	return out, explained("read the API server's version", err)

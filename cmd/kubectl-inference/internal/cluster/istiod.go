@@ -16,12 +16,12 @@ import (
 
 const (
 	istiodMetrics = 15014
-	// rejects is istiod's count, by type, of what proxies of all kinds refused of their configuration since it started.
+	// rejects is istiod's counter, by type, of configuration that proxies of all kinds refused since istiod started.
 	rejects = "pilot_total_xds_rejects"
 )
 
-// Rejects adds up what istiod's pods tell of configuration that proxies refused since they started. It needs the right to
-// get pods/proxy.
+// Rejects sums istiod's counters of configuration that proxies refused, over all pods of istiod. It needs the right to get
+// pods/proxy.
 func (c *Cluster) Rejects(ctx context.Context, istiod *appsv1.Deployment) (int, error) {
 	pods := list[corev1.Pod](ctx, c, "pods", &corev1.PodList{}, istiod.Namespace, client.MatchingLabels{"app": "istiod"})
 	if pods.Problem != nil {

@@ -27,21 +27,21 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// answerLimit bounds what is read of a picker's answer, in bytes. 1,000 endpoints take about 400 KB.
+// answerLimit bounds the length of a picker's answer, in bytes. 1,000 endpoints take about 400 KB.
 const answerLimit = 64 << 20
 
-// Picker is a running picker, asked at its debug port.
+// Picker is a running picker, called at its debug port.
 type Picker struct {
-	// Name says which one it is, for people.
+	// Name identifies the picker for people.
 	Name string
 
 	http  *http.Client
 	base  *url.URL
-	token tokenSource // nil where none is shown
+	token tokenSource // nil if no token is sent
 }
 
-// PickerAt is the picker at an address such as http://127.0.0.1:9091, which no API server is needed to reach. It is shown
-// the token of a cluster, if there is one, where nobody on the way can read it: on this machine, or by TLS.
+// PickerAt is the picker at an address such as http://127.0.0.1:9091, reached without the API server. It gets the token of
+// the cluster, if there is one, only if nobody on the way can read the token: at a loopback address, or over TLS.
 func PickerAt(address string, c *Cluster) (*Picker, error) {
 	base, err := url.Parse(address)
 	if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" {
@@ -54,10 +54,10 @@ func PickerAt(address string, c *Cluster) (*Picker, error) {
 	return out, nil
 }
 
-// tokenPatience is how long a token is waited for where the picker may do without.
+// tokenPatience is how long a command waits for a token if the picker may not need one.
 const tokenPatience = 3 * time.Second
 
-// tokenIfAny is the token to show, or none where none is found in time: a picker without Kubernetes asks for none.
+// tokenIfAny is the token to send, or none if none is found in time: a picker without Kubernetes needs none.
 func (c *Cluster) tokenIfAny(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, tokenPatience)
 	defer cancel()
@@ -65,30 +65,30 @@ func (c *Cluster) tokenIfAny(ctx context.Context) (string, error) {
 	go func() {
 		token, err := c.token(ctx)
 		if err != nil {
-			token = "" // the picker says if it wants one
+			token = "" // the picker answers 401 if it needs one
 		}
 		found <- token
 	}()
 	select {
 	case token := <-found:
 		return token, nil
-	case <-ctx.Done(): // what asks the API server for its kinds does not heed the context
+	case <-ctx.Done(): // the discovery of the API server's kinds ignores the context
 		return "", nil
 	}
 }
 
-// PickerIn is a pod's picker, through the API server's proxy to pods. It needs the right to get, and to explain also to
-// create, pods/proxy.
+// PickerIn is a pod's picker, reached through the API server's proxy to pods. It needs the right to get pods/proxy, and
+// for explain also to create pods/proxy.
 func (c *Cluster) PickerIn(pod *corev1.Pod) *Picker {
 	return &Picker{Name: "pod " + pod.Namespace + "/" + pod.Name, http: c.http, base: c.proxied(pod, debugPort(pod)), token: c.token}
 }
 
-// proxied is a pod's port behind the API server.
+// proxied is the URL of a pod's port behind the API server.
 func (c *Cluster) proxied(pod *corev1.Pod, port int32) *url.URL {
 	return c.base.JoinPath(fmt.Sprintf("/api/v1/namespaces/%s/pods/%s:%d/proxy/", pod.Namespace, pod.Name, port))
 }
 
-// debugPort is the container's port of that name, by default 9091.
+// debugPort is the container port named debug, by default 9091.
 func debugPort(pod *corev1.Pod) int32 {
 	for _, container := range pod.Spec.Containers {
 		for _, port := range container.Ports {
@@ -100,8 +100,8 @@ func debugPort(pod *corev1.Pod) int32 {
 	return 9091
 }
 
-// PickerPods are the pods of the picker of a pool, those that are ready first. Its reason is why there are none, or why
-// they cannot be asked.
+// PickerPods are the pods of a pool's picker, ready ones first. The reason says why there are none, or why they cannot be
+// asked.
 func (s *Snapshot) PickerPods(p *inferencev1.InferencePool) (_ []*corev1.Pod, reason string) {
 	at, named := translate.PickerOf(p, s.Settings)
 	if !named {
@@ -114,14 +114,14 @@ func (s *Snapshot) PickerPods(p *inferencev1.InferencePool) (_ []*corev1.Pod, re
 	case service == nil:
 		return nil, fmt.Sprintf("its picker's Service %s does not exist", at.Service)
 	case !translate.IsOwnPicker(at, service, s.Settings):
-		return nil, fmt.Sprintf("its picker %s is another program, which explains nothing", at)
+		return nil, fmt.Sprintf("its picker %s is not Inference Waypoint's, and cannot explain picks", at)
 	case s.Pods.Problem != nil:
 		return nil, s.Pods.Problem.Text
 	}
 	return s.PodsOf(service), ""
 }
 
-// PodsOf are the pods that a Service selects and that are to stay, those that are ready first.
+// PodsOf are the pods that a Service selects and that are not being deleted, ready ones first.
 func (s *Snapshot) PodsOf(service *corev1.Service) []*corev1.Pod {
 	var out []*corev1.Pod
 	selector := labels.SelectorFromSet(service.Spec.Selector)
@@ -177,7 +177,7 @@ func (c *Cluster) AnyPicker(ctx context.Context) (*Picker, error) {
 	return c.PickerIn(pods[0]), nil
 }
 
-// Proxy passes requests for the page on to the picker, with the token that it is shown.
+// Proxy passes requests for the page on to the picker, with the token.
 func (p *Picker) Proxy() http.Handler {
 	base := *p.base
 	base.Path = "/" + strings.TrimLeft(base.Path, "/") // HTTP/2 takes no path without a slash in front
@@ -196,7 +196,7 @@ func (p *Picker) Proxy() http.Handler {
 	}
 }
 
-// shown is the token to show, empty for none.
+// shown is the token to send; empty for none.
 func (p *Picker) shown(ctx context.Context) (string, error) {
 	if p.token == nil {
 		return "", nil
@@ -206,7 +206,7 @@ func (p *Picker) shown(ctx context.Context) (string, error) {
 
 // NoSuchPool says that there is no such pool.
 func NoSuchPool(namespace, name string) error {
-	return fmt.Errorf("there is no InferencePool %s in namespace %s: kubectl get inferencepools -A lists those that are", name, namespace)
+	return fmt.Errorf("there is no InferencePool %s in namespace %s: kubectl get inferencepools -A lists all", name, namespace)
 }
 
 // OwnPickers are the ready pods of our pickers: the default one's, and those that pools name.
@@ -234,7 +234,7 @@ func (s *Snapshot) OwnPickers() []*corev1.Pod {
 	return out
 }
 
-// State asks for what a picker knows of a pool, namespace/name, or of all where it is empty.
+// State reads a picker's state of a pool, namespace/name, or of all pools if the name is empty.
 func (p *Picker) State(ctx context.Context, pool string) (out livestate.State, err error) {
 	query := url.Values{}
 	if pool != "" {
@@ -249,13 +249,13 @@ func (p *Picker) Healthy(ctx context.Context) error {
 	return p.Ask(ctx, http.MethodGet, "healthz", nil, nil, nil)
 }
 
-// Ask makes a request and decodes the answer, if it is wanted.
+// Ask makes a request and decodes the answer into a value, if there is one.
 func (p *Picker) Ask(ctx context.Context, method, path string, query url.Values, body []byte, into any) error {
 	target := p.base.JoinPath(path)
 	target.RawQuery = query.Encode()
 	request, err := http.NewRequestWithContext(ctx, method, target.String(), bytes.NewReader(body))
 	if err != nil {
-		return fmt.Errorf("asking the picker, %s: %w", p.Name, err)
+		return fmt.Errorf("calling the picker, %s: %w", p.Name, err)
 	}
 	if len(body) > 0 {
 		request.Header.Set("Content-Type", "application/json")
@@ -288,7 +288,7 @@ func (p *Picker) Ask(ctx context.Context, method, path string, query url.Values,
 	return nil
 }
 
-// refusal tells the API server's own refusals from the picker's.
+// refusal makes an error of a status code, and distinguishes refusals of the API server from refusals of the picker.
 func (p *Picker) refusal(code int, text []byte) error {
 	var status metav1.Status
 	if json.Unmarshal(text, &status) == nil && status.Kind == "Status" {

@@ -18,16 +18,16 @@ import (
 // Cause is why something could not be read.
 type Cause string
 
-// The causes. Other is any error that is none of the rest.
+// The causes. Other is any other error.
 const (
-	NotInstalled Cause = "NotInstalled" // the cluster does not know the kind
+	NotInstalled Cause = "NotInstalled" // the cluster does not have the kind
 	NotPermitted Cause = "NotPermitted"
 	NotReached   Cause = "NotReached" // no API server answers
-	NoConfig     Cause = "NoConfig"   // there is no telling where the API server is
+	NoConfig     Cause = "NoConfig"   // the kubeconfig names no API server
 	Other        Cause = "Other"
 )
 
-// Problem is an error of the API server in words for people: one line, whose cause tells what to do.
+// Problem is an error of the API server as one line of text for people, with a cause that decides what to do next.
 type Problem struct {
 	Cause Cause
 	Text  string
@@ -35,7 +35,7 @@ type Problem struct {
 
 func (p *Problem) Error() string { return p.Text }
 
-// Next is what to do about it.
+// Next is what to do about the problem.
 func (p *Problem) Next() string {
 	switch p.Cause {
 	case NotInstalled:
@@ -51,10 +51,10 @@ func (p *Problem) Next() string {
 	}
 }
 
-// ProblemOf is the problem that an error is.
+// ProblemOf turns an error into a Problem.
 func ProblemOf(err error) *Problem { return explained("go on", err) }
 
-// explained puts an error in words. What was done when it came about is named as in "list pods".
+// explained turns an error into a Problem. Done is the failed action, such as "list pods".
 func explained(done string, err error) *Problem {
 	var known *Problem
 	var network *net.OpError
@@ -65,13 +65,13 @@ func explained(done string, err error) *Problem {
 	case errors.As(err, &known):
 		return known
 	case clientcmd.IsEmptyConfig(err), clientcmd.IsConfigurationInvalid(err), clientcmd.IsContextNotFound(err):
-		return &Problem{NoConfig, "there is no telling where the API server is: " + oneLine(err)}
+		return &Problem{NoConfig, "the kubeconfig does not name an API server: " + oneLine(err)}
 	case notInstalled(err):
 		return &Problem{NotInstalled, fmt.Sprintf("cannot %s: the cluster does not know the kind", done)}
 	case apierrors.IsForbidden(err):
 		return &Problem{NotPermitted, fmt.Sprintf("not permitted to %s", done)}
 	case apierrors.IsUnauthorized(err):
-		return &Problem{NotPermitted, "the API server does not accept who we say we are (401)"}
+		return &Problem{NotPermitted, "the API server does not accept the credentials (401)"}
 	case errors.As(err, &network), errors.As(err, &request), errors.Is(err, context.DeadlineExceeded):
 		return &Problem{NotReached, "the API server does not answer: " + oneLine(rootOf(err))}
 	default:
@@ -95,7 +95,7 @@ func allNotFound[K comparable](of map[K]error) bool {
 	return len(of) > 0
 }
 
-// rootOf is the innermost error, without the URL and the method that others put before it.
+// rootOf is the innermost error, without the URL and method of the request.
 func rootOf(err error) error {
 	var request *url.Error
 	if errors.As(err, &request) {

@@ -23,13 +23,13 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
-// List is what was read of one kind. With a Problem, some or all of it could not be read.
+// List has the objects of one kind. With a Problem, some or all of them could not be read.
 type List[T any] struct {
 	Items   []*T
 	Problem *Problem
 }
 
-// Find is the object of a name, nil where it was not read.
+// Find is the object of a name; nil if it was not read.
 func Find[T any, O interface {
 	*T
 	client.Object
@@ -42,13 +42,13 @@ func Find[T any, O interface {
 	return nil
 }
 
-// Snapshot is what commands judge by.
+// Snapshot has the objects that commands judge.
 type Snapshot struct {
 	// SystemNamespace is where Inference Waypoint itself is installed.
 	SystemNamespace string
-	// Settings are the controller's own as its Deployment has them, or its defaults.
+	// Settings are the controller's settings, from the arguments in its Deployment, or the defaults.
 	Settings translate.Settings
-	// Unwatched says that the controller was told not to watch whether calls are picked.
+	// Unwatched says that the controller runs with --watch-waypoints=0.
 	Unwatched bool
 
 	Pools      List[inferencev1.InferencePool]
@@ -58,11 +58,11 @@ type Snapshot struct {
 	Filters    List[networkingv1alpha3.EnvoyFilter]
 	Services   List[corev1.Service]
 	Pods       List[corev1.Pod]
-	// Deployments are those of the system's namespace.
+	// Deployments are the Deployments of SystemNamespace.
 	Deployments List[appsv1.Deployment]
 }
 
-// Problems lists what could not be read, each problem once.
+// Problems lists the problems of all lists, each once.
 func (s *Snapshot) Problems() []*Problem {
 	var out []*Problem
 	for _, p := range []*Problem{
@@ -76,8 +76,8 @@ func (s *Snapshot) Problems() []*Problem {
 	return out
 }
 
-// Read reads the pools of a namespace, or of all where it is empty, or the one pool of a name, and all that has to do
-// with them. The error is a *Problem: no API server answers.
+// Read reads the pools of a namespace (of all if it is empty) or the one pool of a name, and the objects that concern
+// them. The error is a *Problem: no API server answers.
 func (c *Cluster) Read(ctx context.Context, namespace, name string) (*Snapshot, error) {
 	s := &Snapshot{SystemNamespace: c.SystemNamespace}
 	s.Pools = list[inferencev1.InferencePool](ctx, c, "inferencepools", &inferencev1.InferencePoolList{}, namespace)
@@ -120,7 +120,7 @@ func (c *Cluster) PoolNames(ctx context.Context, namespace string) ([]string, er
 	return out, nil
 }
 
-// EndpointNames are the names of a namespace's pods by their endpoints, for those of the given ip:port whose pod is found.
+// EndpointNames are the names of the pods of endpoints, by ip:port. Endpoints without a pod in the namespace are left out.
 func (c *Cluster) EndpointNames(ctx context.Context, namespace string, endpoints []string) map[string]string {
 	byAddress := map[string]string{}
 	for _, p := range list[corev1.Pod](ctx, c, "pods", &corev1.PodList{}, namespace).Items {
@@ -160,17 +160,17 @@ func (c *Cluster) Definitions(ctx context.Context) List[apiextensionsv1.CustomRe
 	return list[apiextensionsv1.CustomResourceDefinition](ctx, c, "customresourcedefinitions", &apiextensionsv1.CustomResourceDefinitionList{}, "")
 }
 
-// Istiods reads the Deployments of istiod, of whatever namespace.
+// Istiods reads the Deployments of istiod in all namespaces.
 func (c *Cluster) Istiods(ctx context.Context) List[appsv1.Deployment] {
 	return list[appsv1.Deployment](ctx, c, "deployments", &appsv1.DeploymentList{}, "", client.MatchingLabels{"app": "istiod"})
 }
 
-// DaemonSets reads those of a namespace.
+// DaemonSets reads the DaemonSets of a namespace.
 func (c *Cluster) DaemonSets(ctx context.Context, namespace string) List[appsv1.DaemonSet] {
 	return list[appsv1.DaemonSet](ctx, c, "daemonsets", &appsv1.DaemonSetList{}, namespace)
 }
 
-// Serves reports whether the API server knows a resource of a group in a version. Everybody may ask it.
+// Serves reports whether the API server has a resource of a group and version. Every user may ask that.
 func (c *Cluster) Serves(groupVersion, resource string) (bool, *Problem) {
 	found, err := c.discovery.ServerResourcesForGroupVersion(groupVersion)
 	if apierrors.IsNotFound(err) {
@@ -241,7 +241,7 @@ func Named(l List[appsv1.Deployment], name string) *appsv1.Deployment {
 	return nil
 }
 
-// unwatched reports whether the controller was told to watch no waypoints.
+// unwatched reports whether the controller's arguments have --watch-waypoints=0.
 func unwatched(l List[appsv1.Deployment]) bool {
 	off := false
 	if d := Named(l, Controller); d != nil {
@@ -257,8 +257,8 @@ func unwatched(l List[appsv1.Deployment]) bool {
 	return off
 }
 
-// settingsOf reads the controller's settings from the arguments of its Deployment. What these leave out, or where they
-// cannot be read, is as the controller has it by default.
+// settingsOf reads the controller's settings from the arguments in its Deployment. It uses the controller's defaults for
+// missing arguments, or if there is no Deployment.
 func settingsOf(l List[appsv1.Deployment], namespace string) translate.Settings {
 	var claims []translate.HostClaim
 	given := map[string]string{"default-picker": namespace + "/inference-picker:9002", "host-suffix": "inference.internal", "cluster-domain": "cluster.local"}

@@ -15,14 +15,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// Reader is the service account that may read what pickers know, for those who have no token of their own to show.
+// Reader is the service account that may read pickers' state, for users without a token of their own.
 const Reader = "inference-reader"
 
-// tokenSource finds the token that is shown to pickers, once.
+// tokenSource finds the token for pickers, once.
 type tokenSource func(context.Context) (string, error)
 
-// tokens shows the user's own token, as the picker asks the API server what its owner may read. Who proves himself to the
-// API server by a certificate has none, and shows one of the service account inference-reader, if he may make one.
+// tokens finds the user's own token. The picker asks the API server what the owner of the token may read. A user with a
+// client certificate has no token, and uses one of the service account inference-reader, if he may create it.
 func tokens(config *rest.Config, c client.Client, systemNamespace string) tokenSource {
 	var once sync.Once
 	var token string
@@ -37,7 +37,7 @@ func tokens(config *rest.Config, c client.Client, systemNamespace string) tokenS
 	}
 }
 
-// ownToken is what the kubeconfig has the client say in the header Authorization, of whatever plugin it comes.
+// ownToken is the bearer token that the kubeconfig, or its plugin, puts into the header Authorization; empty for none.
 func ownToken(config *rest.Config) (string, error) {
 	seen := &seenHeader{}
 	wrapped, err := rest.HTTPWrappersForConfig(config, seen)
@@ -58,7 +58,7 @@ func ownToken(config *rest.Config) (string, error) {
 	return token, nil
 }
 
-// seenHeader keeps a request's header and sends nothing.
+// seenHeader is a transport that keeps a request's header and sends nothing.
 type seenHeader struct{ authorization string }
 
 var errSeen = errors.New("seen")
@@ -70,10 +70,10 @@ func (s *seenHeader) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func readersToken(ctx context.Context, c client.Client, namespace string) (string, error) {
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: Reader}}
-	seconds := int64(600) // the shortest that there is
+	seconds := int64(600) // the shortest that Kubernetes allows
 	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds}}
 	if err := c.SubResource("token").Create(ctx, account, request); err != nil {
-		return "", fmt.Errorf("the kubeconfig has no token to show to the picker, and %w", explained("make one of service account "+namespace+"/"+Reader, err))
+		return "", fmt.Errorf("the kubeconfig has no token for the picker, and %w", explained("make one of service account "+namespace+"/"+Reader, err))
 	}
 	return request.Status.Token, nil
 }

@@ -1,5 +1,5 @@
-// Package command is the command line of kubectl inference: its commands, their flags, help and completion. What they find
-// out is read by package cluster, and judged and put in words by the package of each command's name.
+// Package command is the command line of kubectl inference: its commands, their flags, help and completion. It must not
+// read or judge a cluster: package cluster reads, and the package with a command's name judges and formats.
 package command
 
 import (
@@ -22,13 +22,13 @@ const (
 	exitFailed = 1
 )
 
-// exitCode is an outcome that has been told already.
+// exitCode is an error whose text has already been printed.
 type exitCode int
 
 func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
-// Run runs one command line and returns the program's exit code. What goes wrong is told on the error stream, in one
-// line and what to do.
+// Run runs one command line and returns the program's exit code. It prints an error as one line on the error stream, with
+// what to do next.
 func Run(ctx context.Context, args []string, streams genericiooptions.IOStreams) int {
 	root := newRoot(streams)
 	root.SetArgs(args)
@@ -63,12 +63,12 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 	o := &options{IOStreams: streams, flags: genericclioptions.NewConfigFlags(true), format: output.Table}
 	root := &cobra.Command{
 		Use:   "kubectl-inference",
-		Short: "See what serves the InferencePools of a cluster, what is wrong, and where a request would go",
+		Short: "Show how the InferencePools of a cluster are served, what is wrong, and to which endpoint a request would go",
 		Example: examples(`
 			# Is all well?
 			kubectl inference doctor
 
-			# Who serves the pools of all namespaces, and what is wrong with them?
+			# Which waypoints and pickers serve the pools of all namespaces, and what is wrong?
 			kubectl inference status -A`),
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl inference"},
 		SilenceUsage:  true,
@@ -79,15 +79,15 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 	root.SetErr(streams.ErrOut)
 	o.flags.AddFlags(root.PersistentFlags())
 	root.PersistentFlags().StringVar(&o.systemNamespace, "system-namespace", "inference-system", "`namespace` that Inference Waypoint is installed in")
-	_ = root.RegisterFlagCompletionFunc("namespace", noFiles) // the flag is there
+	_ = root.RegisterFlagCompletionFunc("namespace", noFiles) // cannot fail: the flag exists
 	root.AddCommand(newStatus(o), newDoctor(o), newExplain(o), newTop(o), newPage(o), newRender(o))
 	return root
 }
 
-// addFormat gives a command of reports the flag -o.
+// addFormat adds the flag -o to a command that writes a report.
 func (o *options) addFormat(c *cobra.Command) {
-	c.Flags().VarP(&o.format, "output", "o", "how to write: "+strings.Join(output.Formats, ", "))
-	_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(output.Formats, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+	c.Flags().VarP(&o.format, "output", "o", "output format: "+strings.Join(output.Formats, ", "))
+	_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(output.Formats, cobra.ShellCompDirectiveNoFileComp)) // cannot fail: the flag exists
 }
 
 func (o *options) write(r output.Report) error { return output.Write(o.Out, o.format, r) }
@@ -96,7 +96,7 @@ func (o *options) connect() (*cluster.Cluster, error) {
 	return cluster.Connect(o.flags, o.systemNamespace)
 }
 
-// namespace is the one that the command is about.
+// namespace is the namespace from the flags or the kubeconfig.
 func (o *options) namespace() (string, error) {
 	namespace, _, err := o.flags.ToRawKubeConfigLoader().Namespace()
 	if err != nil {
@@ -129,7 +129,7 @@ func noFiles(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirecti
 	return nil, cobra.ShellCompDirectiveNoFileComp
 }
 
-// examples sets a command's examples as kubectl does, two spaces from the left.
+// examples indents a command's examples by two spaces, as kubectl does.
 func examples(text string) string {
 	lines := strings.Split(strings.Trim(text, "\n"), "\n")
 	for i, line := range lines {

@@ -52,7 +52,7 @@ func TestRun(t *testing.T) {
 		"an address that is none": {stdin: "{}", args: []string{"explain", "-f", "-", "llama", "--picker-url", "localhost:9090"}, wantCode: 1, want: []string{"--picker-url", "http://127.0.0.1:9091"}},
 		"a picker that is gone":   {args: []string{"top", "llama", "--once", "--picker-url", "http://127.0.0.1:1"}, wantCode: 1, want: []string{"does not answer", "connection refused"}},
 		"an interval too short":   {args: []string{"top", "llama", "--interval", "1ms"}, wantCode: 1, want: []string{"want 200ms or more"}},
-		"a name and all":          {args: []string{"status", "llama", "-A"}, wantCode: 1, want: []string{"exclude each other"}},
+		"a name and all":          {args: []string{"status", "llama", "-A"}, wantCode: 1, want: []string{"cannot be used with"}},
 		"no API server":           {args: []string{"status", "-s", "https://127.0.0.1:1"}, wantCode: 1, want: []string{"the API server does not answer", "next: "}},
 		"doctor, no API server":   {args: []string{"doctor", "-s", "https://127.0.0.1:1", "-o", "json"}, wantCode: 2, want: []string{`"result": "unknown"`}},
 		"render as a table":       {stdin: poolFile, args: []string{"render", "-f", "-", "-o", "table"}, wantCode: 1, want: []string{"want yaml or json"}},
@@ -76,14 +76,14 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// An API server that refuses in its own words is understood: this one knows nothing, or knows nobody.
+// TestAPIServersThatRefuse checks the texts for an API server that has no kinds, or accepts no credentials.
 func TestAPIServersThatRefuse(t *testing.T) {
 	tests := map[string]struct {
 		status int
 		body   string
 		want   string
 	}{
-		"who we are":  {http.StatusUnauthorized, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Unauthorized","code":401}`, "does not accept who we say we are"},
+		"who we are":  {http.StatusUnauthorized, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Unauthorized","code":401}`, "does not accept the credentials"},
 		"everything":  {http.StatusNotFound, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404}`, "cannot list inferencepools"},
 		"to say why":  {http.StatusInternalServerError, `no JSON`, "cannot list inferencepools"},
 		"to be known": {http.StatusOK, `<html>a login page</html>`, "cannot list inferencepools"},
@@ -127,7 +127,7 @@ func liveState(name string) livestate.State {
 
 func TestTopOnce(t *testing.T) {
 	at := pickerAt(t, func(int) (int, any) { return http.StatusOK, liveState("llama-0") })
-	// The output is no terminal: once it is without being asked for.
+	// The output is not a terminal, so --once is the default.
 	out, stderr, code := run(t.Context(), t, "", "top", "llama", "--picker-url", at)
 	if code != 0 || !strings.Contains(out, "llama-0") || strings.Contains(out, "\x1b") {
 		t.Errorf("exit code %d, and it says:\n%s%s", code, out, stderr)
@@ -175,7 +175,7 @@ func TestTopWatches(t *testing.T) {
 	}
 }
 
-// The example of the help is one that works.
+// The example in the help works.
 func TestRenderQuickstart(t *testing.T) {
 	root := filepath.Join("..", "..", "..", "..")
 	if _, err := os.Stat(filepath.Join(root, "samples", "quickstart", "pool.yaml")); err != nil {

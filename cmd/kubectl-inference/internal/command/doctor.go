@@ -13,16 +13,16 @@ import (
 func newDoctor(o *options) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "doctor",
-		Short: "Check the cluster, and say what to do about each check that fails",
+		Short: "Check the cluster, and show what to do about each failed check",
 		Long: "Check that the cluster has what Inference Waypoint needs (Kubernetes, the Gateway API, the Inference Extension,\n" +
 			"Istio in ambient mode), that the controller and the picker run, and that every pool is served: its namespace\n" +
-			"is in the mesh, its waypoint is programmed, its host has an address, its pods' metrics are read.\n\n" +
-			"It only reads. Exit code 0: all well; 1: a check failed; 2: none failed, but one could not be made.",
+			"is in the mesh, its waypoint is programmed, its host has an address, the picker reads its pods' metrics.\n\n" +
+			"It only reads. Exit code 0: all checks passed; 1: a check failed; 2: none failed, but one could not be made.",
 		Example: examples(`
 			# Check all
 			kubectl inference doctor
 
-			# In CI: what failed, as JSON
+			# In CI: the failed checks, as JSON
 			kubectl inference doctor -o json | jq '.checks[] | select(.result == "failed")'`),
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -48,7 +48,7 @@ func (o *options) reportDoctor(r doctor.Report) error {
 	return nil
 }
 
-// gather reads all that is to be checked.
+// gather reads everything that the checks need.
 func gather(ctx context.Context, c *cluster.Cluster) doctor.Facts {
 	f := doctor.Facts{Served: map[doctor.Kind]bool{}}
 	if f.Server, f.ServerProblem = c.Version(); f.ServerProblem != nil {

@@ -24,18 +24,18 @@ func newExplain(shared *options) *cobra.Command {
 	o := &explainOptions{options: shared}
 	c := &cobra.Command{
 		Use:   "explain -f FILE POOL",
-		Short: "Say where a request would go, and why",
-		Long: "Ask the picker of a pool where it would send a request now, and why. Nothing is sent to a model, and nothing is\n" +
-			"reserved. The picker is reached through the API server, which takes the right to create pods/proxy there.",
+		Short: "Show to which endpoint a request would go, and why",
+		Long: "Ask the picker of a pool to which endpoint it would send a request now, and why. The command sends nothing to a\n" +
+			"model and reserves nothing. It reaches the picker through the API server, which needs the right to create pods/proxy.",
 		Example: examples(`
 			# Where would this request go?
 			kubectl inference explain -f request.json llama -n models
 
-			# The same of one that is written here, with all terms of the costs
+			# The same for a request on the command line, with all terms of the costs
 			echo '{"model": "llama-3.1-8b", "messages": [{"role": "user", "content": "Hello"}]}' |
 			  kubectl inference explain -f - llama -n models -o wide
 
-			# Of a picker without a cluster
+			# Ask a picker without a cluster
 			kubectl inference explain -f request.json llama -n models --picker-url http://127.0.0.1:9091`),
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: o.completePools,
@@ -46,7 +46,7 @@ func newExplain(shared *options) *cobra.Command {
 	c.Flags().StringVar(&o.path, "path", "/v1/chat/completions", "the request's `path`")
 	c.Flags().StringVar(&o.session, "session", "", "`value` of the pool's session header")
 	addPickerURL(c, &o.pickerURL)
-	_ = c.MarkFlagRequired("filename") // the flag is there
+	_ = c.MarkFlagRequired("filename") // cannot fail: the flag exists
 	return c
 }
 
@@ -102,11 +102,11 @@ func (o *explainOptions) body() ([]byte, error) {
 	return body, nil
 }
 
-// picker finds the picker to ask; the cluster is nil where the address is given.
+// picker finds the picker to ask; the cluster is nil if there is an address.
 func (o *options) picker(ctx context.Context, address, namespace, pool string) (*cluster.Picker, *cluster.Cluster, error) {
 	if address != "" {
 		connection, err := o.connect()
-		if err != nil { // a picker without Kubernetes asks nobody for a token
+		if err != nil { // a picker without Kubernetes needs no token
 			connection = nil
 		}
 		picker, err := cluster.PickerAt(address, connection)

@@ -24,16 +24,16 @@ func newPage(shared *options) *cobra.Command {
 		Use:   "page",
 		Short: "Show the picker's page in your browser",
 		Long: "Serve the page of the picker on this machine until Ctrl-C: all pools, their endpoints with load and adapters, and some\n" +
-			"recent picks. The picker is reached through the API server, which takes the right to get pods/proxy there, and shows\n" +
-			"the page to those who may get inferencepools/state in all namespaces.",
+			"recent picks. It reaches the picker through the API server, which needs the right to get pods/proxy. The picker shows\n" +
+			"the page to users who may get inferencepools/state in all namespaces.",
 		Example: examples(`
-			# Open http://127.0.0.1:9091 then
+			# Serve the page, and then open http://127.0.0.1:9091
 			kubectl inference page`),
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: noFiles,
 		RunE:              func(c *cobra.Command, _ []string) error { return o.run(c.Context()) },
 	}
-	c.Flags().StringVar(&o.address, "address", "127.0.0.1:9091", "serve it on this `address`; whoever reaches it reads with your rights")
+	c.Flags().StringVar(&o.address, "address", "127.0.0.1:9091", "serve the page on this `address`; everybody who can reach it reads with your rights")
 	return c
 }
 
@@ -46,7 +46,7 @@ func (o *pageOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// What is wrong is better told here than in the browser.
+	// An error is better shown here than in the browser.
 	if _, err := picker.State(ctx, ""); err != nil {
 		return err
 	}
@@ -59,7 +59,7 @@ func (o *pageOptions) serve(ctx context.Context, picker *cluster.Picker) error {
 		return fmt.Errorf("--address: %w", err)
 	}
 	server := &http.Server{Handler: picker.Proxy(), ReadHeaderTimeout: 10 * time.Second}
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // nobody waits for what is under way
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // requests in flight need not end
 	defer stop()
 	_, _ = fmt.Fprintf(o.Out, "The page of the picker, %s, is at http://%s until Ctrl-C.\n", picker.Name, listener.Addr())
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {

@@ -13,7 +13,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
-// How objects are written.
+// The output formats of objects.
 const (
 	formatYAML = "yaml"
 	formatJSON = "json"
@@ -34,30 +34,30 @@ func newRender(shared *options) *cobra.Command {
 	o := &renderOptions{options: shared}
 	c := &cobra.Command{
 		Use:   "render -f FILE",
-		Short: "Write the Istio objects that the controller would make of pools, without a cluster",
-		Long: "Write the ServiceEntries and EnvoyFilters that the controller would make of the InferencePools in files. The files\n" +
-			"may also hold what pools depend on: HTTPRoutes, Services, Namespaces, Gateways, ReferenceGrants, ServiceEntries.\n" +
-			"What is not there is taken to be as it should, which is told on the error stream. Left out are pools' tokens, which follow\n" +
-			"from the cluster's key. The exit code is 1 where a pool\n" +
+		Short: "Print the Istio objects that the controller would make of pools, without a cluster",
+		Long: "Print the ServiceEntries and EnvoyFilters that the controller would make of the InferencePools in files. The files\n" +
+			"may also have objects that pools depend on: HTTPRoutes, Services, Namespaces, Gateways, ReferenceGrants,\n" +
+			"ServiceEntries. The command assumes that missing objects exist, and names them on the standard error. The output has\n" +
+			"no tokens of pools, as these derive from the cluster's key. The exit code is 1 if a pool\n" +
 			"would not be served.",
 		Example: examples(`
-			# What would become of a pool?
+			# Print the objects of a pool
 			kubectl inference render -f samples/quickstart/pool.yaml
 
-			# The same with a waypoint that is elsewhere
+			# The same with a waypoint in another namespace
 			kubectl inference render -f pool.yaml --waypoint infra/shared`),
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: noFiles,
 		RunE:              func(*cobra.Command, []string) error { return o.run() },
 	}
-	c.Flags().StringVarP(&o.format, "output", "o", formatYAML, "how to write: "+formatYAML+" or "+formatJSON)
-	c.Flags().StringSliceVarP(&o.files, "filename", "f", nil, "`file` with objects; - is the standard input; several times for several")
-	c.Flags().StringVar(&o.waypoint, "waypoint", "waypoint", "`[namespace/]name` of the waypoint of pools that the files bind to none")
-	c.Flags().StringVar(&o.defaultPicker, "default-picker", "inference-system/inference-picker:9002", "the controller's flag of that name: `namespace/service:port`, or empty for none")
-	c.Flags().StringVar(&o.hostSuffix, "host-suffix", "inference.internal", "the controller's flag of that name: the `suffix` of pools' hosts")
-	c.Flags().StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "the controller's flag of that name: the cluster's `domain`")
-	c.Flags().StringArrayVar(&o.allowHosts, "allow-host", nil, "the controller's flag of that name: `namespace=host`; may be given often")
-	_ = c.MarkFlagRequired("filename") // the flags are there
+	c.Flags().StringVarP(&o.format, "output", "o", formatYAML, "output format: "+formatYAML+" or "+formatJSON)
+	c.Flags().StringSliceVarP(&o.files, "filename", "f", nil, "`file` with objects; - is the standard input; may be repeated")
+	c.Flags().StringVar(&o.waypoint, "waypoint", "waypoint", "`[namespace/]name` of the waypoint for pools that the files bind to no waypoint")
+	c.Flags().StringVar(&o.defaultPicker, "default-picker", "inference-system/inference-picker:9002", "as the controller's flag: `namespace/service:port`, or empty for none")
+	c.Flags().StringVar(&o.hostSuffix, "host-suffix", "inference.internal", "as the controller's flag: the `suffix` of pools' hosts")
+	c.Flags().StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "as the controller's flag: the cluster's `domain`")
+	c.Flags().StringArrayVar(&o.allowHosts, "allow-host", nil, "as the controller's flag: `namespace=host`; may be repeated")
+	_ = c.MarkFlagRequired("filename") // cannot fail: the flags exist
 	_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{formatYAML, formatJSON}, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
@@ -114,7 +114,7 @@ func (o *renderOptions) settings() (render.Options, error) {
 		namespace, name = "", o.waypoint
 	}
 	out.Waypoint = types.NamespacedName{Namespace: namespace, Name: name}
-	out.Namespace = "default" // no kubeconfig has a part in it, so that the output is the same everywhere
+	out.Namespace = "default" // not from the kubeconfig, so that the output is the same everywhere
 	if *o.flags.Namespace != "" {
 		out.Namespace = *o.flags.Namespace
 	}

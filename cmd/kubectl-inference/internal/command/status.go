@@ -12,14 +12,14 @@ import (
 func newStatus(o *options) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "status [POOL]",
-		Short: "Say who serves the pools, and what to do where something is wrong",
-		Long: "Say of the InferencePools of a namespace, or of all, which waypoint and which picker serve them, how many of\n" +
-			"their pods are ready, and what to do where something is wrong. Of one pool alone all is told.",
+		Short: "Show which waypoint and picker serve each pool, what is wrong, and what to do",
+		Long: "Show for the InferencePools of a namespace, or of all, which waypoint and which picker serve them, how many of\n" +
+			"their pods are ready, what is wrong and what to do. For a single pool it shows all details.",
 		Example: examples(`
 			# The pools of the current namespace
 			kubectl inference status
 
-			# Those of all namespaces, with their hosts
+			# The pools of all namespaces, with their hosts
 			kubectl inference status -A -o wide
 
 			# All about one pool
@@ -29,7 +29,7 @@ func newStatus(o *options) *cobra.Command {
 		RunE:              func(c *cobra.Command, args []string) error { return o.runStatus(c, args) },
 	}
 	o.addFormat(c)
-	c.Flags().BoolVarP(&o.allNamespaces, "all-namespaces", "A", false, "tell of all namespaces")
+	c.Flags().BoolVarP(&o.allNamespaces, "all-namespaces", "A", false, "show the pools of all namespaces")
 	return c
 }
 
@@ -39,7 +39,7 @@ func (o *options) runStatus(c *cobra.Command, args []string) error {
 		name = args[0]
 	}
 	if name != "" && o.allNamespaces {
-		return errors.New("a pool's name and --all-namespaces exclude each other")
+		return errors.New("--all-namespaces cannot be used with the name of a pool")
 	}
 	namespace, err := o.namespace()
 	if err != nil {

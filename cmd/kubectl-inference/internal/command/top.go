@@ -16,11 +16,11 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/top"
 )
 
-// minInterval bounds how often a picker is asked.
+// minInterval is the shortest interval at which the command asks a picker.
 const minInterval = 200 * time.Millisecond
 
-// A terminal's own words. Writing over what stands there, and clearing what is left of it, flickers less than clearing
-// all first.
+// Escape sequences of terminals. To overwrite the old text, and then clear the rest, flickers less than to clear the screen
+// first.
 const (
 	clearAll   = "\x1b[2J"
 	home       = "\x1b[H"
@@ -40,26 +40,26 @@ func newTop(shared *options) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "top POOL",
 		Short: "Show the endpoints of a pool as its picker sees them now",
-		Long: "Show what each endpoint of a pool has to do: calls running and waiting, use of the KV cache, LoRA adapters, what\n" +
-			"the picker has reserved there, the share of prompt tokens from cache, the time to the first token. In a terminal it\n" +
-			"is shown again and again until Ctrl-C. The picker is reached through the API server, which takes the right to get\n" +
-			"pods/proxy there.",
+		Long: "Show the load of each endpoint of a pool: calls running and waiting, use of the KV cache, LoRA adapters, the\n" +
+			"picker's reservations, the share of prompt tokens from cache, the time to the first token. In a terminal the table\n" +
+			"is shown again and again until Ctrl-C. The command reaches the picker through the API server, which needs the right\n" +
+			"to get pods/proxy.",
 		Example: examples(`
 			# Watch a pool
 			kubectl inference top llama -n models
 
-			# Look at it once, with all there is
+			# Show the table once, with all columns
 			kubectl inference top llama -n models --once -o wide
 
-			# Of a picker without a cluster
+			# Ask a picker without a cluster
 			kubectl inference top llama -n models --picker-url http://127.0.0.1:9091`),
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: o.completePools,
 		RunE:              func(c *cobra.Command, args []string) error { return o.run(c.Context(), args[0]) },
 	}
 	o.addFormat(c)
-	c.Flags().BoolVar(&o.once, "once", false, "show it once, as where the output is no terminal or is JSON or YAML")
-	c.Flags().DurationVar(&o.interval, "interval", 2*time.Second, "`time` from one look to the next")
+	c.Flags().BoolVar(&o.once, "once", false, "show the table once; this is the default if the output is not a terminal, or is JSON or YAML")
+	c.Flags().DurationVar(&o.interval, "interval", 2*time.Second, "`time` between two updates")
 	addPickerURL(c, &o.pickerURL)
 	return c
 }
@@ -88,8 +88,8 @@ func (o *topOptions) run(ctx context.Context, pool string) error {
 	return o.watch(ctx, namespace, pool, look)
 }
 
-// watch shows one look after the other until ctx ends. A look that fails is told in the place of the table, and when the
-// picker was replaced by another, that one is asked from then on.
+// watch shows one table after the other until ctx ends. After a failure it shows the error instead of the table, and looks
+// for a picker again, as the old one may have been replaced.
 func (o *topOptions) watch(ctx context.Context, namespace, pool string, look func(context.Context) (top.Report, error)) error {
 	_, _ = fmt.Fprint(o.Out, clearAll)
 	for {

@@ -1,5 +1,5 @@
-// Package doctor checks whether a cluster has what Inference Waypoint needs and whether it works there, and says of
-// each failing check what to do. It is pure: it judges Facts, which package cluster read, and asks nothing itself.
+// Package doctor checks whether a cluster has what Inference Waypoint needs and whether it works there, and says for each
+// failed check what to do. It must not read a cluster: it is pure and judges Facts, which package cluster read.
 package doctor
 
 import (
@@ -16,43 +16,43 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 )
 
-// Facts are all that the checks go by.
+// Facts are the inputs of the checks.
 type Facts struct {
-	// Server is the API server's version. With ServerProblem there is nothing else.
+	// Server is the API server's version. With ServerProblem all other fields are empty.
 	Server        *version.Info
 	ServerProblem *cluster.Problem
-	// Served says of each of Kinds whether the API server knows it; a kind that is absent could not be asked for.
+	// Served says for each of Kinds whether the API server has it; for a missing kind this is unknown.
 	Served map[Kind]bool
-	// Definitions are read for the versions that their annotations tell.
+	// Definitions have annotations with the versions of their releases.
 	Definitions cluster.List[apiextensionsv1.CustomResourceDefinition]
 	Istiods     cluster.List[appsv1.Deployment]
-	// DaemonSets are those of istiod's namespace.
+	// DaemonSets are the DaemonSets of istiod's namespace.
 	DaemonSets cluster.List[appsv1.DaemonSet]
-	// Rejects are how often proxies refused configuration since istiod started; RejectsErr is why that is not known.
+	// Rejects is how often proxies refused configuration since istiod started; RejectsErr is why that is unknown.
 	Rejects    int
 	RejectsErr error
 	Snapshot   *cluster.Snapshot
-	// Pickers are the pods that run ours.
+	// Pickers are the pods of our pickers.
 	Pickers []PickerFact
 }
 
-// PickerFact is what a picker answered.
+// PickerFact is a picker's answers.
 type PickerFact struct {
 	Pod types.NamespacedName
-	// Err is why it cannot be reached; nil where it answers.
+	// Err is why the picker cannot be reached; nil if it answers.
 	Err error
-	// State is what it knows of its pools; StateErr is why it does not tell.
+	// State is the picker's state of its pools; StateErr is why it could not be read.
 	State    livestate.State
 	StateErr error
 }
 
-// Kind is a kind of object that is needed.
+// Kind is a kind of object that the product needs.
 type Kind struct{ GroupVersion, Resource string }
 
 // Result is a check's outcome.
 type Result string
 
-// The results. A warning fails nothing.
+// The results. A warning does not change the exit code.
 const (
 	OK      Result = "ok"
 	Warning Result = "warning"
@@ -60,22 +60,22 @@ const (
 	Unknown Result = "unknown" // it could not be checked
 )
 
-// Check is one thing that was looked at.
+// Check is the outcome of one check.
 type Check struct {
-	// Name stays the same from version to version, such as "istio-version".
+	// Name is stable across versions, such as "istio-version".
 	Name    string `json:"name"`
 	Result  Result `json:"result"`
 	Message string `json:"message"`
-	// Next is what to do about it.
+	// Next is what to do about a failure.
 	Next string `json:"next,omitempty"`
 }
 
-// Report lists all checks in the order in which their faults are best mended.
+// Report lists all checks in the order in which to fix their faults.
 type Report struct {
 	Checks []Check `json:"checks"`
 }
 
-// Examine makes all checks. Those that an earlier one makes pointless are left out.
+// Examine makes all checks. It leaves out checks that make no sense after an earlier failure.
 func Examine(f Facts) Report {
 	e := &examination{Facts: f}
 	if e.server() {
@@ -113,7 +113,7 @@ const (
 	ExitUnknown = 2 // none failed, but one could not be made
 )
 
-// ExitCode is the program's for this report.
+// ExitCode is the program's exit code for this report.
 func (r Report) ExitCode() int {
 	switch {
 	case r.count(Failed) > 0:
@@ -135,7 +135,7 @@ func (r Report) count(result Result) int {
 	return n
 }
 
-// Text has a line for each check, what to do under those that are not well, and a sum. Wide names the checks.
+// Text has a line for each check, what to do under each check that is not ok, and the totals. Wide adds the checks' names.
 func (r Report) Text(wide bool) string {
 	var out strings.Builder
 	for _, c := range r.Checks {

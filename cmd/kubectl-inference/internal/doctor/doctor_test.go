@@ -33,7 +33,7 @@ func definition(name, annotation, value string) *apiextensionsv1.CustomResourceD
 
 var ambientOn = corev1.EnvVar{Name: ambientFlag, Value: "true"}
 
-// wellFacts are those of a cluster that has nothing wrong with it.
+// wellFacts are the facts of a cluster without faults.
 func wellFacts(t *testing.T) Facts {
 	f := Facts{
 		Server: &version.Info{GitVersion: "v1.36.3"},
@@ -63,7 +63,7 @@ func wellFacts(t *testing.T) Facts {
 	return f
 }
 
-// TestExamine examines a cluster that is well but for one thing, and compares what is said with testdata/<name>.txt.
+// TestExamine examines a cluster with a single fault, and compares the report with testdata/<name>.txt.
 func TestExamine(t *testing.T) {
 	forbidden := &cluster.Problem{Cause: cluster.NotPermitted, Text: "not permitted to list deployments"}
 	picked := func(status metav1.ConditionStatus, reason, message string) func(*Facts) {

@@ -12,7 +12,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/cluster"
 )
 
-// What is needed: the oldest that the whole was run with.
+// The oldest supported versions, with which the whole product was run.
 const (
 	minKubernetes = "1.33"
 	minIstio      = "1.31"
@@ -26,12 +26,12 @@ const installIstio = "istioctl install -f manifests/istio/overlay.yaml"
 type family struct {
 	name, title string
 	kinds       []Kind
-	// definition and annotation tell the version; without them there is none.
+	// definition and annotation say where the version is; if they are empty, no version is checked.
 	definition, annotation, min string
 	next                        string
 }
 
-// families are in the order in which they are to be installed.
+// families are in the order in which to install them.
 var families = []family{
 	{
 		name: "gateway-api", title: "Gateway API",
@@ -52,7 +52,7 @@ var families = []family{
 	},
 }
 
-// Kinds are all that are needed.
+// Kinds are all kinds that the product needs.
 func Kinds() []Kind {
 	var out []Kind
 	for _, f := range families {
@@ -70,13 +70,13 @@ func (e *examination) server() bool {
 	return true
 }
 
-// atLeast checks a version; what an older one comes to is said in old. One that cannot be read, as of a build of one's own,
+// atLeast checks a version. Old is the result for an older version. A text that is no version number, as in a private build,
 // is a warning.
 func (e *examination) atLeast(name, title, text, least string, old Result, next string) {
 	found, err := version.ParseGeneric(text)
 	switch {
 	case err != nil || found.Major() == 0 && found.Minor() == 0:
-		e.add(name, Warning, "make sure that it is "+least+" or newer", "%s %s: there is no telling which version that is", title, text)
+		e.add(name, Warning, "make sure that it is "+least+" or newer", "%s %s: this is not a version number", title, text)
 	case !found.AtLeast(version.MustParseGeneric(least)):
 		e.add(name, old, next, "%s %s is too old: want %s or newer", title, text, least)
 	default:
@@ -95,7 +95,7 @@ func (e *examination) family(f family) {
 	for _, k := range f.kinds {
 		served, asked := e.Served[k]
 		if !asked {
-			e.add(f.name, Unknown, "kubectl api-resources", "%s: the API server does not say whether it knows %s of %s", f.title, k.Resource, k.GroupVersion)
+			e.add(f.name, Unknown, "kubectl api-resources", "%s: the API server does not say whether it has %s of %s", f.title, k.Resource, k.GroupVersion)
 			return
 		}
 		if !served {
@@ -112,7 +112,7 @@ func (e *examination) family(f family) {
 	}
 	for _, d := range e.Definitions.Items {
 		if v := d.Annotations[f.annotation]; d.Name == f.definition && v != "" {
-			e.atLeast(f.name, f.title, v, f.min, Warning, f.next) // what it must know, it does
+			e.atLeast(f.name, f.title, v, f.min, Warning, f.next) // only a warning: all needed kinds exist
 			return
 		}
 	}
@@ -166,16 +166,16 @@ const (
 	inferenceFlag    = "ENABLE_GATEWAY_API_INFERENCE_EXTENSION"
 )
 
-// flags checks what istiod is told by its environment. Ambient mode itself is a check of its own.
+// flags checks istiod's environment variables. Ambient mode has its own check.
 func (e *examination) flags(d *appsv1.Deployment) {
 	env := environment(d)
 	if strings.EqualFold(env[autoAllocateFlag], "false") {
-		e.add("istio-flags", Failed, installIstio, "istiod gives hosts no addresses: %s is false, so no pool can be called", autoAllocateFlag)
+		e.add("istio-flags", Failed, installIstio, "istiod allocates no addresses for hosts: %s is false, so no pool can be called", autoAllocateFlag)
 		return
 	}
 	if strings.EqualFold(env[inferenceFlag], "true") {
-		e.add("istio-flags", Warning, "take "+inferenceFlag+" from istiod, unless an ingress Gateway leads to a pool",
-			"istiod runs with %s=true: calls are served all the same, but it erases what the controller says in pools' status", inferenceFlag)
+		e.add("istio-flags", Warning, "remove "+inferenceFlag+" from istiod, unless an ingress Gateway leads to a pool",
+			"istiod runs with %s=true: calls are served all the same, but istiod removes the controller's entries from pools' status", inferenceFlag)
 		return
 	}
 	e.add("istio-flags", OK, "", "istiod allocates addresses of hosts")
@@ -191,7 +191,7 @@ func environment(d *appsv1.Deployment) map[string]string {
 	return out
 }
 
-// ambientMode tells a mesh of sidecars alone from an ambient one.
+// ambientMode checks that the mesh is ambient and does not only have sidecars.
 func (e *examination) ambientMode() {
 	on := false
 	for _, d := range e.Istiods.Items {
@@ -219,17 +219,17 @@ func (e *examination) ambientMode() {
 	e.add("ambient-mode", Failed, installIstio, "istiod has ambient mode on, but no ztunnel runs beside it: pods are not in the mesh")
 }
 
-// rejects tells of configuration that proxies refused. The count is of all proxies and never falls, so it is no more than
-// a warning.
+// rejects reports configuration that proxies refused. The counter is for all proxies and never falls, so it is only a
+// warning.
 func (e *examination) rejects() {
 	istiod := e.Istiods.Items[0]
 	logs := fmt.Sprintf("kubectl logs -n %s deployment/%s | grep 'ACK ERROR'", istiod.Namespace, istiod.Name)
 	var problem *cluster.Problem
 	switch {
 	case errors.As(e.RejectsErr, &problem):
-		e.add("config-accepted", Unknown, problem.Next(), "whether waypoints take their configuration: %v", e.RejectsErr)
+		e.add("config-accepted", Unknown, problem.Next(), "it is unknown whether waypoints accept their configuration: %v", e.RejectsErr)
 	case e.RejectsErr != nil:
-		e.add("config-accepted", Unknown, logs, "whether waypoints take their configuration: %v", e.RejectsErr)
+		e.add("config-accepted", Unknown, logs, "it is unknown whether waypoints accept their configuration: %v", e.RejectsErr)
 	case e.Rejects > 0:
 		e.add("config-accepted", Warning, logs, "proxies have refused configuration %d times since istiod started", e.Rejects)
 	default:

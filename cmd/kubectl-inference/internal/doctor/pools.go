@@ -18,10 +18,10 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// maxNamed bounds how many things of a kind one message names.
+// maxNamed bounds how many names one message has.
 const maxNamed = 3
 
-// product checks our own two programs.
+// product checks controller and picker.
 func (e *examination) product() {
 	s := e.Snapshot
 	if s.Deployments.Problem != nil {
@@ -46,7 +46,7 @@ func (e *examination) pickers() {
 		case s.Settings.DefaultPicker != nil:
 			at := s.Settings.DefaultPicker.Service
 			e.add("picker", Failed, fmt.Sprintf("kubectl describe service %s -n %s", at.Name, at.Namespace),
-				"no pod of the picker (Service %s) is ready: nobody chooses endpoints", at)
+				"no pod of the picker (Service %s) is ready: calls are not picked", at)
 		}
 	}
 	for _, p := range e.Pickers {
@@ -90,12 +90,12 @@ func (e *examination) pools() {
 	}
 	for _, problem := range []*cluster.Problem{s.Entries.Problem, s.Filters.Problem} {
 		if problem != nil && problem.Cause != cluster.NotInstalled {
-			e.unread("mesh-objects", "what the controller wrote", problem)
+			e.unread("mesh-objects", "the controller's objects", problem)
 		}
 	}
 }
 
-// namespaces checks that those with pools are in the ambient mesh, and that no sidecar is put into their pods.
+// namespaces checks that namespaces with pools are in the ambient mesh, and that Istio injects no sidecars there.
 func (e *examination) namespaces() {
 	s := e.Snapshot
 	if s.Namespaces.Problem != nil {
@@ -107,7 +107,7 @@ func (e *examination) namespaces() {
 		switch {
 		case ns.Labels["istio-injection"] == "enabled" && mode != "ambient":
 			e.add("namespace", Failed, fmt.Sprintf("%s istio-injection- && kubectl rollout restart deployment -n %s", label, ns.Name),
-				"namespace %s has sidecars and no ambient mode: what calls with a sidecar passes by waypoints, and nobody picks", ns.Name)
+				"namespace %s has sidecars and no ambient mode: calls from sidecars bypass waypoints and are not picked", ns.Name)
 		case mode != "ambient" && !e.ambientPods(ns.Name):
 			e.add("namespace", Failed, label, "namespace %s is not in the ambient mesh", ns.Name)
 		default:
@@ -131,13 +131,13 @@ func (e *examination) ambientPods(namespace string) bool {
 }
 
 func (e *examination) podsOf(api *inferencev1.InferencePool) []*corev1.Pod {
-	p, _ := pool.FromAPI(api) // what is wrong with it is another check's
+	p, _ := pool.FromAPI(api) // another check reports errors
 	return slices.DeleteFunc(slices.Clone(e.Snapshot.Pods.Items), func(pod *corev1.Pod) bool {
 		return pod.Namespace != api.Namespace || !p.Selects(pod.Labels)
 	})
 }
 
-// pool checks what status does: the controller's verdict, the waypoint, the picker, the pods.
+// pool makes a check of each finding of package status: the controller's verdict, the waypoint, the picker, the pods.
 func (e *examination) pool(p *status.Pool) {
 	name := p.Namespace + "/" + p.Name
 	if len(p.Findings) == 0 && (p.State == status.Picking || p.State == status.NotCalled) {
@@ -162,11 +162,11 @@ const (
 	waypointRefused = "istio.io/WaypointAccepted"
 )
 
-// host checks that istiod has taken the pool's ServiceEntry up: that it has an address and is bound to its waypoint.
+// host checks that istiod has given the pool's ServiceEntry an address and has bound it to its waypoint.
 func (e *examination) host(p *status.Pool) {
 	entry := e.entryOf(p)
 	if entry == nil || len(p.Waypoints) == 0 {
-		return // said by the check of the pool
+		return // the check of the pool reports this
 	}
 	name := entry.Namespace + "/" + entry.Name
 	next := fmt.Sprintf("kubectl get serviceentry %s -n %s -o yaml", entry.Name, entry.Namespace)
@@ -192,8 +192,8 @@ func (e *examination) entryOf(p *status.Pool) *networkingv1.ServiceEntry {
 	return nil
 }
 
-// filters checks that an EnvoyFilter is there for every waypoint that accepted the pool. Whether Envoy takes it is in no
-// object's status: see rejects.
+// filters checks that an EnvoyFilter exists for every waypoint that accepted the pool. No object's status says whether
+// Envoy accepts the EnvoyFilter: see rejects.
 func (e *examination) filters(p *status.Pool) {
 	at := map[string]bool{}
 	for _, f := range e.Snapshot.Filters.Items {
@@ -216,7 +216,7 @@ func (e *examination) filters(p *status.Pool) {
 	}
 }
 
-// inMesh warns of pods that calls reach in the clear.
+// inMesh warns of pods outside the mesh, which calls reach without mTLS.
 func (e *examination) inMesh(p *status.Pool) {
 	var outside []string
 	for _, pod := range p.Pods {
@@ -226,7 +226,7 @@ func (e *examination) inMesh(p *status.Pool) {
 	}
 	if len(outside) > 0 {
 		e.add("pods-in-mesh", Warning, fmt.Sprintf("kubectl label namespace %s istio.io/dataplane-mode=ambient", p.Namespace),
-			"%d of %d pods of pool %s/%s are outside the mesh, and calls reach them in the clear: %s", len(outside), len(p.Pods), p.Namespace, p.Name, some(outside))
+			"%d of %d pods of pool %s/%s are outside the mesh, and calls reach them without mTLS: %s", len(outside), len(p.Pods), p.Namespace, p.Name, some(outside))
 		return
 	}
 	if p.ReadyPods > 0 {
@@ -234,11 +234,11 @@ func (e *examination) inMesh(p *status.Pool) {
 	}
 }
 
-// readingsTooOld is the age in seconds from which a picker's reading of a model server's metrics tells that it cannot
-// read them. It reads several times a second.
+// readingsTooOld is the age, in seconds, of a picker's last reading of a model server's metrics from which the picker
+// counts as unable to read them. It normally reads several times a second.
 const readingsTooOld = 10
 
-// readings checks, by what the pickers know, that the metrics of the pool's model servers can be read.
+// readings checks in the pickers' state that they can read the metrics of the pool's model servers.
 func (e *examination) readings(p *status.Pool) {
 	name := p.Namespace + "/" + p.Name
 	if p.Picker == nil || !p.Picker.Ours || p.ReadyPods == 0 {
@@ -268,14 +268,14 @@ func (e *examination) readings(p *status.Pool) {
 	}
 	switch {
 	case len(unread) > 0:
-		e.add("metrics", Failed, "make sure that each of its target ports serves /metrics to the picker; no NetworkPolicy or AuthorizationPolicy may keep it away",
+		e.add("metrics", Failed, "make sure that each target port of the pool serves /metrics, and that no NetworkPolicy or AuthorizationPolicy keeps the picker away",
 			"pool %s: the picker cannot read the metrics of %d endpoints: %s", name, len(unread), some(slices.Sorted(maps.Keys(unread))))
 	case read > 0:
 		e.add("metrics", OK, "", "pool %s: the picker reads the metrics of all endpoints", name)
 	case reason != nil:
 		e.add("metrics", Unknown, "", "pool %s: whether metrics can be read is not known: %v", name, reason)
 	case len(e.Pickers) > 0:
-		e.add("metrics", Failed, fmt.Sprintf("kubectl logs -n %s deployment/inference-picker", e.Snapshot.SystemNamespace), "pool %s: the picker knows no endpoint of it", name)
+		e.add("metrics", Failed, fmt.Sprintf("kubectl logs -n %s deployment/inference-picker", e.Snapshot.SystemNamespace), "pool %s: the picker knows none of its endpoints", name)
 	}
 }
 

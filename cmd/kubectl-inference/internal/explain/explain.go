@@ -1,4 +1,4 @@
-// Package explain says in words where a picker would send a request, and why. It is pure: the ranking is the picker's.
+// Package explain formats a picker's explanation of where it would send a request. It must not rank endpoints itself.
 package explain
 
 import (
@@ -14,14 +14,14 @@ import (
 // Report is a picker's explanation.
 type Report struct {
 	livestate.Explanation
-	// Names are the pods' by their endpoints, ip:port, as far as they are known.
+	// Names are the names of pods, where known, by endpoint (ip:port).
 	Names map[string]string `json:"pods,omitempty"`
-	// Picker is who was asked. Each replica knows its own calls.
+	// Picker is the replica that answered. Each replica knows only its own calls.
 	Picker string `json:"picker"`
 }
 
-// Text says where the request would go and has a row for each endpoint, the best first; with wide it has all terms of the
-// costs.
+// Text names the endpoint that would get the request, and has a row for each endpoint, the best first. Wide adds all terms
+// of the costs.
 func (r Report) Text(wide bool) string {
 	if len(r.Candidates) == 0 {
 		return fmt.Sprintf("Pool %s has no endpoint that the request could go to.\n", r.Pool)
@@ -65,14 +65,14 @@ func because(best livestate.Candidate, prompt int) string {
 	said := fmt.Sprintf("it holds %d of the prompt's %d tokens", best.CachedTokens, prompt)
 	switch {
 	case best.CachedTokens == 0:
-		said = "it has the least to do, and nothing of the prompt"
+		said = "it has the least load, and nothing of the prompt cached"
 	case best.CachedTokens >= prompt:
 		said = "it holds the whole prompt"
 	}
 	return said + ", and the first token is expected in " + span(best.FirstToken)
 }
 
-// behind names the bound that puts a candidate behind, or else the term by which it costs most more than the best.
+// behind names the bound that ranks a candidate lower, or else the term with the greatest extra cost over the best.
 func behind(best, c livestate.Candidate, isBest bool) string {
 	if c.Class != "" {
 		return c.Class
@@ -118,7 +118,7 @@ func age(seconds *float64) string {
 	return span(*seconds)
 }
 
-// span writes a time in seconds with three digits, in the unit that fits.
+// span formats a time, given in seconds: in milliseconds below 1 s, else in hundredths of a second.
 func span(seconds float64) string {
 	d := time.Duration(seconds * float64(time.Second))
 	switch abs := math.Abs(seconds); {

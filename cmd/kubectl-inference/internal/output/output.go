@@ -1,5 +1,5 @@
-// Package output writes what a command found, as a text for people or as data for programs. What is written is the
-// commands' own; no cluster is read here.
+// Package output writes a command's report, as text for people or as data for programs. It must not know what a report
+// contains, or read a cluster.
 package output
 
 import (
@@ -13,10 +13,10 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// Format is a way of writing: that of the flag -o.
+// Format is an output format, the value of the flag -o.
 type Format string
 
-// The formats. Table and Wide are for people, and what they say may change; the fields of JSON and YAML stay.
+// The formats. Table and Wide are for people, and their text may change; the fields of JSON and YAML are stable.
 const (
 	Table Format = "table"
 	Wide  Format = "wide"
@@ -42,9 +42,9 @@ func (f *Format) String() string { return string(*f) }
 // Type names the value in a command's help.
 func (f *Format) Type() string { return "format" }
 
-// Report is what a command found. Its JSON is its data.
+// Report is the result of a command. Its JSON encoding is its data.
 type Report interface {
-	// Text is the report for people; with wide, all of it.
+	// Text is the report for people. Wide adds all details.
 	Text(wide bool) string
 }
 
@@ -68,7 +68,7 @@ func Write(w io.Writer, f Format, r Report) error {
 	return err
 }
 
-// Columns sets rows in columns as kubectl does. Lines end without spaces.
+// Columns aligns rows in columns as kubectl does. Lines have no spaces at their ends.
 func Columns(rows [][]string) string {
 	var text strings.Builder
 	w := printers.GetNewTabWriter(&text)
@@ -83,7 +83,7 @@ func Columns(rows [][]string) string {
 	return strings.Join(lines, "\n")
 }
 
-// OrDash stands in a column for what there is none of.
+// OrDash is the text, or "-" if it is empty.
 func OrDash(s string) string {
 	if s == "" {
 		return "-"

@@ -1,6 +1,6 @@
-// Package render makes of files, without a cluster, the objects that the controller would write for the InferencePools in
-// them. It is pure but for the translation, which is the controller's own. What a pool depends on and no file holds is
-// taken to be there, and told in a note.
+// Package render makes the objects that the controller would write for the InferencePools in files. It must not read a
+// cluster. It translates with the controller's own package translate. If a pool depends on an object that no file has, it
+// assumes that the object exists, and says so in a note.
 package render
 
 import (
@@ -24,19 +24,19 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
-// Options say what a cluster would.
+// Options are the settings that files do not have.
 type Options struct {
 	Settings translate.Settings
-	// Namespace takes the objects that name none.
+	// Namespace is the namespace of objects that name none.
 	Namespace string
-	// Waypoint serves the pools that the files bind to none. Without a namespace it is in the pool's own.
+	// Waypoint serves the pools that the files bind to no waypoint. Without a namespace it is in the pool's namespace.
 	Waypoint types.NamespacedName
 }
 
 // Output is what the controller would write.
 type Output struct {
 	Objects []translate.Object
-	// Notes say what was taken to be there.
+	// Notes name the objects that are assumed to exist.
 	Notes []string
 	// Refused says why a waypoint would not serve a pool.
 	Refused []string
@@ -52,13 +52,13 @@ type Inputs struct {
 // ErrNoPool says that the files hold no InferencePool.
 var ErrNoPool = errors.New("there is no InferencePool in the files")
 
-// NewInputs has no objects yet.
+// NewInputs makes Inputs without objects.
 func NewInputs() *Inputs {
 	return &Inputs{Objects: translate.NewObjects()}
 }
 
-// Add reads the objects of a YAML stream. A field that its kind does not have is an error; kinds that do not matter are
-// left out.
+// Add reads the objects of a YAML stream. An unknown field is an error. Kinds that do not affect pools are ignored, with a
+// note.
 func (in *Inputs) Add(stream io.Reader, namespace string) error {
 	documents := utilyaml.NewYAMLReader(bufio.NewReader(stream))
 	for n := 1; ; n++ {
@@ -110,7 +110,7 @@ func (in *Inputs) document(doc []byte, namespace string) error {
 	case "":
 		return errors.New("it has no kind")
 	default:
-		in.notes = append(in.notes, fmt.Sprintf("left out: a %s has no part in it", head.Kind))
+		in.notes = append(in.notes, fmt.Sprintf("ignored: a %s does not affect pools", head.Kind))
 		return nil
 	}
 }
@@ -131,13 +131,13 @@ func put[T any, O interface {
 		return name, fmt.Errorf("%T: it has no metadata.name", *out)
 	}
 	if into[name] != nil {
-		return name, fmt.Errorf("%T %s: it is there twice", *out, name)
+		return name, fmt.Errorf("%T %s: the files have it twice", *out, name)
 	}
 	into[name] = out
 	return name, nil
 }
 
-// Render translates all pools. It completes the inputs.
+// Render translates all pools. It adds missing objects to the inputs.
 func Render(in *Inputs, o Options) (Output, error) {
 	if len(in.order) == 0 {
 		return Output{}, ErrNoPool
@@ -168,7 +168,7 @@ func Render(in *Inputs, o Options) (Output, error) {
 	return out, nil
 }
 
-// completion takes what is missing to be there.
+// completion adds missing objects.
 type completion struct {
 	*Inputs
 	Options
@@ -178,7 +178,7 @@ func (c *completion) note(format string, args ...any) {
 	c.notes = append(c.notes, fmt.Sprintf(format, args...))
 }
 
-// waypoint binds a pool that nothing binds, and makes its waypoint where no file holds it.
+// waypoint binds a pool that the files bind to no waypoint, and makes the waypoint if no file has it.
 func (c *completion) waypoint(p *inferencev1.InferencePool) {
 	ns := c.Namespaces[p.Namespace]
 	if ns == nil {
@@ -209,10 +209,10 @@ func (c *completion) waypoint(p *inferencev1.InferencePool) {
 			}},
 		},
 	}
-	c.note("taken to be there: waypoint %s, which pool %s/%s is bound to", name, p.Namespace, p.Name)
+	c.note("assumed to exist: waypoint %s, to which pool %s/%s is bound", name, p.Namespace, p.Name)
 }
 
-// picker makes the Service of a pool's picker where no file holds it.
+// picker makes the Service of a pool's picker if no file has it.
 func (c *completion) picker(p *inferencev1.InferencePool) {
 	at, named := translate.PickerOf(p, c.Settings)
 	if !named {
@@ -223,6 +223,6 @@ func (c *completion) picker(p *inferencev1.InferencePool) {
 		s = &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: at.Service.Namespace, Name: at.Service.Name}}
 		s.Spec.Ports = []corev1.ServicePort{{Port: at.Port}}
 		c.Services[at.Service] = s
-		c.note("taken to be there: the picker's Service %s", at)
+		c.note("assumed to exist: the picker's Service %s", at)
 	}
 }

@@ -28,22 +28,22 @@ func TestRender(t *testing.T) {
 			files: barePool, waypoint: types.NamespacedName{Name: "waypoint"},
 			wantObjects: []string{"EnvoyFilter models", "ServiceEntry models"},
 			wantNotes: []string{
-				"taken to be there: the picker's Service inference-system/inference-picker:9002",
-				"taken to be there: waypoint models/waypoint, which pool models/llama is bound to",
+				"assumed to exist: the picker's Service inference-system/inference-picker:9002",
+				"assumed to exist: waypoint models/waypoint, to which pool models/llama is bound",
 			},
 		},
 		"a waypoint elsewhere": {
 			files: barePool, waypoint: types.NamespacedName{Namespace: "infra", Name: "shared"},
 			wantObjects: []string{"EnvoyFilter infra", "ServiceEntry models"},
 			wantNotes: []string{
-				"taken to be there: the picker's Service inference-system/inference-picker:9002",
-				"taken to be there: waypoint infra/shared, which pool models/llama is bound to",
+				"assumed to exist: the picker's Service inference-system/inference-picker:9002",
+				"assumed to exist: waypoint infra/shared, to which pool models/llama is bound",
 			},
 		},
 		"a namespace without a waypoint": {
 			files:       barePool + "---\n{apiVersion: v1, kind: Namespace, metadata: {name: models, labels: {istio.io/use-waypoint: none}}}",
 			waypoint:    types.NamespacedName{Name: "waypoint"},
-			wantNotes:   []string{"taken to be there: the picker's Service inference-system/inference-picker:9002"},
+			wantNotes:   []string{"assumed to exist: the picker's Service inference-system/inference-picker:9002"},
 			wantRefused: []string{"pool models/llama: it is bound to no waypoint"},
 		},
 		"a Gateway that is no waypoint, and a Deployment": {
@@ -58,8 +58,8 @@ spec: {gatewayClassName: istio, listeners: []}
 			waypoint:    types.NamespacedName{Name: "waypoint"},
 			wantObjects: []string{"ServiceEntry models"},
 			wantNotes: []string{
-				"left out: a Deployment has no part in it",
-				"taken to be there: the picker's Service inference-system/inference-picker:9002",
+				"assumed to exist: the picker's Service inference-system/inference-picker:9002",
+				"ignored: a Deployment does not affect pools",
 			},
 			wantRefused: []string{"pool models/llama at waypoint models/waypoint: Gateway models/waypoint is of class istio: a waypoint's is istio-waypoint"},
 		},
@@ -92,7 +92,7 @@ func TestAddRefuses(t *testing.T) {
 		"no kind":          {"a: b", "it has no kind"},
 		"an unknown field": {strings.Replace(barePool, "targetPorts", "targetPort", 1), `unknown field "targetPort"`},
 		"no name":          {strings.Replace(barePool, "name: llama", "", 1), "it has no metadata.name"},
-		"the same twice":   {barePool + "---" + barePool, "document 2: v1.InferencePool models/llama: it is there twice"},
+		"the same twice":   {barePool + "---" + barePool, "document 2: v1.InferencePool models/llama: the files have it twice"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

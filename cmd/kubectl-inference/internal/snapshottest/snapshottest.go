@@ -1,4 +1,4 @@
-// Package snapshottest makes snapshots of files and compares with golden texts, for tests.
+// Package snapshottest loads snapshots from files and compares texts with golden files, for tests.
 package snapshottest
 
 import (

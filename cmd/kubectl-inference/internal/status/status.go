@@ -1,5 +1,5 @@
-// Package status says of InferencePools who serves them and, in plain words, what is wrong and what to do next. It is pure:
-// it judges a snapshot of the cluster and reads nothing itself.
+// Package status judges how InferencePools are served, and says what is wrong and what to do next. It must not read a
+// cluster: it is pure and judges a snapshot.
 package status
 
 import (
@@ -27,24 +27,24 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// Report is what there is to say of some pools.
+// Report has the judgements on some pools.
 type Report struct {
 	Pools []Pool `json:"pools"`
-	// Unread says what could not be read, and so is not judged.
+	// Unread names what could not be read, and so is not judged.
 	Unread []Finding `json:"couldNotRead,omitempty"`
 
-	// Detail says that the report is of one pool, which is then told of at length.
+	// Detail says that the report is for a single pool, and shows all details.
 	Detail bool `json:"-"`
 }
 
-// State is how calls to a pool fare.
+// State says whether calls to a pool are served and picked.
 type State string
 
-// The states, from the best to the worst.
+// The states.
 const (
-	Picking    State = "picking"         // a picker chooses the endpoint of each call, as the waypoint counts
-	NotCalled  State = "not called yet"  // it would be so
-	NotPicking State = "serving blindly" // calls are served, and nobody chooses
+	Picking    State = "picking"         // a picker picks the endpoint of each call, by the waypoint's counters
+	NotCalled  State = "not called yet"  // all is ready, and no call has come
+	NotPicking State = "serving blindly" // calls are served without a pick
 	NotServing State = "not serving"
 	Unknown    State = "unknown"
 )
@@ -64,11 +64,11 @@ type Pool struct {
 	Conditions  []Condition      `json:"conditions,omitempty"`
 	Findings    []Finding        `json:"findings,omitempty"`
 
-	// Served says that calls are served, and that nothing tells that they are not picked: what is found is no more than a warning.
+	// Served says that calls are served, and that no sign shows unpicked calls. All findings are then only warnings.
 	Served bool `json:"-"`
 }
 
-// Waypoint is one that a pool is bound to.
+// Waypoint is a waypoint that a pool is bound to.
 type Waypoint struct {
 	Name       string `json:"name"` // namespace/name
 	Programmed bool   `json:"programmed"`
@@ -76,7 +76,7 @@ type Waypoint struct {
 	ReadyPods  int    `json:"readyPods"`
 }
 
-// Picker is the one that a pool is served by.
+// Picker is the picker of a pool.
 type Picker struct {
 	Service   string `json:"service"` // namespace/name:port
 	Ours      bool   `json:"ours"`
@@ -84,7 +84,7 @@ type Picker struct {
 	ReadyPods int    `json:"readyPods"`
 }
 
-// Pod is one of a pool's.
+// Pod is a pod of a pool.
 type Pod struct {
 	Name    string `json:"name"`
 	Address string `json:"address,omitempty"`
@@ -92,7 +92,7 @@ type Pod struct {
 	InMesh  bool   `json:"inMesh"`
 }
 
-// Condition is one that the controller reports for a waypoint.
+// Condition is a condition that the controller reports for a waypoint.
 type Condition struct {
 	Waypoint string `json:"waypoint"` // namespace/name
 	Type     string `json:"type"`
@@ -101,7 +101,7 @@ type Condition struct {
 	Message  string `json:"message"`
 }
 
-// Finding is something wrong, and a command or deed that leads on.
+// Finding is a problem, and the command or action to try next.
 type Finding struct {
 	What string `json:"what"`
 	Next string `json:"next,omitempty"`
@@ -122,7 +122,7 @@ func Of(s *cluster.Snapshot) Report {
 	return out
 }
 
-// judgement is one pool's while it is made.
+// judgement is the state of judging one pool.
 type judgement struct {
 	*cluster.Snapshot
 	api *inferencev1.InferencePool
@@ -151,7 +151,7 @@ func (j *judgement) say(what, next string) {
 	j.out.Findings = append(j.out.Findings, Finding{what, next})
 }
 
-// worst lowers the state.
+// worst sets the state to s if s is worse.
 func (j *judgement) worst(s State) {
 	order := []State{Picking, NotCalled, NotPicking, Unknown, NotServing}
 	if slices.Index(order, s) > slices.Index(order, j.out.State) {
@@ -159,7 +159,7 @@ func (j *judgement) worst(s State) {
 	}
 }
 
-// conditions reads what the controller has said, and says what to do where it has said nothing or not of late.
+// conditions reads the controller's conditions, and adds findings for conditions that are false or out of date.
 func (j *judgement) conditions() {
 	stale := false
 	for _, parent := range j.api.Status.Parents {
@@ -171,11 +171,11 @@ func (j *judgement) conditions() {
 			j.out.Conditions = append(j.out.Conditions, Condition{waypoint, c.Type, string(c.Status), c.Reason, c.Message})
 			stale = stale || c.ObservedGeneration < j.api.Generation
 			switch {
-			case c.Type == poolstatus.Picked: // said by picked
+			case c.Type == poolstatus.Picked: // picked handles it
 			case c.Type == poolstatus.IneffectiveConfig:
 				j.say(sentence(c.Message), "docs/routes.md says under \"What has no effect\" what to write instead")
 			case c.Type == poolstatus.PartiallyRefused:
-				j.say("not called "+c.Message, "claim hosts that are free, and give the pool Services that exist")
+				j.say("The pool is not served everywhere: "+c.Message, "claim hosts that are free, and annotate Services that can lead to the pool")
 			case c.Status != metav1.ConditionTrue:
 				j.refused(parent, c)
 			}
@@ -186,7 +186,7 @@ func (j *judgement) conditions() {
 	}
 }
 
-// picked says whether calls are picked at the waypoints that serve the pool.
+// picked judges whether calls are picked at the waypoints that serve the pool.
 func (j *judgement) picked() {
 	called, idle := false, true
 	for _, parent := range j.api.Status.Parents {
@@ -214,7 +214,7 @@ func (j *judgement) picked() {
 		}
 	}
 	switch {
-	case len(j.out.Conditions) == 0: // who has erased the status, or that there is none, is said already
+	case len(j.out.Conditions) == 0: // waypoints has a finding about the missing status
 		j.worst(Unknown)
 	case !called:
 		j.worst(NotCalled)
@@ -223,17 +223,17 @@ func (j *judgement) picked() {
 	}
 }
 
-// unwatched says why nobody tells whether calls are picked.
+// unwatched adds a finding about why it is unknown whether calls are picked.
 func (j *judgement) unwatched(parent inferencev1.ParentStatus) {
 	if j.Unwatched {
-		j.say("Picking is not watched: the controller runs with --watch-waypoints=0.", "give the controller --watch-waypoints=5s")
+		j.say("The controller does not read waypoints' counters: it runs with --watch-waypoints=0.", "give the controller --watch-waypoints=5s")
 		return
 	}
 	j.say(fmt.Sprintf("Whether calls are picked at waypoint %s/%s is not known: the controller has just begun to watch it, or is of an older version.",
 		parent.ParentRef.Namespace, parent.ParentRef.Name), j.controllerNext())
 }
 
-// pickerNext is where to look for why a picker that is there is not asked.
+// pickerNext is where to look if waypoints do not reach an existing picker.
 func (j *judgement) pickerNext() string {
 	at, named := translate.PickerOf(j.api, j.Settings)
 	if !named {
@@ -242,8 +242,8 @@ func (j *judgement) pickerNext() string {
 	return "kubectl get pods,networkpolicies,authorizationpolicies -n " + at.Service.Namespace
 }
 
-// refused says what to do about a condition that is not true. Only Accepted keeps a pool from being served: without its
-// picker, a call ends as the failure mode says.
+// refused adds a finding about a condition that is not true. Only Accepted keeps a pool from being served; without a
+// picker, the failure mode decides each call.
 func (j *judgement) refused(parent inferencev1.ParentStatus, c metav1.Condition) {
 	next := fmt.Sprintf("kubectl edit inferencepool %s -n %s", j.api.Name, j.api.Namespace)
 	switch c.Reason {
@@ -253,7 +253,7 @@ func (j *judgement) refused(parent inferencev1.ParentStatus, c metav1.Condition)
 			next = fmt.Sprintf("istioctl waypoint apply --name %s -n %s", parent.ParentRef.Name, parent.ParentRef.Namespace)
 		}
 	case string(inferencev1.InferencePoolReasonInvalidExtensionRef):
-		if j.api.Spec.EndpointPickerRef == nil { // it is the controller's default that is missing
+		if j.api.Spec.EndpointPickerRef == nil { // the controller's default picker is missing
 			next = "install the picker, or correct the controller's --default-picker"
 		}
 	case string(inferencev1.InferencePoolReasonHTTPRouteNotAccepted):
@@ -267,13 +267,13 @@ func (j *judgement) refused(parent inferencev1.ParentStatus, c metav1.Condition)
 	j.say(sentence(c.Message), next)
 }
 
-// sentence is a condition's message as a line of its own.
+// sentence turns a condition's message into a sentence.
 func sentence(message string) string {
 	first, size := utf8.DecodeRuneInString(message)
 	return string(unicode.ToUpper(first)) + strings.TrimSuffix(message[size:], ".") + "."
 }
 
-// unpicked is the state while no picker answers.
+// unpicked sets the state for a pool without an answering picker, by its failure mode.
 func (j *judgement) unpicked() {
 	if j.out.FailureMode == pool.FailClose {
 		j.worst(NotServing)
@@ -298,14 +298,14 @@ func (j *judgement) waypoints() {
 		j.worst(Unknown)
 	case len(names) == 0:
 		j.worst(NotServing)
-		j.say(fmt.Sprintf("No waypoint serves it: namespace %s is bound to none.", j.api.Namespace),
+		j.say(fmt.Sprintf("No waypoint serves the pool: namespace %s is bound to none.", j.api.Namespace),
 			fmt.Sprintf("kubectl label namespace %s %s=inference", j.api.Namespace, translate.WaypointLabel))
 	case len(j.out.Conditions) == 0 && j.ownEntry() != nil: // whether calls are picked is not known either
-		j.say("The controller serves it, but what it says of that is gone from the status. istiod erases it where it runs with "+
+		j.say("The controller serves the pool, but its entry is gone from the pool's status. istiod removes the entry if it runs with "+
 			"ENABLE_GATEWAY_API_INFERENCE_EXTENSION=true.", "kubectl get events -n "+j.api.Namespace)
 	case len(j.out.Conditions) == 0:
 		j.worst(NotServing)
-		j.say("The controller has not said anything of it.", j.controllerNext())
+		j.say("The controller has written no status of the pool.", j.controllerNext())
 	}
 	for _, name := range slices.SortedFunc(maps.Keys(names), func(a, b types.NamespacedName) int { return cmp.Compare(a.String(), b.String()) }) {
 		j.waypoint(name)
@@ -330,7 +330,7 @@ func (j *judgement) waypoint(name types.NamespacedName) {
 	switch {
 	case gateway == nil && j.Gateways.Problem != nil:
 		j.worst(Unknown)
-	case gateway == nil: // the conditions say so, where the controller runs
+	case gateway == nil: // the conditions report this, if the controller runs
 		j.worst(NotServing)
 	case !out.Programmed:
 		j.worst(NotServing)
@@ -345,7 +345,7 @@ func (j *judgement) waypoint(name types.NamespacedName) {
 func reasonOf(g *gatewayv1.Gateway) string {
 	c := meta.FindStatusCondition(g.Status.Conditions, string(gatewayv1.GatewayConditionProgrammed))
 	if c == nil || c.Message == "" || c.Reason == string(gatewayv1.GatewayReasonPending) {
-		return "istiod has not taken it up yet"
+		return "istiod has not handled it yet"
 	}
 	return strings.TrimSuffix(c.Message, ".")
 }
@@ -358,7 +358,7 @@ func (j *judgement) entry() {
 	}
 	if j.accepted() && j.Entries.Problem == nil {
 		j.worst(NotServing)
-		j.say("Its ServiceEntry is gone.", j.controllerNext())
+		j.say("The pool's ServiceEntry is gone.", j.controllerNext())
 	}
 }
 
@@ -377,7 +377,7 @@ func (j *judgement) accepted() bool {
 	})
 }
 
-// controllerNext is what to do about a controller that does not do its work.
+// controllerNext is what to do if the controller does not work.
 func (j *judgement) controllerNext() string {
 	d := cluster.Named(j.Deployments, cluster.Controller)
 	switch {
@@ -393,7 +393,7 @@ func (j *judgement) controllerNext() string {
 func (j *judgement) picker() {
 	at, named := translate.PickerOf(j.api, j.Settings)
 	if !named {
-		return // the conditions say so
+		return // the conditions report this
 	}
 	service := cluster.Find(j.Services, at.Service.Namespace, at.Service.Name)
 	out := &Picker{Service: at.String(), Ours: translate.IsOwnPicker(at, service, j.Settings)}
@@ -448,7 +448,7 @@ func (j *judgement) pods(p pool.Pool) {
 // redirection is Istio's annotation on a pod that is in the ambient mesh.
 const redirection = "ambient.istio.io/redirection"
 
-// InMesh reports whether calls to a pod go by its ztunnel.
+// InMesh reports whether calls to a pod go through ztunnel.
 func InMesh(p *corev1.Pod) bool { return p.Annotations[redirection] == "enabled" }
 
 func selectorText(labels map[string]string) string {

@@ -17,7 +17,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// TestText judges a cluster that is well but for one thing, and compares what is said with testdata/<name>.txt.
+// TestText judges a cluster with a single fault, and compares the report with testdata/<name>.txt.
 func TestText(t *testing.T) {
 	llama := func(s *cluster.Snapshot) *inferencev1.InferencePool { return s.Pools.Items[0] }
 	removePods := func(s *cluster.Snapshot, names ...string) {

@@ -7,7 +7,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/output"
 )
 
-// Text is a table of the pools, and after it what is wrong with each; of one pool alone it is all that is known.
+// Text is a table of the pools, followed by the findings for each pool. For a single pool it has all details.
 func (r Report) Text(wide bool) string {
 	var out strings.Builder
 	switch {
@@ -27,7 +27,7 @@ func (r Report) Text(wide bool) string {
 		if out.Len() > 0 {
 			out.WriteString("\n")
 		}
-		out.WriteString("Not known, and so not judged:\n" + findings(r.Unread))
+		out.WriteString("Not read, and so not checked:\n" + findings(r.Unread))
 	}
 	return out.String()
 }
@@ -48,7 +48,7 @@ func (r Report) table(wide bool) string {
 	return output.Columns(rows)
 }
 
-// ready tells how many pods are ready, where that is known.
+// ready is the number of ready pods and of all pods, or "?" if it is unknown.
 func (p Pool) ready() string {
 	if p.State == Unknown && len(p.Pods) == 0 {
 		return "?"
@@ -91,7 +91,7 @@ func (p Pool) detail() string {
 		rows = append(rows, []string{"Waypoint:", fmt.Sprintf("%s, %s, %d of %d pods ready", w.Name, programmed(w.Programmed), w.ReadyPods, w.Pods)})
 	}
 	if p.Picker != nil {
-		whose := "another's"
+		whose := "another project's"
 		if p.Picker.Ours {
 			whose = "Inference Waypoint's own"
 		}
@@ -119,7 +119,7 @@ func (p Pool) detail() string {
 	return text
 }
 
-// StateText is the state, and what else there is to say of it.
+// StateText is the state with its detail.
 func (p Pool) StateText() string {
 	if p.StateDetail == "" {
 		return string(p.State)

@@ -1,5 +1,5 @@
-// Package top shows the endpoints of a pool as its picker sees them at the moment. It is pure: what it shows was asked for
-// elsewhere, again and again.
+// Package top formats the endpoints of a pool as its picker sees them now. It must not ask a picker: package command does
+// that, again and again.
 package top
 
 import (
@@ -11,18 +11,18 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 )
 
-// Report is one look at a pool.
+// Report is a picker's state of a pool at one time.
 type Report struct {
 	livestate.State
-	// Picker is who was asked. Each replica knows its own calls.
+	// Picker is the replica that answered. Each replica knows only its own calls.
 	Picker string `json:"picker"`
 }
 
-// maxAdapters bounds how many adapters a row names, unless all is wanted.
+// maxAdapters bounds how many adapters a row names, except in wide output.
 const maxAdapters = 3
 
-// Text has a row for each endpoint, and the sums over all that is known under them; with wide, it also has addresses, all
-// adapters, and what the picker makes of each.
+// Text has a row for each endpoint, and a row with the sums of all known values. Wide adds addresses, all adapters, and
+// the picker's estimates and state of each endpoint.
 func (r Report) Text(wide bool) string {
 	var out strings.Builder
 	for i, p := range r.Pools {

@@ -12,7 +12,7 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 )
 
-// HeaderChanges are made in the order of the fields, and of their entries.
+// HeaderChanges are changes of headers, made in the order of the fields and of their entries.
 type HeaderChanges struct {
 	Remove   []string
 	Set, Add []Header
@@ -33,7 +33,7 @@ type PathRewrite struct {
 	Prefix *string
 }
 
-// Redirect answers with another location. Empty fields keep the call's own.
+// Redirect answers a call with another location. An empty field keeps the value of the call.
 type Redirect struct {
 	Scheme, Host string
 	Port         uint32
@@ -47,7 +47,7 @@ type Mirror struct {
 	Numerator, Denominator uint32
 }
 
-// check reports headers that Envoy does not let a route change: one of them would make it refuse the whole listener.
+// check reports headers that Envoy does not let a route change. A route that changes one makes Envoy refuse the listener.
 func (c HeaderChanges) check() error {
 	names := append([]string{}, c.Remove...)
 	for _, h := range append(append([]Header{}, c.Set...), c.Add...) {
@@ -81,7 +81,7 @@ func (h Header) option(action corev3.HeaderValueOption_HeaderAppendAction) *core
 	}
 }
 
-// build makes Envoy's replacement of a prefix or its rewriting by an expression, either of which may be none.
+// build makes Envoy's prefix rewrite or its regex rewrite of the path; both are empty if the path stays.
 func (p PathRewrite) build(matched PathMatch) (prefix string, regex *matcherv3.RegexMatchAndSubstitute) {
 	switch {
 	case p.Full != "":
@@ -94,14 +94,14 @@ func (p PathRewrite) build(matched PathMatch) (prefix string, regex *matcherv3.R
 	case matched.prefix() == "":
 		return with + "/", nil
 	case with == "":
-		// /v1/chat becomes /chat, and /v1 becomes /: what Envoy puts in the place of a prefix cannot be both.
+		// /v1/chat must become /chat, and /v1 must become /. Envoy's prefix rewrite cannot do both.
 		return "", substitute("^"+regexp.QuoteMeta(matched.prefix())+"/?(.*)$", `/\1`)
 	default:
 		return with, nil
 	}
 }
 
-// literal is a substitution that stands for itself.
+// literal escapes a text for a substitution.
 func literal(s string) string { return strings.ReplaceAll(s, `\`, `\\`) }
 
 func substitute(pattern, with string) *matcherv3.RegexMatchAndSubstitute {
@@ -133,7 +133,7 @@ func (r *Redirect) build(matched PathMatch) *routev3.RedirectAction {
 	return out
 }
 
-// build makes the mirror's share in millionths, which hold every fraction of the Gateway API to six digits.
+// build gives the mirror's share in millionths, which represent every fraction of the Gateway API to six digits.
 func (m Mirror) build() *routev3.RouteAction_RequestMirrorPolicy {
 	const million = 1_000_000
 	share := min(uint64(m.Numerator)*million/uint64(max(m.Denominator, 1)), million)
@@ -143,7 +143,7 @@ func (m Mirror) build() *routev3.RouteAction_RequestMirrorPolicy {
 			Numerator:   uint32(share),
 			Denominator: typev3.FractionalPercent_MILLION,
 		}},
-		// The copy's host would get "-shadow" at its end, which a model server may not serve.
+		// Otherwise Envoy adds "-shadow" to the copy's host, which a model server may not serve.
 		DisableShadowHostSuffixAppend: true,
 	}
 }

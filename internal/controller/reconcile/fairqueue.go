@@ -6,17 +6,17 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 )
 
-// turns are the requests that wait for a reconcile, in a line for each namespace. The lines are served in turn, so that
-// however much of one tenant's is to be done, the next of another's waits for one of it.
-type turns struct {
+// fairQueue is a queue of reconcile requests that is fair among namespaces. It has one line of requests for each namespace, and
+// serves the lines in turn. So a request waits for at most one request of each other namespace.
+type fairQueue struct {
 	lines map[string][]reconcile.Request
-	order []string // the namespaces with a line, the next first
+	order []string // the namespaces with waiting requests, the next first
 	n     int
 }
 
-func (q *turns) Touch(reconcile.Request) {}
+func (q *fairQueue) Touch(reconcile.Request) {}
 
-func (q *turns) Push(r reconcile.Request) {
+func (q *fairQueue) Push(r reconcile.Request) {
 	line := q.lines[r.Namespace]
 	if len(line) == 0 {
 		q.order = append(q.order, r.Namespace)
@@ -25,10 +25,10 @@ func (q *turns) Push(r reconcile.Request) {
 	q.n++
 }
 
-func (q *turns) Len() int { return q.n }
+func (q *fairQueue) Len() int { return q.n }
 
-// Pop is called where there is something.
-func (q *turns) Pop() reconcile.Request {
+// Pop is called only if the queue is not empty.
+func (q *fairQueue) Pop() reconcile.Request {
 	namespace := q.order[0]
 	line := q.lines[namespace]
 	q.order, q.n = q.order[1:], q.n-1
@@ -41,15 +41,15 @@ func (q *turns) Pop() reconcile.Request {
 	return line[0]
 }
 
-// fairly has a controller work by turns of namespaces, on so many objects at once: a reconcile mostly waits for the API
-// server.
-func fairly(parallel int) controller.Options {
+// fairOptions gives a controller a queue that is fair among namespaces, and this many parallel reconciles. A reconcile mostly
+// waits for the API server.
+func fairOptions(parallel int) controller.Options {
 	return controller.Options{MaxConcurrentReconciles: parallel, NewQueue: newTurns}
 }
 
 func newTurns(name string, limiter workqueue.TypedRateLimiter[reconcile.Request]) workqueue.TypedRateLimitingInterface[reconcile.Request] {
 	fair := workqueue.NewTypedWithConfig(workqueue.TypedQueueConfig[reconcile.Request]{
-		Name: name, Queue: &turns{lines: map[string][]reconcile.Request{}},
+		Name: name, Queue: &fairQueue{lines: map[string][]reconcile.Request{}},
 	})
 	delaying := workqueue.NewTypedDelayingQueueWithConfig(workqueue.TypedDelayingQueueConfig[reconcile.Request]{Name: name, Queue: fair})
 	return workqueue.NewTypedRateLimitingQueueWithConfig(limiter, workqueue.TypedRateLimitingQueueConfig[reconcile.Request]{

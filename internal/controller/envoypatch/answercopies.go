@@ -10,13 +10,13 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
-// closeAfter is how long a stream outlives a call that broke off. A call that ends is seen to end, and the stream ends
-// with it.
+// closeAfter is how long a stream to the picker stays open after its call broke off. When a call ends normally, the stream
+// ends with it.
 const closeAfter = time.Second
 
-// filters are the cluster's own filters, through which its calls go as they are sent and its answers as they come; none
-// where they are to be shown to nobody. They are the cluster's, and not a host's, so that they follow the pool wherever
-// routes lead to it, and see neither calls that are refused nor answers that a retry replaced before they passed.
+// filters are the cluster's own HTTP filters, through which its calls and answers pass; none where no service gets copies
+// of the answers. They belong to the cluster and not to a host. So they apply wherever routes lead to the pool, and see
+// neither refused calls nor answers that a retry has replaced.
 func (c Cluster) filters() ([]*hcmv3.HttpFilter, error) {
 	if c.ShownTo == nil {
 		return nil, nil
@@ -38,18 +38,18 @@ func (c Cluster) filters() ([]*hcmv3.HttpFilter, error) {
 	return out, nil
 }
 
-// answersShownTo sends a copy of each piece of an answer's body and passes the piece on without waiting for anything.
-// The other modes of ext_proc hold every piece until it is replied to, and one of them cuts the answer where the service
-// ends in the middle of it.
+// answersShownTo sends a copy of each piece of an answer's body to the picker and passes the piece on without waiting.
+// The other modes of ext_proc hold every piece until the service replies, and one of them cuts the answer if the service
+// stops in the middle of it.
 func answersShownTo(p Picker) *extprocv3.ExternalProcessor {
 	return &extprocv3.ExternalProcessor{
 		GrpcService:       p.service(),
 		ObservabilityMode: true,
-		// A service that is not there, or breaks off, is no concern of the call's.
+		// A service that is missing or fails does not affect the call.
 		FailureModeAllow: true,
 		ProcessingMode: &extprocv3.ProcessingMode{
 			RequestHeaderMode: extprocv3.ProcessingMode_SKIP,
-			// Nobody uses them, but where they are not shown Envoy 1.40 takes the answer's content-length away.
+			// The picker does not use these headers, but without SEND Envoy 1.40 removes the answer's content-length.
 			ResponseHeaderMode:  extprocv3.ProcessingMode_SEND,
 			RequestBodyMode:     extprocv3.ProcessingMode_NONE,
 			ResponseBodyMode:    extprocv3.ProcessingMode_STREAMED,

@@ -10,7 +10,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 )
 
-// A hundred requests of one namespace keep those of another waiting for one each.
+// Each request of a namespace waits for one request of another, even if that other has a hundred.
 func TestNamespacesTakeTurns(t *testing.T) {
 	q := newTurns("test", workqueue.DefaultTypedControllerRateLimiter[reconcile.Request]())
 	defer q.ShutDown()

@@ -17,7 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
+	poolapi "github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // chainYAML changes the filter chain of the plain Service.
@@ -84,7 +84,7 @@ func (e *editing) deletePickers(ctx context.Context) error {
 		return err
 	}
 	for _, f := range all.Items {
-		if f.Annotations[apply.OwnerAnnotation] == "models/gateway/"+editsWaypoint {
+		if f.Annotations[poolapi.OwnerAnnotation] == "models/gateway/"+editsWaypoint {
 			return the.Client.Delete(ctx, f)
 		}
 	}

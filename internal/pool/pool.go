@@ -20,9 +20,6 @@ import (
 )
 
 const (
-	// Prefix starts every label and annotation of this project.
-	Prefix = "inference-waypoint.io/"
-
 	// NameHeader is the gRPC metadata key in which a waypoint names the pool ("namespace/name") when it opens
 	// a stream to the picker. It is the contract between the controller and the picker.
 	NameHeader = "inference-waypoint-pool"
@@ -40,10 +37,6 @@ const (
 
 	// PickNamespace is the metadata namespace of a pick in the Endpoint Picker Protocol 1.0.0.
 	PickNamespace = "envoy.lb"
-
-	// FailureModeAnnotation on an InferencePool without an endpointPickerRef sets the failure mode for our picker:
-	// FailOpen (the default) or FailClose. A pool with an endpointPickerRef sets its failure mode there.
-	FailureModeAnnotation = Prefix + "failure-mode"
 )
 
 // FailureMode says whether a call is served or refused when the endpoint picker does not answer.

@@ -24,14 +24,8 @@ import (
 // FieldOwner is the name under which we own fields in server-side apply.
 const FieldOwner = client.FieldOwner("inference-waypoint")
 
-const (
-	// OwnedLabel is on every object that we made. We neither change nor delete an object without it.
-	OwnedLabel = pool.Prefix + "owned"
-	ownedValue = "true"
-
-	// OwnerAnnotation names the owner as namespace/name, which may be too long for a label.
-	OwnerAnnotation = pool.Prefix + "owner"
-)
+// ownedValue is the value of pool.OwnedLabel.
+const ownedValue = "true"
 
 // OwnerIndex is the name of the cache's index of our objects by owner.
 const OwnerIndex = "inference-waypoint.owner"
@@ -43,7 +37,7 @@ type NotOursError struct {
 }
 
 func (e *NotOursError) Error() string {
-	return fmt.Sprintf("%s %s exists and is not ours: it lacks the label %s", e.Kind, e.Name, OwnedLabel)
+	return fmt.Sprintf("%s %s exists and is not ours: it lacks the label %s", e.Kind, e.Name, pool.OwnedLabel)
 }
 
 // ContestedError says that another writer undoes our writes of an object, so that we do not write it for a while.
@@ -59,10 +53,10 @@ func (e *ContestedError) Error() string {
 
 // Owner is the owner of an object that we made; ok is false for any other object.
 func Owner(o client.Object) (types.NamespacedName, bool) {
-	if o.GetLabels()[OwnedLabel] != ownedValue {
+	if o.GetLabels()[pool.OwnedLabel] != ownedValue {
 		return types.NamespacedName{}, false
 	}
-	namespace, name, ok := cut(o.GetAnnotations()[OwnerAnnotation])
+	namespace, name, ok := cut(o.GetAnnotations()[pool.OwnerAnnotation])
 	return types.NamespacedName{Namespace: namespace, Name: name}, ok
 }
 
@@ -289,7 +283,7 @@ func desiredFields(o client.Object, kind schema.GroupVersionKind, owner types.Na
 	out := &unstructured.Unstructured{Object: content}
 	out.SetGroupVersionKind(kind)
 	unstructured.RemoveNestedField(content, "metadata", "creationTimestamp")
-	out.SetLabels(with(out.GetLabels(), OwnedLabel, ownedValue))
-	out.SetAnnotations(with(out.GetAnnotations(), OwnerAnnotation, owner.String()))
+	out.SetLabels(with(out.GetLabels(), pool.OwnedLabel, ownedValue))
+	out.SetAnnotations(with(out.GetAnnotations(), pool.OwnerAnnotation, owner.String()))
 	return out, nil
 }

@@ -16,6 +16,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 var owner = types.NamespacedName{Namespace: "models", Name: "llama"}
@@ -108,7 +110,7 @@ func TestSync(t *testing.T) {
 		"another's object without our mark is not pruned": {
 			before: []client.Object{service("a", 80)},
 			then: func(t *testing.T, c client.Client) {
-				edit(t, c, func(s *corev1.Service) { delete(s.Labels, OwnedLabel) })
+				edit(t, c, func(s *corev1.Service) { delete(s.Labels, pool.OwnedLabel) })
 			},
 			wantPorts: []int32{80},
 		},
@@ -204,7 +206,7 @@ func check(t *testing.T, c client.Client, wantPorts []int32, wantLabels map[stri
 	if got.Spec.SessionAffinity != "" {
 		t.Errorf("the spec keeps another's field: session affinity %s", got.Spec.SessionAffinity)
 	}
-	delete(got.Labels, OwnedLabel)
+	delete(got.Labels, pool.OwnedLabel)
 	if len(got.Labels) == 0 {
 		got.Labels = nil
 	}

@@ -22,10 +22,6 @@ type Patch = networkingv1alpha3.EnvoyFilter_EnvoyConfigObjectPatch
 // waypoint. It lists them as namespace/host, separated by commas.
 const ReferencedServices = "envoyfilter.istio.io/referenced-services"
 
-// AskedPickers is the annotation of a pool's EnvoyFilter that lists the pickers that its routes ask, or will ask soon, as
-// namespace/service:port, separated by commas. The controller makes a waypoint's EnvoyFilter for pickers from these lists.
-const AskedPickers = "inference-waypoint.io/asks"
-
 // Names that istiod gives to the parts of a waypoint.
 const (
 	waypointListener      = "main_internal"

@@ -18,6 +18,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // Times are the times that changes take at a waypoint.
@@ -357,7 +358,7 @@ const (
 )
 
 // listed has the annotation that lists the parts of a kind. Parts of other kinds are patches.
-var listed = map[string]string{service: envoypatch.ReferencedServices, picker: envoypatch.AskedPickers}
+var listed = map[string]string{service: envoypatch.ReferencedServices, picker: pool.AskedPickersAnnotation}
 
 func compare(a, b part) int { return strings.Compare(a.kind+" "+a.name, b.kind+" "+b.name) }
 

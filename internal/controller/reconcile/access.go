@@ -18,6 +18,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // accessReconciler keeps the AuthorizationPolicy that admits waypoints to our picker. It derives the waypoints from the
@@ -36,7 +37,7 @@ func (r *accessReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (
 	waypoints := map[types.NamespacedName]*gatewayv1.Gateway{}
 	var all networkingv1alpha3.EnvoyFilterList
 	if g.err == nil {
-		g.err = r.client.List(ctx, &all, client.HasLabels{apply.OwnedLabel}, client.UnsafeDisableDeepCopy)
+		g.err = r.client.List(ctx, &all, client.HasLabels{pool.OwnedLabel}, client.UnsafeDisableDeepCopy)
 	}
 	for _, f := range all.Items {
 		waypoint, ok := waypointOf(f)

@@ -18,9 +18,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
-	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/ineffective"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // pickersReconciler keeps one EnvoyFilter for each waypoint, which configures the pickers that the waypoint asks. It reads
@@ -137,6 +137,6 @@ func asksOtherwise() predicate.Predicate {
 		owner, ours := apply.Owner(e.ObjectNew)
 		_, wereOurs := apply.Owner(e.ObjectOld)
 		return !ours || !wereOurs || !isPool(owner) || before != after ||
-			e.ObjectOld.GetAnnotations()[envoypatch.AskedPickers] != e.ObjectNew.GetAnnotations()[envoypatch.AskedPickers]
+			e.ObjectOld.GetAnnotations()[pool.AskedPickersAnnotation] != e.ObjectNew.GetAnnotations()[pool.AskedPickersAnnotation]
 	}}
 }

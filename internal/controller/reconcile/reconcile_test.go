@@ -28,10 +28,10 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/handover"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 var (
@@ -81,7 +81,7 @@ func TestReconcileTakenName(t *testing.T) {
 	taken := &networkingv1.ServiceEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "llama"}}
 	c, _ := newClient(t, somePool(), namespace(), waypoint(), pickerService(), taken)
 	reconcileOnce(t, newReconciler(c, events.NewFakeRecorder(16), settings(), handover.Times{}, clock.RealClock{}), reconcile.Result{RequeueAfter: takenRetry})
-	want := "False NotSupportedByParent: ServiceEntry models/llama exists and is not ours: it lacks the label " + apply.OwnedLabel
+	want := "False NotSupportedByParent: ServiceEntry models/llama exists and is not ours: it lacks the label " + pool.OwnedLabel
 	if got := accepted(t, c); got != want {
 		t.Errorf("status %q, want %q", got, want)
 	}
@@ -194,8 +194,8 @@ func TestWatches(t *testing.T) {
 
 	ours := &networkingv1alpha3.EnvoyFilter{ObjectMeta: metav1.ObjectMeta{
 		Namespace: "infra", Name: "x",
-		Labels:      map[string]string{apply.OwnedLabel: "true"},
-		Annotations: map[string]string{apply.OwnerAnnotation: "models/gone"},
+		Labels:      map[string]string{pool.OwnedLabel: "true"},
+		Annotations: map[string]string{pool.OwnerAnnotation: "models/gone"},
 	}}
 	otherGateway := waypoint()
 	otherGateway.Name = "other"
@@ -283,9 +283,9 @@ func foreignEntry(host string) *networkingv1.ServiceEntry {
 	return e
 }
 
-func frontService(pool string) *corev1.Service {
+func frontService(of string) *corev1.Service {
 	return &corev1.Service{ObjectMeta: metav1.ObjectMeta{
-		Namespace: "models", Name: "front", Annotations: map[string]string{translate.PoolAnnotation: pool},
+		Namespace: "models", Name: "front", Annotations: map[string]string{pool.PoolAnnotation: of},
 	}}
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/routes"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
 )
 
@@ -54,7 +55,7 @@ var chained = []networkingapi.EnvoyFilter_ApplyTo{networkingapi.EnvoyFilter_HTTP
 // withdrawFilters removes the patches of filter chains from our EnvoyFilters, and reports whether there were any.
 func withdrawFilters(ctx context.Context, c client.Client) (bool, error) {
 	var list networkingv1alpha3.EnvoyFilterList
-	if err := c.List(ctx, &list, client.HasLabels{apply.OwnedLabel}); err != nil {
+	if err := c.List(ctx, &list, client.HasLabels{pool.OwnedLabel}); err != nil {
 		return false, fmt.Errorf("listing our EnvoyFilters: %w", err)
 	}
 	withdrawn := false
@@ -76,7 +77,7 @@ func withdrawFilters(ctx context.Context, c client.Client) (bool, error) {
 }
 
 func deleteOwned(ctx context.Context, c client.Client, kind client.ObjectList, where ...client.ListOption) error {
-	if err := c.List(ctx, kind, append(where, client.HasLabels{apply.OwnedLabel})...); err != nil {
+	if err := c.List(ctx, kind, append(where, client.HasLabels{pool.OwnedLabel})...); err != nil {
 		return fmt.Errorf("listing our objects in a %T: %w", kind, err)
 	}
 	var errs []error

@@ -20,6 +20,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/waypointwatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // watchedWaypoints is the list of the waypoints to watch. The watch asks for the list every few seconds. As the list depends
@@ -108,7 +109,7 @@ const listTimeout = 5 * time.Second
 func watched(ctx context.Context, c client.Reader, settings translate.Settings) ([]waypointwatch.Waypoint, error) {
 	g := newReader(ctx, c, settings, nil)
 	var filters networkingv1alpha3.EnvoyFilterList
-	g.err = c.List(ctx, &filters, client.HasLabels{apply.OwnedLabel}, client.UnsafeDisableDeepCopy)
+	g.err = c.List(ctx, &filters, client.HasLabels{pool.OwnedLabel}, client.UnsafeDisableDeepCopy)
 	found := map[types.NamespacedName]*waypointwatch.Waypoint{}
 	for _, f := range filters.Items {
 		name, ok := waypointOf(f)

@@ -21,9 +21,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/handover"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/waypointwatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // The watch reads the waypoints that our EnvoyFilters target, and their running pods.
@@ -131,7 +131,7 @@ func TestWatchedAtRest(t *testing.T) {
 		t.Fatal(err)
 	}
 	ours := &networkingv1alpha3.EnvoyFilter{ObjectMeta: metav1.ObjectMeta{
-		Labels: map[string]string{apply.OwnedLabel: "true"}, Annotations: map[string]string{apply.OwnerAnnotation: "models/llama"},
+		Labels: map[string]string{pool.OwnedLabel: "true"}, Annotations: map[string]string{pool.OwnerAnnotation: "models/llama"},
 	}}
 	for _, event := range []struct {
 		what   string

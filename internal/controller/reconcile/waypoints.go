@@ -18,6 +18,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/handover"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // waypointReconciler creates and deletes the waypoints that Namespaces ask for by WaypointLabel.
@@ -102,7 +103,7 @@ func (r *waypointReconciler) stay(g *reader, namespace string, want *gatewayv1.G
 func (r *waypointReconciler) bound(g *reader, waypoint types.NamespacedName) bool {
 	var entries networkingv1.ServiceEntryList
 	if g.err == nil {
-		g.err = r.client.List(g.ctx, &entries, client.InNamespace(waypoint.Namespace), client.HasLabels{apply.OwnedLabel})
+		g.err = r.client.List(g.ctx, &entries, client.InNamespace(waypoint.Namespace), client.HasLabels{pool.OwnedLabel})
 	}
 	return slices.ContainsFunc(entries.Items, func(e *networkingv1.ServiceEntry) bool { return translate.BoundTo(e) == waypoint })
 }

@@ -17,7 +17,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/handover"
-	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 func TestNamespaceWaypoint(t *testing.T) {
@@ -30,12 +30,12 @@ func TestNamespaceWaypoint(t *testing.T) {
 		wantEvent string
 	}{
 		{"no label", nil, []string{"theirs"}, ""},
-		{"labelled", map[string]string{translate.WaypointLabel: "made"}, []string{"*made", "theirs"}, "applied Gateway team/made"},
-		{"another name", map[string]string{translate.WaypointLabel: "other"}, []string{"*other", "theirs"}, "applied Gateway team/other, deleted Gateway team/made"},
-		{"somebody's", map[string]string{translate.WaypointLabel: "theirs"}, []string{"theirs"}, "deleted Gateway team/other"},
-		{"labelled again", map[string]string{translate.WaypointLabel: "made"}, []string{"*made", "theirs"}, "applied Gateway team/made"},
-		{"Istio's label too", map[string]string{translate.WaypointLabel: "made", istios: "theirs"}, []string{"theirs"}, "deleted Gateway team/made"},
-		{"no name of a Gateway", map[string]string{translate.WaypointLabel: "A_b"}, []string{"theirs"}, "cannot be a waypoint's name"},
+		{"labelled", map[string]string{pool.WaypointLabel: "made"}, []string{"*made", "theirs"}, "applied Gateway team/made"},
+		{"another name", map[string]string{pool.WaypointLabel: "other"}, []string{"*other", "theirs"}, "applied Gateway team/other, deleted Gateway team/made"},
+		{"somebody's", map[string]string{pool.WaypointLabel: "theirs"}, []string{"theirs"}, "deleted Gateway team/other"},
+		{"labelled again", map[string]string{pool.WaypointLabel: "made"}, []string{"*made", "theirs"}, "applied Gateway team/made"},
+		{"Istio's label too", map[string]string{pool.WaypointLabel: "made", istios: "theirs"}, []string{"theirs"}, "deleted Gateway team/made"},
+		{"no name of a Gateway", map[string]string{pool.WaypointLabel: "A_b"}, []string{"theirs"}, "cannot be a waypoint's name"},
 	}
 	c, writes := newClient(t, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "team"}}, theirs)
 	recorder := events.NewFakeRecorder(16)

@@ -11,10 +11,6 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// HostsAnnotation on an InferencePool lists further hosts of the pool, separated by commas. The whole mesh resolves these
-// hosts, so the administrator sets which hosts a namespace may claim.
-const HostsAnnotation = pool.Prefix + "hosts"
-
 // maxClaims is how many hosts a pool may claim. An annotation could list tens of thousands, and each costs look-ups.
 const maxClaims = 32
 
@@ -45,7 +41,7 @@ func ParseHostClaim(s string) (HostClaim, error) {
 // claimedHosts are the first maxClaims hosts that a pool claims, unchecked, and the number of the others.
 func claimedHosts(p *inferencev1.InferencePool) (out []string, more int) {
 	seen := map[string]bool{}
-	for host := range strings.SplitSeq(p.Annotations[HostsAnnotation], ",") {
+	for host := range strings.SplitSeq(p.Annotations[pool.HostsAnnotation], ",") {
 		host = strings.ToLower(strings.TrimSpace(host))
 		switch {
 		case host == "" || seen[host]:
@@ -96,7 +92,7 @@ func (t translator) claimProblem(p *inferencev1.InferencePool, host string) stri
 	case strings.HasSuffix(host, "."+t.settings.HostSuffix):
 		return "hosts with this ending are the pools' own"
 	case slices.Contains(labels, "svc"):
-		return "it is a Service's host: set the annotation " + PoolAnnotation + " on the Service instead"
+		return "it is a Service's host: set the annotation " + pool.PoolAnnotation + " on the Service instead"
 	case !t.settings.allows(p.Namespace, host):
 		return fmt.Sprintf("the controller's flag --allow-host does not allow it to namespace %s", p.Namespace)
 	case len(labels) <= 2 && !t.settings.allowsExactly(p.Namespace, host):

@@ -21,9 +21,6 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// pickerAnnotation is the annotation of an EnvoyFilter that tells people which picker the waypoint asks, and how.
-const pickerAnnotation = pool.Prefix + "picker"
-
 // envoyFilter makes a waypoint ask the picker about each call to the pool's fronts there. It is in the waypoint's
 // namespace, as istiod reads the EnvoyFilters of a Gateway only there.
 func (t translator) envoyFilter(r readPool, waypoint types.NamespacedName, fronts []front) (*networkingv1alpha3.EnvoyFilter, error) {
@@ -41,7 +38,7 @@ func (t translator) envoyFilter(r readPool, waypoint types.NamespacedName, front
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace:   waypoint.Namespace,
 			Name:        envoyFilterName(r.Name, waypoint),
-			Annotations: map[string]string{pickerAnnotation: r.picker.String()},
+			Annotations: map[string]string{pool.AskedForPeopleAnnotation: r.picker.String()},
 		},
 		Spec: v1alpha3.EnvoyFilter{
 			TargetRefs: []*v1beta1.PolicyTargetReference{{
@@ -56,7 +53,7 @@ func (t translator) envoyFilter(r readPool, waypoint types.NamespacedName, front
 		out.Annotations[envoypatch.ReferencedServices] = strings.Join(slices.Sorted(maps.Keys(b.services)), ",")
 	}
 	if len(b.pickers) > 0 {
-		out.Annotations[envoypatch.AskedPickers] = joinPickers(b.pickers)
+		out.Annotations[pool.AskedPickersAnnotation] = joinPickers(b.pickers)
 	}
 	return out, nil
 }

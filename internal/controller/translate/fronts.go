@@ -17,10 +17,6 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// PoolAnnotation on a Service names an InferencePool of the same namespace. The pool's endpoints serve the calls to the
-// Service, instead of the Service's own endpoints.
-const PoolAnnotation = pool.Prefix + "pool"
-
 // The kinds of a front's object.
 const (
 	entryGroup  = "networking.istio.io"
@@ -28,7 +24,7 @@ const (
 	serviceKind = "Service"
 )
 
-// front is an object by which a pool is called: the pool's ServiceEntry, or a Service with PoolAnnotation.
+// front is an object by which a pool is called: the pool's ServiceEntry, or a Service with pool.PoolAnnotation.
 type front struct {
 	// object is the ServiceEntry or Service, to which routes attach.
 	object   routes.Object
@@ -65,10 +61,10 @@ func (t translator) fronts(name types.NamespacedName) (out []front, notes []stri
 
 // FrontOf is the pool that serves the calls to a Service; its name is empty if there is none.
 func FrontOf(s *corev1.Service) types.NamespacedName {
-	if s.Annotations[PoolAnnotation] == "" {
+	if s.Annotations[pool.PoolAnnotation] == "" {
 		return types.NamespacedName{}
 	}
-	return types.NamespacedName{Namespace: s.Namespace, Name: s.Annotations[PoolAnnotation]}
+	return types.NamespacedName{Namespace: s.Namespace, Name: s.Annotations[pool.PoolAnnotation]}
 }
 
 func (t translator) serviceFront(s *corev1.Service) (_ front, problem string) {

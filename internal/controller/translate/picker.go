@@ -14,11 +14,6 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// OwnPickerAnnotation with the value "true" on a Service says that the Service is this project's picker. So a pool can name
-// its own instance of our picker in endpointPickerRef. The controller treats a picker as ours if its Service has this
-// annotation, or if it is the default picker.
-const OwnPickerAnnotation = pool.Prefix + "picker"
-
 // picker is the endpoint picker of a pool.
 type picker struct {
 	at ServicePort
@@ -70,7 +65,7 @@ func (t translator) resolvePicker(p pool.Pool) (*picker, poolstatus.Verdict) {
 // IsOwnPicker reports whether a picker is this project's. The Service may be nil.
 func IsOwnPicker(at ServicePort, service *corev1.Service, settings Settings) bool {
 	return settings.DefaultPicker != nil && at == *settings.DefaultPicker ||
-		service != nil && service.Annotations[OwnPickerAnnotation] == "true"
+		service != nil && service.Annotations[pool.OwnPickerAnnotation] == "true"
 }
 
 // String describes, for a pool's status and EnvoyFilter, which picker the waypoint asks, and how.

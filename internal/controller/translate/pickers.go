@@ -13,6 +13,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // gatewayOwner begins the name of an owner that is a waypoint. No pool's name has a slash.
@@ -87,7 +88,7 @@ func AskedBy(filter *networkingv1alpha3.EnvoyFilter) []ServicePort {
 
 // listedPickers are the pickers that an EnvoyFilter's annotation lists, as written.
 func listedPickers(annotations map[string]string) []string {
-	return strings.Split(annotations[envoypatch.AskedPickers], ",")
+	return strings.Split(annotations[pool.AskedPickersAnnotation], ",")
 }
 
 // joinPickers writes the annotation that distinctPickers reads.

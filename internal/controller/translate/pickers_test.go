@@ -10,13 +10,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 var pickersWaypoint = types.NamespacedName{Namespace: "infra", Name: "shared"}
 
 func poolFilter(asks string) *networkingv1alpha3.EnvoyFilter {
-	return &networkingv1alpha3.EnvoyFilter{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{envoypatch.AskedPickers: asks}}}
+	return &networkingv1alpha3.EnvoyFilter{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{pool.AskedPickersAnnotation: asks}}}
 }
 
 // TestPickersFilter compares a waypoint's EnvoyFilter with a golden file: two pools ask our picker, and one of them asks

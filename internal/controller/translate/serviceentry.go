@@ -26,9 +26,6 @@ const (
 	semanticsPool  = "inferencepool"
 )
 
-// noPodLabel is a label that no pod has, so a selector with it selects no pod.
-const noPodLabel = pool.Prefix + "held"
-
 // serviceEntry makes the ServiceEntry of a pool's hosts: their names, addresses in the mesh and endpoints. It is nil if
 // nothing needs it.
 //
@@ -56,7 +53,7 @@ func (t translator) serviceEntry(r readPool, fronts []front, places []place) *ne
 		out.Labels[label.NetworkingEnableAutoallocateIp.Name] = "false"
 	case own != nil:
 		maps.Copy(out.Labels, useWaypoint(r.Name.Namespace, own.waypoint))
-		out.Spec.WorkloadSelector.Labels[noPodLabel] = "true"
+		out.Spec.WorkloadSelector.Labels[pool.NoPodLabel] = "true"
 	default:
 		return nil
 	}

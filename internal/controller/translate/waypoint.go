@@ -18,10 +18,6 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// WaypointLabel on a Namespace names a waypoint there that serves the namespace's pools and nothing else. The controller
-// creates the Gateway if none of that name exists.
-const WaypointLabel = pool.Prefix + "waypoint"
-
 const (
 	waypointClass = "istio-waypoint"
 	noWaypoint    = "none" // the value of Istio's label istio.io/use-waypoint for no waypoint
@@ -35,15 +31,15 @@ const (
 )
 
 // WaypointOf names the waypoint that a pool is bound to: by Istio's labels on the pool, else by Istio's labels on its
-// namespace, else by WaypointLabel on its namespace. It is false if the pool is bound to none.
+// namespace, else by pool.WaypointLabel on its namespace. It is false if the pool is bound to none.
 func WaypointOf(p *inferencev1.InferencePool, ns *corev1.Namespace) (types.NamespacedName, bool) {
 	if waypoint, said := istioBinding(p.Namespace, p, ns); said {
 		return waypoint, waypoint.Name != ""
 	}
-	if ns == nil || ns.Labels[WaypointLabel] == "" {
+	if ns == nil || ns.Labels[pool.WaypointLabel] == "" {
 		return types.NamespacedName{}, false
 	}
-	return types.NamespacedName{Namespace: p.Namespace, Name: ns.Labels[WaypointLabel]}, true
+	return types.NamespacedName{Namespace: p.Namespace, Name: ns.Labels[pool.WaypointLabel]}, true
 }
 
 // ServiceWaypoint names the waypoint that a Service is bound to by Istio's labels, on itself or on its namespace. It is
@@ -95,16 +91,16 @@ func useWaypoint(namespace string, waypoint types.NamespacedName) map[string]str
 	return out
 }
 
-// NamespaceWaypoint is the Gateway that a Namespace asks for by WaypointLabel; nil if it asks for none, or if Istio's own
+// NamespaceWaypoint is the Gateway that a Namespace asks for by pool.WaypointLabel; nil if it asks for none, or if Istio's own
 // label on the namespace already sets or forbids a waypoint. It fails if the label's value cannot be a waypoint's name, as
 // istiod makes a Service of that name.
 func NamespaceWaypoint(ns *corev1.Namespace) (*gatewayv1.Gateway, error) {
-	name := ns.Labels[WaypointLabel]
+	name := ns.Labels[pool.WaypointLabel]
 	if name == "" || ns.Labels[label.IoIstioUseWaypoint.Name] != "" {
 		return nil, nil
 	}
 	if problems := validation.IsDNS1035Label(name); len(problems) > 0 {
-		return nil, fmt.Errorf("label %s: %q cannot be a waypoint's name: %s", WaypointLabel, name, strings.Join(problems, "; "))
+		return nil, fmt.Errorf("label %s: %q cannot be a waypoint's name: %s", pool.WaypointLabel, name, strings.Join(problems, "; "))
 	}
 	// The object has all of the API server's defaults, as package apply compares it with the live object.
 	same := gatewayv1.NamespacesFromSame

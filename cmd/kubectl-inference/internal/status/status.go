@@ -299,7 +299,7 @@ func (j *judgement) waypoints() {
 	case len(names) == 0:
 		j.worst(NotServing)
 		j.say(fmt.Sprintf("No waypoint serves the pool: namespace %s is bound to none.", j.api.Namespace),
-			fmt.Sprintf("kubectl label namespace %s %s=inference", j.api.Namespace, translate.WaypointLabel))
+			fmt.Sprintf("kubectl label namespace %s %s=inference", j.api.Namespace, pool.WaypointLabel))
 	case len(j.out.Conditions) == 0 && j.ownEntry() != nil: // whether calls are picked is not known either
 		j.say("The controller serves the pool, but its entry is gone from the pool's status. istiod removes the entry if it runs with "+
 			"ENABLE_GATEWAY_API_INFERENCE_EXTENSION=true.", "kubectl get events -n "+j.api.Namespace)

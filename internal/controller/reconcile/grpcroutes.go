@@ -33,7 +33,7 @@ type grpcRouteReconciler struct {
 
 // addGRPCRoutes adds the controller of GRPCRoutes if the cluster has that kind. If the kind is installed later, the
 // controller must be restarted.
-func addGRPCRoutes(ctx context.Context, m manager.Manager, settings translate.Settings) error {
+func addGRPCRoutes(m manager.Manager, settings translate.Settings) error {
 	kind := schema.GroupVersion(gatewayv1.GroupVersion).WithKind("GRPCRoute")
 	switch _, err := m.GetRESTMapper().RESTMapping(kind.GroupKind(), kind.Version); {
 	case meta.IsNoMatchError(err):
@@ -41,9 +41,6 @@ func addGRPCRoutes(ctx context.Context, m manager.Manager, settings translate.Se
 		return nil
 	case err != nil:
 		return fmt.Errorf("looking for GRPCRoutes: %w", err)
-	}
-	if err := m.GetFieldIndexer().IndexField(ctx, &gatewayv1.GRPCRoute{}, parentIndex, grpcRouteParents); err != nil {
-		return fmt.Errorf("indexing GRPCRoutes by their parents: %w", err)
 	}
 	w := watcher{&dependents{}, indexes(settings), noOwner}
 	return ctrl.NewControllerManagedBy(m).
@@ -53,15 +50,6 @@ func addGRPCRoutes(ctx context.Context, m manager.Manager, settings translate.Se
 		Watches(&corev1.Service{}, w.handler()).
 		WithOptions(fairOptions(1)).
 		Complete(&grpcRouteReconciler{client: m.GetClient(), settings: settings, now: time.Now, read: w.dependents})
-}
-
-func grpcRouteParents(o client.Object) []string {
-	route := o.(*gatewayv1.GRPCRoute)
-	var out []string
-	for _, ref := range route.Spec.ParentRefs {
-		out = append(out, keyOf(routes.ParentOf(route.Namespace, ref)))
-	}
-	return out
 }
 
 // Reconcile is called with a route's name whenever the route or a front that may be its parent has changed.

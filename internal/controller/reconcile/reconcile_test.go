@@ -221,6 +221,7 @@ func TestWatches(t *testing.T) {
 		"a Gateway that nothing names":   {otherGateway, nil, nil},
 		"the default picker":             {pickerService(), []string{"models/llama", "other/llama"}, []string{"other/split"}},
 		"a pool's own picker":            {epp, []string{"models/foreign"}, nil},
+		"a verdict on a pool":            {poolNamed(client.ObjectKeyFromObject(elsewhere)), []string{"models/llama", "other/llama"}, []string{"other/split"}},
 		"a pool that a route leads to":   {somePool(), []string{"models/llama", "other/llama"}, []string{"other/split"}},
 		"a route":                        {route, []string{"models/llama", "other/llama"}, []string{"other/split"}},
 		"a grant for a route":            {grant("other"), []string{"models/llama", "other/llama"}, []string{"other/split"}},
@@ -379,7 +380,7 @@ func newClient(t *testing.T, objects ...client.Object) (client.Client, *int) {
 	for _, i := range indexes(settings()) {
 		b = b.WithIndex(i.kind, i.name, i.keys)
 	}
-	return b.WithIndex(&gatewayv1.GRPCRoute{}, parentIndex, grpcRouteParents).Build(), writes
+	return b.Build(), writes
 }
 
 func countWrites(n *int) interceptor.Funcs {

@@ -96,7 +96,8 @@ func Add(ctx context.Context, m manager.Manager, settings translate.Settings, ti
 			return fmt.Errorf("adding the watch over waypoints: %w", err)
 		}
 		reconciler.picking = calls
-		pools = pools.WatchesRawSource(source.Channel(changed, &handler.EnqueueRequestForObject{}))
+		// A verdict on a pool matters also to the pools that its host's routes lead to.
+		pools = pools.WatchesRawSource(source.Channel(changed, w.handler()))
 	}
 	err := pools.Complete(reconciler)
 	if err != nil {
@@ -117,7 +118,7 @@ func Add(ctx context.Context, m manager.Manager, settings translate.Settings, ti
 	if err != nil {
 		return fmt.Errorf("adding the controller of routes: %w", err)
 	}
-	if err := addGRPCRoutes(ctx, m, settings); err != nil {
+	if err := addGRPCRoutes(m, settings); err != nil {
 		return fmt.Errorf("adding the controller of GRPCRoutes: %w", err)
 	}
 	err = ctrl.NewControllerManagedBy(m).

@@ -77,7 +77,7 @@ func (p *waitlist) end(x *session) (givenUp bool) {
 	}
 	p.mu.Unlock()
 	<-x.waiting.ending
-	return true
+	return !x.decided() || x.stream.terminated() // what decides may have come just before
 }
 
 // watch gives up the sessions whose time is over.
@@ -107,8 +107,11 @@ func (p *waitlist) giveUp(x *session) {
 		defer close(ending)
 		stream := x.stream // the timer may outlast the session
 		defer time.AfterFunc(refusedWithin, stream.terminate).Stop()
-		x.attempt(func() { x.refuseStalled(p.within) })
-		stream.terminate()
+		stalled := true
+		x.attempt(func() { stalled = x.refuseStalled(p.within) })
+		if stalled {
+			stream.terminate()
+		}
 	}()
 }
 
@@ -130,15 +133,16 @@ func (p *waitlist) remove(x *session) {
 
 // refuseStalled refuses a call whose body stopped coming, whatever its pool's failure mode is. If the stream just ended
 // in the middle of a body, an Envoy 1.40 that fails open would send the buffered part on, and then that part again with
-// the rest, as its router keeps bodies for retries.
-func (x *session) refuseStalled(within time.Duration) {
+// the rest, as its router keeps bodies for retries. It reports whether the call was still to be decided on.
+func (x *session) refuseStalled(within time.Duration) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.phase.decided() {
-		return
+		return false
 	}
 	x.refuse(refusal.New(refusal.Stalled, "the rest of the request's body did not come within %s", within))
 	_ = x.sendPick(onRequestBody) // a proxy that is gone needs none
+	return true
 }
 
 // timedOut counts and logs a stream that was given up, and returns the error that ends it. The proxy then follows the
@@ -182,6 +186,8 @@ func (c *terminable) terminate() {
 		c.cancel()
 	}
 }
+
+func (c *terminable) terminated() bool { return c != nil && c.late.Load() }
 
 // makeTerminable is gRPC's hook for a new stream. The context ends with the stream in any case.
 func makeTerminable(ctx context.Context, stream *tap.Info) (context.Context, error) {

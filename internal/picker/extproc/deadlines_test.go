@@ -36,6 +36,12 @@ func TestStreamsThatStandStill(t *testing.T) {
 			x.send(requestHeaders(false))
 			x.send(requestBody(completion(1, 10_000), false))
 		}, "body"},
+		"no body behind a message without a kind": {func(x *exchange) {
+			x.first = withModes(partial, none)
+			x.send(&extprocv3.ProcessingRequest{})
+			x.send(requestHeaders(false))
+			isContinue(x.t, x.recv(), "RequestHeaders")
+		}, "body"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			log := &safeLog{}
@@ -180,8 +186,8 @@ func TestCallersThatVanish(t *testing.T) {
 			}
 			for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // it may be over before the server has seen it
 				x := w.open(t, llama, nil)
-				x.send(requestHeaders(true))
-				if x.recv().GetImmediateResponse() == nil {
+				_ = x.stream.Send(requestHeaders(true)) // one that is turned away may be over by now
+				if reply, err := x.stream.Recv(); err == nil && reply.GetImmediateResponse() == nil {
 					x.close()
 					break
 				}

@@ -96,19 +96,21 @@ func TestFaults(t *testing.T) {
 		picked(t, y.recv())
 	})
 	t.Run("two in the pick for a streamed body: the call is told why", func(t *testing.T) {
-		w, clock, log := faulty(t)
-		clock.faults.Store(2)
-		x := w.open(t, llama, withModes(full, none))
-		x.send(requestHeaders(false))
-		x.send(requestBody(completion(1, factsLimit), false))
-		reply := x.recv().GetImmediateResponse()
-		if got := reply.GetStatus().GetCode(); got != typev3.StatusCode_InternalServerError || strings.Contains(string(reply.GetBody()), "clock") {
-			t.Errorf("refused with %s: %s", got, reply.GetBody())
+		for _, whole := range []bool{false, true} { // whether the body ends with the chunk that decides
+			w, clock, log := faulty(t)
+			clock.faults.Store(2)
+			x := w.open(t, llama, withModes(full, none))
+			x.send(requestHeaders(false))
+			x.send(requestBody(completion(1, factsLimit), whole))
+			reply := x.recv().GetImmediateResponse()
+			if got := reply.GetStatus().GetCode(); got != typev3.StatusCode_InternalServerError || strings.Contains(string(reply.GetBody()), "clock") {
+				t.Errorf("refused with %s: %s", got, reply.GetBody())
+			}
+			if _, err := x.stream.Recv(); status.Code(err) != codes.Internal {
+				t.Errorf("the stream ends with %v", err)
+			}
+			check(t, w, log, 2)
 		}
-		if _, err := x.stream.Recv(); status.Code(err) != codes.Internal {
-			t.Errorf("the stream ends with %v", err)
-		}
-		check(t, w, log, 2)
 	})
 	t.Run("in the bookkeeping of the answer: the answer goes on", func(t *testing.T) {
 		w, clock, log := faulty(t)

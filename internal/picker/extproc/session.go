@@ -37,6 +37,13 @@ const (
 
 	// blocksKept bounds the blocks that an ended session keeps for the next one: those of a 2 MiB prompt, 64 KiB.
 	blocksKept = 8192
+
+	// subsetKept is how many endpoints of a subset a call keeps after its pick, and a session for the next call.
+	subsetKept = 64
+
+	// textKept is how many bytes are kept of the path and of the session header's value until the pick, which may be five
+	// minutes later. Envoy's own limit is 60 KiB for all headers.
+	textKept = 4 << 10
 )
 
 // sender sends replies to the proxy. SendMsg takes a *reply, which is valid only during the call.
@@ -169,9 +176,9 @@ func (x *session) requestHeaders() error {
 	if x.phase.decided() {
 		return x.sendPick(onRequestHeaders)
 	}
-	x.path = string(x.message.path)
+	x.path = headOf(x.message.path)
 	if p := x.server.find(x.pool); p != nil && p.SessionHeader() != "" {
-		x.session = string(x.message.header(p.SessionHeader()))
+		x.session = headOf(x.message.header(p.SessionHeader()))
 	}
 	x.startSpan()
 	streams := x.requestMode == duplex && !x.message.end
@@ -187,6 +194,9 @@ func (x *session) requestHeaders() error {
 		return x.sendPlain()
 	}
 }
+
+// headOf copies the head of a header's value, up to textKept.
+func headOf(value []byte) string { return string(value[:min(len(value), textKept)]) }
 
 // carriesPrompt reports whether the request with these headers may carry a prompt. The pick never waits for another
 // body, which may never end.
@@ -296,13 +306,22 @@ func (x *session) answerBody() error {
 	if x.message.end {
 		x.noteEnd()
 	}
-	if x.tail != nil {
-		x.attempt(func() { x.tail.Add(x.message.body) })
-	}
+	x.attempt(x.keepAnswer)
 	if x.answerMode == duplex {
 		return x.giveBack(onAnswerBody, x.message.bodyBuffer(), x.message.end)
 	}
 	return x.sendPlain()
+}
+
+// keepAnswer keeps the end of an answer whose usage is counted.
+func (x *session) keepAnswer() {
+	if x.tail == nil {
+		if p := x.server.find(x.pool); p == nil || !p.CountsUsage() {
+			return
+		}
+		x.tail = x.server.tails.Get().(*answer.Tail)
+	}
+	x.tail.Add(x.message.body)
 }
 
 // noteAnswer notes, from the answer's headers, which endpoint serves the call and how the call goes.
@@ -312,9 +331,6 @@ func (x *session) noteAnswer() {
 	}
 	status, _ := strconv.Atoi(string(x.message.status)) // a status that is missing or no number counts as "other"
 	x.reservation.Metrics().Responded(status)
-	if p := x.server.find(x.pool); p != nil && p.CountsUsage() && x.tail == nil {
-		x.tail = x.server.tails.Get().(*answer.Tail)
-	}
 	addr, told := poolstate.ParseEndpoint(string(x.message.served))
 	if told {
 		x.reservation.Served(addr)
@@ -385,11 +401,15 @@ func (x *session) sendReply(r reply) error {
 // panic ends the stream, and the pool's failure mode decides what becomes of the call.
 func (x *session) decide(body []byte, next phase) {
 	x.phase = next
-	if x.attempt(func() { x.pick(body) }) {
-		return
+	if !x.attempt(func() { x.pick(body) }) {
+		x.reservation.Release(poolstate.Abandoned)
+		x.pick(nil)
 	}
-	x.reservation.Release(poolstate.Abandoned)
-	x.pick(nil)
+	// The call may last for minutes without what was for the pick.
+	x.path, x.session = "", ""
+	if cap(x.subset.Endpoints) > subsetKept {
+		x.subset.Endpoints = nil
+	}
 }
 
 // pick reads the facts, picks and reserves. It also counts a refusal.
@@ -431,8 +451,8 @@ func (x *session) refuse(e *refusal.Error) {
 
 // end releases all that the call holds, and makes the session ready for the next call.
 func (x *session) end() {
+	x.dropHeld() // first: a panic of what follows must not keep its room
 	x.reservation.Release(x.outcome)
-	x.dropHeld()
 	if x.tail != nil {
 		x.server.countUsage(x.pool, x.tail)
 	}

@@ -21,8 +21,8 @@ var errFault = status.Error(codes.Internal, "the endpoint picker failed")
 // could well serve the call without a pick.
 var errOverloaded = status.Error(codes.ResourceExhausted, "the endpoint picker has reached its limit of calls in flight, or the pool's namespace has reached its share")
 
-// errNotAdmitted ends the stream of a proxy that did not send the pool's token. If the proxy does serve the pool, its
-// calls follow the pool's failure mode.
+// errNotAdmitted ends the stream of a proxy that did not send the pool's token. If the proxy does serve the pool, its calls
+// follow the pool's failure mode, but those whose body is streamed: these may end with Envoy's own 503.
 var errNotAdmitted = status.Error(codes.PermissionDenied, "the proxy did not send the pool's token, which the controller gives to the waypoints that serve the pool")
 
 // counter counts open streams.
@@ -124,12 +124,17 @@ func (x *session) begin(stream grpc.ServerStream) (over bool, err error) {
 	if !x.room.Take(1) && x.pool != probePool {
 		return true, x.shed(errOverloaded)
 	}
-	asks := x.message.kind.ofRequest() && !x.message.observability // a proxy that only shows calls owes no body
-	if over, err = x.take(); over || x.phase.decided() {
-		return over, err
-	}
-	if !asks { // a proxy that only shows answers owes no body
-		return x.advance(stream, true)
+	for {
+		asks := x.message.kind.ofRequest() && !x.message.observability
+		if over, err = x.take(); over || x.phase.decided() {
+			return over, err
+		}
+		if asks {
+			break
+		}
+		if err = stream.RecvMsg(&x.message); err != nil { // a proxy that only shows calls owes no body
+			return true, ended(err)
+		}
 	}
 	s.awaitBody.begin(x)
 	over, err = x.advance(stream, true)
@@ -183,8 +188,9 @@ func (x *session) answer() (over bool, err error) {
 	if x.phase == parted {
 		return true, nil
 	}
+	streaming := x.phase.streaming()
 	if !x.attempt(func() { over, err = x.step() }) {
-		x.refuseMidBody(refusal.Internal, errFault)
+		x.refuseMidBody(refusal.Internal, errFault, streaming || x.phase.streaming())
 		x.phase = faulty
 		return true, errFault
 	}
@@ -202,21 +208,21 @@ func (x *session) shed(err error) error {
 	x.server.countRefusal(x.pool, refusal.Overloaded)
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.refuseMidBody(refusal.Overloaded, err)
+	x.refuseMidBody(refusal.Overloaded, err, x.phase.streaming())
 	return err
 }
 
-// refuseMidBody refuses a call whose stream is about to end with an error while the request's body is streamed: there
+// refuseMidBody refuses a call whose stream is about to end with an error while the request's body is streaming: there
 // the pool's failure mode does not apply. Envoy 1.40 fails open only until it has sent the first chunk, which follows
 // the headers at once, and then refuses the call without a reason.
-func (x *session) refuseMidBody(reason refusal.Reason, err error) {
+func (x *session) refuseMidBody(reason refusal.Reason, err error, streaming bool) {
 	m := &x.message
 	mode := x.requestMode
 	if m.modesTold {
 		mode = modeOf(m.requestMode)
 	}
 	opens := m.kind == onRequestHeaders && mode == duplex && !m.end
-	if x.phase == parted || x.refused != nil || !opens && !x.phase.streaming() {
+	if x.phase == parted || x.refused != nil || !opens && !streaming {
 		return
 	}
 	// The stream is ended if the proxy does not read the refusal in time.

@@ -384,6 +384,10 @@ func text(value []byte) ([]byte, error) {
 	return out, f.err
 }
 
+// mostAllowed is how many endpoints a subset may list. Those beyond it are not picked: at three bytes each, one message
+// could otherwise make the picker hold 32 MiB.
+const mostAllowed = 4096
+
 // readSubset decodes the endpoints that the proxy allows, an encoded Value, into s: a list, or text with commas.
 func readSubset(value []byte, s *poolstate.Subset) error {
 	s.Given = true
@@ -396,6 +400,9 @@ func readSubset(value []byte, s *poolstate.Subset) error {
 			}
 		case tagString:
 			for name := range bytes.SplitSeq(f.bytes, []byte{','}) {
+				if len(s.Endpoints) == mostAllowed {
+					break
+				}
 				s.Add(string(name))
 			}
 		}
@@ -406,7 +413,7 @@ func readSubset(value []byte, s *poolstate.Subset) error {
 func readSubsetList(list []byte, s *poolstate.Subset) error {
 	f := fields{rest: list}
 	for f.next() {
-		if f.tag != tagElement {
+		if f.tag != tagElement || len(s.Endpoints) == mostAllowed {
 			continue
 		}
 		name, err := text(f.bytes)

@@ -359,3 +359,32 @@ func TestBodyBufferIsTheBody(t *testing.T) {
 		})
 	}
 }
+
+// A proxy may name any number of endpoints in one message, and the picker keeps a bounded number of them.
+func TestSubsetIsBounded(t *testing.T) {
+	many := strings.Repeat("::,", 1_000_000)
+	list := &structpb.ListValue{}
+	for range 2 * mostAllowed {
+		list.Values = append(list.Values, structpb.NewStringValue("::"))
+	}
+	for name, value := range map[string]*structpb.Value{"text": structpb.NewStringValue(many), "list": structpb.NewListValue(list)} {
+		encoded, err := proto.Marshal(value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var s poolstate.Subset
+		if err := readSubset(encoded, &s); err != nil || len(s.Endpoints) != mostAllowed {
+			t.Errorf("%s: %d endpoints, %v; want %d", name, len(s.Endpoints), err, mostAllowed)
+		}
+	}
+	w := newWorld(t, fourEndpoints...)
+	x := w.open(t, llama, nil)
+	x.send(withMetadata(requestHeaders(true), subsetNamespace, subsetKey, many+"10.0.0.1"))
+	x.recv()
+	x.close()
+	w.quiet(t)
+	left := w.server.sessions.Get().(*session)
+	if cap(left.subset.Endpoints) > subsetKept {
+		t.Errorf("room for %d endpoints is kept for the next call, want %d", cap(left.subset.Endpoints), subsetKept)
+	}
+}

@@ -32,7 +32,7 @@ func (m *Mesh) ApplyYAML(ctx context.Context, stream string) error {
 	return m.cluster.Apply(ctx, objects)
 }
 
-// Read gives the objects of a YAML file, or of the kustomization where the path is a directory.
+// Read returns the objects of a YAML file, or of the kustomization where the path is a directory.
 func (m *Mesh) Read(path string) ([]*unstructured.Unstructured, error) {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(m.Root, path)
@@ -40,8 +40,8 @@ func (m *Mesh) Read(path string) ([]*unstructured.Unstructured, error) {
 	return manifest.Read(path)
 }
 
-// InstallQuickstart puts up what a user would: the product, a namespace with a waypoint, model servers and a pool. It
-// waits until their pods are ready.
+// InstallQuickstart applies the product, and a namespace with a waypoint, model servers and a pool. It waits until their
+// pods are ready.
 func (m *Mesh) InstallQuickstart(ctx context.Context) error {
 	if err := m.Apply(ctx, "manifests", "samples/quickstart"); err != nil {
 		return err

@@ -14,13 +14,13 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/review"
 )
 
-// Token is a fresh token of a service account.
+// Token returns a fresh token of a service account.
 func (m *Mesh) Token(ctx context.Context, namespace, account string) (string, error) {
 	return m.cluster.Token(ctx, namespace, account)
 }
 
-// readersToken is one token of the account that may read what the picker knows. Pickers remember what it may: they ask the
-// API server a limited number of times a second.
+// readersToken returns the token of an account that may read the picker's state. The token is made once: pickers cache its
+// rights, and limit how often they ask the API server.
 func (m *Mesh) readersToken(ctx context.Context) (string, error) {
 	m.reader.Lock()
 	defer m.reader.Unlock()
@@ -37,7 +37,7 @@ func (m *Mesh) forgetReader() {
 	m.reader.token = ""
 }
 
-// Explain asks the picker why it would choose which endpoint for a chat completion with this body.
+// Explain asks the picker which endpoint it would pick for a chat completion with this body, and why.
 func (m *Mesh) Explain(ctx context.Context, pool string, body []byte) (*livestate.Explanation, error) {
 	picker, err := m.cluster.ReadyPod(ctx, "inference-system", map[string]string{"app.kubernetes.io/name": "inference-picker"})
 	if err != nil {
@@ -58,7 +58,7 @@ func (m *Mesh) Explain(ctx context.Context, pool string, body []byte) (*livestat
 	request.Header.Set(review.TokenHeader, "Bearer "+token)
 	text, err := process.Ask(request)
 	if err != nil {
-		m.forgetReader() // it goes with its account, as where the product is uninstalled
+		m.forgetReader() // the account is gone, as after the product's uninstallation
 		return nil, fmt.Errorf("asking for an explanation: %w", err)
 	}
 	out := &livestate.Explanation{}

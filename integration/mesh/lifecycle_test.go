@@ -50,10 +50,10 @@ type held struct {
 	cmd       *exec.Cmd
 	stdin     io.Closer
 	stdout    io.Reader
-	namespace string // its network namespace, by which its processes are known; empty until it has started
+	namespace string // its network namespace, which identifies its processes; empty until it has started
 }
 
-// hold begins to start a mesh.
+// hold starts a mesh in another process and does not wait.
 func hold(t *testing.T) *held {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
@@ -93,7 +93,7 @@ func (h *held) processes() []string {
 	var out []string
 	for _, link := range links {
 		if ns, err := os.Readlink(link); err == nil && ns == h.namespace {
-			name, _ := os.ReadFile(filepath.Join(filepath.Dir(filepath.Dir(link)), "comm")) // it may have ended meanwhile
+			name, _ := os.ReadFile(filepath.Join(filepath.Dir(filepath.Dir(link)), "comm")) // the process may have ended meanwhile
 			out = append(out, strings.TrimSpace(string(name)))
 		}
 	}
@@ -116,7 +116,7 @@ func (h *held) wantGone(t *testing.T) {
 	}
 }
 
-// Two meshes run at once; one that is killed and one that is stopped both leave nothing, and a new one starts after them.
+// Two meshes run at once. A killed mesh and a stopped one both leave nothing, and a new mesh starts after them.
 func TestMeshesLeaveNothing(t *testing.T) {
 	if err := sandbox.CheckHost(); err != nil {
 		t.Fatal(err)
@@ -129,7 +129,7 @@ func TestMeshesLeaveNothing(t *testing.T) {
 	if err := killed.cmd.Process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	_ = killed.cmd.Wait() // it says that it was killed
+	_ = killed.cmd.Wait() // the error says that it was killed
 	killed.wantGone(t)
 	if n := len(interrupted.processes()); n < 4 {
 		t.Errorf("the end of one mesh took processes of another: %v are left", interrupted.processes())
@@ -137,7 +137,7 @@ func TestMeshesLeaveNothing(t *testing.T) {
 	if err := interrupted.cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	_ = interrupted.cmd.Wait() // its status is that of a program that was interrupted
+	_ = interrupted.cmd.Wait() // the status is that of an interrupted program
 	interrupted.wantGone(t)
 
 	again := hold(t)

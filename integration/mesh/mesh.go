@@ -1,7 +1,7 @@
-// Package mesh runs a whole Istio ambient mesh on one machine, without containers: a real etcd, kube-apiserver and
-// istiod, a real Envoy for each waypoint, and a process for each pod, all in one network namespace. The demo and the
-// integration tests stand on it. The packages below it are the parts, and it starts them in order. Those that are not the real
-// thing are small and named after it: controllers, kubelet, ztunnel, and relay for Istio's agent.
+// Package mesh runs a whole Istio ambient mesh on one machine, without containers: a real etcd, kube-apiserver and istiod,
+// a real Envoy for each waypoint, and a process for each pod, all in one network namespace. The demo and the integration
+// tests use it. Its subpackages are the parts, and it starts them in order. Small stand-ins are named after the original:
+// controllers, kubelet, ztunnel, and relay for Istio's agent.
 package mesh
 
 import (
@@ -25,27 +25,27 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/sandbox"
 )
 
-// startLimit bounds the start of a mesh. It takes some ten seconds; a machine under heavy load takes longer.
+// startLimit bounds the start of a mesh, which takes some ten seconds, and longer on a machine under heavy load.
 const startLimit = 3 * time.Minute
 
 // Image is what the mesh runs for a container image.
 type Image = kubelet.Image
 
-// Options say how to start a mesh. The zero value is a good one.
+// Options configure a mesh. The zero value works.
 type Options struct {
-	// Root is the checkout; where empty it is looked for upwards from the working directory.
+	// Root is the checkout. Where it is empty, Start searches upwards from the working directory.
 	Root string
-	// Progress takes a line for each step.
+	// Progress gets a line for each step.
 	Progress io.Writer
-	// Images are what the machine runs for container images besides those that it knows, or in their place.
+	// Images are added to those that the mesh knows, and replace those of the same name.
 	Images map[string]Image
 }
 
-// Mesh is a running mesh with Istio installed and nothing else.
+// Mesh is a running mesh with Istio and nothing else installed.
 type Mesh struct {
 	// Client has all rights on the API server.
 	Client client.WithWatch
-	// Config is how to reach the API server with all rights.
+	// Config is the configuration of a client with all rights on the API server.
 	Config *rest.Config
 	// Root is the checkout.
 	Root string
@@ -68,11 +68,11 @@ type Mesh struct {
 }
 
 // Enter runs the rest of the program in network, process and mount namespaces of its own, where a mesh can start. A program
-// calls it before anything else. It needs root.
+// calls Enter before anything else. Enter needs root.
 func Enter() { sandbox.Enter() }
 
-// Start starts a mesh. The program must have called Enter before. Where it fails, what had started is stopped again
-// and the error holds the ends of the logs.
+// Start starts a mesh. The program must have called Enter before. On failure Start stops the parts that run, and the error
+// holds the ends of the logs.
 func Start(ctx context.Context, o Options) (*Mesh, error) {
 	if !sandbox.Inside() {
 		return nil, errors.New("a mesh starts inside its namespaces: call mesh.Enter first")
@@ -84,7 +84,7 @@ func Start(ctx context.Context, o Options) (*Mesh, error) {
 			return nil, err
 		}
 	}
-	ctrllog.SetLogger(logr.Discard()) // the client's library warns, with a stack, where it has none
+	ctrllog.SetLogger(logr.Discard()) // without a logger, the client's library warns with a stack
 	m := &Mesh{Root: root, logs: filepath.Join(sandbox.WorkDir, "logs"), progress: o.Progress, began: time.Now()}
 	if m.progress == nil {
 		m.progress = io.Discard
@@ -125,7 +125,7 @@ func (m *Mesh) AwaitDeployment(ctx context.Context, namespace, name string) erro
 	return m.cluster.AwaitDeployment(ctx, namespace, name)
 }
 
-// Await looks at a condition until it holds, which it says by returning nil.
+// Await polls check until it returns nil.
 func (m *Mesh) Await(ctx context.Context, what string, check func(context.Context) error) error {
 	return m.cluster.Await(ctx, what, check)
 }

@@ -13,9 +13,9 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/waypoint"
 )
 
-// ours are the programs of this checkout, by the image that stands for them in manifests and samples. Their flags for
-// addresses are given the pod's own in the place of all addresses. The controller is told that waypoints drain faster here
-// than by default, and which hosts pools may claim.
+// ours maps the images in manifests and samples to the programs of this checkout. Each address flag gets the pod's own
+// address instead of all addresses. The controller's flags say that waypoints drain faster here than by default, and which
+// hosts pools may claim.
 var ours = map[string]struct {
 	module, pkg string            // the folder of the program's module in the checkout, and the package's in the module
 	ports       map[string]string // flag → port
@@ -28,8 +28,8 @@ var ours = map[string]struct {
 	"test/hangingpicker":             {"integration", "./hangingpicker", map[string]string{"extproc-address": "9002", "health-address": "9003"}, nil},
 }
 
-// build builds our programs, so that no test ever runs old ones. Each is built in its own module, whose go.mod says of
-// which versions it is made.
+// build builds our programs, so that no test runs old ones. Each is built in its own module, whose go.mod sets the versions
+// of its dependencies.
 func (m *Mesh) build(ctx context.Context) error {
 	packages := map[string][]string{}
 	for _, program := range ours {
@@ -46,7 +46,7 @@ func (m *Mesh) build(ctx context.Context) error {
 	return nil
 }
 
-// allImages are what the mesh knows to run, and more, which wins.
+// allImages returns the images that the mesh knows and those in more, which win.
 func (m *Mesh) allImages(tools string, more map[string]Image) map[string]Image {
 	images := map[string]Image{
 		"registry.istio.io/testing/pilot":   istio.Image(filepath.Join(tools, "istiod")),

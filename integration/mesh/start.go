@@ -24,7 +24,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/ztunnel"
 )
 
-// start starts the parts of the mesh, each as soon as what it needs is there.
+// start starts each part of the mesh as soon as the parts that it needs are ready.
 func (m *Mesh) start(ctx context.Context, images map[string]Image) error {
 	tools, err := m.toolsDir()
 	if err != nil {
@@ -39,7 +39,7 @@ func (m *Mesh) start(ctx context.Context, images map[string]Image) error {
 	if err != nil {
 		return err
 	}
-	// Rendering and building need no cluster, and the cluster needs neither: all three at once.
+	// Rendering and building need no cluster, and the cluster needs neither. So all three run at once.
 	rendered := async(func() ([]*unstructured.Unstructured, error) { return istio.Render(ctx, m.Root, tools) })
 	built := async(func() (struct{}, error) { return struct{}{}, m.build(ctx) })
 	m.cluster, err = cluster.Start(ctx, tools, filepath.Join(sandbox.WorkDir, "cluster"), m.logs, authority)
@@ -76,7 +76,7 @@ func (m *Mesh) start(ctx context.Context, images map[string]Image) error {
 	return nil
 }
 
-// async starts work and returns how to wait for it.
+// async starts work and returns a function that waits for its result.
 func async[T any](work func() (T, error)) func() (T, error) {
 	type result struct {
 		value T

@@ -1,6 +1,6 @@
-// Package authorization decides as ztunnel does which connections a pod takes: it is told by istiod, by the same
-// protocol as ztunnel, what the cluster's AuthorizationPolicies mean, and which of them select which pods. It translates
-// no policy itself, and takes no connections.
+// Package authorization decides, as ztunnel does, which connections a pod accepts. istiod sends it the cluster's
+// AuthorizationPolicies, already translated, and which pods each selects, by ztunnel's protocol. It translates no policy
+// itself, and accepts no connections.
 package authorization
 
 import (
@@ -26,34 +26,34 @@ const (
 	policyType  = "type.googleapis.com/istio.security.Authorization"
 
 	retryDelay = 200 * time.Millisecond
-	// patience is how long a connection waits for istiod's word on a pod that it has not told of yet.
+	// patience is how long a connection waits for istiod to send a pod that is not known yet.
 	patience = 5 * time.Second
 )
 
-// Connection is one that a pod is to take.
+// Connection is a connection to a pod that has not been accepted yet.
 type Connection struct {
-	// Principal is the caller's identity without spiffe://, and empty for one that has none.
+	// Principal is the caller's identity without spiffe://. It is empty where the caller has none.
 	Principal string
 	Pod       netip.Addr
 	Namespace string // the pod's
 	Port      uint16
 }
 
-// Authorizer holds what istiod has said so far.
+// Authorizer holds what istiod has sent so far.
 type Authorizer struct {
 	istiod *grpc.ClientConn
 	log    *slog.Logger
 
 	mu       sync.Mutex
-	changed  chan struct{} // closed, and made anew, when something was told
-	told     bool          // of policies at all
+	changed  chan struct{} // closed and replaced at each message
+	told     bool          // whether istiod has sent policies at all
 	policies map[string]policy
-	// selected are the policies that select a pod. Pods that have gone stay: no address is given twice.
+	// selected holds the policies that select a pod. Deleted pods stay in it, as no address is given twice.
 	selected map[netip.Addr][]string
 }
 
-// New makes an Authorizer that has not been told of anything, and does not call istiod yet. Locate finds istiod's
-// address in plain text; it is asked again whenever istiod must be called anew.
+// New makes an Authorizer that knows nothing and has not connected to istiod yet. locate returns istiod's plain-text
+// address; each new connection calls it again.
 func New(locate func(context.Context) (string, error), log *slog.Logger) (*Authorizer, error) {
 	conn, err := istiodclient.New(locate)
 	if err != nil {
@@ -62,7 +62,7 @@ func New(locate func(context.Context) (string, error), log *slog.Logger) (*Autho
 	return &Authorizer{istiod: conn, log: log, changed: make(chan struct{}), policies: map[string]policy{}, selected: map[netip.Addr][]string{}}, nil
 }
 
-// Run listens to istiod until ctx ends.
+// Run receives from istiod until ctx ends.
 func (a *Authorizer) Run(ctx context.Context) {
 	defer func() { _ = a.istiod.Close() }()
 	for ctx.Err() == nil {
@@ -76,7 +76,7 @@ func (a *Authorizer) Run(ctx context.Context) {
 	}
 }
 
-// listen returns when the stream breaks, which it says by an error.
+// listen returns an error when the stream breaks.
 func (a *Authorizer) listen(ctx context.Context) error {
 	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(a.istiod).DeltaAggregatedResources(ctx)
 	if err != nil {
@@ -134,10 +134,10 @@ func (a *Authorizer) take(response *discoveryv3.DeltaDiscoveryResponse) error {
 	return nil
 }
 
-// errUnknown says that istiod has not told of a pod.
+// errUnknown says that istiod has not sent a pod.
 var errUnknown = errors.New("istiod has not told of the pod")
 
-// Allow fails where the policies in force do not allow a connection, or are not known in time.
+// Allow fails where the policies in force deny a connection, or where istiod does not send them in time.
 func (a *Authorizer) Allow(ctx context.Context, c Connection) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, errUnknown)
 	defer cancel()
@@ -162,8 +162,8 @@ func (a *Authorizer) Allow(ctx context.Context, c Connection) error {
 	}
 }
 
-// Revoked is closed once the policies do not allow a connection any more that they allowed: ztunnel closes those, too. It is
-// watched until ctx ends.
+// Revoked returns a channel that is closed once the policies deny a connection which they allowed. ztunnel closes such
+// connections. The channel follows the policies until ctx ends.
 func (a *Authorizer) Revoked(ctx context.Context, c Connection) <-chan struct{} {
 	out := make(chan struct{})
 	go func() {
@@ -186,7 +186,7 @@ func (a *Authorizer) Revoked(ctx context.Context, c Connection) <-chan struct{} 
 	return out
 }
 
-// decide refuses what a policy denies, and what none allows where there is one that allows anything.
+// decide refuses what a policy denies. If a policy in force is an ALLOW policy, one must allow the connection.
 func (a *Authorizer) decide(c Connection, selected []string) error {
 	allowed, asked := false, false
 	for name, p := range a.policies {
@@ -225,7 +225,7 @@ func (m match) matches(c Connection) bool {
 		(len(m.ports) == 0 || slices.Contains(m.ports, uint64(c.Port)))
 }
 
-// namespaceOf reads <trust domain>/ns/<namespace>/sa/<account>.
+// namespaceOf returns the namespace of the principal <trust domain>/ns/<namespace>/sa/<account>.
 func namespaceOf(principal string) string {
 	parts := strings.Split(principal, "/")
 	if len(parts) != 5 {

@@ -13,12 +13,12 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// field appends a field that holds bytes.
+// field appends a field of bytes.
 func field(b []byte, number protowire.Number, content []byte) []byte {
 	return protowire.AppendBytes(protowire.AppendTag(b, number, protowire.BytesType), content)
 }
 
-// number appends a field that holds a number.
+// number appends a field of a number.
 func number(b []byte, field protowire.Number, n uint64) []byte {
 	return protowire.AppendVarint(protowire.AppendTag(b, field, protowire.VarintType), n)
 }
@@ -28,7 +28,7 @@ const (
 	selector = 2 // the scope of a policy that selects pods
 )
 
-// encode makes a policy with one group, in which every match is a rule of its own.
+// encode makes a policy with one group, in which each match is a rule of its own.
 func encode(scope, action uint64, matches ...[]byte) []byte {
 	var group []byte
 	for _, m := range matches {
@@ -49,7 +49,7 @@ func port(n uint64) []byte {
 
 var pod = netip.MustParseAddr("10.244.0.9")
 
-// told makes an Authorizer that knows the pod, which the policy ours/policy selects where selected, and one policy.
+// told makes an Authorizer that knows the pod and one policy. If selected is set, the policy ours/policy selects the pod.
 func told(t *testing.T, policy []byte, selected bool) *Authorizer {
 	t.Helper()
 	a, err := New(func(context.Context) (string, error) { return "", nil }, slog.New(slog.DiscardHandler))
@@ -106,7 +106,7 @@ func TestAllow(t *testing.T) {
 	}
 }
 
-// A connection that is open is told when a policy comes that does not allow it.
+// A new policy that denies an open connection revokes it.
 func TestRevoked(t *testing.T) {
 	a := told(t, encode(selector, actionAllow, port(9002)), true)
 	allowed, other := a.Revoked(t.Context(), Connection{Pod: pod, Port: 9002}), a.Revoked(t.Context(), Connection{Pod: pod, Port: 1})
@@ -126,8 +126,8 @@ func TestRevoked(t *testing.T) {
 	<-allowed
 }
 
-// A pod that istiod has not told of takes nothing, a policy that is gone is no longer in force, and one that is not
-// understood is an error rather than none.
+// A pod that istiod has not sent accepts no connection, a removed policy is no longer in force, and a policy that cannot be
+// read is an error.
 func TestWhatIsTold(t *testing.T) {
 	a := told(t, encode(selector, actionAllow, port(1)), true)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)

@@ -9,8 +9,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// message is a protobuf message that no generated code is at hand for: istiod's modules are the tool's, not ours. Its
-// fields are by number, each with its values in order.
+// message is a protobuf message without generated code, as our modules do not require istiod's. It maps the number of a
+// field to the field's values in order.
 type message map[protowire.Number][]value
 
 type value struct {
@@ -43,7 +43,7 @@ func parse(b []byte) (message, error) {
 	return out, nil
 }
 
-// all reads every message in a field.
+// all reads each message in a field.
 func all[T any](m message, field protowire.Number, read func(message) (T, error)) ([]T, error) {
 	var out []T
 	for _, v := range m[field] {
@@ -74,7 +74,7 @@ func (m message) number(field protowire.Number) uint64 {
 	return 0
 }
 
-// numbers reads a repeated number, which may be packed.
+// numbers reads a repeated number field, packed or not.
 func (m message) numbers(field protowire.Number) []uint64 {
 	var out []uint64
 	for _, v := range m[field] {
@@ -92,7 +92,7 @@ func (m message) numbers(field protowire.Number) []uint64 {
 	return out
 }
 
-// The fields of istio.workload.Address, istio.workload.Workload and istio.security.Authorization that are read.
+// The fields that are read of istio.workload.Address, istio.workload.Workload and istio.security.Authorization.
 const (
 	addressWorkload = 1
 
@@ -120,10 +120,10 @@ const (
 	actionAllow    = 0
 )
 
-// workload is what istiod says of a pod.
+// workload is what istiod sends of a pod.
 type workload struct {
 	addresses []netip.Addr
-	policies  []string // namespace/name of those that select it
+	policies  []string // namespace/name of the policies that select it
 }
 
 func readWorkload(b []byte) (workload, error) {
@@ -155,7 +155,7 @@ type policy struct {
 	scope     uint64
 	allow     bool
 	dryRun    bool
-	// One of the groups must match; of a group, all rules; of a rule, one match.
+	// A policy matches if one of its groups does. A group needs all its rules; a rule needs one match.
 	groups [][][]match
 }
 
@@ -174,13 +174,13 @@ func readPolicy(b []byte) (policy, error) {
 	return p, err
 }
 
-// match is a condition on a connection. Values of a field are alternatives, and all fields that are there must hold.
+// match is a condition on a connection. The values of a field are alternatives; all fields that are set must hold.
 type match struct {
 	principals, notPrincipals, namespaces []text
 	ports                                 []uint64
 }
 
-// readMatch fails on a field that is not known here, rather than let pass what ztunnel would not.
+// readMatch fails on a field that it does not know: to ignore the field might allow what ztunnel denies.
 func readMatch(m message) (match, error) {
 	for field := range m {
 		if !slices.Contains([]protowire.Number{matchNamespaces, matchPrincipals, matchNotPrincipals, matchPorts}, field) {

@@ -1,5 +1,5 @@
-// Package caller is a client inside the mesh: a pod with an identity, whose connections find their host and its waypoint and go
-// there by HBONE, as ztunnel has them go. What it calls it does not know.
+// Package caller is a client inside the mesh: a pod with an identity, whose connections go by HBONE through the waypoint of
+// their host, as ztunnel routes them. It knows nothing of the services that it calls.
 package caller
 
 import (
@@ -20,12 +20,12 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/hbone"
 )
 
-// Image is the image of a pod that runs nothing and is only called from.
+// Image is the image of a pod that runs no program; tests make calls from it.
 const Image = "inference-waypoint/client"
 
-// Caller is a pod that calls: its identity, and what ztunnel does for the connections that leave it.
+// Caller is a pod that makes calls: its identity, and what ztunnel does for the pod's outbound connections.
 type Caller struct {
-	// HTTP calls hosts of the mesh by their names, each connection through the host's waypoint.
+	// HTTP calls hosts of the mesh by name, each connection through the host's waypoint.
 	HTTP *http.Client
 
 	cluster *cluster.Cluster
@@ -35,7 +35,7 @@ type Caller struct {
 	dialers map[netip.Addr]*hbone.Dialer
 }
 
-// New makes a pod that runs nothing, in a namespace that exists, and calls as its service account.
+// New makes a pod without a program in an existing namespace. Its calls have the identity of its service account.
 func New(ctx context.Context, k *cluster.Cluster, namespace, name, account string) (*Caller, error) {
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{"app": name}},
@@ -72,7 +72,7 @@ func (c *Caller) Close() {
 	}
 }
 
-// dial opens a connection to "host:port" as ztunnel would: by the host's waypoint, to the host's address.
+// dial opens a connection to "host:port" as ztunnel would: through the host's waypoint, to the host's address.
 func (c *Caller) dial(ctx context.Context, _, address string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -89,7 +89,7 @@ func (c *Caller) dial(ctx context.Context, _, address string) (net.Conn, error) 
 	return c.dialer(waypoint).Dial(ctx, net.JoinHostPort(target.address, port))
 }
 
-// DialPod opens a connection to a port of a pod, past every waypoint.
+// DialPod opens a connection to a port of a pod, without any waypoint.
 func (c *Caller) DialPod(ctx context.Context, pod *corev1.Pod, port int) (net.Conn, error) {
 	address, err := netip.ParseAddr(pod.Status.PodIP)
 	if err != nil {

@@ -26,8 +26,8 @@ var ErrNoSuchHost = errors.New("no such host in the mesh")
 // meshHost is what the mesh knows of a host.
 type meshHost struct {
 	address   string            // its virtual address
-	namespace string            // where the object lives that defines it
-	labels    map[string]string // that object's
+	namespace string            // of the object that defines the host
+	labels    map[string]string // of the same object
 }
 
 // lookUp finds a host among ServiceEntries and Services.
@@ -60,7 +60,7 @@ func lookUp(ctx context.Context, c client.Client, host string) (*meshHost, error
 	return &meshHost{address: service.Spec.ClusterIP, namespace: namespace, labels: service.Labels}, nil
 }
 
-// waypointAddress finds a ready pod of the waypoint that a host is bound to.
+// waypointAddress finds a ready pod of a host's waypoint.
 func waypointAddress(ctx context.Context, c *cluster.Cluster, h *meshHost) (netip.Addr, error) {
 	name, namespace := h.labels[useWaypoint], h.labels[useWaypointNamespace]
 	if name == "" {

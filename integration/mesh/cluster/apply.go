@@ -12,10 +12,10 @@ import (
 
 const fieldOwner = "integration-mesh"
 
-// Apply writes objects by server-side apply, in their order, and waits for definitions to be served before it goes on.
+// Apply writes objects in order by server-side apply, and waits until the API server serves new definitions.
 func (c *Cluster) Apply(ctx context.Context, objects []*unstructured.Unstructured) error {
 	for _, o := range objects {
-		o := o.DeepCopy() // the client writes what it gets back into it
+		o := o.DeepCopy() // the client writes the reply into it
 		if err := c.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(o), client.FieldOwner(fieldOwner), client.ForceOwnership); err != nil {
 			return fmt.Errorf("applying %s %s/%s: %w", o.GetKind(), o.GetNamespace(), o.GetName(), err)
 		}

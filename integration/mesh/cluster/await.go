@@ -10,12 +10,12 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/process"
 )
 
-// Await looks at a condition until it holds, which it says by returning nil. It fails early where the API server has ended.
+// Await polls check until it returns nil. It fails early where the API server has ended.
 func (c *Cluster) Await(ctx context.Context, what string, check func(context.Context) error) error {
 	return process.Await(ctx, what, check, c.apiServer)
 }
 
-// AwaitDeployment waits until a Deployment has all its pods ready, of its newest template.
+// AwaitDeployment waits until all pods of a Deployment's newest template are ready.
 func (c *Cluster) AwaitDeployment(ctx context.Context, namespace, name string) error {
 	return c.Await(ctx, "deployment "+namespace+"/"+name, func(ctx context.Context) error {
 		var d appsv1.Deployment

@@ -1,5 +1,5 @@
-// Package cluster is a real etcd and a real kube-apiserver with RBAC, the credentials by which they are reached, and what is
-// asked of any API server: to apply objects and to wait for them. It knows nothing of Istio, and runs no controllers and no pods.
+// Package cluster runs a real etcd and a real kube-apiserver with RBAC, makes credentials for them, and applies and awaits
+// objects. It knows nothing of Istio, and runs no controllers and no pods.
 package cluster
 
 import (
@@ -18,7 +18,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/sandbox"
 )
 
-// NodeName is the name of the one node.
+// NodeName is the name of the only node.
 const NodeName = "machine"
 
 const (
@@ -26,21 +26,21 @@ const (
 	etcdURL      = "http://127.0.0.1:2379"
 )
 
-// Cluster is an API server that runs, on an etcd that runs.
+// Cluster is a running API server with its etcd.
 type Cluster struct {
 	// Client has all rights on the API server.
 	Client client.WithWatch
-	// Config is how to reach the API server with all rights.
+	// Config is the configuration of a client with all rights on the API server.
 	Config *rest.Config
-	// CA signed the API server's certificate. It signs the identities of workloads, too.
+	// CA signs the API server's certificate and the identities of workloads.
 	CA *pki.Authority
 
 	etcd, apiServer *process.Process
 	dir             string
 }
 
-// Start starts a cluster that keeps its files in a directory which exists. Where it fails, it returns what had started with
-// the error: both are to be stopped.
+// Start starts a cluster that keeps its files in an existing directory. On failure it returns the error together with the
+// parts that run; the caller must stop them.
 func Start(ctx context.Context, tools, dir, logs string, ca *pki.Authority) (*Cluster, error) {
 	c := &Cluster{CA: ca, dir: dir}
 	if err := c.writeFiles(); err != nil {
@@ -94,15 +94,15 @@ func (c *Cluster) apiServerArgs() []string {
 		"--service-account-signing-key-file=" + c.file("accounts.key"),
 		"--service-cluster-ip-range=" + sandbox.ServiceRange,
 		"--endpoint-reconciler-type=none",
-		// Webhooks are called at the addresses of their pods, as there is no kube-proxy to take those of Services.
+		// kube-apiserver calls webhooks at their pods' addresses, as no kube-proxy routes those of Services.
 		"--enable-aggregator-routing=true",
-		// It would wait for accounts that a controller manager makes.
+		// The plugin would wait for service accounts that a controller manager makes.
 		"--disable-admission-plugins=ServiceAccount",
 		"--watch-cache=true",
 	}
 }
 
-// Stop ends the API server and then etcd.
+// Stop stops the API server and then etcd.
 func (c *Cluster) Stop() {
 	for _, p := range []*process.Process{c.apiServer, c.etcd} {
 		if p != nil {

@@ -19,7 +19,7 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-const adminToken = "administrator" // the API server listens inside the mesh's own namespace alone
+const adminToken = "administrator" // the API server listens inside the mesh's network namespace only
 
 func (c *Cluster) file(name string) string { return filepath.Join(c.dir, name) }
 
@@ -63,7 +63,7 @@ func (c *Cluster) writeFiles() error {
 	return nil
 }
 
-// encodeKubeconfig writes down how to reach the API server with a token.
+// encodeKubeconfig returns a kubeconfig for the API server with a token.
 func (c *Cluster) encodeKubeconfig(token string) ([]byte, error) {
 	config := clientcmdapi.NewConfig()
 	config.Clusters["mesh"] = &clientcmdapi.Cluster{Server: apiServerURL, CertificateAuthorityData: c.CA.PEM}
@@ -77,7 +77,7 @@ func (c *Cluster) encodeKubeconfig(token string) ([]byte, error) {
 	return out, nil
 }
 
-// Token is a fresh token of a service account.
+// Token returns a fresh token of a service account.
 func (c *Cluster) Token(ctx context.Context, namespace, account string) (string, error) {
 	sa := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: account}}
 	request := &authenticationv1.TokenRequest{}
@@ -87,8 +87,8 @@ func (c *Cluster) Token(ctx context.Context, namespace, account string) (string,
 	return request.Status.Token, nil
 }
 
-// KubeconfigOf writes a kubeconfig with a fresh token of a service account and returns its path. The account has the
-// rights that the manifests give it and no more.
+// KubeconfigOf writes a kubeconfig with a fresh token of a service account and returns its path. The account has only the
+// rights that the manifests give it.
 func (c *Cluster) KubeconfigOf(ctx context.Context, namespace, account string) (string, error) {
 	token, err := c.Token(ctx, namespace, account)
 	if err != nil {

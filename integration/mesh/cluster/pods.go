@@ -28,14 +28,14 @@ func (c *Cluster) ReadyPod(ctx context.Context, namespace string, labels map[str
 	return found, err
 }
 
-// IsReady reports whether a pod is ready by its status.
+// IsReady reports whether a pod's status says that it is ready.
 func IsReady(p *corev1.Pod) bool {
 	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
 		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
 	})
 }
 
-// AccountOf is the name of a pod's service account.
+// AccountOf returns the name of a pod's service account.
 func AccountOf(p *corev1.Pod) string {
 	if p.Spec.ServiceAccountName == "" {
 		return "default"

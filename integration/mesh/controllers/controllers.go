@@ -1,5 +1,5 @@
-// Package controllers does for the mesh what a kube-controller-manager does for a cluster: it keeps the pods of Deployments, the
-// EndpointSlices of Services and the service accounts of namespaces, and deletes what has lost its owner. It runs no pod.
+// Package controllers stands for kube-controller-manager: it keeps the pods of Deployments, the EndpointSlices of Services
+// and the service accounts of namespaces, and deletes objects whose owner is gone. It runs no pod.
 package controllers
 
 import (
@@ -13,28 +13,28 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
-// Controllers act on one look at the API server after the other.
+// Controllers act on one State at a time.
 type Controllers struct {
 	client   client.Client
 	runs     func(corev1.PodSpec) bool
-	accounts map[string]bool // the namespaces that have their default service account
+	accounts map[string]bool // the namespaces that have a default service account
 }
 
-// New makes controllers. Deployments whose pods would not run are left alone.
+// New makes controllers. They leave alone Deployments whose pods do not satisfy runs.
 func New(c client.Client, runs func(corev1.PodSpec) bool) *Controllers {
 	return &Controllers{client: c, runs: runs, accounts: map[string]bool{}}
 }
 
-// State is one look at the API server.
+// State is one listing of the cluster's objects.
 type State struct {
 	Namespaces  map[string]*corev1.Namespace
 	Deployments []appsv1.Deployment
 	Pods        []corev1.Pod
 	Services    []corev1.Service
-	owners      map[types.UID]bool // what exists of the kinds in ownerKinds
+	owners      map[types.UID]bool // the existing objects of ownerKinds
 }
 
-// Look lists what the controllers and a kubelet act on.
+// Look lists the objects that the controllers and a kubelet act on.
 func (c *Controllers) Look(ctx context.Context) (*State, error) {
 	var (
 		s           = State{Namespaces: map[string]*corev1.Namespace{}, owners: map[types.UID]bool{}}

@@ -28,8 +28,8 @@ func (c *Controllers) Deployments(ctx context.Context, s *State) error {
 	return errors.Join(problems...)
 }
 
-// syncDeployment makes and removes pods until there are as many of the present template as asked for. Those of an older
-// one stay until all of these are ready, as with a Deployment's default strategy where it has up to three pods.
+// syncDeployment makes and removes pods until the newest template has its replicas. Pods of an older template stay until
+// all new ones are ready, as with a Deployment's default strategy up to three pods.
 func (c *Controllers) syncDeployment(ctx context.Context, d *appsv1.Deployment, pods []corev1.Pod) error {
 	if !c.runs(d.Spec.Template.Spec) {
 		return nil
@@ -65,7 +65,7 @@ func (c *Controllers) syncDeployment(ctx context.Context, d *appsv1.Deployment, 
 		if err := c.client.Create(ctx, podOf(d, hash, freeName(d.Name, pods))); err != nil {
 			return fmt.Errorf("creating a pod of %s: %w", d.Name, err)
 		}
-		return nil // its own event brings us back for the next one, with the name taken
+		return nil // the new pod's event triggers the next sync, in which its name is taken
 	}
 	for _, p := range old {
 		if int(ready) < want {
@@ -78,7 +78,7 @@ func (c *Controllers) syncDeployment(ctx context.Context, d *appsv1.Deployment, 
 	return c.reportDeployment(ctx, d, int32(len(current)), ready)
 }
 
-// freeName numbers a Deployment's pods from 0. A number is given again only when its pod is gone.
+// freeName numbers a Deployment's pods from 0. A number is used again only when its pod is gone.
 func freeName(deployment string, pods []corev1.Pod) string {
 	for n := 0; ; n++ {
 		name := fmt.Sprintf("%s-%d", deployment, n)
@@ -102,7 +102,7 @@ func podOf(d *appsv1.Deployment, hash, name string) *corev1.Pod {
 
 func hashOf(spec corev1.PodSpec) string {
 	h := fnv.New32a()
-	text, _ := spec.Marshal() // the API's own type, just read: it always encodes
+	text, _ := spec.Marshal() // a value of an API type that was just read always encodes
 	_, _ = h.Write(text)
 	return fmt.Sprintf("%08x", h.Sum32())
 }

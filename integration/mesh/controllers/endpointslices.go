@@ -27,7 +27,7 @@ func (c *Controllers) EndpointSlices(ctx context.Context, s *State) error {
 	return errors.Join(problems...)
 }
 
-// syncEndpoints keeps the one EndpointSlice of a Service that selects pods.
+// syncEndpoints keeps the single EndpointSlice of a Service that selects pods.
 func (c *Controllers) syncEndpoints(ctx context.Context, s *corev1.Service, pods []corev1.Pod) error {
 	if len(s.Spec.Selector) == 0 {
 		return nil

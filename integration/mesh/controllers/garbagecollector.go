@@ -10,10 +10,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// ownerKinds are those whose end takes away what they own, as the garbage collector of a cluster sees to.
+// ownerKinds are the kinds whose objects own others: a deleted owner's objects are deleted too.
 var ownerKinds = []string{"Deployment", "Gateway"}
 
-// CollectGarbage deletes what has lost its owner.
+// CollectGarbage deletes objects whose owner is gone.
 func (c *Controllers) CollectGarbage(ctx context.Context, s *State) error {
 	var problems []error
 	look := func(o client.Object) {

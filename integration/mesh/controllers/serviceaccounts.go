@@ -9,7 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// ServiceAccounts gives every namespace its default service account.
+// ServiceAccounts makes the default service account of each namespace.
 func (c *Controllers) ServiceAccounts(ctx context.Context, s *State) error {
 	for name := range s.Namespaces {
 		if c.accounts[name] {

@@ -1,5 +1,5 @@
-// Package hbone speaks HBONE, the tunnel of Istio's ambient mesh: HTTP/2 CONNECT over mutual TLS, port 15008. It does
-// for a pod of the mesh what ztunnel does for it on a node, in both directions, and nothing more.
+// Package hbone speaks HBONE, the tunnel of Istio's ambient mesh: HTTP/2 CONNECT over mutual TLS, port 15008. It does what
+// ztunnel does for a pod, in both directions, and nothing more.
 package hbone
 
 import (
@@ -16,15 +16,15 @@ import (
 	"time"
 )
 
-// Port is where a pod, or a waypoint, takes HBONE.
+// Port is the port at which a pod or a waypoint accepts HBONE.
 const Port = 15008
 
-// Allow fails where the caller of that identity, which stands without spiffe://, may not reach a port. What it returns is
-// closed when he may not any more; ctx ends with the tunnel.
+// Allow fails where a principal, written without spiffe://, may not reach a port. The channel that it returns is closed
+// when the principal loses that right. ctx ends with the tunnel.
 type Allow func(ctx context.Context, principal string, port uint16) (revoked <-chan struct{}, err error)
 
-// Serve takes the pod's side of HBONE: every CONNECT that is allowed is joined to the port of the pod that its authority
-// names. It returns when ctx ends, with the tunnels that are open cut.
+// Serve accepts HBONE for a pod: it joins each allowed CONNECT to the pod's port in the CONNECT's authority. It returns
+// when ctx ends, and cuts open tunnels then.
 func Serve(ctx context.Context, pod netip.Addr, config *tls.Config, allow Allow) error {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", netip.AddrPortFrom(pod, Port).String())
 	if err != nil {
@@ -80,13 +80,13 @@ func join(w http.ResponseWriter, r *http.Request, pod netip.Addr, allow Allow) {
 		if tcp, ok := upstream.(*net.TCPConn); ok && err == nil {
 			_ = tcp.CloseWrite()
 		} else {
-			_ = upstream.Close() // the caller broke off: so does the tunnel
+			_ = upstream.Close() // the caller cut its connection, so the tunnel is cut too
 		}
 	}()
 	_, _ = io.Copy(flushing{w, control}, upstream)
 }
 
-// principalOf is the identity in the caller's certificate, without its scheme.
+// principalOf returns the identity in the caller's certificate, without spiffe://.
 func principalOf(state *tls.ConnectionState) string {
 	if len(state.PeerCertificates) == 0 || len(state.PeerCertificates[0].URIs) == 0 {
 		return ""
@@ -95,7 +95,7 @@ func principalOf(state *tls.ConnectionState) string {
 	return id.Host + id.Path
 }
 
-// flushing sends every piece on at once: a tunnel must not hold bytes back.
+// flushing flushes after each write: a tunnel must not hold bytes back.
 type flushing struct {
 	io.Writer
 	control *http.ResponseController
@@ -109,23 +109,23 @@ func (f flushing) Write(p []byte) (int, error) {
 	return n, f.control.Flush()
 }
 
-// Dialer opens tunnels through one waypoint or pod with one identity. Tunnels share a connection, as ztunnel's do.
+// Dialer opens tunnels through one waypoint or pod with one identity. Its tunnels share a connection, as ztunnel's do.
 type Dialer struct {
 	transport *http.Transport
 	via       string
 }
 
-// NewDialer makes a Dialer that shows the identity in config to the HBONE port of via.
+// NewDialer makes a Dialer to the HBONE port of via, with the identity in config.
 func NewDialer(via netip.Addr, config *tls.Config) *Dialer {
 	transport := &http.Transport{TLSClientConfig: config, Protocols: new(http.Protocols)}
 	transport.Protocols.SetHTTP2(true)
 	return &Dialer{transport: transport, via: netip.AddrPortFrom(via, Port).String()}
 }
 
-// Close ends the connection that the tunnels share once they are done.
+// Close closes the shared connection once its tunnels have ended.
 func (d *Dialer) Close() { d.transport.CloseIdleConnections() }
 
-// Dial opens a tunnel to an address as the other end knows it. ctx bounds the opening only.
+// Dial opens a tunnel to target, an address that the other end resolves. ctx bounds only the opening.
 func (d *Dialer) Dial(ctx context.Context, target string) (net.Conn, error) {
 	body, in := io.Pipe()
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -150,7 +150,7 @@ func (d *Dialer) Dial(ctx context.Context, target string) (net.Conn, error) {
 	return &tunnel{in: in, out: response.Body, cancel: cancel, target: target, via: d.via}, nil
 }
 
-// tunnel is an open CONNECT as a connection. Deadlines are not kept: its users bound their calls by contexts.
+// tunnel is an open CONNECT as a net.Conn. It ignores deadlines: contexts bound the calls of its users.
 type tunnel struct {
 	in          *io.PipeWriter
 	out         io.ReadCloser

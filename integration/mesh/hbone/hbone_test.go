@@ -14,8 +14,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/pki"
 )
 
-// setUp makes a pod that serves HBONE, a program in it that answers each line in capitals and then ends, and a
-// dialer of another pod.
+// setUp makes a pod that serves HBONE, a program in it that answers each line in capitals and then ends, and another pod's
+// Dialer.
 func setUp(t *testing.T) (*Dialer, string) {
 	t.Helper()
 	authority, err := pki.New()
@@ -30,7 +30,7 @@ func setUp(t *testing.T) (*Dialer, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pod := netip.MustParseAddr("127.0.5.1") // an address of its own, as the port is fixed
+	pod := netip.MustParseAddr("127.0.5.1") // an address for this test alone, as the port is fixed
 	program, err := net.Listen("tcp", pod.String()+":0")
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +44,7 @@ func setUp(t *testing.T) (*Dialer, string) {
 			}
 			go func() {
 				defer func() { _ = conn.Close() }()
-				asked, _ := io.ReadAll(conn) // until the other end has said all
+				asked, _ := io.ReadAll(conn) // until the other end closes its side
 				_, _ = io.WriteString(conn, strings.ToUpper(string(asked)))
 			}()
 		}
@@ -96,7 +96,7 @@ func TestTunnelCarriesBothWays(t *testing.T) {
 		if _, err := io.WriteString(conn, text); err != nil {
 			t.Fatal(err)
 		}
-		// The program answers once its input has ended: so the end is carried too.
+		// The program answers only at the end of its input, so an answer proves that the tunnel carries the end.
 		if err := conn.(*tunnel).in.Close(); err != nil {
 			t.Fatal(err)
 		}

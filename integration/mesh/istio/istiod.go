@@ -1,5 +1,5 @@
-// Package istio is Istio's control plane in the mesh: the objects that install it, istiod as a program that runs for its pod,
-// and when it is ready. Waypoints are package waypoint's.
+// Package istio installs Istio's control plane: it renders the objects, runs istiod for its pod, and waits until istiod is
+// ready. It does not run waypoints; package waypoint does.
 package istio
 
 import (
@@ -27,14 +27,14 @@ const (
 	validator  = "istiod-default-validator"
 )
 
-// Image runs istiod, with its ports bound to its pod's address.
+// Image runs istiod with its ports bound to its pod's address.
 func Image(path string) kubelet.Image {
 	return kubelet.Image{Path: path, Args: kubelet.BindPorts(map[string]string{
 		"httpAddr": "8080", "grpcAddr": "15010", "secureGRPCAddr": "15012", "httpsAddr": "15017", "monitoringAddr": "15014",
 	}, nil)}
 }
 
-// AwaitReady waits until istiod is ready and validates.
+// AwaitReady waits until istiod is ready and its webhook validates.
 func AwaitReady(ctx context.Context, c *cluster.Cluster) error {
 	if err := c.AwaitDeployment(ctx, Namespace, deployment); err != nil {
 		return err
@@ -42,7 +42,7 @@ func AwaitReady(ctx context.Context, c *cluster.Cluster) error {
 	return awaitValidator(ctx, c)
 }
 
-// awaitValidator waits until istiod checks every Istio object that is written, and a write without its check fails.
+// awaitValidator waits until istiod's webhook checks each write of an Istio object. Before that, writes fail.
 func awaitValidator(ctx context.Context, c *cluster.Cluster) error {
 	return c.Await(ctx, "istiod's webhook", func(ctx context.Context) error {
 		var w admissionv1.ValidatingWebhookConfiguration
@@ -58,7 +58,7 @@ func awaitValidator(ctx context.Context, c *cluster.Cluster) error {
 	})
 }
 
-// Locate makes what waits for a ready istiod and gives the address of its configuration in plain text.
+// Locate returns a function that waits for a ready istiod and returns the plain-text address of its xDS port.
 func Locate(c *cluster.Cluster) func(context.Context) (string, error) {
 	return func(ctx context.Context) (string, error) {
 		istiod, err := c.ReadyPod(ctx, Namespace, map[string]string{"app": "istiod"})
@@ -69,7 +69,7 @@ func Locate(c *cluster.Cluster) func(context.Context) (string, error) {
 	}
 }
 
-// Restart replaces istiod by one with an environment variable set, and waits until the old one is gone.
+// Restart replaces istiod by one with an environment variable set, and waits until the old pod is gone.
 func Restart(ctx context.Context, c *cluster.Cluster, name, value string) error {
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: deployment}}
 	patch := fmt.Appendf(nil, `{"spec":{"template":{"spec":{"containers":[{"name":"discovery","env":[{"name":%q,"value":%q}]}]}}}}`, name, value)

@@ -14,15 +14,15 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/modules"
 )
 
-// definitions are the modules, and the folders and files in them, that hold the definitions of APIs that Istio does
-// not bring itself.
+// definitions maps modules to the folders and files in them with the CustomResourceDefinitions of APIs that Istio needs and
+// does not bring.
 var definitions = map[string]string{
 	"sigs.k8s.io/gateway-api":                     "config/crd/standard/gateway.networking.k8s.io_*s.yaml",
 	"sigs.k8s.io/gateway-api-inference-extension": "config/crd/bases/*.yaml",
 }
 
-// Render makes the objects of Istio, as istioctl install would write them for our overlay in the checkout root, and the
-// definitions of the APIs that it needs, definitions first.
+// Render returns the objects that istioctl install would write for our overlay in the checkout root, and the
+// CustomResourceDefinitions that they need, definitions first.
 func Render(ctx context.Context, root, tools string) ([]*unstructured.Unstructured, error) {
 	var out []*unstructured.Unstructured
 	for module, pattern := range definitions {
@@ -49,7 +49,7 @@ func Render(ctx context.Context, root, tools string) ([]*unstructured.Unstructur
 	return append(out, istio...), err
 }
 
-// renderOverlay turns our overlay into the objects that istioctl install would write.
+// renderOverlay returns the objects that istioctl install would write for our overlay.
 func renderOverlay(ctx context.Context, tools, overlay string) ([]*unstructured.Unstructured, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(tools, "istioctl"), "manifest", "generate", "-f", overlay)
 	out, err := cmd.Output()
@@ -64,7 +64,7 @@ func renderOverlay(ctx context.Context, tools, overlay string) ([]*unstructured.
 	if err != nil {
 		return nil, fmt.Errorf("reading what istioctl rendered: %w", err)
 	}
-	// Definitions first, as everything else may be of their kinds; namespaces' contents in the order given.
+	// Definitions come first, as all other objects may be of their kinds. Other objects keep their order.
 	slices.SortStableFunc(objects, func(a, b *unstructured.Unstructured) int { return rank(a) - rank(b) })
 	return objects, nil
 }

@@ -1,5 +1,5 @@
-// Package istiodclient makes the connection by which the stand-ins for a waypoint's agent and for ztunnel listen to istiod.
-// What is said over it is theirs.
+// Package istiodclient makes the gRPC connection to istiod for the stand-ins of a waypoint's agent and of ztunnel. It knows
+// none of their messages.
 package istiodclient
 
 import (
@@ -11,12 +11,12 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// MaxMessage bounds a message of istiod, in bytes: a waypoint with a hundred pools is sent a few MiB, and all pods are
-// told of at once.
+// MaxMessage bounds a message of istiod, in bytes. The configuration of a waypoint with a hundred pools has a few MiB, and
+// istiod sends all pods in one message.
 const MaxMessage = 256 << 20
 
-// New makes a client of istiod, which is asked in plain text, without calling it yet. Locate finds its address; it is
-// asked again whenever istiod must be called anew.
+// New makes a plain-text client of istiod that has not connected yet. locate returns istiod's address; each new connection
+// calls it again.
 func New(locate func(context.Context) (string, error)) (*grpc.ClientConn, error) {
 	dial := func(ctx context.Context, _ string) (net.Conn, error) {
 		address, err := locate(ctx)

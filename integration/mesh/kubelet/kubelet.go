@@ -1,6 +1,6 @@
-// Package kubelet runs a program for each pod of the cluster as a node's kubelet runs containers: it gives the pod an address,
-// starts its program, probes it, starts it again when it ends, ends it with its grace, and reports its status. Which pods there
-// are to be it does not decide.
+// Package kubelet runs a program for each pod as a node's kubelet runs containers: it gives the pod an address, starts and
+// probes the program, restarts it when it ends, stops it within its grace period, and reports the pod's status. It does not
+// decide which pods exist.
 package kubelet
 
 import (
@@ -21,13 +21,13 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/ztunnel"
 )
 
-// Options are what a kubelet works with.
+// Options configure a kubelet.
 type Options struct {
 	Cluster *cluster.Cluster
 	Ztunnel *ztunnel.Ztunnel
-	// Images are what it runs, by the names of container images. Pods of other images are left alone.
+	// Images maps names of container images to what the kubelet runs. Pods of other images are left alone.
 	Images map[string]Image
-	// Logs is the directory of the programs' logs. Dir is the one in which each pod has a directory of its own.
+	// Logs is the directory of the programs' logs. Dir is the directory in which each pod has its own.
 	Logs, Dir string
 	Log       *slog.Logger
 }
@@ -55,7 +55,7 @@ func New(o Options) *Kubelet {
 	}
 }
 
-// Sync starts pods that are new, ends those that are to be deleted, and kills what runs for pods that are not there.
+// Sync starts new pods, stops pods that are being deleted, and kills the programs of pods that no longer exist.
 func (k *Kubelet) Sync(ctx context.Context, pods []corev1.Pod, namespaces map[string]*corev1.Namespace) error {
 	var problems []error
 	present := map[types.UID]bool{}
@@ -67,7 +67,7 @@ func (k *Kubelet) Sync(ctx context.Context, pods []corev1.Pod, namespaces map[st
 	return errors.Join(problems...)
 }
 
-// syncPod starts a pod that is new, and ends one that is to be deleted.
+// syncPod starts a new pod, and stops one that is being deleted.
 func (k *Kubelet) syncPod(ctx context.Context, p *corev1.Pod, namespaces map[string]*corev1.Namespace) error {
 	if !k.Runs(p.Spec) {
 		return nil
@@ -93,7 +93,7 @@ func (k *Kubelet) syncPod(ctx context.Context, p *corev1.Pod, namespaces map[str
 	return nil
 }
 
-// StopAll ends all pods together and waits for their end. Nothing may be synced any more.
+// StopAll stops all pods at once and waits for their end. Sync must not be called afterwards.
 func (k *Kubelet) StopAll() {
 	k.mu.Lock()
 	for _, r := range k.running {
@@ -106,7 +106,7 @@ func (k *Kubelet) StopAll() {
 	k.wait.Wait()
 }
 
-// programOf finds what runs for a pod now.
+// programOf finds the running program of a pod.
 func (k *Kubelet) programOf(uid types.UID) (*process.Process, error) {
 	k.mu.Lock()
 	r := k.running[uid]
@@ -123,7 +123,7 @@ func (k *Kubelet) programOf(uid types.UID) (*process.Process, error) {
 	}
 }
 
-// Kill ends a pod's program at once, as a crash would. It is started again after a moment.
+// Kill ends a pod's program at once, as a crash would. The kubelet starts it again after a moment.
 func (k *Kubelet) Kill(pod types.UID) error {
 	p, err := k.programOf(pod)
 	if err != nil {
@@ -132,7 +132,7 @@ func (k *Kubelet) Kill(pod types.UID) error {
 	return p.Kill()
 }
 
-// ProcessID is the number of a pod's program, which a restart changes.
+// ProcessID returns the process ID of a pod's program. A restart changes it.
 func (k *Kubelet) ProcessID(pod types.UID) (int, error) {
 	p, err := k.programOf(pod)
 	if err != nil {

@@ -14,18 +14,18 @@ import (
 )
 
 const (
-	restartDelay = 500 * time.Millisecond // before a program that ended by itself starts again
+	restartDelay = 500 * time.Millisecond // before the restart of a program that ended by itself
 	defaultGrace = corev1.DefaultTerminationGracePeriodSeconds * time.Second
 )
 
 // runningPod is a pod that the kubelet has started.
 type runningPod struct {
-	pod    *corev1.Pod // as it was when it started; its status holds the address
+	pod    *corev1.Pod // as it was at its start; the status holds the address
 	cancel context.CancelFunc
-	done   chan struct{} // closed when its program has ended for good
+	done   chan struct{} // closed when its program has ended and is not restarted
 
-	grace   time.Duration         // how long the program may take to end; 0 kills it
-	program chan *process.Process // holds the program while one runs
+	grace   time.Duration         // the program's grace period; 0 kills it
+	program chan *process.Process // holds the running program
 }
 
 // startPod gives the pod an address and starts its program in the background.
@@ -73,7 +73,7 @@ func graceOf(p *corev1.Pod) time.Duration {
 	return defaultGrace
 }
 
-// live runs the pod's program until ctx ends, again whenever it ends by itself.
+// live runs the pod's program until ctx ends, and restarts it whenever it ends by itself.
 func (k *Kubelet) live(ctx context.Context, r *runningPod, image Image) {
 	if image.Path == "" {
 		k.setReady(ctx, r.pod, true)
@@ -96,7 +96,7 @@ func (k *Kubelet) live(ctx context.Context, r *runningPod, image Image) {
 	}
 }
 
-// watchProgram probes a program until it ends or is to end.
+// watchProgram probes a program until it ends or must end.
 func (k *Kubelet) watchProgram(ctx context.Context, r *runningPod, p *process.Process, probe func(context.Context) error) {
 	ready, failures, most := false, 0, failuresToDown
 	if own := r.pod.Spec.Containers[0].ReadinessProbe; own != nil && own.FailureThreshold > 0 {
@@ -129,7 +129,7 @@ func (k *Kubelet) watchProgram(ctx context.Context, r *runningPod, p *process.Pr
 	}
 }
 
-// end stops a pod that is being deleted and lets the API server forget it once its program has ended.
+// end stops a pod that is being deleted. Once the program has ended it removes the pod from the API server.
 func (k *Kubelet) end(r *runningPod, p *corev1.Pod) {
 	select {
 	case <-r.done:
@@ -165,7 +165,7 @@ func (k *Kubelet) forget(ctx context.Context, p *corev1.Pod) error {
 	return nil
 }
 
-// stopMissing kills the programs of pods that the API server no longer has: they were deleted without grace.
+// stopMissing kills the programs of pods that the API server no longer has, as these were deleted without grace.
 func (k *Kubelet) stopMissing(present map[types.UID]bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -18,11 +18,11 @@ import (
 
 const (
 	probeWhileDown = 50 * time.Millisecond // between probes of a pod that is not ready
-	probeWhileUp   = time.Second           // and of one that is
-	failuresToDown = 3                     // probes in a row that a ready pod may not fail, unless it says how many
+	probeWhileUp   = time.Second           // between probes of a ready pod
+	failuresToDown = 3                     // failed probes in a row that make a ready pod unready, by default
 )
 
-// probeOf is the check that makes a pod ready. A pod without one is ready as soon as its program runs.
+// probeOf returns the readiness check of a pod. A pod without a probe is ready as soon as its program runs.
 func probeOf(p *corev1.Pod, image Image) func(context.Context) error {
 	probe := p.Spec.Containers[0].ReadinessProbe
 	if image.Ready != nil {
@@ -51,7 +51,7 @@ func probeOf(p *corev1.Pod, image Image) func(context.Context) error {
 	}
 }
 
-// portOf gives the number of a port that is named by a container, or the number itself.
+// portOf returns the number of a port, given by its name in a container or by its number.
 func portOf(p *corev1.Pod, port string) string {
 	for _, c := range p.Spec.Containers[0].Ports {
 		if c.Name == port {

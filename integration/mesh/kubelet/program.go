@@ -27,7 +27,7 @@ func (k *Kubelet) startProgram(ctx context.Context, p *corev1.Pod, image Image) 
 	for _, e := range c.Env {
 		environment[e.Name] = valueOf(e, p)
 	}
-	environment["KUBECONFIG"] = kubeconfig // in the place of the token and the address that a kubelet gives a pod
+	environment["KUBECONFIG"] = kubeconfig // instead of the token and the address that a kubelet gives a pod
 	args := make([]string, 0, len(c.Args))
 	for _, a := range c.Args {
 		args = append(args, expand(a, environment))
@@ -44,7 +44,7 @@ func (k *Kubelet) startProgram(ctx context.Context, p *corev1.Pod, image Image) 
 	return process.Start(k.logs, process.Program{Name: p.Namespace + "." + p.Name, Path: image.Path, Args: args, Environment: list, Directory: dir})
 }
 
-// valueOf resolves what an environment variable takes from its pod. What depends on a node's resources is left empty.
+// valueOf resolves an environment variable that refers to a field of the pod. References to resources are left empty.
 func valueOf(e corev1.EnvVar, p *corev1.Pod) string {
 	if e.ValueFrom == nil || e.ValueFrom.FieldRef == nil {
 		return e.Value

@@ -7,7 +7,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// A program's environment holds what its variables take from the pod, and its arguments hold the variables.
+// A program's environment holds the pod's fields that its variables refer to, and its arguments hold the variables.
 func TestVariablesTakeFieldsOfThePod(t *testing.T) {
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "llama-0"},

@@ -20,7 +20,7 @@ func (k *Kubelet) setReady(ctx context.Context, p *corev1.Pod, ready bool) {
 	}
 }
 
-// reportPod writes a pod's status and, where it is in the mesh, the annotation by which istiod knows.
+// reportPod writes a pod's status. For a pod in the mesh it also writes the annotation that istiod reads.
 func (k *Kubelet) reportPod(ctx context.Context, p *corev1.Pod, inMesh, ready bool) error {
 	target := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}}
 	if inMesh {

@@ -1,5 +1,5 @@
-// Package machine brings an API server to life: at each event the controllers and the kubelet look at the cluster and act. What
-// they do there is theirs.
+// Package machine drives the mesh's controllers and kubelet: at each event it lists the cluster's objects and lets both act
+// on them. It decides nothing itself.
 package machine
 
 import (
@@ -20,8 +20,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/kubelet"
 )
 
-// Machine has controllers and a kubelet act. It is level-triggered: any event makes it look at everything again, which is
-// cheap at a test's size.
+// Machine runs controllers and a kubelet. It is level-triggered: any event makes it list everything again, which is cheap
+// at a test's size.
 type Machine struct {
 	client      client.WithWatch
 	controllers *controllers.Controllers
@@ -32,12 +32,12 @@ type Machine struct {
 	wait sync.WaitGroup
 }
 
-// New makes a machine that has not looked yet.
+// New makes a machine that has not listed anything yet.
 func New(c client.WithWatch, k *kubelet.Kubelet, log *slog.Logger) *Machine {
 	return &Machine{client: c, controllers: controllers.New(c, k.Runs), kubelet: k, log: log, kick: make(chan struct{}, 1)}
 }
 
-// Run works until ctx ends and then stops all pods, model servers and waypoints before what they depend on.
+// Run works until ctx ends. It then stops all pods, model servers and waypoints before the parts that they depend on.
 func (m *Machine) Run(ctx context.Context) error {
 	defer m.stop()
 	watches := []client.ObjectList{
@@ -53,7 +53,7 @@ func (m *Machine) Run(ctx context.Context) error {
 	}
 	for {
 		if err := m.sync(ctx); err != nil && ctx.Err() == nil {
-			// A conflict with somebody else's write is ordinary; the next look settles it.
+			// A conflict with another writer is normal; the next sync resolves it.
 			if !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
 				m.log.Error("looking after the machine", "error", err)
 			}
@@ -93,7 +93,7 @@ func (m *Machine) again() {
 	}
 }
 
-// sync acts on one look at the API server.
+// sync acts on one State.
 func (m *Machine) sync(ctx context.Context) error {
 	s, err := m.controllers.Look(ctx)
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package manifest reads Kubernetes objects from YAML, files and kustomizations, and knows their kinds. It knows no cluster.
+// Package manifest reads Kubernetes objects from YAML, files and kustomizations, and has their scheme. It calls no cluster.
 package manifest
 
 import (
@@ -33,7 +33,7 @@ func Decode(stream []byte) ([]*unstructured.Unstructured, error) {
 	}
 }
 
-// Read gives the objects of a YAML file, or of the kustomization where the path is a directory.
+// Read returns the objects of a YAML file, or of the kustomization where the path is a directory.
 func Read(path string) ([]*unstructured.Unstructured, error) {
 	if info, err := os.Stat(path); err != nil || !info.IsDir() {
 		return readFile(path)

@@ -1,5 +1,5 @@
-// Package pki is the certificate authority of a mesh on one machine: it signs the identities of workloads and the
-// serving certificates of the API server. Keys live in memory and as long as the mesh.
+// Package pki is the certificate authority of a mesh on one machine: it signs the identities of workloads and the serving
+// certificates of the API server. It keeps keys in memory only, for as long as the mesh runs.
 package pki
 
 import (
@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// TrustDomain is the mesh's, Istio's default.
+// TrustDomain is the mesh's trust domain, Istio's default.
 const TrustDomain = "cluster.local"
 
 const lifetime = 24 * time.Hour
@@ -59,7 +59,7 @@ func New() (*Authority, error) {
 	return &Authority{cert: cert, key: key, PEM: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}, nil
 }
 
-// Workload signs the SPIFFE identity of a service account.
+// Workload signs a certificate with the SPIFFE identity of a service account.
 func (a *Authority) Workload(namespace, serviceAccount string) (*Certificate, error) {
 	id := &url.URL{Scheme: "spiffe", Host: TrustDomain, Path: "/ns/" + namespace + "/sa/" + serviceAccount}
 	return a.sign(&x509.Certificate{URIs: []*url.URL{id}})
@@ -97,8 +97,8 @@ func (a *Authority) sign(c *x509.Certificate) (*Certificate, error) {
 	}, nil
 }
 
-// MutualTLS is the TLS configuration of a workload, for both ends: it shows c and wants a peer that a signed. Peers
-// are known by SPIFFE identity and not by host name.
+// MutualTLS returns the TLS configuration of a workload, as client and as server: it presents c and requires a peer
+// certificate that a signed. Peers are identified by SPIFFE identity, not by host name.
 func (a *Authority) MutualTLS(c *Certificate) (*tls.Config, error) {
 	pair, err := tls.X509KeyPair(c.CertPEM, c.KeyPEM)
 	if err != nil {

@@ -6,12 +6,12 @@ import (
 	"time"
 )
 
-// pollInterval is how often a condition is looked at: often enough that nothing is waited for in vain, and seldom
-// enough to leave two cores to what is awaited.
+// pollInterval is the time between checks of a condition: short enough to add no noticeable delay, and long enough to leave
+// two cores to the awaited work.
 const pollInterval = 25 * time.Millisecond
 
-// Await looks at a condition until it holds, which it says by returning nil. It ends early when ctx does or when one of
-// the processes that it depends on has ended, and then tells the last reason why the condition did not hold.
+// Await polls check until it returns nil. It ends early when ctx ends or when one of the processes in needs has ended. Its
+// error holds the last error of check.
 func Await(ctx context.Context, what string, check func(context.Context) error, needs ...*Process) error {
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// A condition that never holds tells why when the time is over, and at once when what it needs has ended.
+// Await of a condition that never holds says why at the timeout, and at once when a needed process has ended.
 func TestAwaitTellsWhy(t *testing.T) {
 	never := func(context.Context) error { return errors.New("not yet") }
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 2*pollInterval, errors.New("out of time"))

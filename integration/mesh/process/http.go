@@ -7,7 +7,7 @@ import (
 	"net/http"
 )
 
-// Answers is a check for Await that a URL answers 200.
+// Answers returns a check for Await that a URL answers with status 200.
 func Answers(client *http.Client, url string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -27,7 +27,7 @@ func Answers(client *http.Client, url string) func(context.Context) error {
 	}
 }
 
-// Ask makes a request and returns the body of its answer. A status other than 200 is an error.
+// Ask sends a request and returns the body of the answer. A status other than 200 is an error.
 func Ask(request *http.Request) ([]byte, error) {
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 	"os"
 )
 
-// LogTail is the end of a log, for people.
+// LogTail returns the last lines of a log, for people.
 func LogTail(file string, lines int) []byte {
 	f, err := os.Open(file)
 	if err != nil {

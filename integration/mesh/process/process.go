@@ -1,5 +1,5 @@
-// Package process starts the programs of a mesh, waits for what they are to do, asks them over HTTP and stops them. Which
-// programs there are it does not know.
+// Package process starts and stops the programs of a mesh, polls conditions, and makes HTTP requests to the programs. It
+// does not know which programs there are.
 package process
 
 import (
@@ -13,25 +13,25 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/sandbox"
 )
 
-// Process is one program of the mesh, with everything that it prints in a file of its own.
+// Process is one program of the mesh. Its output goes to a file of its own.
 type Process struct {
 	name string
 	cmd  *exec.Cmd
 	log  *os.File
-	done chan struct{} // closed when it has ended; err is set then
+	done chan struct{} // closed when the program has ended; err is set then
 	err  error
 }
 
-// Program says what to run. Environment is added to nothing: a program sees what is named here alone.
+// Program says what to run. The program gets only the variables in Environment, none of this process.
 type Program struct {
-	Name        string // of its log, too
+	Name        string // also the name of its log
 	Path        string
 	Args        []string
 	Environment []string
 	Directory   string
 }
 
-// Start runs a program and appends what it prints to its log in the directory logs.
+// Start runs a program and appends its output to its log in the directory logs.
 func Start(logs string, p Program) (*Process, error) {
 	log, err := os.OpenFile(filepath.Join(logs, p.Name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -41,7 +41,7 @@ func Start(logs string, p Program) (*Process, error) {
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + sandbox.WorkDir}, p.Environment...)
 	cmd.Dir = p.Directory
 	cmd.Stdout, cmd.Stderr = log, log
-	// A group of its own keeps a terminal's Ctrl-C from it: the mesh stops its parts in order.
+	// A process group of its own keeps a terminal's Ctrl-C from the program: the mesh stops its parts in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		_ = log.Close()
@@ -56,7 +56,7 @@ func Start(logs string, p Program) (*Process, error) {
 	return out, nil
 }
 
-// Stop asks the process to end and makes it end when the grace has passed. A grace of 0 kills it at once.
+// Stop asks the process to end and kills it after the grace period. A grace of 0 kills it at once.
 func (p *Process) Stop(grace time.Duration) {
 	if grace > 0 {
 		_ = p.cmd.Process.Signal(syscall.SIGTERM)
@@ -70,14 +70,14 @@ func (p *Process) Stop(grace time.Duration) {
 	<-p.done
 }
 
-// Kill ends the process at once, as a crash would, and does not wait for its end.
+// Kill kills the process at once, as a crash would, and does not wait for its end.
 func (p *Process) Kill() error { return p.cmd.Process.Kill() }
 
-// ID is the number of the process.
+// ID is the process ID.
 func (p *Process) ID() int { return p.cmd.Process.Pid }
 
-// Done is closed when the process has ended. Err says how.
+// Done returns a channel that is closed when the process has ended. Err says how it ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Err is how the process ended, once it has: nil for the exit status 0.
+// Err says how the process ended: nil for exit status 0. It is valid once the process has ended.
 func (p *Process) Err() error { return p.err }

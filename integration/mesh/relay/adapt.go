@@ -21,8 +21,8 @@ const (
 	hcmType      = typePrefix + "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 )
 
-// tunnelListener takes HBONE from the mesh, on every address. In one network namespace each pod has the port on its
-// own address, so the waypoint must too.
+// tunnelListener accepts HBONE from the mesh, by istiod's configuration on every address. In one network namespace each pod
+// has that port on its own address, so the waypoint must bind its own address too.
 const tunnelListener = "connect_terminate"
 
 // lacking reports whether a stock Envoy has no filter of this type.
@@ -101,7 +101,7 @@ func (r *Relay) adaptChain(node *corev3.Node, listener string, chain *listenerv3
 	return nil
 }
 
-// takeOut reports whether one filter goes, and notes it.
+// takeOut reports whether a filter must be removed, and counts it.
 func (r *Relay) takeOut(node *corev3.Node, where, name string, config *anypb.Any) bool {
 	if !lacking(config.GetTypeUrl()) {
 		return false

@@ -17,7 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// The relay takes out what a stock Envoy lacks and binds the tunnel's listener; all else arrives as istiod sent it.
+// The relay removes what a stock Envoy lacks and changes the tunnel listener's address. All else passes as istiod sent it.
 func TestAdaptChangesOnlyWhatItMust(t *testing.T) {
 	var (
 		lacking = packed(t, &udpav1.TypedStruct{TypeUrl: "type.googleapis.com/io.istio.something"})

@@ -1,6 +1,6 @@
-// Package relay stands between istiod and a stock Envoy that runs as a waypoint. Istio's own build of Envoy has filters
-// that the stock one lacks, so the relay takes out those and nothing else, and it says which. It also gives Envoy the
-// certificates that Istio's agent would. Whatever Envoy refuses of what it is sent is kept for whoever asks.
+// Package relay stands between istiod and a stock Envoy that runs as a waypoint. It removes the filters that only Istio's
+// build of Envoy has, logs them, and changes no other filter. It also serves Envoy the certificates that Istio's agent
+// would. It keeps the configuration that Envoy refuses, for tests to read.
 package relay
 
 import (
@@ -25,7 +25,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/pki"
 )
 
-// Refusal is a message of configuration that Envoy did not take.
+// Refusal is a configuration message that Envoy refused.
 type Refusal struct {
 	Node, TypeURL, Message string
 }
@@ -45,11 +45,11 @@ type Relay struct {
 
 	mu       sync.Mutex
 	refusals []Refusal
-	dropped  map[string]int // what was taken out → how often; a line is logged for the first
+	dropped  map[string]int // number of removals of each filter; the first is logged
 }
 
-// New makes a relay to istiod, which is asked in plain text, without calling it yet. Locate finds its address; it is
-// asked again whenever istiod must be called anew.
+// New makes a relay that connects to istiod in plain text, but not yet. locate returns istiod's address; each new
+// connection calls it again.
 func New(locate func(context.Context) (string, error), authority *pki.Authority, log *slog.Logger) (*Relay, error) {
 	conn, err := istiodclient.New(locate)
 	if err != nil {
@@ -58,7 +58,7 @@ func New(locate func(context.Context) (string, error), authority *pki.Authority,
 	return &Relay{authority: authority, istiod: conn, log: log, dropped: map[string]int{}}, nil
 }
 
-// Serve answers Envoys until ctx ends.
+// Serve serves Envoys until ctx ends.
 func (r *Relay) Serve(ctx context.Context, listener net.Listener) error {
 	server := grpc.NewServer(grpc.MaxRecvMsgSize(istiodclient.MaxMessage), grpc.MaxSendMsgSize(istiodclient.MaxMessage))
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(server, r)
@@ -79,7 +79,7 @@ func (r *Relay) Refusals() []Refusal {
 	return append([]Refusal(nil), r.refusals...)
 }
 
-// StreamAggregatedResources passes one Envoy's stream on to istiod, and back with what Envoy lacks taken out.
+// StreamAggregatedResources passes one Envoy's stream on to istiod, and removes what Envoy lacks from the responses.
 func (r *Relay) StreamAggregatedResources(down discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
 	ctx, cancel := context.WithCancel(down.Context())
 	defer cancel()
@@ -148,7 +148,7 @@ func (r *Relay) StreamSecrets(stream secretv3.SecretDiscoveryService_StreamSecre
 	for {
 		request, err := stream.Recv()
 		if err != nil {
-			return nil // Envoy has gone
+			return nil // Envoy closed the stream
 		}
 		if request.GetNode() != nil {
 			node = request.GetNode()
@@ -158,7 +158,7 @@ func (r *Relay) StreamSecrets(stream secretv3.SecretDiscoveryService_StreamSecre
 			continue
 		}
 		if request.GetResponseNonce() != "" {
-			continue // taken
+			continue // an acknowledgement
 		}
 		response, err := r.secrets(node, request)
 		if err != nil {

@@ -1,5 +1,5 @@
-// Package sandbox runs the program in network, process and mount namespaces of its own, in which a mesh has its addresses
-// and its directory. It knows nothing of what runs in them.
+// Package sandbox runs the program in network, process and mount namespaces of its own, which hold a mesh's addresses and
+// its directory. It does not know what runs in them.
 package sandbox
 
 import (
@@ -16,14 +16,14 @@ import (
 // insideEnv marks the process that runs inside the namespaces; its value means nothing.
 const insideEnv = "INFERENCE_WAYPOINT_MESH_INSIDE"
 
-// WorkDir holds everything that a mesh writes while it runs. It is a tmpfs in the mesh's own mount namespace: it is
-// gone with the last process, however that ended, and two meshes do not see each other's.
+// WorkDir holds all files of a running mesh. It is a tmpfs in the mesh's own mount namespace: it vanishes with the last
+// process, however that process ended, and two meshes do not see each other's files.
 const WorkDir = "/run"
 
-// Enter runs the rest of the program in network, process and mount namespaces of its own: the first call starts this
-// same program again inside them, waits for it and exits with its status; the call inside sets them up and returns.
-// The program inside is process 1 there, so the kernel ends every process of the mesh with it; and it dies with the
-// one outside, even by kill -9. So nothing is ever left behind, and meshes do not meet. It needs root.
+// Enter runs the rest of the program in network, process and mount namespaces of its own. The first call starts the same
+// program again inside them, waits for it and exits with its status; the call inside sets the namespaces up and returns.
+// The inner program is process 1, so the kernel ends all processes of the mesh with it. It dies with the outer one, even by
+// kill -9. So nothing is left behind, and meshes are isolated. Enter needs root.
 func Enter() {
 	if Inside() {
 		if err := setUp(); err != nil {
@@ -42,7 +42,7 @@ func Enter() {
 // Inside reports whether the program runs inside the namespaces, as it does once Enter has returned.
 func Inside() bool { return os.Getenv(insideEnv) != "" }
 
-// CheckHost names what the machine lacks.
+// CheckHost returns an error that names what the machine lacks.
 func CheckHost() error {
 	if os.Geteuid() != 0 {
 		return errors.New("the mesh makes a network namespace, which needs root: run it as root")
@@ -54,12 +54,12 @@ func CheckHost() error {
 }
 
 func runInside() int {
-	// Pdeathsig follows the thread that made the child, not the process: this one must stay.
+	// Pdeathsig fires when the thread that started the child ends, not the process. So this thread must live on.
 	runtime.LockOSThread()
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
-	// There is no network inside, so nothing can be downloaded there: to say so makes a download that was forgotten fail
-	// at once, and say what it wanted.
+	// There is no network inside, so nothing can be downloaded there. GOPROXY=off makes a forgotten download fail at once,
+	// with an error that names the module.
 	cmd.Env = append(os.Environ(), insideEnv+"=1", "GOPROXY=off")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	numberIn, numberOut, err := os.Pipe()
@@ -82,7 +82,7 @@ func runInside() int {
 	_ = numberOut.Close()
 	go func() {
 		for s := range signals {
-			// A terminal's Ctrl-C reaches both; a second copy does no harm.
+			// A terminal's Ctrl-C reaches both processes; a second copy does no harm.
 			_ = cmd.Process.Signal(s)
 		}
 	}()
@@ -99,15 +99,15 @@ func runInside() int {
 	}
 }
 
-// The address ranges of the mesh. Each is local as a whole, so that any address in it can be listened on at once.
+// The address ranges of the mesh. All addresses in a range are local, so that programs can listen on any of them at once.
 const (
 	podRange          = "10.244.0.0/16"
 	ServiceRange      = "10.96.0.0/16"
-	serviceEntryRange = "240.240.0.0/16" // where istiod takes the addresses of ServiceEntries from
-	NodeAddress       = "10.0.0.1"       // the source for everything that does not choose one
+	serviceEntryRange = "240.240.0.0/16" // istiod takes the addresses of ServiceEntries from it
+	NodeAddress       = "10.0.0.1"       // the source address of connections that choose none
 )
 
-// OutsidePID is the number that the program inside has outside: what nsenter wants of somebody who looks in.
+// OutsidePID is the process ID, outside the namespaces, of the program inside. nsenter needs it.
 var OutsidePID int
 
 func setUp() error {
@@ -120,7 +120,7 @@ func setUp() error {
 		source, target, kind string
 		flags                uintptr
 	}{
-		{"", "/", "", syscall.MS_PRIVATE | syscall.MS_REC}, // what follows stays in here
+		{"", "/", "", syscall.MS_PRIVATE | syscall.MS_REC}, // mounts below stay in this namespace
 		{"proc", "/proc", "proc", 0},
 		{"tmpfs", WorkDir, "tmpfs", 0},
 	}

@@ -25,7 +25,7 @@ func ReadyPod(ctx context.Context, c *cluster.Cluster, namespace, waypoint strin
 	return c.ReadyPod(ctx, namespace, map[string]string{gatewayName: waypoint})
 }
 
-// Stats are the counters and gauges of a waypoint's Envoy, by name.
+// Stats returns the counters and gauges of a waypoint's Envoy, by name.
 func Stats(ctx context.Context, c *cluster.Cluster, namespace, waypoint string) (map[string]int, error) {
 	page, err := askAdmin(ctx, c, namespace, waypoint, "/stats")
 	if err != nil {
@@ -41,9 +41,9 @@ func Stats(ctx context.Context, c *cluster.Cluster, namespace, waypoint string) 
 	return out, nil
 }
 
-// Config is what a waypoint's Envoy has of a kind of resource, such as dynamic_listeners or
-// dynamic_route_configs: a field of a config_dump. Where kind is empty it is all that Envoy has, and where name is not
-// empty it is an expression that the resources' names match.
+// Config returns the resources of a kind that a waypoint's Envoy has. kind is a field of a config_dump, such as
+// dynamic_listeners or dynamic_route_configs; empty means all kinds. A name that is not empty is a regular expression for
+// the resources' names.
 func Config(ctx context.Context, c *cluster.Cluster, namespace, waypoint, kind, name string) ([]json.RawMessage, error) {
 	query := url.Values{}
 	if kind != "" {

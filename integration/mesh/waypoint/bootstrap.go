@@ -9,18 +9,18 @@ import (
 )
 
 const (
-	// RelayAddress is where Envoy asks for its configuration and its certificates.
+	// RelayAddress is the address at which Envoy gets its configuration and its certificates.
 	RelayAddress = "127.0.0.1:15999"
 
 	adminPort = 15000
-	// emulatedIstio is the version that Envoy claims to be. From later ones on istiod uses a filter state object that
-	// only Istio's own build of Envoy has.
+	// emulatedIstio is the Istio version that Envoy reports. For later versions istiod uses a filter state object that only
+	// Istio's own build of Envoy has.
 	emulatedIstio = "1.29.1"
 )
 
 type object = map[string]any
 
-// bootstrap is what Istio's agent would give Envoy for this pod: where its configuration and certificates come from.
+// bootstrap returns the bootstrap that Istio's agent would write for this pod's Envoy.
 func bootstrap(p *corev1.Pod) object {
 	account := cluster.AccountOf(p)
 	return object{
@@ -59,13 +59,13 @@ func bootstrap(p *corev1.Pod) object {
 	}
 }
 
-// What Istio's own bootstrap has for those who read a proxy's counters.
+// The values of Istio's own bootstrap that readers of a proxy's counters rely on.
 const (
 	statsPort    = 15090
 	statsCluster = "prometheus_stats"
 )
 
-// statsListener shows the page of counters of the proxy's administration, and nothing else of that.
+// statsListener serves the statistics page of Envoy's admin interface, and no other page.
 func statsListener(p *corev1.Pod) object {
 	return object{
 		"name": "stats", "address": socket(p.Status.PodIP, statsPort),

@@ -1,5 +1,5 @@
-// Package waypoint runs a stock Envoy for each waypoint's pod: its image, its bootstrap, and what its administration tells. Where
-// its configuration comes from is package relay.
+// Package waypoint runs a stock Envoy for each waypoint's pod, and reads its admin interface. It does not serve Envoy's
+// configuration; package relay does.
 package waypoint
 
 import (
@@ -16,7 +16,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/kubelet"
 )
 
-// Image runs a stock Envoy for the pod that istiod's Deployment of a waypoint asks for.
+// Image runs a stock Envoy for a pod of istiod's Deployment of a waypoint.
 func Image(path string) kubelet.Image {
 	return kubelet.Image{
 		Path:      path,
@@ -43,12 +43,12 @@ func Image(path string) kubelet.Image {
 	}
 }
 
-// proxyConfig is Istio's annotation of a pod that has settings of its proxy. A Gateway gives it to its waypoint's pods
-// by spec.infrastructure.annotations.
+// proxyConfig is Istio's annotation for proxy settings of a pod. A Gateway passes it on to its waypoint's pods by
+// spec.infrastructure.annotations.
 const proxyConfig = "proxy.istio.io/config"
 
-// drainTime is how long a waypoint goes on with the connections of a listener or filter chain that was replaced: the
-// drainDuration of its proxyConfig. Istio's default is 45 s. Here it is 1 s, so that tests do not wait for what is cut.
+// drainTime is the drainDuration in a pod's proxyConfig: how long a waypoint keeps the connections of a replaced listener
+// or filter chain. Istio's default is 45 s. Here the default is 1 s, to shorten the tests.
 func drainTime(p *corev1.Pod) (time.Duration, error) {
 	var settings struct {
 		DrainDuration string `json:"drainDuration"`

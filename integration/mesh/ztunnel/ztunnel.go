@@ -1,5 +1,5 @@
-// Package ztunnel stands for the ztunnel and the istio-cni of the node: it says which pods are in the ambient mesh, and takes
-// their connections by HBONE where the policies allow it. It starts no pods. Connections that leave pods are package caller's.
+// Package ztunnel stands for the node's ztunnel and istio-cni: it says which pods are in the ambient mesh, and accepts
+// HBONE connections to them where the policies allow. It starts no pods, and opens no connections; package caller does.
 package ztunnel
 
 import (
@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	dataplaneMode = "istio.io/dataplane-mode" // label: is a pod, or a namespace, in the ambient mesh?
+	dataplaneMode = "istio.io/dataplane-mode" // label of a pod or a namespace: whether it is in the ambient mesh
 
-	// Redirection is the annotation by which istio-cni says that a pod is in the mesh.
+	// Redirection is the annotation by which istio-cni marks a pod as in the mesh.
 	Redirection = "ambient.istio.io/redirection"
 )
 
@@ -40,8 +40,8 @@ func Ambient(p *corev1.Pod, ns *corev1.Namespace) bool {
 	return ns != nil && ns.Labels[dataplaneMode] == "ambient"
 }
 
-// Inbound readies the taking of HBONE for a pod, with its identity. What it returns serves until ctx ends: from before the
-// pod's program runs until after it has ended.
+// Inbound prepares HBONE for a pod, with the pod's identity. The function that it returns serves until ctx ends: from
+// before the start of the pod's program until after its end.
 func (z *Ztunnel) Inbound(p *corev1.Pod, addr netip.Addr) (serve func(ctx context.Context) error, err error) {
 	identity, err := z.authority.Workload(p.Namespace, cluster.AccountOf(p))
 	if err != nil {

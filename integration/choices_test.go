@@ -32,11 +32,11 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 )
 
-// The tests here are of what the picker goes by, seen from outside: prefixes, load, bursts, sessions, failures, adapters
-// and settings. Each has a pool and model servers of its own.
+// The tests in this file check what the picker's choices depend on: prefixes, load, bursts, sessions, failures, adapters
+// and settings. Each test has a pool and model servers of its own.
 
-// supervised runs a model server that starts anew at once when it dies, without Kubernetes hearing of it: all that the
-// picker can see of that is the server's metrics. SIGUSR1 to the pod's program kills the server.
+// supervised runs a model server that restarts at once when it dies. Kubernetes does not notice, so the picker sees the
+// restart only in the server's metrics. SIGUSR1 to the pod's program kills the server.
 const supervised = "test/supervised"
 
 func onSupervised(p *corev1.Pod, _ string, args []string) ([]string, error) {
@@ -78,8 +78,8 @@ spec:
 // choice is the pool of one test.
 type choice struct{ name, host string }
 
-// choose puts up so many model servers with these flags and a pool over them with these annotations, and waits until
-// all endpoints can be picked. They go with the test.
+// choose makes model servers with these flags and a pool over them with these annotations, and waits until all endpoints
+// can be picked. They are deleted after the test.
 func choose(ctx context.Context, t *testing.T, name string, replicas, endpoints int, annotations string, flags ...string) choice {
 	t.Helper()
 	runServers(ctx, t, name, replicas, flags...)
@@ -99,7 +99,7 @@ func choose(ctx context.Context, t *testing.T, name string, replicas, endpoints 
 	return c
 }
 
-// runServers puts up model servers.
+// runServers makes a Deployment of model servers.
 func runServers(ctx context.Context, t *testing.T, name string, replicas int, flags ...string) {
 	t.Helper()
 	t.Cleanup(func() {
@@ -109,7 +109,7 @@ func runServers(ctx context.Context, t *testing.T, name string, replicas int, fl
 	must(t, the.AwaitDeployment(ctx, "models", name))
 }
 
-// say makes a call with one message, answered with one token.
+// say makes a call with one message; the answer has one token.
 func (c choice) say(ctx context.Context, text string) (*traffic.Answer, error) {
 	return traffic.Chat(ctx, the.caller.HTTP, c.host, "sample-model", []traffic.Message{{Role: "user", Content: text}}, 1)
 }
@@ -118,7 +118,7 @@ func (c choice) explain(ctx context.Context, model, text string) (*livestate.Exp
 	return the.Explain(ctx, "models/"+c.name, traffic.Body(model, []traffic.Message{{Role: "user", Content: text}}, 1))
 }
 
-// endpoints are the pool's pods by their endpoints, as explanations name these.
+// endpoints returns the pool's pods by the endpoint's name in explanations.
 func (c choice) endpoints(ctx context.Context, t *testing.T) map[string]corev1.Pod {
 	t.Helper()
 	out := map[string]corev1.Pod{}
@@ -128,7 +128,7 @@ func (c choice) endpoints(ctx context.Context, t *testing.T) map[string]corev1.P
 	return out
 }
 
-// candidateOf finds a pod in an explanation.
+// candidateOf finds a pod's candidate in an explanation.
 func candidateOf(why *livestate.Explanation, p corev1.Pod) livestate.Candidate {
 	i := slices.IndexFunc(why.Candidates, func(c livestate.Candidate) bool { return c.Endpoint == net.JoinHostPort(p.Status.PodIP, "8000") })
 	if i < 0 {
@@ -137,7 +137,7 @@ func candidateOf(why *livestate.Explanation, p corev1.Pod) livestate.Candidate {
 	return why.Candidates[i]
 }
 
-// restart kills the model server of a pod, which starts anew.
+// restart kills the model server of a pod; the server restarts.
 func restart(t *testing.T, p corev1.Pod) {
 	t.Helper()
 	pid, err := the.ProcessID(p.UID)
@@ -145,8 +145,8 @@ func restart(t *testing.T, p corev1.Pod) {
 	must(t, syscall.Kill(pid, syscall.SIGUSR1))
 }
 
-// occupy makes long calls to one place until the function that it returns is called. It comes back when the answers of
-// all have begun, and tells who serves each.
+// occupy keeps long calls to one host open until the function that it returns is called. It returns when all answers have
+// begun, with the server of each.
 func occupy(ctx context.Context, t *testing.T, with *http.Client, host, model string, prompts ...string) (servers []string, end func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(ctx)
@@ -165,7 +165,7 @@ func occupy(ctx context.Context, t *testing.T, with *http.Client, host, model st
 				errs[i] = errors.New(response.Status)
 			}
 			begun.Done()
-			_, _ = io.Copy(io.Discard, response.Body) // it is broken off
+			_, _ = io.Copy(io.Discard, response.Body) // the call is cut
 		})
 	}
 	begun.Wait()
@@ -175,7 +175,7 @@ func occupy(ctx context.Context, t *testing.T, with *http.Client, host, model st
 	return servers, end
 }
 
-// post makes a chat completion's request, of a session if one is named.
+// post sends a chat completion request, with a session if one is named.
 func post(ctx context.Context, with *http.Client, host string, body []byte, session string) (*http.Response, error) {
 	request, err := completion(ctx, host, body)
 	if err != nil {
@@ -187,7 +187,7 @@ func post(ctx context.Context, with *http.Client, host string, body []byte, sess
 	return with.Do(request)
 }
 
-// completion is a chat completion's request.
+// completion makes a chat completion request.
 func completion(ctx context.Context, host string, body []byte) (*http.Request, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, host+"/v1/chat/completions", bytes.NewReader(body))
 	if err != nil {
@@ -197,10 +197,10 @@ func completion(ctx context.Context, host string, body []byte) (*http.Request, e
 	return request, nil
 }
 
-// directly is where a pod is called past the waypoint.
+// directly is a pod's URL without the waypoint.
 func directly(p corev1.Pod) string { return "http://" + net.JoinHostPort(p.Status.PodIP, "8000") }
 
-// distinct makes prompts of about so many tokens that have nothing in common.
+// distinct makes n prompts of about so many tokens without a common prefix.
 func distinct(n, tokens int) []string {
 	out := make([]string, n)
 	for i := range out {
@@ -209,7 +209,7 @@ func distinct(n, tokens int) []string {
 	return out
 }
 
-// An endpoint that starts anew, which shows in its metrics alone, is taken to hold nothing any more.
+// The picker forgets the prefixes of a restarted endpoint, whose restart shows only in its metrics.
 func TestRestartedEndpointIsForgotten(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	c := choose(ctx, t, "restarted", 2, 2, "", "--time-scale=20")
@@ -229,14 +229,14 @@ func TestRestartedEndpointIsForgotten(t *testing.T) {
 	if best := why.Candidates[0]; best.CachedTokens < 700 || c.endpoints(ctx, t)[best.Endpoint].Name != last.Endpoint {
 		t.Fatalf("the best is %+v, want %s with two turns", best, last.Endpoint)
 	}
-	time.Sleep(1500 * time.Millisecond) // processes are told from each other by their starts where these are a second apart
+	time.Sleep(1500 * time.Millisecond) // the picker tells processes apart by start times at least a second apart
 	restart(t, c.endpoints(ctx, t)[why.Candidates[0].Endpoint])
 	eventually(ctx, t, "two endpoints without the conversation", func(ctx context.Context) error {
 		why, err := the.Explain(ctx, "models/restarted", body)
 		switch {
 		case err != nil:
 			return err
-		case len(why.Candidates) != 2: // it must not be by its absence that it is forgotten
+		case len(why.Candidates) != 2: // the endpoint must stay a candidate all the while
 			return fmt.Errorf("%d endpoints", len(why.Candidates))
 		case why.Candidates[0].CachedTokens+why.Candidates[1].CachedTokens > 0:
 			return fmt.Errorf("there still are %+v", why.Candidates)
@@ -245,7 +245,7 @@ func TestRestartedEndpointIsForgotten(t *testing.T) {
 	})
 }
 
-// Work that others give to an endpoint shows in its metrics alone, and calls avoid it.
+// Calls avoid an endpoint that other clients load, which shows only in its metrics.
 func TestCallsAvoidALoadedEndpoint(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	c := choose(ctx, t, "loaded", 3, 3, "", "--decode-tokens-per-second=5")
@@ -272,13 +272,13 @@ func TestCallsAvoidALoadedEndpoint(t *testing.T) {
 	}
 }
 
-// front is an endpoint of a pool that this process serves: it passes calls on to a model server, and can refuse some.
+// front is an endpoint of a pool, served by this process: it passes calls on to a model server, and can refuse some.
 type front struct {
-	calls  atomic.Int64 // to models
+	calls  atomic.Int64 // calls of models
 	refuse atomic.Pointer[string]
 }
 
-// stand adds an endpoint to a pool that passes calls on, and refuses those of a path from now on.
+// stand adds to a pool an endpoint that passes calls on, and refuses those of the path refuse.
 func stand(ctx context.Context, t *testing.T, c string, refuse string) *front {
 	t.Helper()
 	runServers(ctx, t, c+"-behind", 1, "--decode-tokens-per-second=100")
@@ -311,13 +311,13 @@ func stand(ctx context.Context, t *testing.T, c string, refuse string) *front {
 		}
 		proxy.ServeHTTP(w, r)
 	})}
-	go func() { _ = server.Serve(listener) }() // ends with Close
+	go func() { _ = server.Serve(listener) }() // ends at Close
 	t.Cleanup(func() { _ = server.Close() })
 	return f
 }
 
-// An endpoint whose metrics cannot be read gets calls, as many as others do: it is not taken for idle where they have
-// work.
+// An endpoint with unreadable metrics gets as many calls as others do: the picker does not take it for idle while others
+// have work.
 func TestUnreadableEndpointIsNotReadAsIdle(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	f := stand(ctx, t, "unreadable", "/metrics")
@@ -355,14 +355,14 @@ func TestUnreadableEndpointIsNotReadAsIdle(t *testing.T) {
 	}
 }
 
-// Of a burst of one prompt no endpoint gets more than twice the mean, and yet not all have to prefill it.
+// In a burst of one prompt no endpoint gets more than twice the mean, and yet not all endpoints prefill the prompt.
 func TestBurstNeitherHerdsNorScatters(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	const calls, endpoints, tokens = 64, 8, 6000
 	c := choose(ctx, t, "burst", endpoints, endpoints, "", "--decode-tokens-per-second=2")
 	prompt := distinct(1, tokens)[0]
 	queriesBefore, hitsBefore := c.cache(ctx, t)
-	// All are in flight until the last is picked, so that nothing depends on how fast they come.
+	// All calls stay in flight until the last is picked, so that the result does not depend on their timing.
 	servers, end := occupy(ctx, t, the.caller.HTTP, c.host, "sample-model", slices.Repeat([]string{prompt}, calls)...)
 	var queries, hits float64
 	eventually(ctx, t, "the start of all calls", func(ctx context.Context) error {
@@ -381,7 +381,7 @@ func TestBurstNeitherHerdsNorScatters(t *testing.T) {
 			t.Errorf("%s got %d of %d calls, want no more than twice the mean: %v", name, n, calls, reached)
 		}
 	}
-	// An oracle prefills it at half of the endpoints: at fewer, one gets more than twice the mean.
+	// An oracle prefills the prompt at half of the endpoints: with fewer, one gets more than twice the mean.
 	share, oracle := (hits-hitsBefore)/(queries-queriesBefore), 1-float64(endpoints/2)/calls
 	if share < 0.8*oracle || len(reached) > endpoints-2 {
 		t.Errorf("the cached share is %.2f, want 0.8 of %.2f; %d of %d endpoints had to prefill: %v", share, oracle, len(reached), endpoints, reached)
@@ -390,7 +390,7 @@ func TestBurstNeitherHerdsNorScatters(t *testing.T) {
 
 var counter = regexp.MustCompile(`(?m)^vllm:prefix_cache_(queries|hits)_total\{.*\} (\S+)$`)
 
-// cache sums up, over the pool's servers, the prompt tokens that were looked up in prefix caches and those found.
+// cache sums, over the pool's servers, the prompt tokens looked up in prefix caches and the tokens found.
 func (c choice) cache(ctx context.Context, t *testing.T) (queries, hits float64) {
 	t.Helper()
 	for _, p := range c.endpoints(ctx, t) {
@@ -411,8 +411,8 @@ func (c choice) cache(ctx context.Context, t *testing.T) (queries, hits float64)
 
 const avoidance = 4 * time.Second
 
-// The calls of a session stay together by the header that the pool names. An endpoint that fails loses them for a while,
-// and gets them again.
+// Calls of a session, named by the pool's session header, go to one endpoint. An endpoint that fails loses its sessions for
+// a while, and gets them again.
 func TestSessionsStayAndFailuresAreAvoided(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	f := stand(ctx, t, "sessions", "")
@@ -456,13 +456,13 @@ func TestSessionsStayAndFailuresAreAvoided(t *testing.T) {
 	}
 	avoided := f.calls.Load()
 	for n := 0; n < 40 && time.Since(failed) < avoidance; n++ {
-		session := "" // by load alone a quarter of these would go there
+		session := "" // picked by load alone, a quarter of these would go there
 		if n%4 == 0 {
 			session = atFront
 		}
 		status, server := call(session)
 		if time.Since(failed) >= avoidance {
-			break // the machine is slow: that one may have been a try
+			break // the machine is slow: this call may have been the picker's probe
 		}
 		if status != http.StatusOK || f.calls.Load() != avoided {
 			t.Errorf("%s after the failure a call got %d from %s", time.Since(failed), status, server)
@@ -481,10 +481,10 @@ func TestSessionsStayAndFailuresAreAvoided(t *testing.T) {
 	}
 }
 
-// lru is what one server has resident, the least lately used first.
+// lru holds the resident adapters of one server, the least recently used first.
 type lru []string
 
-// use reports whether an adapter was resident, and makes it so, as servers with two slots do.
+// use makes an adapter resident, in one of two slots, and reports whether it was resident before.
 func (l *lru) use(adapter string) (resident bool) {
 	i := slices.Index(*l, adapter)
 	if i >= 0 {
@@ -496,8 +496,8 @@ func (l *lru) use(adapter string) (resident bool) {
 	return i >= 0
 }
 
-// Where all adapters fit into the servers' slots, calls find theirs resident, and one that is nowhere goes where a slot is
-// free.
+// Where the servers' slots hold all adapters, calls find their adapter resident. A call for an adapter that is resident
+// nowhere goes to a free slot.
 func TestAdaptersStayResident(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	var adapters []string
@@ -509,7 +509,7 @@ func TestAdaptersStayResident(t *testing.T) {
 	for _, p := range c.endpoints(ctx, t) {
 		servers[p.Name] = &lru{}
 	}
-	// The calls come one after the other, so that what a server has resident follows from where they went.
+	// Calls come one after the other, so that where they went determines what a server has resident.
 	call := func(adapter string, tokens int) (server string, resident bool) {
 		t.Helper()
 		answer, err := traffic.Chat(ctx, the.caller.HTTP, c.host, adapter, []traffic.Message{{Role: "user", Content: distinct(1, 50)[0]}}, tokens)
@@ -526,7 +526,7 @@ func TestAdaptersStayResident(t *testing.T) {
 		}
 		return why, out
 	}
-	// That a name is an adapter's is learned from readings, which must find it at work.
+	// The picker learns from readings that a name is an adapter's. A reading must find a call for it in flight.
 	eventually(ctx, t, "all adapters resident", func(ctx context.Context) error {
 		var missing []string
 		for _, adapter := range adapters {
@@ -551,7 +551,7 @@ func TestAdaptersStayResident(t *testing.T) {
 		t.Errorf("%d of %d calls found their adapter resident, want 95 %%", found, calls)
 	}
 
-	// A server that has started anew has two free slots, for its own two, which are nowhere now.
+	// A restarted server has two free slots for its own two adapters, which are resident nowhere now.
 	var emptied corev1.Pod
 	for _, emptied = range c.endpoints(ctx, t) {
 		if len(*servers[emptied.Name]) == 2 {
@@ -574,10 +574,10 @@ func TestAdaptersStayResident(t *testing.T) {
 	}
 }
 
-// An endpoint whose adapter slots are all in use by calls gets none with another adapter, however idle it is otherwise.
+// An endpoint whose adapter slots all serve calls gets no call for another adapter, however idle it is otherwise.
 func TestFullSlotsAreAvoided(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
-	// Answers are as long as calls allow, 4000 tokens take 100 s, and loading costs nothing, so that load alone would decide.
+	// Answers take longer than the test (4000 tokens take 100 s), and loading costs nothing, so that load alone would decide.
 	c := choose(ctx, t, "full", 2, 2, `inference-waypoint.io/pick-adapter-load-time: 0s`, "--time-scale=10",
 		"--decode-tokens-per-second=4", "--answer-tokens=10000", "--max-loras=1", "--lora-modules=held,other")
 	call := func(tokens int) (server string) {
@@ -589,7 +589,7 @@ func TestFullSlotsAreAvoided(t *testing.T) {
 	}
 	servers, _ := occupy(ctx, t, the.caller.HTTP, c.host, "held", distinct(1, 50)...)
 	full := servers[0]
-	var at, elsewhere livestate.Candidate // as the other adapter has them
+	var at, elsewhere livestate.Candidate // the candidates for the other adapter
 	look := func(ctx context.Context) error {
 		why, err := c.explain(ctx, "other", "Hello")
 		if err != nil {
@@ -610,7 +610,7 @@ func TestFullSlotsAreAvoided(t *testing.T) {
 	eventually(ctx, t, "the picker's word on slots in use", func(ctx context.Context) error {
 		err := look(ctx)
 		if err != nil {
-			call(20) // that its name is an adapter's is learned from readings, which must find it at work
+			call(20) // the picker learns that the name is an adapter's from a reading with a call in flight
 		}
 		return err
 	})
@@ -635,7 +635,7 @@ func TestFullSlotsAreAvoided(t *testing.T) {
 	}
 }
 
-// A pool with wrong annotations for the picker is served with the defaults. An event on it and a metric tell of them.
+// A pool with invalid picker annotations is served with the defaults. An event on the pool and a metric say so.
 func TestWrongSettingsAreTold(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	choose(ctx, t, "missettled", 1, 1,

@@ -28,8 +28,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
 )
 
-// editsDrain is the environment variable that makes TestEditsLoseNothing long: its value is how long waypoints go on
-// with the connections of what an edit replaced, such as Istio's own 45s.
+// editsDrain is the environment variable that selects the long form of TestEditsLoseNothing. Its value is the drain time of
+// waypoints, such as Istio's default of 45s.
 const editsDrain = "EDITS_DRAIN"
 
 // The waypoints of this test.
@@ -63,8 +63,8 @@ spec:
   ports: [{name: http, port: 80, targetPort: 8000}]
 `
 
-// editedTooYAML is the second pool of the split. It has no host of its own, whose filter chain would be an update of
-// the listener that the split does not need.
+// editedTooYAML is the second pool of the split. It has no host of its own: the host's filter chain would update the
+// listener, which the split itself does not need.
 const editedTooYAML = `
 apiVersion: inference.networking.k8s.io/v1
 kind: InferencePool
@@ -74,21 +74,21 @@ spec:
   targetPorts: [{number: 8000}]
 `
 
-// editing is a pool that is edited while it is called.
+// editing is a pool that is edited while clients call it.
 type editing struct {
 	choice
 	other *otherPicker
-	drain time.Duration // of its waypoints
+	drain time.Duration // drain time of its waypoints
 	long  bool
 	rows  []*editCost
-	// probes are calls that are none of a load's: to see that an edit is in force.
+	// probes counts the calls that only check whether an edit is in force.
 	probes int
 }
 
-// Edits of a pool, of its routes, of its picker and of its waypoint cost no call and cut no streamed answer, and those
-// that a waypoint can take without a change of its listeners change none. A move to another waypoint may cost what it
-// costs a plain Service. With EDITS_DRAIN=45s all edits are made, at waypoints that drain for as long as Istio's do by
-// default, which takes a quarter of an hour. Otherwise a third of the edits is made and waypoints drain for a second.
+// Edits of a pool, of its routes, of its picker and of its waypoint lose no call and cut no streamed answer. Edits that
+// need no change of the waypoint's listeners change none. A move to another waypoint may cost what it costs a plain
+// Service. With EDITS_DRAIN=45s the test makes all edits at waypoints with Istio's default drain time, in a quarter of an
+// hour. Otherwise it makes a third of the edits and waypoints drain for a second.
 func TestEditsLoseNothing(t *testing.T) {
 	ctx := begin(t, 28*time.Minute)
 	e := setUpEditing(ctx, t)
@@ -112,10 +112,10 @@ func setUpEditing(ctx context.Context, t *testing.T) *editing {
 		must(t, err)
 	}
 	applyYAML(ctx, t, strings.ReplaceAll(editsYAML, "DRAIN", e.drain.String()))
-	const decode = "--decode-tokens-per-second=50" // a stream is a piece each 20 ms
+	const decode = "--decode-tokens-per-second=50" // one piece of a stream each 20 ms
 	runServers(ctx, t, "edited-too", 2, decode)
 	e.choice = choose(ctx, t, "edited", 4, 4, "", decode)
-	if e.drain > time.Second { // what calls may still go by stays longer than waypoints drain
+	if e.drain > time.Second { // objects that calls may still use outlive the drain of waypoints
 		d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "inference-controller"}}
 		add := fmt.Appendf(nil, `[{"op":"add","path":"/spec/template/spec/containers/0/args/-","value":"--drain=%s"}]`, e.drain+15*time.Second)
 		must(t, the.Client.Patch(ctx, d, client.RawPatch(types.JSONPatchType, add)))
@@ -145,26 +145,26 @@ func patchAs(ctx context.Context, as client.Client, o client.Object, merge strin
 	return as.Patch(ctx, o, client.RawPatch("application/merge-patch+json", []byte(merge)))
 }
 
-// editKind is a kind of edits and what becomes of them.
+// editKind is a kind of edit, and what it may cost.
 type editKind struct {
 	name  string
-	times int // in the long form
+	times int // number of edits in the long form
 	every time.Duration
 	edit  func(k *editKind, n int) error
 	// after waits until the last edit is in force.
 	after func(k *editKind, last int)
 	// quiet says that no listener may be updated.
 	quiet bool
-	// replaces says that the filter chain becomes another: were it not, the edits would have done nothing.
+	// replaces says that the edits must replace the filter chain; otherwise they did nothing.
 	replaces bool
-	// allowed is what may be lost and cut.
+	// allowed is how many calls may be lost and streams cut.
 	allowed *editCost
 
 	ctx context.Context //nolint:containedctx // of the subtest, as t
 	t   *testing.T
 }
 
-// kinds are all but the move, which is compared.
+// kinds returns all kinds of edits except the move, which testMoves compares with that of a Service.
 func (e *editing) kinds() []*editKind {
 	route := func(k *editKind, n int) error { return e.setRoute(k.ctx, n, nil) }
 	routed := func(k *editKind, last int) { e.awaitEdit(k.ctx, k.t, last) }
@@ -182,8 +182,8 @@ func (e *editing) kinds() []*editKind {
 	}
 }
 
-// setRoute applies the route of the pool's host, in a form that n chooses, with a response header that tells n. The
-// backends are the pool alone where none are given.
+// setRoute applies the route of the pool's host in one of several forms, chosen by n. A response header holds n. Without
+// backends the pool is the only one.
 func (e *editing) setRoute(ctx context.Context, n int, backends []string) error {
 	if backends == nil {
 		backends = []string{to(e.name)}
@@ -207,7 +207,7 @@ func (e *editing) setRoute(ctx context.Context, n int, backends []string) error 
 	return the.ApplyYAML(ctx, routeYAML("models", e.name, e.name, rules))
 }
 
-// awaitEdit waits until the route tells n.
+// awaitEdit waits until answers have the header of edit n.
 func (e *editing) awaitEdit(ctx context.Context, t *testing.T, n int) {
 	t.Helper()
 	eventually(ctx, t, fmt.Sprintf("edit %d of the route", n), func(ctx context.Context) error {
@@ -223,11 +223,11 @@ func (e *editing) awaitEdit(ctx context.Context, t *testing.T, n int) {
 	})
 }
 
-// shift moves calls from the pool to one that is new, step by step.
+// shift moves calls from the pool to a new one, step by step.
 func (e *editing) shift(k *editKind, n int) error {
 	if n == 0 {
 		applyYAML(k.ctx, k.t, editedTooYAML)
-		// The route leaves the second pool before that goes.
+		// The route must drop the second pool before the pool is deleted.
 		k.t.Cleanup(func() {
 			ctx := context.WithoutCancel(k.ctx)
 			must(k.t, e.setRoute(ctx, -1, nil))
@@ -241,7 +241,7 @@ func (e *editing) shift(k *editKind, n int) error {
 	return e.setRoute(k.ctx, n, []string{backend(e.name, 100-weight), backend("edited-too", weight)})
 }
 
-// flip changes the failure mode. That flips come into force is seen of the first.
+// flip changes the failure mode. Only the first flip is checked to come into force.
 func (e *editing) flip(k *editKind, n int) error {
 	mode := []string{"FailClose", "FailOpen"}[n%2]
 	err := patch(k.ctx, pool(e.name), fmt.Sprintf(`{"metadata":{"annotations":{"inference-waypoint.io/failure-mode":%q}}}`, mode))
@@ -270,7 +270,7 @@ func (e *editing) deleteFilters(k *editKind, _ int) error {
 	return nil
 }
 
-// remake deletes the route and makes it again, by turns.
+// remake deletes the route and makes it again, in turn.
 func (e *editing) remake(k *editKind, n int) error {
 	if n%2 == 1 {
 		return e.setRoute(k.ctx, n, nil)
@@ -278,7 +278,7 @@ func (e *editing) remake(k *editKind, n int) error {
 	return the.Client.Delete(k.ctx, &gatewayv1.HTTPRoute{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: e.name}})
 }
 
-// set changes settings of the pool, and its picker to another and back.
+// set changes settings of the pool, and switches its picker to another and back.
 func (e *editing) set(k *editKind, n int) error {
 	change := []string{
 		`{"metadata":{"annotations":{"inference-waypoint.io/pick-usage":"true"}}}`,
@@ -299,7 +299,7 @@ func (e *editing) set(k *editKind, n int) error {
 	return err
 }
 
-// killing makes edits and kills all replicas of a program in their middle, which are started again after a moment.
+// killing makes edits and, in their middle, kills all replicas of a program, which restart after a moment.
 func (e *editing) killing(namespace, label, value string, edit func(*editKind, int) error) func(*editKind, int) error {
 	return func(k *editKind, n int) error {
 		if n == e.times(k)/2 {
@@ -337,7 +337,7 @@ func (e *editing) testMoves(t *testing.T) {
 	})
 }
 
-// times is how often an edit is made.
+// times returns how often an edit is made.
 func (e *editing) times(k *editKind) int {
 	if e.long {
 		return k.times
@@ -345,7 +345,7 @@ func (e *editing) times(k *editKind) int {
 	return k.times / 3
 }
 
-// run makes edits of a kind and fails where they cost more than they may.
+// run makes edits of a kind and fails if they cost more than allowed.
 func (e *editing) run(k *editKind) {
 	k.t.Helper()
 	got, allowed := e.measure(k, e.host), cmp.Or(k.allowed, &editCost{})
@@ -367,13 +367,13 @@ func (e *editing) run(k *editKind) {
 	}
 }
 
-// measure makes edits of a kind while a host is called, and until what they replaced has been drained.
+// measure makes edits of a kind while clients call a host, until the replaced listeners and chains have drained.
 func (e *editing) measure(k *editKind, host string) *editCost {
 	k.t.Helper()
 	before := e.settle(k)
 	picked, probed := e.picks(k), e.probes
 	end := call(k.ctx, host)
-	time.Sleep(time.Second) // all calls and streams are under way
+	time.Sleep(time.Second) // until all calls and streams run
 	times := e.times(k)
 	for n, next := 0, time.Now(); n < times; n++ {
 		must(k.t, k.edit(k, n))
@@ -397,12 +397,12 @@ func (e *editing) measure(k *editKind, host string) *editCost {
 	return out
 }
 
-// picks are those of all pickers and pools of the test.
+// picks counts the picks of all pickers and pools of the test.
 func (e *editing) picks(k *editKind) int {
 	return picksOf(k.ctx, k.t, e.name) + picksOf(k.ctx, k.t, "edited-too") + int(e.other.picks.Load())
 }
 
-// The counters of waypoints that tell what an edit changed there.
+// The waypoint counters that show what an edit changed.
 const (
 	listenerInPlace = iota
 	listenerModified
@@ -436,7 +436,7 @@ func (e *editing) count(ctx context.Context) (out [counters]int, err error) {
 	return out, nil
 }
 
-// settle waits until the waypoints' configuration has not changed for two seconds, and gives the counters.
+// settle waits until the waypoints' configuration has not changed for two seconds, and returns the counters.
 func (e *editing) settle(k *editKind) [counters]int {
 	k.t.Helper()
 	var last [counters]int
@@ -458,13 +458,13 @@ func (e *editing) settle(k *editKind) [counters]int {
 	return last
 }
 
-// editCost is what came of the calls while edits of a kind were made.
+// editCost is the outcome of the calls made during edits of a kind.
 type editCost struct {
 	name           string
 	edits          int
 	calls, streams int
-	lost, cut      map[string]int // by what became of them
-	unpicked       int            // calls that were served and not picked; -1 where nobody picks
+	lost, cut      map[string]int // by the kind of error
+	unpicked       int            // calls served without a pick; -1 without a picker
 	slowest        time.Duration
 	counted        [counters]int
 }
@@ -508,8 +508,8 @@ func table(rows ...*editCost) string {
 	return out.String()
 }
 
-// call calls a host from eight places in a loop, and reads two streamed answers that do not end, until the result is
-// called. Half of the clients speak HTTP/1.1, half HTTP/2, each on a connection of its own that it keeps.
+// call calls a host from eight clients in a loop, and reads two endless streamed answers, until end is called. Half of the
+// clients speak HTTP/1.1, half HTTP/2, each on a connection of its own that it keeps.
 func call(ctx context.Context, host string) (end func() *editCost) {
 	out := &editCost{}
 	lost, cut := &tally{by: map[string]int{}}, &tally{by: map[string]int{}}
@@ -564,10 +564,10 @@ func call(ctx context.Context, host string) (end func() *editCost) {
 	}
 }
 
-// afterLoss is how long a client waits after a call that failed, so that its next call is another chance.
+// afterLoss is how long a client waits after a failed call, so that its next call is an independent try.
 const afterLoss = 20 * time.Millisecond
 
-// newClient makes a client of the caller's pod that speaks one version of HTTP.
+// newClient makes a client of the caller's pod for one version of HTTP.
 func newClient(http1 bool) *http.Client {
 	transport := the.caller.HTTP.Transport.(*http.Transport).Clone()
 	transport.Protocols = new(http.Protocols)
@@ -576,7 +576,7 @@ func newClient(http1 bool) *http.Client {
 	return &http.Client{Transport: transport}
 }
 
-// postOnce makes a call that Go's client does not send a second time where its connection was closed: many clients do not.
+// postOnce makes a call that Go's client does not retry on a closed connection, as many other clients do not.
 func postOnce(ctx context.Context, with *http.Client, host string, body []byte) (*http.Response, error) {
 	request, err := completion(ctx, host, body)
 	if err != nil {
@@ -586,7 +586,7 @@ func postOnce(ctx context.Context, with *http.Client, host string, body []byte) 
 	return with.Do(request)
 }
 
-// shortCall makes a call of some 50 ms. Its error says why it was lost.
+// shortCall makes a call of some 50 ms. Its error says why the call was lost.
 func shortCall(ctx context.Context, with *http.Client, host string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Second, errors.New("no answer within 10 s"))
 	defer cancel()
@@ -607,7 +607,7 @@ func shortCall(ctx context.Context, with *http.Client, host string) error {
 	return nil
 }
 
-// endlessAnswer reads an answer until ctx ends. Its error says why the answer came to an end before, or to a stop.
+// endlessAnswer reads an answer until ctx ends. Its error says why the answer ended or stalled before.
 func endlessAnswer(ctx context.Context, with *http.Client, host string) error {
 	response, err := postOnce(ctx, with, host, editBody(6_000))
 	if ctx.Err() != nil {
@@ -624,7 +624,7 @@ func endlessAnswer(ctx context.Context, with *http.Client, host string) error {
 	for last := time.Now(); ; last = time.Now() {
 		_, err := response.Body.Read(piece)
 		switch {
-		case ctx.Err() != nil && time.Since(last) > 5*time.Second: // 50 pieces come in a second
+		case ctx.Err() != nil && time.Since(last) > 5*time.Second: // 50 pieces are due per second
 			return errors.New("the answer stood still")
 		case ctx.Err() != nil:
 			return nil
@@ -634,7 +634,7 @@ func endlessAnswer(ctx context.Context, with *http.Client, host string) error {
 	}
 }
 
-// editBody asks for so many tokens and no fewer, of a prompt that nobody has asked before.
+// editBody asks for exactly so many tokens, with a new prompt.
 func editBody(tokens int) []byte {
 	body := traffic.Body("sample-model", []traffic.Message{{Role: "user", Content: distinct(1, 50)[0]}}, tokens)
 	return append([]byte(`{"ignore_eos":true,`), body[1:]...)
@@ -642,7 +642,7 @@ func editBody(tokens int) []byte {
 
 var streamID = regexp.MustCompile(`stream ID \d+; `)
 
-// kindOf is the innermost of an error, without what differs from one call to another.
+// kindOf returns the innermost error's text, without the parts that differ from call to call.
 func kindOf(err error) string {
 	for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(err) {
 		err = inner

@@ -31,7 +31,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
 )
 
-// endlessPoolYAML is a pool over servers that another one may be over, too.
+// endlessPoolYAML is a pool over servers that other pools may share.
 const endlessPoolYAML = `
 apiVersion: inference.networking.k8s.io/v1
 kind: InferencePool
@@ -43,7 +43,7 @@ spec:
   PICKER
 `
 
-// endlessPool puts a pool over servers that are there. Its picker is ours where none is named.
+// endlessPool makes a pool over existing servers. Without a name of a picker it has our picker.
 func endlessPool(ctx context.Context, t *testing.T, name, servers, protocol, picker string) {
 	t.Helper()
 	text := strings.NewReplacer("POOL", name, "SERVERS", servers, "PROTOCOL", protocol, "PICKER", picker).Replace(endlessPoolYAML)
@@ -54,12 +54,12 @@ func endlessPool(ctx context.Context, t *testing.T, name, servers, protocol, pic
 	})
 }
 
-// dialTo opens the caller's connections to a pool's host.
+// dialTo returns the caller's dialer to a pool's host.
 func dialTo(ctx context.Context, pool string) (net.Conn, error) {
 	return the.caller.HTTP.Transport.(*http.Transport).DialContext(ctx, "tcp", pool+".models.inference.internal:80")
 }
 
-// openWebSocket opens one to a pool, as clients of vLLM's /v1/realtime do.
+// openWebSocket opens a WebSocket to a pool, as clients of vLLM's /v1/realtime do.
 func openWebSocket(ctx context.Context, pool string) (*websocket.Conn, error) {
 	host := pool + ".models.inference.internal"
 	config, err := websocket.NewConfig("ws://"+host+"/v1/realtime", "http://"+host)
@@ -81,7 +81,7 @@ func deadlineOf(ctx context.Context) time.Time {
 	return deadline
 }
 
-// tell sends a message and expects it back from a server.
+// tell sends a message and expects a server to echo it.
 func tell(c *websocket.Conn, message, servers string) error {
 	if err := websocket.Message.Send(c, message); err != nil {
 		return fmt.Errorf("sending %q: %w", message, err)
@@ -96,7 +96,7 @@ func tell(c *websocket.Conn, message, servers string) error {
 	return nil
 }
 
-// grpcTo is a client of a pool.
+// grpcTo makes a gRPC client of a pool.
 func grpcTo(t *testing.T, pool string) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient("passthrough:///"+pool+".models.inference.internal",
@@ -107,7 +107,7 @@ func grpcTo(t *testing.T, pool string) *grpc.ClientConn {
 	return conn
 }
 
-// endlessCall is a call of gRPC in which either side may send as it likes.
+// endlessCall is a gRPC call in which each side may send at any time.
 type endlessCall struct{ grpc.ClientStream }
 
 func openCall(ctx context.Context, to *grpc.ClientConn, kind string) (endlessCall, error) {
@@ -137,7 +137,7 @@ func (c endlessCall) hear(wants ...string) error {
 	return nil
 }
 
-// end ends the call and expects the status, and the server's trailer, to come through.
+// end ends the call and expects the server's status and trailer.
 func (c endlessCall) end(want codes.Code) error {
 	if err := c.CloseSend(); err != nil {
 		return err
@@ -155,7 +155,7 @@ func (c endlessCall) end(want codes.Code) error {
 	return nil
 }
 
-// grpcKinds are the kinds of gRPC's calls, each once, to its end.
+// grpcKinds are the kinds of gRPC calls. Each entry makes one call to its end.
 var grpcKinds = map[string]func(endlessCall) error{
 	"Unary":        func(c endlessCall) error { return errors.Join(c.say("a"), c.hear("a"), c.end(codes.OK)) },
 	"ServerStream": func(c endlessCall) error { return errors.Join(c.say("a"), c.hear("a", "a", "a"), c.end(codes.OK)) },
@@ -170,8 +170,7 @@ var grpcKinds = map[string]func(endlessCall) error{
 	},
 }
 
-// picksOf is how many calls to a pool of namespace models our picker has picked, those whose series have all of the
-// labels.
+// picksOf counts our picker's picks for a pool of namespace models, in the series that have all of the labels.
 func picksOf(ctx context.Context, t *testing.T, pool string, labels ...string) int {
 	t.Helper()
 	return picksIn(ctx, t, "models", pool, labels...)
@@ -182,7 +181,7 @@ func picksIn(ctx context.Context, t *testing.T, namespace, pool string, labels .
 	return countedIn(ctx, t, "picks_total", namespace, pool, labels...)
 }
 
-// countedIn is what our picker has counted for a pool under a name without its prefix.
+// countedIn returns our picker's count for a pool. The metric's name is given without its prefix.
 func countedIn(ctx context.Context, t *testing.T, name, namespace, pool string, labels ...string) int {
 	t.Helper()
 	page, err := metricsOf(ctx, picker(ctx, t), "9090")
@@ -199,7 +198,7 @@ func countedIn(ctx context.Context, t *testing.T, name, namespace, pool string, 
 	return int(sum)
 }
 
-// wantPicks makes a call and checks that it was picked once.
+// wantPicks makes a call and checks that the picker picked once.
 func wantPicks(ctx context.Context, t *testing.T, pool, what string, call func() error) {
 	t.Helper()
 	whilePicked(ctx, t, pool, 1, func() (wrong []string) {
@@ -214,8 +213,8 @@ func wantPicks(ctx context.Context, t *testing.T, pool, what string, call func()
 	})
 }
 
-// Calls whose body has no end are picked when their headers come, stream both ways for as long as they last, and end as
-// the server ends them.
+// Calls with an endless body are picked at their headers, stream both ways for as long as they last, and end as the server
+// ends them.
 func TestCallsWithoutEnd(t *testing.T) {
 	ctx := begin(t, 4*time.Minute)
 	serve(ctx, t, "models", "endless", echoServer, 2)
@@ -224,7 +223,7 @@ func TestCallsWithoutEnd(t *testing.T) {
 	endlessPool(ctx, t, "endless-http", "endless", "http", "")
 	conn := grpcTo(t, "endless-grpc")
 
-	// Two that last, of which one is silent meanwhile, go on beside all others.
+	// Two long calls run beside all others. One of them is silent meanwhile.
 	var lasting errgroup.Group
 	wantPicks(ctx, t, "endless-http", "a WebSocket that lasts", func() error { return last(ctx, &lasting, "endless-http") })
 	wantPicks(ctx, t, "endless-grpc", "a stream that lasts", func() error { return lastOf(ctx, &lasting, conn) })
@@ -249,10 +248,10 @@ func TestCallsWithoutEnd(t *testing.T) {
 	must(t, lasting.Wait())
 }
 
-// lasts is longer than every timeout that is on the way by default.
+// lasts is longer than every default timeout on the path.
 const lasts = time.Minute
 
-// last opens a WebSocket and leaves it silent for a while between two messages.
+// last opens a WebSocket and leaves it silent between two messages.
 func last(ctx context.Context, group *errgroup.Group, pool string) error {
 	c, err := openWebSocket(ctx, pool)
 	if err != nil {
@@ -269,7 +268,7 @@ func last(ctx context.Context, group *errgroup.Group, pool string) error {
 	return nil
 }
 
-// lastOf opens a stream of gRPC and says something every other second.
+// lastOf opens a gRPC stream and sends a message every two seconds.
 func lastOf(ctx context.Context, group *errgroup.Group, conn *grpc.ClientConn) error {
 	c, err := openCall(ctx, conn, "Stream")
 	if err != nil {
@@ -289,13 +288,13 @@ func lastOf(ctx context.Context, group *errgroup.Group, conn *grpc.ClientConn) e
 	return nil
 }
 
-// postWithoutEnd begins a body of a content type that does not end, and expects an answer all the same.
+// postWithoutEnd starts a body that does not end, of a content type, and expects an answer nevertheless.
 func postWithoutEnd(ctx context.Context, pool, contentType string) error {
 	body, writer := io.Pipe()
 	defer func() { _ = writer.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = writer.CloseWithError(context.Cause(ctx)) }) // a client waits for its reads of a body
 	defer stop()
-	go func() { _, _ = writer.Write([]byte(`{"model":"a",`)) }() // ends with the pipe
+	go func() { _, _ = writer.Write([]byte(`{"model":"a",`)) }() // ends when the pipe is closed
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+pool+".models.inference.internal/x", body)
 	if err != nil {
 		return err
@@ -312,8 +311,8 @@ func postWithoutEnd(ctx context.Context, pool, contentType string) error {
 	return nil
 }
 
-// A call with a prompt whose body stops in the middle waits for the rest for as long as its caller does. Others are
-// served meanwhile, and nothing is left of it.
+// A call whose prompt stops in the middle waits for the rest as long as its caller does. Other calls are served meanwhile,
+// and the call leaves nothing behind.
 func TestPromptThatStopsInTheMiddle(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	streams := func(ctx context.Context, want string) error {
@@ -345,8 +344,8 @@ func TestPromptThatStopsInTheMiddle(t *testing.T) {
 	eventually(ctx, t, "the end of its stream", func(ctx context.Context) error { return streams(ctx, "0") })
 }
 
-// otherPicker is a picker by the Endpoint Picker Protocol of somebody else's, which replies to requests with a body when
-// that has ended, as the protocol's reference does, or already to their headers.
+// otherPicker is another implementation of the Endpoint Picker Protocol. It replies to a request with a body at the body's
+// end, as the reference implementation does, or already to the headers.
 type otherPicker struct {
 	extprocv3.UnimplementedExternalProcessorServer
 	endpoint string
@@ -411,7 +410,7 @@ spec:
   ports: [{name: grpc, port: 9002, appProtocol: grpc}]
 `
 
-// runOtherPicker serves one in this process, on the address of a pod.
+// runOtherPicker serves an otherPicker in this process, on the address of a pod.
 func runOtherPicker(ctx context.Context, t *testing.T) *otherPicker {
 	t.Helper()
 	p := &corev1.Pod{
@@ -431,13 +430,13 @@ func runOtherPicker(ctx context.Context, t *testing.T) *otherPicker {
 	must(t, err)
 	out, server := &otherPicker{}, grpc.NewServer()
 	extprocv3.RegisterExternalProcessorServer(server, out)
-	go func() { _ = server.Serve(listener) }() // ends with Stop
+	go func() { _ = server.Serve(listener) }() // ends at Stop
 	t.Cleanup(server.Stop)
 	return out
 }
 
-// A picker of somebody else's, which may want the end of a body before it picks, keeps no call for ever that has none:
-// what it says to the headers counts, and otherwise the pool's failure mode does.
+// Another picker, which may want a body's end before it picks, does not hold an endless call for ever. Its reply to the
+// headers counts; without one the pool's failure mode decides.
 func TestCallsWithoutEndByAnotherPicker(t *testing.T) {
 	ctx := begin(t, 4*time.Minute)
 	serve(ctx, t, "models", "elsewhere", echoServer, 2)
@@ -503,7 +502,7 @@ func TestCallsWithoutEndByAnotherPicker(t *testing.T) {
 			t.Errorf("%d picks, want %d", got, want)
 		}
 	})
-	// A prompt still passes through it, both ways.
+	// A prompt still passes this picker, both ways.
 	h, err := send(ctx, http.MethodPost, "http://other-closed.models.inference.internal/x", `{"model":"a"}`, "Content-Type", "application/json")
 	must(t, err)
 	if h.Status != http.StatusOK || h.Server != chosen.Name {

@@ -13,8 +13,8 @@ import (
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 )
 
-// A pool is called by the hosts of its annotation as by its own. Of two pools that claim a host the older has it, and
-// the other's status says so; it has the host when the older lets it go.
+// A pool is called by the hosts in its annotation as by its own. Of two pools that claim a host the older gets it, and the
+// other's status says so. When the older gives the host up, the other gets it.
 func TestMoreHosts(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	claim := func(name string) {
@@ -26,7 +26,7 @@ func TestMoreHosts(t *testing.T) {
 	for _, host := range []string{"http://chat.example", "http://talk.example", "http://older.models.inference.internal"} {
 		eventually(ctx, t, host, func(ctx context.Context) error { return staysPut(ctx, host) })
 	}
-	time.Sleep(1100 * time.Millisecond) // ages are told in whole seconds
+	time.Sleep(1100 * time.Millisecond) // creation times have whole seconds
 	claim("younger")
 	defer func() { must(t, the.Client.Delete(ctx, pool("younger"))) }()
 	eventually(ctx, t, "the younger pool's own host", func(ctx context.Context) error { return staysPut(ctx, "http://younger.models.inference.internal") })
@@ -44,8 +44,8 @@ func TestMoreHosts(t *testing.T) {
 	eventually(ctx, t, "the host at the younger pool", func(ctx context.Context) error { return staysPut(ctx, "http://chat.example") })
 }
 
-// A Service that names a pool becomes its front: who calls the Service gets picking, by every name that the Service
-// has, and gets the Service's own endpoints again without the annotation.
+// A Service that names a pool becomes its front: calls to any of the Service's names are picked. Without the annotation
+// they go to the Service's own endpoints again.
 func TestServiceAsFront(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	must(t, the.ApplyYAML(ctx, `

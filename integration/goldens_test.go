@@ -15,8 +15,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/manifest"
 )
 
-// Every object of every golden is one that the API server and istiod's webhook take. An object that istiod does not
-// take is refused in the same way, so the check can fail.
+// The API server and istiod's webhook accept each object of each golden file. They refuse an object that istiod must
+// refuse, so the check can fail.
 func TestGoldensAreAdmitted(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	goldens, err := filepath.Glob(filepath.Join(the.Root, "internal", "controller", "translate", "testdata", "*.out.yaml"))
@@ -35,7 +35,7 @@ func TestGoldensAreAdmitted(t *testing.T) {
 			if err != nil && !apierrors.IsAlreadyExists(err) {
 				t.Fatal(err)
 			}
-			o.SetName("golden-" + o.GetName()[:min(len(o.GetName()), 200)]) // the names of some are in use here
+			o.SetName("golden-" + o.GetName()[:min(len(o.GetName()), 200)]) // this mesh already has objects of some of the names
 			o.SetLabels(map[string]string{owned: "true"})
 			if err := controller.Create(ctx, o, client.DryRunAll); err != nil {
 				t.Errorf("%s: %s %s: %v", filepath.Base(golden), o.GetKind(), o.GetName(), err)

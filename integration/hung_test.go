@@ -24,26 +24,26 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
 )
 
-// The tests here are of pickers that are there and do not answer. What they measure is who pays for it, and when.
+// The tests in this file have pickers that run and do not answer. They measure which calls pay for it, and for how long.
 
 const (
 	// hungLong makes each harm last a minute.
 	hungLong = "HUNG_LONG"
 	// calm is how long calls are measured before the harm.
 	calm = 5 * time.Second
-	// slowBy is how much longer than the median of the calm a slow call takes.
+	// slowBy is the excess over the median of the calm that makes a call slow.
 	slowBy = 50 * time.Millisecond
-	// waitedBy is the same of a call that has waited for a picker: 200 ms at least, where a busy machine makes calls slow
-	// too. Tests go by these.
+	// waitedBy is the excess over that median from which a call counts as having waited for a picker: waiting takes 200 ms at
+	// least, and a busy machine slows calls too. Tests use it.
 	waitedBy = 150 * time.Millisecond
-	// callers are so many for each of the two pools.
+	// callers is the number of callers of each of the two pools.
 	callers = 8
 )
 
 // harm is something that happens to a picker.
 type harm struct {
-	image string // of the picker; empty for its own
-	// within is when the picker must be out. A second of slack for a busy machine is on top.
+	image string // the picker's image; empty for the usual one
+	// within is the time by which the waypoint must have ejected the picker. A busy machine gets one second more.
 	within time.Duration
 	begin  func(t *testing.T, p *corev1.Pod) (end func())
 }
@@ -55,15 +55,15 @@ func stopped(t *testing.T, p *corev1.Pod) func() {
 	return func() { must(t, syscall.Kill(process, syscall.SIGCONT)) }
 }
 
-// cutOff drops every packet of the mesh's to a pod, without a word to either side. Kubernetes still takes the pod for
-// ready, as it does for some 50 s after a node has vanished.
+// cutOff drops every packet to a pod without telling either side. Kubernetes still sees the pod as ready, as it does for
+// some 50 s after a node has vanished.
 func cutOff(t *testing.T, p *corev1.Pod) func() {
 	route := func(command string) {
 		if out, err := exec.Command("ip", strings.Fields(command)...).CombinedOutput(); err != nil {
 			t.Fatalf("ip %s: %v: %s", command, err, out)
 		}
 	}
-	// All addresses here are the machine's own, and the rule that finds those comes first: ours must come before it.
+	// All addresses here are local to the machine, and the rule for local addresses comes first: ours must precede it.
 	rule := "to " + p.Status.PodIP + " ipproto tcp dport 15008 blackhole"
 	route("rule add pref 1 lookup local")
 	route("rule del pref 0")
@@ -75,7 +75,7 @@ func cutOff(t *testing.T, p *corev1.Pod) func() {
 	}
 }
 
-// answersPings keeps all calls and answers pings all the same.
+// answersPings holds all calls and still answers pings.
 func answersPings(t *testing.T, p *corev1.Pod) func() {
 	process, err := the.ProcessID(p.UID)
 	must(t, err)
@@ -91,10 +91,10 @@ var harms = map[string]harm{
 	"answers pings only": {hangingPicker, 3 * time.Second, answersPings},
 }
 
-// A picker that does not answer costs the calls of the first second, and of the first three where only a probe finds it
-// out. The calls of a pool that fails open are all served; those of one that fails closed are where another picker is.
+// A picker that does not answer affects the calls of the first second, or of the first three where only a probe detects it.
+// A FailOpen pool serves all its calls; a FailClose pool does where another picker runs.
 func TestHungPicker(t *testing.T) {
-	// One of its own, as a waypoint closes a caller's connection on which hundreds of calls fail.
+	// A caller of its own, as a waypoint closes a caller's connection on which hundreds of calls fail.
 	failing, err := the.NewCaller(begin(t, time.Minute), "shop", "failing", "checkout")
 	must(t, err)
 	defer failing.Close()
@@ -125,20 +125,20 @@ func tryHarm(t *testing.T, h harm, replicas int32, failing *mesh.Caller) {
 	out := h.within + time.Second
 	reportHarm(t, "FailOpen", openCalls, began)
 	reportHarm(t, "FailClose", closedCalls, began)
-	// Calls that are refused for want of a picker cost a connection each, and are slow by that on a busy machine.
+	// Calls refused for lack of a picker cost a connection each, which makes them slow on a busy machine.
 	checkLate(t, "calls that fail open and waited", openCalls, began, out, over, waitedIn(openCalls, began))
 	if replicas > 1 {
 		checkLate(t, "calls that fail closed and failed", closedCalls, began, out, over, func(c timedCall) bool { return c.err != nil })
 	}
 }
 
-// checkLate fails where callers spend much more of their time in some calls, once the picker should be out, than a
-// machine as busy as this one brings about by itself. What that is, the calls before the harm tell. The three seconds
-// from then on count by themselves too: Kubernetes may take the picker away soon after.
+// checkLate compares the share of callers' time in the calls that holds selects: once the picker should be out, it may be
+// little larger than before the harm. The first three seconds of that time are checked separately too, as Kubernetes may
+// remove the picker soon after.
 func checkLate(t *testing.T, what string, calls []timedCall, harmed time.Time, out time.Duration, over time.Time, holds func(timedCall) bool) {
 	t.Helper()
 	from := harmed.Add(out)
-	before := timeIn(calls, harmed.Add(-calm), harmed.Add(-time.Second), holds) // those after may have met the harm
+	before := timeIn(calls, harmed.Add(-calm), harmed.Add(-time.Second), holds) // later calls may have met the harm
 	for _, to := range []time.Time{from.Add(3 * time.Second), over} {
 		if late := timeIn(calls, from, to, holds); late > before+0.5 {
 			t.Errorf("from %s to %s after the harm %.0f %% of the time went into %s, and %.0f %% before it",
@@ -147,13 +147,13 @@ func checkLate(t *testing.T, what string, calls []timedCall, harmed time.Time, o
 	}
 }
 
-// waitedIn tells calls that waited for a picker by what calls took before the harm.
+// waitedIn returns a test for calls that waited for a picker, relative to the calls before the harm.
 func waitedIn(calls []timedCall, harmed time.Time) func(timedCall) bool {
 	median := medianBefore(calls, harmed)
 	return func(c timedCall) bool { return c.took > median+waitedBy }
 }
 
-// reportHarm tells of each second how many calls were slow.
+// reportHarm logs how many calls were slow in each second.
 func reportHarm(t *testing.T, mode string, calls []timedCall, began time.Time) {
 	t.Helper()
 	median, waited := medianBefore(calls, began), waitedIn(calls, began)
@@ -181,7 +181,7 @@ func reportHarm(t *testing.T, mode string, calls []timedCall, began time.Time) {
 	t.Logf("%s, median %s:\n%s", mode, median, strings.Join(line, "\n"))
 }
 
-// timeIn is the part of the time of the calls begun in a time that went into those of which something holds.
+// timeIn is the share of time that selected calls took, of all calls begun between from and to.
 func timeIn(calls []timedCall, from, to time.Time, holds func(timedCall) bool) float64 {
 	all, part := time.Duration(1), time.Duration(0)
 	for _, c := range calls {
@@ -217,14 +217,14 @@ func harmTime() time.Duration {
 	return 15 * time.Second
 }
 
-// timedCall is one that was made under load.
+// timedCall is a call made under load.
 type timedCall struct {
 	began time.Time
 	took  time.Duration
 	err   error
 }
 
-// watchCalls calls a pool from several places at once until it is told to stop.
+// watchCalls calls a pool from several clients at once until stop is called.
 func watchCalls(ctx context.Context, from *mesh.Caller, host string) (stop func() []timedCall) {
 	var (
 		wait    sync.WaitGroup
@@ -241,7 +241,7 @@ func watchCalls(ctx context.Context, from *mesh.Caller, host string) (stop func(
 				mu.Lock()
 				out = append(out, c)
 				mu.Unlock()
-				if c.err != nil { // calls that fail at once would leave no time for the others
+				if c.err != nil { // calls that fail at once would starve the others
 					time.Sleep(100 * time.Millisecond)
 				}
 				time.Sleep(20 * time.Millisecond)
@@ -262,7 +262,7 @@ func say(ctx context.Context, from *mesh.Caller, host string) error {
 	return err
 }
 
-// strictPool is a pool over the quickstart's model servers that fails closed. It goes with the test.
+// strictPool makes a FailClose pool over the quickstart's model servers. It is deleted after the test.
 func strictPool(ctx context.Context, t *testing.T) (host string) {
 	t.Helper()
 	t.Cleanup(func() { must(t, client.IgnoreNotFound(the.Client.Delete(context.WithoutCancel(ctx), pool("strict")))) })
@@ -271,7 +271,7 @@ func strictPool(ctx context.Context, t *testing.T) (host string) {
 	return "http://strict.models.inference.internal"
 }
 
-// setPickers runs so many pickers, of an image if one is named, and one of the picker's own at the end of the test.
+// setPickers runs so many pickers, of an image if one is named. At the end of the test one picker of the usual image runs.
 func setPickers(ctx context.Context, t *testing.T, replicas int32, image string) {
 	t.Helper()
 	name := types.NamespacedName{Namespace: "inference-system", Name: "inference-picker"}

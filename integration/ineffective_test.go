@@ -18,14 +18,14 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/manifest"
 )
 
-// The hosts of these tests: that of a pool, and that of a Service at the same waypoint, by which is seen that istiod has
-// taken up what is applied.
+// The hosts of these tests: that of a pool, and that of a Service at the same waypoint. Calls to the Service show whether
+// istiod has applied a change.
 const (
 	ofPool    = "http://echo.lost.inference.internal"
 	ofService = "http://plain.lost.svc.cluster.local"
 )
 
-// The pool's parts in the waypoint: istiod's chain and cluster of its host, and our cluster of its endpoints.
+// The pool's parts in the waypoint: istiod's filter chain and cluster for its host, and our cluster of its endpoints.
 const (
 	chainOfPool   = "inbound-vip|80|http|echo.lost.inference.internal"
 	clusterOfPool = "inference|lost/echo"
@@ -50,7 +50,7 @@ spec: {selector: {app: echo}, ports: [{name: http, port: 80, targetPort: 8000}]}
 	}
 }
 
-// wantAnswer makes a call and fails where its answer has another status.
+// wantAnswer makes a call and fails if the status of the answer differs.
 func wantAnswer(ctx context.Context, host string, status int) error {
 	got, err := send(ctx, http.MethodGet, host+"/", "")
 	if err == nil && got.Status != status {
@@ -59,7 +59,7 @@ func wantAnswer(ctx context.Context, host string, status int) error {
 	return err
 }
 
-// wantMark makes a call and fails where its answer does not have the header x-mark, or has it and should not.
+// wantMark makes a call and fails unless the answer's header x-mark is there exactly if marked.
 func wantMark(ctx context.Context, host string, marked bool) error {
 	got, err := send(ctx, http.MethodGet, host+"/", "")
 	if err == nil && (got.Answer.Get("x-mark") != "") != marked {
@@ -68,14 +68,14 @@ func wantMark(ctx context.Context, host string, marked bool) error {
 	return err
 }
 
-// applyYAML applies objects and takes them away after the test.
+// applyYAML applies objects and deletes them after the test.
 func applyYAML(ctx context.Context, t *testing.T, stream string) {
 	t.Helper()
 	must(t, the.ApplyYAML(ctx, stream))
 	t.Cleanup(func() { withdraw(context.WithoutCancel(ctx), t, stream) })
 }
 
-// withdraw deletes objects that may be gone.
+// withdraw deletes objects, which may be gone already.
 func withdraw(ctx context.Context, t *testing.T, stream string) {
 	t.Helper()
 	objects, err := manifest.Decode([]byte(stream))
@@ -85,7 +85,7 @@ func withdraw(ctx context.Context, t *testing.T, stream string) {
 	}
 }
 
-// toldIneffective is what the status of the pool says to have no effect.
+// toldIneffective returns what the pool's status lists as having no effect.
 func toldIneffective(ctx context.Context) (string, error) {
 	var p inferencev1.InferencePool
 	if err := the.Client.Get(ctx, client.ObjectKey{Namespace: "lost", Name: "echo"}, &p); err != nil {
@@ -101,7 +101,7 @@ func toldIneffective(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-// wantTold waits until the pool's status tells of an object, or of none where it is empty.
+// wantTold waits until the pool's status lists an object, or none if object is empty.
 func wantTold(ctx context.Context, t *testing.T, object string) {
 	t.Helper()
 	eventually(ctx, t, fmt.Sprintf("a status that tells of %q", object), func(ctx context.Context) error {
@@ -113,7 +113,7 @@ func wantTold(ctx context.Context, t *testing.T, object string) {
 	})
 }
 
-// What others configure for calls to a pool and what has no effect on them is told; what has an effect is not.
+// The pool's status lists others' configuration that has no effect on calls to the pool, and no other.
 func TestIneffectiveConfig(t *testing.T) {
 	ctx := begin(t, 6*time.Minute)
 	setUpLost(ctx, t)
@@ -196,7 +196,7 @@ func testLostRoutePatch(t *testing.T) {
 	wantTold(ctx, t, "")
 }
 
-// httpFilter is a patch that inserts a filter into all of the waypoint's chains.
+// httpFilter is a patch that inserts a filter into all of the waypoint's filter chains.
 func httpFilter(name, kind, config string) string {
 	return fmt.Sprintf(`
   - applyTo: HTTP_FILTER
@@ -209,7 +209,7 @@ func httpFilter(name, kind, config string) string {
 
 func testLostClusterPatch(t *testing.T) {
 	ctx := begin(t, time.Minute)
-	// The mark tells that the waypoint has what istiod made of the filter, and that patches of HTTP filters hold.
+	// The mark shows that the waypoint has the filter from istiod, and that patches of HTTP filters apply.
 	const mark = `mutations: {response_mutations: [{append: {header: {key: x-mark, value: "1"}}}]}`
 	clusters := filter("clusters", `
   - applyTo: CLUSTER
@@ -301,7 +301,7 @@ spec:
 	wantTold(ctx, t, "")
 }
 
-// cluster is what the waypoint has of a cluster, as JSON.
+// cluster returns a cluster of the waypoint, as JSON.
 func cluster(ctx context.Context, t *testing.T, name string) string {
 	t.Helper()
 	for _, c := range dumped[struct {
@@ -315,7 +315,7 @@ func cluster(ctx context.Context, t *testing.T, name string) string {
 	return ""
 }
 
-// chain is what the waypoint has of a host's filter chain, as JSON; empty where it has none.
+// chain returns a host's filter chain of the waypoint, as JSON. It is empty if there is none.
 func chain(ctx context.Context, t *testing.T, name string) string {
 	t.Helper()
 	for _, l := range dumped[struct {
@@ -336,13 +336,13 @@ func chain(ctx context.Context, t *testing.T, name string) string {
 	return ""
 }
 
-// resource is one of Envoy's, as text and as far as it is looked at.
+// resource is an Envoy resource, as text and with the fields that are read.
 type resource[T any] struct {
 	text   string
 	parsed T
 }
 
-// dumped lists what the waypoint has of a kind of resource.
+// dumped lists the waypoint's resources of a kind.
 func dumped[T any](ctx context.Context, t *testing.T, kind string) []resource[T] {
 	t.Helper()
 	configs, err := the.WaypointConfig(ctx, "lost", "inference", kind, "")
@@ -356,7 +356,7 @@ func dumped[T any](ctx context.Context, t *testing.T, kind string) []resource[T]
 	return out
 }
 
-// wantIn fails where a text is not in another.
+// wantIn fails if text is not in the other text.
 func wantIn(text, in string) error {
 	if !strings.Contains(in, text) {
 		return fmt.Errorf("there is no %q in %s", text, in)

@@ -47,13 +47,13 @@ const (
 	owned             = "inference-waypoint.io/owned"
 )
 
-// kustomizations are all that can be applied from manifests/.
+// kustomizations are all kustomizations in manifests/ that can be applied.
 var kustomizations = []string{
 	"manifests", "manifests/overlays/default", "manifests/overlays/ha", "manifests/overlays/monitoring", "manifests/monitoring",
 	"manifests/uninstall",
 }
 
-// Everything in manifests/ is taken by the API server, with istiod's webhook on, and istioctl analyze has nothing to say.
+// The API server, with istiod's webhook on, accepts everything in manifests/, and istioctl analyze reports nothing.
 func TestManifestsAreTaken(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	definePrometheusKinds(ctx, t)
@@ -81,7 +81,7 @@ func TestManifestsAreTaken(t *testing.T) {
 	}
 }
 
-// definePrometheusKinds makes the API server know what the Prometheus operator's users write.
+// definePrometheusKinds defines the kinds of the Prometheus operator in the API server.
 func definePrometheusKinds(ctx context.Context, t *testing.T) {
 	t.Helper()
 	const module = "github.com/prometheus-operator/prometheus-operator"
@@ -93,7 +93,7 @@ func definePrometheusKinds(ctx context.Context, t *testing.T) {
 	}
 }
 
-// Each account may do what stands here and nothing else: the list is the API server's own.
+// Each account has the rights in this list and no others, according to the API server.
 func TestAccountsMayDoNoMore(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	const look, write = "get,list,watch", "create,delete,get,list,patch,watch"
@@ -103,7 +103,7 @@ func TestAccountsMayDoNoMore(t *testing.T) {
 	}
 	tests := map[string]struct {
 		account, namespace string
-		want               []string // resource: verbs
+		want               []string // "resource: verbs"
 	}{
 		"the controller": {controllerAccount, "models", []string{
 			"destinationrules.networking.istio.io: list,watch",
@@ -129,7 +129,7 @@ func TestAccountsMayDoNoMore(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			got := slices.DeleteFunc(rights(ctx, t, tt.account, tt.namespace), func(r string) bool {
-				return slices.Contains(rights(ctx, t, "default", tt.namespace), r) // what everybody may
+				return slices.Contains(rights(ctx, t, "default", tt.namespace), r) // rights of every account
 			})
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("rights (-want +got):\n%s", diff)
@@ -149,7 +149,7 @@ func TestAccountsMayDoNoMore(t *testing.T) {
 	})
 }
 
-// rights lists what an account of our namespace may do in a namespace, by resource, sorted.
+// rights lists, sorted by resource, the rights in a namespace of an account of our namespace.
 func rights(ctx context.Context, t *testing.T, account, namespace string) []string {
 	t.Helper()
 	review := &authorizationv1.SelfSubjectRulesReview{Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: namespace}}
@@ -178,13 +178,13 @@ func rights(ctx context.Context, t *testing.T, account, namespace string) []stri
 	return out
 }
 
-// as is a client that acts as an account of our namespace.
+// as returns a client that acts as an account of our namespace.
 func as(t *testing.T, account string) client.Client {
 	t.Helper()
 	return asOf(t, system, account)
 }
 
-// asOf is a client that acts as a service account.
+// asOf returns a client that acts as a service account.
 func asOf(t *testing.T, namespace, account string) client.Client {
 	t.Helper()
 	config := rest.CopyConfig(the.Config)
@@ -197,7 +197,7 @@ func asOf(t *testing.T, namespace, account string) client.Client {
 	return c
 }
 
-// The controller writes only what has its label: not another's Gateway, nor one that it does not mark as its own.
+// The controller writes only objects with its label: no Gateway of others, and no Gateway that it does not label.
 func TestControllerWritesOnlyItsOwn(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	controller := as(t, controllerAccount)
@@ -224,7 +224,7 @@ func TestControllerWritesOnlyItsOwn(t *testing.T) {
 	}
 }
 
-// The API server holds our namespace to the restricted level, and takes every pod that we would make there.
+// The API server enforces the restricted level in our namespace, and accepts all our pods there.
 func TestPodsAreRestricted(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	var ns corev1.Namespace
@@ -257,7 +257,7 @@ func TestPodsAreRestricted(t *testing.T) {
 	}
 }
 
-// templateOf is the template of a Deployment's or a Job's pods.
+// templateOf returns the pod template of a Deployment or a Job.
 func templateOf(t *testing.T, o *unstructured.Unstructured) (corev1.PodTemplateSpec, bool) {
 	t.Helper()
 	var job batchv1.Job
@@ -273,7 +273,7 @@ func templateOf(t *testing.T, o *unstructured.Unstructured) (corev1.PodTemplateS
 	return corev1.PodTemplateSpec{}, false
 }
 
-// admitYAML admits to the picker whoever has the service account of a waypoint in a namespace that no waypoint is in.
+// admitYAML admits to the picker the service account of a waypoint's name in a namespace without waypoints.
 const admitYAML = `
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -283,9 +283,9 @@ spec:
   rules: [{from: [{source: {principals: ["*/ns/hostile/sa/waypoint"]}}], to: [{operation: {ports: ["9002"]}}]}]
 `
 
-// The waypoints that serve pools reach the picker's ext_proc port. A service of the mesh does not, nor does one that runs
-// as a service account of a waypoint's name in a namespace of its own; admitted by a policy it does, so it is the policies
-// that keep it out. Metrics are for all.
+// The waypoints of pools reach the picker's ext_proc port. A service of the mesh does not, nor does a service account with
+// a waypoint's name in another namespace. With a policy that admits the latter, it does: so it is the policies that keep it
+// out. Anybody may read metrics.
 func TestPickerAdmitsExactWaypoints(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	applyYAML(ctx, t, `{apiVersion: v1, kind: Namespace, metadata: {name: hostile, labels: {istio.io/dataplane-mode: ambient}}}`)
@@ -321,8 +321,8 @@ func TestPickerAdmitsExactWaypoints(t *testing.T) {
 	must(t, staysPut(ctx, llama))
 }
 
-// The NetworkPolicy, which a cluster's network enforces and this mesh does not, names the pods that istiod makes for
-// waypoints, and no other pod of the mesh.
+// The NetworkPolicy selects the pods that istiod makes for waypoints, and no other pod of the mesh. Networks of clusters
+// enforce it; this mesh does not.
 func TestNetworkPolicyNamesWaypoints(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	var policy networkpolicyv1.NetworkPolicy
@@ -353,12 +353,12 @@ func TestNetworkPolicyNamesWaypoints(t *testing.T) {
 	}
 }
 
-// A rolling replacement of the picker and of the controller, under steady calls, loses none.
+// A rolling update of the picker and of the controller loses no call under steady load.
 func TestUpgradeLosesNoCall(t *testing.T) {
 	ctx := begin(t, 3*time.Minute)
 	before := append(pickers(ctx, t), controllers(ctx, t)...)
 	stop := flow(ctx, 4)
-	for _, name := range []string{pickerAccount, controllerAccount} { // the Deployments' names too
+	for _, name := range []string{pickerAccount, controllerAccount} { // also the names of the Deployments
 		d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: name}}
 		must(t, the.Client.Patch(ctx, d, client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"template":{"spec":{"terminationGracePeriodSeconds":40}}}}`))))
 	}
@@ -389,9 +389,9 @@ func controllers(ctx context.Context, t *testing.T) []corev1.Pod {
 	return pods(ctx, t, system, client.MatchingLabels{"app.kubernetes.io/name": controllerAccount})
 }
 
-// In the documented order an uninstallation leaves nothing of ours, in no namespace and no status, and callers of a
-// Service that was a pool's front lose no call. An installation afterwards, by Helm and then by kustomize, takes up the
-// pools that stayed.
+// An uninstallation in the documented order leaves nothing of ours in any namespace or status, and loses no call to a
+// Service that was a pool's front. An installation afterwards, by Helm and then by kustomize, serves the remaining pools
+// again.
 func TestUninstallLeavesNothing(t *testing.T) {
 	ctx := begin(t, 4*time.Minute)
 	must(t, the.ApplyYAML(ctx, `
@@ -444,18 +444,18 @@ spec: {selector: {app: llama}, ports: [{name: http, port: 80, targetPort: 8000}]
 		eventually(ctx, t, "picking", func(ctx context.Context) error { return staysPut(ctx, llama) })
 	}
 	serves()
-	helm(ctx, t, "uninstall", "test", "--no-hooks") // its Job would wait for a controller of Jobs
+	helm(ctx, t, "uninstall", "test", "--no-hooks") // its Job would wait for a Job controller
 	must(t, the.Apply(ctx, "manifests"))
 	serves()
 }
 
-// chartForAnyVersion is a copy of the chart that does not ask for a version of Kubernetes: an API server that is built
-// from its module, as this one, does not know its own.
+// chartForAnyVersion copies the chart without its required version of Kubernetes: an API server built from its module, as
+// here, does not know its version.
 func chartForAnyVersion(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "inference-waypoint")
 	must(t, os.CopyFS(dir, os.DirFS(filepath.Join(the.Root, "manifests", "charts", "inference-waypoint"))))
-	linked := filepath.Join(dir, "monitoring") // to where the copy has nothing
+	linked := filepath.Join(dir, "monitoring") // the link's target, which the copy lacks
 	must(t, os.Remove(linked))
 	must(t, os.CopyFS(linked, os.DirFS(filepath.Join(the.Root, "manifests", "monitoring"))))
 	file := filepath.Join(dir, "Chart.yaml")
@@ -474,7 +474,7 @@ func helm(ctx context.Context, t *testing.T, args ...string) {
 	}
 }
 
-// callAdopted calls the Service until the result is called, which gives what went wrong.
+// callAdopted calls the Service until the returned function is called, which returns the errors.
 func callAdopted(ctx context.Context) func() []error {
 	ctx, cancel := context.WithCancel(ctx)
 	var lost []error
@@ -497,7 +497,7 @@ func callAdopted(ctx context.Context) func() []error {
 	}
 }
 
-// uninstallPod makes the pod of the Job in manifests/uninstall, as there is no controller of Jobs here.
+// uninstallPod makes the pod of the Job in manifests/uninstall, as no Job controller runs here.
 func uninstallPod(ctx context.Context, t *testing.T) *corev1.Pod {
 	t.Helper()
 	objects, err := the.Read("manifests/uninstall")
@@ -513,7 +513,7 @@ func uninstallPod(ctx context.Context, t *testing.T) *corev1.Pod {
 	return pod
 }
 
-// deleteManifests deletes what manifests/ holds but the namespace: it would not go without a controller of namespaces.
+// deleteManifests deletes the objects of manifests/ except the namespace, which needs a namespace controller to go.
 func deleteManifests(ctx context.Context, t *testing.T) {
 	t.Helper()
 	objects, err := the.Read("manifests")
@@ -534,7 +534,7 @@ func deleteManifests(ctx context.Context, t *testing.T) {
 	})
 }
 
-// leftovers names every object that is marked as ours and every status that the controller has a word in.
+// leftovers names each object with our label and each status with an entry of the controller.
 func leftovers(ctx context.Context, t *testing.T) []string {
 	t.Helper()
 	var out []string

@@ -20,7 +20,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	utiljson "k8s.io/apimachinery/pkg/util/json" // whole numbers stay whole
+	utiljson "k8s.io/apimachinery/pkg/util/json" // keeps whole numbers whole
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -41,13 +41,13 @@ var plugin = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// said is what a run of the plugin wrote.
+// said is the output of a run of the plugin.
 type said struct {
 	out, err string
 	code     int
 }
 
-// kubectl runs the plugin as the administrator or, with a kubeconfig, as somebody else.
+// kubectl runs the plugin as the administrator, or with another kubeconfig.
 func kubectl(ctx context.Context, t *testing.T, kubeconfig, stdin string, args ...string) said {
 	t.Helper()
 	path, err := plugin()
@@ -69,7 +69,7 @@ func kubectl(ctx context.Context, t *testing.T, kubeconfig, stdin string, args .
 	return said{out.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
-// wantSaid checks the exit code, and that all of the texts were said, and nothing that looks like an error of a program.
+// wantSaid checks the exit code, that the output has all of the texts, and that it has no error of a program.
 func wantSaid(t *testing.T, got said, code int, texts ...string) {
 	t.Helper()
 	all := got.out + got.err
@@ -120,7 +120,7 @@ func TestKubectlStatus(t *testing.T) {
 	wantSaid(t, kubectl(ctx, t, "", "", "__complete", "status", "-n", "models", ""), 0, "llama\n")
 }
 
-// What is wrong is said with the next step: a pool that no waypoint serves, pods that are not there, a picker that is gone.
+// Status names a problem with the next step: a pool without a waypoint, missing pods, a missing picker.
 func TestKubectlStatusSaysWhatIsWrong(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	must(t, the.ApplyYAML(ctx, strings.NewReplacer("NAME", "nopods", "app: llama", "app: nothing").Replace(poolYAML)))
@@ -153,11 +153,11 @@ func TestKubectlStatusSaysWhatIsWrong(t *testing.T) {
 	wantSaid(t, kubectl(ctx, t, "", "{}", "explain", "-f", "-", "llama", "-n", "models"), 1, "no picker of pool models/llama is ready")
 }
 
-// The checks of the quickstart's own pool are all well.
+// All checks of the quickstart's pool pass.
 func TestKubectlDoctor(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	eventually(ctx, t, "readings of all model servers, and calls that are picked", func(ctx context.Context) error {
-		if err := ask(ctx, "Who serves this?"); err != nil { // what was seen holds until another call comes
+		if err := ask(ctx, "Who serves this?"); err != nil { // the state of picking stays as last seen until a call comes
 			return err
 		}
 		got := kubectl(ctx, t, "", "", "doctor", "-o", "json")
@@ -197,7 +197,7 @@ func TestKubectlExplain(t *testing.T) {
 	body := string(traffic.Body(model, next, 4))
 	wantSaid(t, kubectl(ctx, t, "", body, "explain", "-f", "-", "llama", "-n", "models"), 0,
 		"The request would go to "+first.Endpoint+": it holds", "prompt tokens for model "+model, " (+", "pod inference-system/inference-picker-")
-	at := servePage(ctx, t, "9098") // which passes all requests on, with the administrator's token
+	at := servePage(ctx, t, "9098") // servePage passes all requests on, with the administrator's token
 	wantSaid(t, kubectl(ctx, t, "/nonexistent", body, "explain", "-f", "-", "llama", "-n", "models", "--picker-url", at), 0, "The request would go to 10.")
 	direct := "http://" + picker(ctx, t).Status.PodIP + ":9091"
 	wantSaid(t, kubectl(ctx, t, "", body, "explain", "-f", "-", "llama", "-n", "models", "--picker-url", direct), 1, "refuses: no token")
@@ -212,7 +212,7 @@ func TestKubectlTop(t *testing.T) {
 	wantSaid(t, got, 0, "models/llama at ", "KV USE", "llama-0", "all 4", "ready")
 }
 
-// What is rendered without a cluster is what the controller has written.
+// Rendering without a cluster gives the objects that the controller wrote.
 func TestKubectlRender(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	got := kubectl(ctx, t, "/nonexistent", "", "render", "-f", "samples/quickstart/namespace.yaml", "-f", "samples/quickstart/waypoint.yaml", "-f", "samples/quickstart/pool.yaml")
@@ -236,7 +236,7 @@ func TestKubectlRender(t *testing.T) {
 
 var tokenOf = regexp.MustCompile(`,\{"key":"inference-waypoint-token","value":"[^"]+"\}`)
 
-// withoutTokens takes the pools' tokens out of a spec: they follow from the cluster's key, which is not known without it.
+// withoutTokens removes the pools' tokens from a spec: they derive from the cluster's key, which a rendering lacks.
 func withoutTokens(t *testing.T, spec any) any {
 	t.Helper()
 	raw, err := json.Marshal(spec)
@@ -246,7 +246,7 @@ func withoutTokens(t *testing.T, spec any) any {
 	return out
 }
 
-// Who may read little is told so, and what can be told is.
+// The plugin tells an account with few rights what it may not read, and shows the rest.
 func TestKubectlWithoutPermission(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	must(t, the.ApplyYAML(ctx, `
@@ -285,7 +285,7 @@ func kubeconfigOf(ctx context.Context, t *testing.T, account string) string {
 	})
 }
 
-// writeKubeconfig writes the administrator's with a change.
+// writeKubeconfig writes a changed copy of the administrator's kubeconfig.
 func writeKubeconfig(t *testing.T, change func(string) string) string {
 	t.Helper()
 	content, err := os.ReadFile(the.Kubeconfig())
@@ -299,8 +299,8 @@ func writeKubeconfig(t *testing.T, change func(string) string) string {
 	return path
 }
 
-// A cluster without any of it, and then one with an old Istio that has sidecars only. It is a second API server, which
-// keeps what it has under another prefix of the same etcd.
+// Doctor on a cluster without Istio, and then on one with an old Istio with sidecars only. The cluster is a second API
+// server with another prefix in the same etcd.
 func TestKubectlDoctorOnBareCluster(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	const port = "6444"
@@ -338,7 +338,7 @@ spec:
 		"Istio (istio-system/istiod) 1.24.3-distroless is too old: want 1.31 or newer", "no pod of istiod (istio-system/istiod) is ready", "Istio runs sidecars only")
 }
 
-// startBareAPIServer starts one that knows nothing but what Kubernetes itself has, until the end of the test.
+// startBareAPIServer starts an API server without custom resources, until the end of the test.
 func startBareAPIServer(ctx context.Context, t *testing.T, port string) {
 	t.Helper()
 	dir := filepath.Dir(the.Kubeconfig())

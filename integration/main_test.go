@@ -1,5 +1,5 @@
-// Package integration tests the whole in the real mesh: calls of services through a real waypoint, with the controller,
-// the picker and the model servers as processes. One mesh serves all tests.
+// Package integration tests the product in the real mesh: calls of services through a real waypoint, with the controller,
+// the picker and the model servers as processes. All tests share one mesh.
 package integration
 
 import (
@@ -28,7 +28,7 @@ const (
 	llama = "http://llama.models.inference.internal"
 )
 
-// the is what all tests share: the mesh, and a service that calls.
+// the is shared by all tests: the mesh, and a service that makes calls.
 var the struct {
 	*mesh.Mesh
 	caller *mesh.Caller
@@ -72,7 +72,7 @@ func onTwoPorts(p *corev1.Pod, _ string, _ []string) ([]string, error) {
 	return []string{"-c", "trap 'kill %1 %2' TERM; " + one("8000") + one("8001") + " wait; wait"}, nil
 }
 
-// install puts up what a user would, and waits until a call is served.
+// install applies what a user would, and waits until a call is served.
 func install(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("not within two minutes"))
 	defer cancel()
@@ -97,7 +97,7 @@ func ask(ctx context.Context, text string) error {
 	return err
 }
 
-// begin readies a test: it ends within the limit, and fails where a waypoint refuses configuration while it runs.
+// begin starts a test: its context ends after limit, and the test fails if a waypoint refuses configuration meanwhile.
 func begin(t *testing.T, limit time.Duration) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("not within %s", limit))
@@ -125,13 +125,13 @@ func modelServers(ctx context.Context, t *testing.T) []corev1.Pod {
 	return pods(ctx, t, "models", client.MatchingLabels{"app": "llama"})
 }
 
-// pickers lists the pods of the picker, those on their way out among them.
+// pickers lists the pods of the picker, including those that are being deleted.
 func pickers(ctx context.Context, t *testing.T) []corev1.Pod {
 	t.Helper()
 	return pods(ctx, t, "inference-system", client.MatchingLabels{"app.kubernetes.io/name": "inference-picker"})
 }
 
-// picker finds the one pod of the picker that is to stay.
+// picker finds the only pod of the picker that is not being deleted.
 func picker(ctx context.Context, t *testing.T) *corev1.Pod {
 	t.Helper()
 	staying := slices.DeleteFunc(pickers(ctx, t), func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
@@ -141,7 +141,7 @@ func picker(ctx context.Context, t *testing.T) *corev1.Pod {
 	return &staying[0]
 }
 
-// metricsOf is the metrics page that a pod serves on a port.
+// metricsOf returns the metrics page that a pod serves on a port.
 func metricsOf(ctx context.Context, p *corev1.Pod, port string) (string, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(p.Status.PodIP, port)+"/metrics", nil)
 	if err != nil {

@@ -28,22 +28,21 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// prometheusAddress is where the tests' Prometheus listens, in the mesh's own network.
+// prometheusAddress is the address of the tests' Prometheus, in the mesh's own network.
 const prometheusAddress = "127.0.0.1:9099"
 
-// onlyWhenWrong are metrics that programs show once something is wrong, and that a mesh in order need not have.
+// onlyWhenWrong are metrics that programs have only after an error, and that a healthy mesh may lack.
 var onlyWhenWrong = []string{"pilot_total_xds_rejects", "inference_waypoint_refusals_total"}
 
-// TestMonitoring runs every query of the dashboards and alerts in a real Prometheus that reads what our PodMonitors
-// select, as its operator would have it, while calls flow: each names only metrics that exist, and every panel but those of
-// what goes wrong shows something.
+// TestMonitoring runs each query of the dashboards and alerts while calls flow, in a real Prometheus that scrapes what our
+// PodMonitors select. Queries name only metrics that exist, and each panel shows something, except panels about errors.
 func TestMonitoring(t *testing.T) {
 	ctx := begin(t, 4*time.Minute)
 	stop := flow(ctx, 4)
 	defer stop()
 	startPrometheus(ctx, t)
 	var p prometheus
-	// Averages of servers come with the readings of some seconds.
+	// Averages of servers need readings of some seconds.
 	eventually(ctx, t, "all metrics", func(ctx context.Context) error {
 		return p.has(ctx, "rate(inference_waypoint_picks_total[10s]) > 0 and on () inference_waypoint_endpoint_cached_ratio"+
 			` and on () {__name__=~"envoy_http_.*ext_proc_[a-z2-7]{16}_streams_started"} and on () inference_waypoint_picked`)
@@ -63,7 +62,7 @@ func TestMonitoring(t *testing.T) {
 			if len(used) == 0 {
 				t.Errorf("%s names no metric", query)
 			}
-			wrongOnly := strings.HasPrefix(where, "alert") // these are to show nothing; promtool tests that they can
+			wrongOnly := strings.HasPrefix(where, "alert") // alerts must show nothing here; promtool tests that they can
 			for _, name := range used {
 				later := slices.Contains(onlyWhenWrong, name)
 				if !later && !slices.ContainsFunc(names, func(n string) bool { return named(name).MatchString(n) }) {
@@ -78,7 +77,7 @@ func TestMonitoring(t *testing.T) {
 	}
 }
 
-// TestAlerts has promtool look the rules over and run their tests.
+// TestAlerts runs promtool's checks of the rules and their unit tests.
 func TestAlerts(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	dir := t.TempDir()
@@ -102,7 +101,8 @@ func TestAlerts(t *testing.T) {
 	}
 }
 
-// TestAccessLog reads the line that a waypoint writes of a call: it names what was picked, who served, and the pool.
+// TestAccessLog reads a waypoint's log line of a call: it names the picked endpoint, the endpoint that served, and the
+// pool.
 func TestAccessLog(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	eventually(ctx, t, "a line with the pick", func(ctx context.Context) error {
@@ -130,7 +130,7 @@ func TestAccessLog(t *testing.T) {
 	})
 }
 
-// namesPick says whether a log has the line of a call that went where it was to go.
+// namesPick reports whether a log has the line of a call that went to its picked endpoint.
 func namesPick(log string) bool {
 	for line := range strings.Lines(log) {
 		_, fields, ok := strings.Cut(strings.TrimSpace(line), "picked=")
@@ -150,7 +150,7 @@ func namesPick(log string) bool {
 	return false
 }
 
-// queries are all of the dashboards and the alerts, by where they stand.
+// queries returns the queries of all dashboards and alerts, by where they are.
 func queries(t *testing.T) map[string]string {
 	t.Helper()
 	out := map[string]string{}
@@ -182,7 +182,7 @@ func queries(t *testing.T) map[string]string {
 	return out
 }
 
-// alerts are the queries of the alerts by their names.
+// alerts returns the queries of the alerts by name.
 func alerts(t *testing.T) map[string]string {
 	t.Helper()
 	groups, _, err := unstructured.NestedSlice(rules(t).Object, "spec", "groups")
@@ -215,7 +215,7 @@ func rules(t *testing.T) *unstructured.Unstructured {
 	return objects[0]
 }
 
-// writeRules writes the rules as Prometheus itself reads them.
+// writeRules writes the rules in Prometheus's own format.
 func writeRules(t *testing.T, dir string) {
 	t.Helper()
 	text, err := yaml.Marshal(rules(t).Object["spec"])
@@ -223,10 +223,10 @@ func writeRules(t *testing.T, dir string) {
 	must(t, os.WriteFile(filepath.Join(dir, "rules.yaml"), text, 0o600))
 }
 
-// prometheus is the one that startPrometheus runs.
+// prometheus is the server that startPrometheus runs.
 type prometheus struct{}
 
-// startPrometheus starts one that reads what our PodMonitors select, and waits until it answers.
+// startPrometheus starts a Prometheus that scrapes what our PodMonitors select, and waits until it answers.
 func startPrometheus(ctx context.Context, t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
@@ -249,7 +249,7 @@ func startPrometheus(ctx context.Context, t *testing.T) {
 	must(t, cmd.Start())
 	t.Cleanup(func() {
 		cancel()
-		_ = cmd.Wait() // it was killed
+		_ = cmd.Wait() // the error says that it was killed
 		if t.Failed() {
 			t.Logf("Prometheus says:\n%s", log.String())
 		}
@@ -257,7 +257,7 @@ func startPrometheus(ctx context.Context, t *testing.T) {
 	eventually(ctx, t, "Prometheus", func(ctx context.Context) error { return prometheus{}.ask(ctx, "status/buildinfo", nil, nil) })
 }
 
-// podMonitor is what ours say of a PodMonitor.
+// podMonitor has the fields of a PodMonitor that ours set.
 type podMonitor struct {
 	Metadata struct{ Name, Namespace string }
 	Spec     struct {
@@ -273,7 +273,7 @@ type monitoredPort struct {
 	Relabelings, MetricRelabelings []relabeling
 }
 
-// relabeling is spelled one way by the operator and another by Prometheus.
+// relabeling has the operator's and Prometheus's spelling of each field.
 type relabeling struct {
 	Action, Regex string
 	SourceLabels  []string
@@ -300,8 +300,8 @@ func podMonitors(t *testing.T) []podMonitor {
 	return out
 }
 
-// job is what the Prometheus operator makes of a PodMonitor: the pods that it selects, at a port that they declare, with
-// the operator's labels.
+// job returns the scrape configuration that the Prometheus operator makes of a PodMonitor: the selected pods, at a port
+// that they declare, with the operator's labels.
 func (m *podMonitor) job(ctx context.Context, t *testing.T) map[string]any {
 	t.Helper()
 	selector, err := metav1.LabelSelectorAsSelector(&m.Spec.Selector)
@@ -339,8 +339,8 @@ func (m *podMonitor) job(ctx context.Context, t *testing.T) map[string]any {
 	}
 }
 
-// monitoredAddress is where a pod's port is read. Istio's agent, which has Envoy's metrics at 15020 under the path that
-// they have at Envoy's own 15000, does not run in this mesh.
+// monitoredAddress is the address at which a pod's port is scraped. For Istio's agent, which this mesh lacks, it is Envoy's
+// own port: the agent serves at 15020 what Envoy serves at 15000 under the same path.
 func monitoredAddress(pod *corev1.Pod, port int32) string {
 	if port == 15020 {
 		port = 15000
@@ -360,7 +360,7 @@ func relabelings(from []relabeling) []any {
 	return out
 }
 
-// ask makes one request of the API and reads its data.
+// ask makes a request of Prometheus's API and reads the data of the answer.
 func (prometheus) ask(ctx context.Context, what string, query url.Values, data any) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+prometheusAddress+"/api/v1/"+what+"?"+query.Encode(), nil)
 	if err != nil {
@@ -382,10 +382,10 @@ func (prometheus) ask(ctx context.Context, what string, query url.Values, data a
 	return json.Unmarshal(text, &answer)
 }
 
-// named matches the names that a query's matcher of names does.
+// named is a regular expression with the meaning of a query's matcher of metric names.
 func named(pattern string) *regexp.Regexp { return regexp.MustCompile("^(?:" + pattern + ")$") }
 
-// names are the metrics that there are.
+// names lists the existing metrics.
 func (p prometheus) names(ctx context.Context, t *testing.T) []string {
 	t.Helper()
 	var out []string
@@ -393,7 +393,7 @@ func (p prometheus) names(ctx context.Context, t *testing.T) []string {
 	return out
 }
 
-// labels are the names of the labels that there are.
+// labels lists the names of the existing labels.
 func (p prometheus) labels(ctx context.Context, t *testing.T) []string {
 	t.Helper()
 	var out []string
@@ -401,7 +401,7 @@ func (p prometheus) labels(ctx context.Context, t *testing.T) []string {
 	return out
 }
 
-// has fails where a query gives nothing.
+// has fails if a query returns nothing.
 func (p prometheus) has(ctx context.Context, query string) error {
 	var data struct{ Result []json.RawMessage }
 	if err := p.ask(ctx, "query", url.Values{"query": {query}}, &data); err != nil {
@@ -413,7 +413,7 @@ func (p prometheus) has(ctx context.Context, query string) error {
 	return nil
 }
 
-// metricsOf are the metrics that a query names, as Prometheus itself parses it.
+// metricsOf lists the metrics that a query names, as Prometheus parses it.
 func (p prometheus) metricsOf(ctx context.Context, t *testing.T, query string) []string {
 	t.Helper()
 	var tree any
@@ -427,7 +427,7 @@ func (p prometheus) metricsOf(ctx context.Context, t *testing.T, query string) [
 				walk(n)
 			}
 		case map[string]any:
-			if node["name"] == "__name__" { // a matcher; that of a plain name is among them
+			if node["name"] == "__name__" { // a matcher; a plain name has one too
 				if name, _ := node["value"].(string); name != "" {
 					out = append(out, name)
 				}

@@ -22,7 +22,7 @@ import (
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 )
 
-// poolYAML is a pool over the quickstart's model servers, of another name.
+// poolYAML is another pool over the quickstart's model servers.
 const poolYAML = `
 apiVersion: inference.networking.k8s.io/v1
 kind: InferencePool
@@ -41,7 +41,7 @@ func pool(name string) *inferencev1.InferencePool {
 	return &inferencev1.InferencePool{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: name}}
 }
 
-// serversYAML is a Deployment of IMAGE with its account and a pool over it, all of one name.
+// serversYAML is a Deployment of IMAGE with its account and a pool over it, all with the same name.
 const serversYAML = `
 apiVersion: v1
 kind: ServiceAccount
@@ -72,7 +72,7 @@ spec:
   targetPorts: [{number: 8000}]
 `
 
-// serve puts up servers of an image and a pool over them, and waits until they are ready.
+// serve makes servers of an image and a pool over them, and waits until they are ready.
 func serve(ctx context.Context, t *testing.T, namespace, name, image string, replicas int) {
 	t.Helper()
 	must(t, the.ApplyYAML(ctx, strings.NewReplacer("NAMESPACE", namespace, "NAME", name, "IMAGE", image, "REPLICAS", fmt.Sprint(replicas)).Replace(serversYAML)))
@@ -84,7 +84,7 @@ const (
 	echoServer  = "inference-waypoint/echo"
 )
 
-// heard is what an echo server tells of a request.
+// heard is an echo server's report of a request.
 type heard struct {
 	Status  int
 	Answer  http.Header
@@ -97,8 +97,8 @@ type heard struct {
 	Count   int
 }
 
-// send makes a request of the caller and reads what an echo server heard. An answer that is not an echo server's has
-// no Server. Redirects are not followed.
+// send makes a request from the caller and reads the echo server's report. Server is empty if another server answered. It
+// follows no redirects.
 func send(ctx context.Context, method, url, body string, headers ...string) (*heard, error) {
 	request, err := http.NewRequestWithContext(ctx, method, url, bytes.NewBufferString(body))
 	if err != nil {
@@ -121,18 +121,18 @@ func send(ctx context.Context, method, url, body string, headers ...string) (*he
 		return nil, err
 	}
 	out := &heard{}
-	_ = json.Unmarshal(text, out) // an answer of somebody else is no echo
+	_ = json.Unmarshal(text, out) // an answer of another server is no report
 	out.Status, out.Answer = response.StatusCode, response.Header
 	return out, nil
 }
 
-// eventually waits until a check holds: configuration reaches a waypoint a moment after it was written.
+// eventually waits until check returns nil, as configuration reaches a waypoint a moment after its write.
 func eventually(ctx context.Context, t *testing.T, what string, check func(context.Context) error) {
 	t.Helper()
 	must(t, the.Await(ctx, what, check))
 }
 
-// parentOf is the part of a pool's status that is the controller's, for one waypoint.
+// parentOf returns the controller's entry for a waypoint in a pool's status.
 func parentOf(p *inferencev1.InferencePool, gateway string) *inferencev1.ParentStatus {
 	for i, parent := range p.Status.Parents {
 		if parent.ControllerName == "inference-waypoint.io/controller" && string(parent.ParentRef.Name) == gateway {
@@ -142,7 +142,7 @@ func parentOf(p *inferencev1.InferencePool, gateway string) *inferencev1.ParentS
 	return nil
 }
 
-// withoutParent fails where a pool's status still has what we say of a waypoint.
+// withoutParent fails if a pool's status still has our entry for a waypoint.
 func withoutParent(ctx context.Context, namespace, name, gateway string) error {
 	var p inferencev1.InferencePool
 	if err := the.Client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &p); err != nil {
@@ -154,7 +154,7 @@ func withoutParent(ctx context.Context, namespace, name, gateway string) error {
 	return nil
 }
 
-// wantCondition waits until a pool's status says so of a waypoint.
+// wantCondition waits until a pool's status has this condition for a waypoint.
 func wantCondition(ctx context.Context, t *testing.T, namespace, name, gateway, kind string, status metav1.ConditionStatus, reason string) {
 	t.Helper()
 	eventually(ctx, t, fmt.Sprintf("condition %s of pool %s", kind, name), func(ctx context.Context) error {
@@ -174,7 +174,7 @@ func wantCondition(ctx context.Context, t *testing.T, namespace, name, gateway, 
 	})
 }
 
-// ownedObjects counts the objects of ours that mention a pool of the namespace models.
+// ownedObjects counts our objects that name a pool of namespace models.
 func ownedObjects(ctx context.Context, t *testing.T, pool string) int {
 	t.Helper()
 	n := 0
@@ -184,7 +184,7 @@ func ownedObjects(ctx context.Context, t *testing.T, pool string) int {
 	return n + filtersOf(ctx, t, "models", pool+".models.inference.internal")
 }
 
-// filtersOf counts the EnvoyFilters of a namespace that touch a host's filter chain.
+// filtersOf counts the EnvoyFilters of a namespace for a host's filter chain.
 func filtersOf(ctx context.Context, t *testing.T, namespace, host string) int {
 	t.Helper()
 	filters, err := filtersAt(ctx, namespace, host)
@@ -192,7 +192,7 @@ func filtersOf(ctx context.Context, t *testing.T, namespace, host string) int {
 	return len(filters)
 }
 
-// filtersAt lists the EnvoyFilters of a namespace that touch a host's filter chain.
+// filtersAt lists the EnvoyFilters of a namespace for a host's filter chain.
 func filtersAt(ctx context.Context, namespace, host string) ([]*networkingv1alpha3.EnvoyFilter, error) {
 	var filters networkingv1alpha3.EnvoyFilterList
 	if err := the.Client.List(ctx, &filters, client.InNamespace(namespace)); err != nil {
@@ -219,7 +219,7 @@ func serviceEntry(name string) *networkingv1.ServiceEntry {
 	return &networkingv1.ServiceEntry{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: name}}
 }
 
-// deleteFilters deletes the EnvoyFilters that touch a host's filter chain.
+// deleteFilters deletes the EnvoyFilters for a host's filter chain.
 func deleteFilters(ctx context.Context, namespace, host string) error {
 	filters, err := filtersAt(ctx, namespace, host)
 	for _, f := range filters {

@@ -20,8 +20,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 )
 
-// The tests here are of what becomes of an endpoint that sheds, fails, hangs or is not ready for a moment, and of calls
-// that are broken off. The model servers can be told to have such a fault.
+// The tests in this file have endpoints that shed, fail, hang or are unready for a moment, and calls that callers cut. The
+// model servers can be set to have such a fault.
 
 const faultyServersYAML = `
 apiVersion: apps/v1
@@ -41,7 +41,7 @@ spec:
           readinessProbe: {httpGet: {path: /health, port: 8000}}
 `
 
-// chooseFaulty puts up four model servers and a pool over them, and waits until all can be picked.
+// chooseFaulty makes four model servers and a pool over them, and waits until all can be picked.
 func chooseFaulty(ctx context.Context, t *testing.T, name string) choice {
 	t.Helper()
 	t.Cleanup(func() {
@@ -54,7 +54,7 @@ func chooseFaulty(ctx context.Context, t *testing.T, name string) choice {
 	c := choice{name: name, host: "http://" + name + ".models.inference.internal"}
 	c.awaitEndpoints(ctx, t, 4)
 	used := map[string]bool{}
-	eventually(ctx, t, "calls to all four servers", func(ctx context.Context) error { // the waypoint learns of them a moment later
+	eventually(ctx, t, "calls to all four servers", func(ctx context.Context) error { // the waypoint learns of them later
 		if server := c.once(ctx); server != "" {
 			used[server] = true
 		}
@@ -66,7 +66,7 @@ func chooseFaulty(ctx context.Context, t *testing.T, name string) choice {
 	return c
 }
 
-// awaitEndpoints waits until calls are served and so many endpoints can be picked.
+// awaitEndpoints waits until calls are served and the picker has so many endpoints.
 func (c choice) awaitEndpoints(ctx context.Context, t *testing.T, want int) {
 	t.Helper()
 	eventually(ctx, t, fmt.Sprintf("%d endpoints of pool %s", want, c.name), func(ctx context.Context) error {
@@ -81,7 +81,7 @@ func (c choice) awaitEndpoints(ctx context.Context, t *testing.T, want int) {
 	})
 }
 
-// setFault tells a model server to have a fault, or none.
+// setFault sets or clears a model server's fault.
 func setFault(ctx context.Context, t *testing.T, p corev1.Pod, name string) {
 	t.Helper()
 	request, err := http.NewRequestWithContext(ctx, http.MethodPut, directly(p)+"/fault/"+name, nil)
@@ -94,8 +94,8 @@ func setFault(ctx context.Context, t *testing.T, p corev1.Pod, name string) {
 	}
 }
 
-// tally counts calls by who answered them, "" for those that nobody did within patience. Those are counted apart too,
-// from the beginning.
+// tally counts calls by the server that answered, and under "" those without an answer within patience. Of the latter it
+// also counts the total.
 type tally struct {
 	mu   sync.Mutex
 	by   map[string]int
@@ -111,7 +111,7 @@ func (y *tally) add(server string) {
 	}
 }
 
-// noneLost fails the test where a call was not answered within patience.
+// noneLost fails the test if a call had no answer within patience.
 func (y *tally) noneLost(t *testing.T) {
 	t.Helper()
 	y.mu.Lock()
@@ -121,7 +121,7 @@ func (y *tally) noneLost(t *testing.T) {
 	}
 }
 
-// take returns what was counted since it was last called.
+// take returns the counts since the last take.
 func (y *tally) take() map[string]int {
 	y.mu.Lock()
 	defer y.mu.Unlock()
@@ -130,10 +130,10 @@ func (y *tally) take() map[string]int {
 	return out
 }
 
-// patience is how long a caller waits for an answer to begin.
+// patience is how long a caller waits for the beginning of an answer.
 const patience = 2 * time.Second
 
-// load calls the pool from several places at a time until the test ends, each call with a prompt of its own.
+// load calls the pool from several clients until the test ends, with a new prompt in each call.
 func (c choice) load(ctx context.Context, t *testing.T) *tally {
 	t.Helper()
 	y := &tally{by: map[string]int{}}
@@ -152,7 +152,7 @@ func (c choice) load(ctx context.Context, t *testing.T) *tally {
 	return y
 }
 
-// once makes a call and says who answered it.
+// once makes a call and returns the name of the server that answered.
 func (c choice) once(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -166,7 +166,7 @@ func (c choice) once(ctx context.Context) string {
 	return response.Header.Get("X-Served-By")
 }
 
-// share is the part of some calls that one server answered, of at least so many.
+// share returns the share of calls that one server answered. It fails for fewer calls than least.
 func share(calls map[string]int, server string, least int) (float64, error) {
 	all := 0
 	for _, n := range calls {
@@ -178,7 +178,7 @@ func share(calls map[string]int, server string, least int) (float64, error) {
 	return float64(calls[server]) / float64(all), nil
 }
 
-// watch waits until a server's share of the next calls is as wanted.
+// watch waits until a server's share of the next calls satisfies ok.
 func watch(ctx context.Context, t *testing.T, y *tally, server, what string, ok func(share float64) bool) {
 	t.Helper()
 	y.take()
@@ -201,8 +201,7 @@ func watch(ctx context.Context, t *testing.T, y *tally, server, what string, ok 
 	})
 }
 
-// An endpoint that sheds or fails gets little while it does, whereas its answers come the soonest of all, and its part
-// again afterwards.
+// An endpoint that sheds or fails gets few calls meanwhile, although it answers fastest, and its full share afterwards.
 func TestShedAndFailedGetLess(t *testing.T) {
 	ctx := begin(t, 3*time.Minute)
 	c := chooseFaulty(ctx, t, "shedding")
@@ -219,7 +218,7 @@ func TestShedAndFailedGetLess(t *testing.T) {
 	}
 }
 
-// A pool of which all endpoints shed answers with what they say, and none of its calls is lost in the waypoint.
+// A pool whose endpoints all shed passes on their answers, and the waypoint loses no call.
 func TestAllShed(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	c := chooseFaulty(ctx, t, "all-shed")
@@ -242,7 +241,7 @@ func TestAllShed(t *testing.T) {
 	}
 }
 
-// An endpoint that takes calls and never answers gets one at a time, until it answers.
+// An endpoint that accepts calls and never answers gets one at a time, until it answers.
 func TestHangingEndpointGetsOneCallAtATime(t *testing.T) {
 	ctx := begin(t, 3*time.Minute)
 	c := chooseFaulty(ctx, t, "hanging")
@@ -285,7 +284,7 @@ func TestHangingEndpointGetsOneCallAtATime(t *testing.T) {
 	}
 }
 
-// An endpoint that is not ready for a moment has its cache afterwards, for the picker too.
+// An endpoint that is unready for a moment keeps its cache, and the picker remembers it.
 func TestReadinessFlapKeepsTheCache(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	c := chooseFaulty(ctx, t, "flapping")
@@ -305,7 +304,7 @@ func TestReadinessFlapKeepsTheCache(t *testing.T) {
 		if got := candidateOf(why, p); got.CachedTokens < 2000 {
 			t.Errorf("%d tokens are taken to be cached after the endpoint was not ready, want most of 3,000", got.CachedTokens)
 		}
-		eventually(ctx, t, "a call to it by its cache", func(ctx context.Context) error { // when the waypoint knows it again
+		eventually(ctx, t, "a call to it by its cache", func(ctx context.Context) error { // once the waypoint knows it again
 			next, err := c.say(ctx, prompt+" And then?")
 			if err == nil && next.Endpoint != answer.Endpoint {
 				err = fmt.Errorf("it went to %s", next.Endpoint)
@@ -317,7 +316,7 @@ func TestReadinessFlapKeepsTheCache(t *testing.T) {
 	t.Fatalf("%s is no endpoint", answer.Endpoint)
 }
 
-// An endpoint whose readiness flaps gets no calls while it is not ready, its part again each time that it is, and loses none.
+// An endpoint whose readiness flaps gets no calls while unready, its share whenever it is ready, and loses no call.
 func TestReadinessFlapUnderLoad(t *testing.T) {
 	ctx := begin(t, 3*time.Minute)
 	c := chooseFaulty(ctx, t, "flapping-busy")
@@ -335,8 +334,8 @@ func TestReadinessFlapUnderLoad(t *testing.T) {
 	y.noneLost(t)
 }
 
-// Endpoints that come under load get their part of the calls, although the picker and the waypoint learn of them at different
-// times, and calls are not lost when they come or when they go.
+// New endpoints get their share of calls under load, although the picker and the waypoint learn of them at different times.
+// No call is lost when endpoints come or go.
 func TestScalingUnderLoad(t *testing.T) {
 	ctx := begin(t, 3*time.Minute)
 	c := chooseFaulty(ctx, t, "scaling")
@@ -365,8 +364,8 @@ func TestScalingUnderLoad(t *testing.T) {
 	y.noneLost(t)
 }
 
-// A streamed answer begins before its prompt is prefilled. A caller who leaves then leaves nothing that is taken to be
-// cached, whereas the answer of one who stays does.
+// A streamed answer begins before the prefill of its prompt. After a caller who leaves then, the picker takes nothing for
+// cached; after one who stays, it takes the prompt for cached.
 func TestBrokenOffCallLeavesNothingCached(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	c := choose(ctx, t, "broken-off", 2, 2, "", "--time-scale=1")
@@ -408,8 +407,8 @@ func TestBrokenOffCallLeavesNothingCached(t *testing.T) {
 	})
 }
 
-// A caller who leaves in the middle of the prefill leaves what was prefilled by then: the waypoint says that the call was broken
-// off, whereas by its time the picker would take the whole prompt to be cached.
+// After a caller who leaves in the middle of the prefill, the picker takes for cached only the part prefilled by then. The
+// waypoint reports that the call was cut; by elapsed time the picker would take the whole prompt for cached.
 func TestBrokenOffCallLeavesItsPart(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	c := choose(ctx, t, "broken-part", 2, 2, "", "--time-scale=1")
@@ -438,7 +437,7 @@ func TestBrokenOffCallLeavesItsPart(t *testing.T) {
 	})
 }
 
-// inFlight are the picker's own calls at all candidates.
+// inFlight sums the picker's own calls in flight at all candidates.
 func inFlight(why *livestate.Explanation) (calls int) {
 	for _, candidate := range why.Candidates {
 		calls += candidate.InFlight

@@ -19,11 +19,11 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/browser"
 )
 
-// screenshot has the page's pictures in docs/images taken anew.
+// screenshot rewrites the page's pictures in docs/images.
 var screenshot = flag.Bool("screenshot", false, "write the pictures of the picker's page in docs/images")
 
-// TestPage looks at the picker's page in a real browser while calls flow: it shows the pool and its picks, keeps itself
-// up to date, needs no script to be read, and its policy lets nothing be blocked.
+// TestPage opens the picker's page in a real browser while calls flow: it shows the pool and its picks, updates itself, can
+// be read without scripts, and its content security policy blocks nothing on it.
 func TestPage(t *testing.T) {
 	if _, err := exec.LookPath("npm"); err != nil {
 		t.Skip("a browser is installed by npm, and there is none: ", err)
@@ -77,7 +77,7 @@ func servePage(ctx context.Context, t *testing.T, port string) string {
 	must(t, cmd.Start())
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // it was killed
+		_ = cmd.Wait() // the error says that it was killed
 	})
 	line, err := bufio.NewReader(out).ReadString('\n')
 	must(t, err)
@@ -92,7 +92,7 @@ func openPage(ctx context.Context, t *testing.T, dark bool) *browser.Page {
 	ctx, cancel := context.WithCancel(ctx)
 	profile, err := os.MkdirTemp("", "profile")
 	must(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(profile) }) // a helper that was just killed may still write
+	t.Cleanup(func() { _ = os.RemoveAll(profile) }) // a helper process killed just now may still write
 	page, wait, err := browser.Open(ctx, filepath.Join(the.Root, ".tools", "chromium"), profile, 1500, 760, dark)
 	if wait != nil {
 		t.Cleanup(wait)
@@ -102,7 +102,7 @@ func openPage(ctx context.Context, t *testing.T, dark bool) *browser.Page {
 	return page
 }
 
-// shows fails where the page lacks one of the texts.
+// shows fails if the page lacks one of the texts.
 func shows(ctx context.Context, page *browser.Page, texts ...string) error {
 	var body string
 	if err := page.Eval(ctx, `document.body.innerText`, &body); err != nil {
@@ -116,7 +116,7 @@ func shows(ctx context.Context, page *browser.Page, texts ...string) error {
 	return nil
 }
 
-// checkPicture takes a picture, which must be one of a page and not of nothing, and writes it where asked to.
+// checkPicture takes a picture, checks that it is not blank, and writes it if asked to.
 func checkPicture(ctx context.Context, t *testing.T, page *browser.Page, name string) {
 	t.Helper()
 	picture, err := page.Screenshot(ctx)

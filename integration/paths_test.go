@@ -12,8 +12,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
 )
 
-// pathsRouteYAML rewrites what callers of other providers' clients send into what the model servers know. The picker
-// sees the path before the rewrite.
+// pathsRouteYAML rewrites the paths of other providers' clients to those of the model servers. The picker sees the path
+// before the rewrite.
 const pathsRouteYAML = `
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
@@ -33,8 +33,8 @@ spec:
   - backendRefs: [{group: inference.networking.k8s.io, kind: InferencePool, name: paths}]
 `
 
-// TestPathsBeforeTheRewrite makes 12 calls of one prompt by each path: they stay together, each is picked by its
-// prefix but the first, and the server finds its prompt cached.
+// TestPathsBeforeTheRewrite makes 12 calls with one prompt by each path: they go to one endpoint, each but the first is
+// picked by its prefix, and the server finds its prompt cached.
 func TestPathsBeforeTheRewrite(t *testing.T) {
 	ctx := begin(t, 3*time.Minute)
 	c := choose(ctx, t, "paths", 3, 3, "", "--time-scale=20")

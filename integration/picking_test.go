@@ -24,8 +24,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
 )
 
-// Every turn of a conversation goes where the first went, as that endpoint has its prefix, and conversations spread.
-// TestConversationsWanderWithoutPicking shows that this could fail.
+// Each turn of a conversation goes to the endpoint of the first, which has its prefix, and conversations spread.
+// TestConversationsWanderWithoutPicking shows that this test could fail.
 func TestConversationsStay(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	const conversations, turns = 10, 4
@@ -56,9 +56,9 @@ func TestConversationsStay(t *testing.T) {
 	})
 }
 
-// whilePicked makes so many calls to a pool of namespace models, and fails the test with what they say is wrong. They are
-// made again, up to three times, where the picker was not asked about each: a waypoint that waits 150 ms for a reply in
-// vain, as on a machine with more to do than it can, takes the picker out for 5 s and spreads the calls of that time.
+// whilePicked makes so many calls to a pool of namespace models, and fails the test with the problems that do returns. If
+// the picker was not asked about each call, it tries again, up to three times: a waypoint that waits 150 ms in vain for a
+// reply, as on an overloaded machine, takes the picker out for 5 s and spreads the calls of that time.
 func whilePicked(ctx context.Context, t *testing.T, pool string, calls int, do func() (wrong []string)) {
 	t.Helper()
 	for range 4 {
@@ -77,7 +77,7 @@ func whilePicked(ctx context.Context, t *testing.T, pool string, calls int, do f
 	t.Error("the picker was never asked about all calls")
 }
 
-// Without an EnvoyFilter, and without a picker, conversations do not stay: so the tests that want them to can fail.
+// Without an EnvoyFilter or without a picker, conversations do not stay. So tests that want them to stay can fail.
 func TestConversationsWanderWithoutPicking(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	must(t, the.ApplyYAML(ctx, `
@@ -97,7 +97,7 @@ spec:
 	eventually(ctx, t, "a conversation that wanders", func(ctx context.Context) error { return wanders(ctx, llama) })
 }
 
-// wanders holds a conversation and fails where it stays at one endpoint: nobody picks there.
+// wanders holds a conversation and fails if it stays at one endpoint, as nothing picks there.
 func wanders(ctx context.Context, host string) error {
 	err := staysPut(ctx, host)
 	if err == nil {
@@ -109,13 +109,13 @@ func wanders(ctx context.Context, host string) error {
 	return nil
 }
 
-// A client's own header must not steer a call: neither past a working picker nor in the place of a dead one.
+// A client's own header does not steer a call, neither with a working picker nor with a dead one.
 func TestClientHeaderDoesNotSteer(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	conversation := traffic.NewConversation("Header test.", 7)
 	first, err := conversation.Ask(ctx, the.caller.HTTP, llama, model, 400, 4)
 	must(t, err)
-	// The header names an endpoint that the picker would not choose for this conversation.
+	// The header names an endpoint that the picker would not pick for this conversation.
 	other := otherPod(ctx, t, first.Endpoint)
 	steering := &http.Client{Transport: withHeader{the.caller.HTTP.Transport, "x-gateway-destination-endpoint", net.JoinHostPort(other.Status.PodIP, "8000")}}
 
@@ -160,7 +160,7 @@ func (h withHeader) RoundTrip(r *http.Request) (*http.Response, error) {
 	return h.RoundTripper.RoundTrip(r)
 }
 
-// scalePicker sets the number of pickers and waits until it is so.
+// scalePicker sets the number of pickers and waits until they run.
 func scalePicker(ctx context.Context, t *testing.T, replicas int32) {
 	t.Helper()
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "inference-system", Name: "inference-picker"}}
@@ -168,7 +168,7 @@ func scalePicker(ctx context.Context, t *testing.T, replicas int32) {
 	must(t, the.Client.Patch(ctx, d, client.RawPatch("application/merge-patch+json", patch)))
 	must(t, the.AwaitDeployment(ctx, "inference-system", "inference-picker"))
 	if replicas > 0 {
-		// The waypoint learns of the new picker a moment later: a conversation stays again when it has.
+		// The waypoint learns of the new picker a moment later. Then conversations stay again.
 		must(t, the.Await(ctx, "picking", func(ctx context.Context) error { return staysPut(ctx, llama) }))
 		return
 	}
@@ -183,7 +183,7 @@ func scalePicker(ctx context.Context, t *testing.T, replicas int32) {
 // errWandered says that a conversation did not stay at one endpoint.
 var errWandered = errors.New("a conversation went to two endpoints")
 
-// staysPut holds a conversation of eight turns and fails where they do not all go to one endpoint.
+// staysPut holds a conversation of eight turns and fails unless all go to one endpoint.
 func staysPut(ctx context.Context, host string) error {
 	conversation := traffic.NewConversation("Is anybody picking?", rand.Uint64())
 	var first string
@@ -201,7 +201,7 @@ func staysPut(ctx context.Context, host string) error {
 	return nil
 }
 
-// flow calls the pool from several goroutines until stop is called, which returns what came of each call.
+// flow calls the pool from several goroutines until stop is called, which returns the outcome of each call.
 func flow(ctx context.Context, workers int) (stop func() []outcome) {
 	ctx, cancel := context.WithCancel(ctx)
 	var (
@@ -239,12 +239,12 @@ type outcome struct {
 	err      error
 }
 
-// While no picker answers, a pool that fails open is served without picking: no call is lost, from the kill itself on.
+// While no picker answers, a FailOpen pool is served without picking. No call is lost, from the kill on.
 func TestPickerKilledLosesNoCall(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	stop := flow(ctx, 6)
 	time.Sleep(300 * time.Millisecond) // calls must be in flight at the kill
-	// As a crash would, without a word to the API server first.
+	// Kill ends the picker like a crash, before the API server knows.
 	must(t, the.Kill(picker(ctx, t).UID))
 	scalePicker(ctx, t, 0)
 	time.Sleep(300 * time.Millisecond)
@@ -260,7 +260,7 @@ func TestPickerKilledLosesNoCall(t *testing.T) {
 	}
 }
 
-// A pod that is deleted gets no new call, and no call fails that was not in flight there.
+// A deleted pod gets no new call, and only calls in flight there may fail.
 func TestPodDeletedWhileCallsFlow(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	stop := flow(ctx, 6)
@@ -294,7 +294,7 @@ func TestPodDeletedWhileCallsFlow(t *testing.T) {
 	}
 }
 
-// Deleting a pool takes both of its objects away, and its host with them.
+// Deleting a pool deletes both of its objects, and its host.
 func TestPoolDeleted(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	must(t, the.ApplyYAML(ctx, strings.ReplaceAll(poolYAML, "NAME", "brief")))
@@ -315,14 +315,14 @@ func TestPoolDeleted(t *testing.T) {
 	}))
 }
 
-// What a client sends is the model server's to judge. The picker lets it through, chooses by what it could read, and lives.
+// The model server judges what a client sends. The picker lets it through, picks by what it could read, and survives.
 func TestOddRequestsReachTheModel(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	large := fmt.Sprintf(`{"model":%q,"messages":[{"role":"user","content":%q}]}`, model, strings.Repeat("word ", 4<<20))
 	tests := map[string]struct {
 		method, path, body string
 		wantStatus         int
-		wantText           string // of the model server's own answer
+		wantText           string // of the model server's answer
 	}{
 		"a body that is not JSON": {http.MethodPost, "/v1/chat/completions", "not JSON at all", http.StatusBadRequest, "error"},
 		"an empty body":           {http.MethodPost, "/v1/chat/completions", "", http.StatusBadRequest, "error"},
@@ -354,7 +354,7 @@ func TestOddRequestsReachTheModel(t *testing.T) {
 	}
 }
 
-// pickerProcess tells one life of the picker's program from another.
+// pickerProcess returns a number that changes when the picker restarts.
 func pickerProcess(ctx context.Context, t *testing.T) int {
 	t.Helper()
 	pid, err := the.ProcessID(picker(ctx, t).UID)
@@ -362,7 +362,7 @@ func pickerProcess(ctx context.Context, t *testing.T) int {
 	return pid
 }
 
-// A pool whose selector finds no pod answers 503 and says why; others are served as before.
+// A pool whose selector matches no pod answers 503 with a reason. Other pools are served as before.
 func TestPoolWithoutPods(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	must(t, the.ApplyYAML(ctx, strings.NewReplacer("NAME", "empty", "app: llama", "app: nothing").Replace(poolYAML)))
@@ -379,12 +379,12 @@ func TestPoolWithoutPods(t *testing.T) {
 	must(t, ask(ctx, "Are you still served?"))
 }
 
-// A pool in a namespace that no waypoint serves has no host in the mesh and no word of ours in its status.
+// A pool in a namespace without a waypoint has no host in the mesh and no entry of ours in its status.
 func TestPoolWithoutWaypoint(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	must(t, the.ApplyYAML(ctx, `{apiVersion: v1, kind: Namespace, metadata: {name: bare, labels: {istio.io/dataplane-mode: ambient}}}`))
 	must(t, the.ApplyYAML(ctx, strings.NewReplacer("NAME", "lost", "namespace: models", "namespace: bare").Replace(poolYAML)))
-	// A pool that is bound and younger has come up: so the controller has seen this one too.
+	// A younger, bound pool is served: so the controller has seen this one too.
 	must(t, the.ApplyYAML(ctx, strings.ReplaceAll(poolYAML, "NAME", "younger")))
 	defer func() { must(t, the.Client.Delete(ctx, pool("younger"))) }()
 	must(t, the.Await(ctx, "the younger pool", func(ctx context.Context) error {
@@ -403,7 +403,7 @@ func TestPoolWithoutWaypoint(t *testing.T) {
 	}
 }
 
-// The picker names more than one endpoint, so a call whose first choice has just crashed is served by the second.
+// The picker names a second endpoint, which serves the call if the first has just crashed.
 func TestCrashedEndpointCostsNoCall(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	conversation := traffic.NewConversation("Crash test.", 21)
@@ -428,7 +428,7 @@ func TestCrashedEndpointCostsNoCall(t *testing.T) {
 	must(t, the.AwaitDeployment(ctx, "models", "llama"))
 }
 
-// The picker explains a choice before it makes it, from readings that it has of the model servers' own metrics.
+// The picker explains a pick before it happens, from readings of the model servers' metrics.
 func TestExplainSaysWhereACallWouldGo(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	conversation := traffic.NewConversation("Explain test.", 31)

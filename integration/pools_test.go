@@ -19,10 +19,10 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
 )
 
-// twoPorts runs two model servers in one pod, on two ports, each with a cache of its own.
+// twoPorts runs two model servers in one pod, on two ports, each with its own cache.
 const twoPorts = "test/two-ports"
 
-// Each port of each pod is an endpoint of its own: conversations spread over all four, and each stays at its one.
+// Each port of each pod is an endpoint: conversations spread over all four, and each stays at one.
 func TestTargetPortsAreEndpoints(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	serve(ctx, t, "models", "ports", twoPorts, 2)
@@ -53,7 +53,7 @@ func TestTargetPortsAreEndpoints(t *testing.T) {
 	})
 }
 
-// A pool that speaks cleartext HTTP/2 is spoken to in it, also where the caller speaks HTTP/1.1.
+// Endpoints of a pool with cleartext HTTP/2 get HTTP/2, also where the caller speaks HTTP/1.1.
 func TestCleartextHTTP2(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	serve(ctx, t, "models", "h2c", echoServer, 1)
@@ -76,8 +76,8 @@ func TestCleartextHTTP2(t *testing.T) {
 	proto("HTTP/2.0")
 }
 
-// A picker's Service that does not exist is told in status, and calls fail closed or open as the pool says. It heals
-// when the reference is taken back.
+// The pool's status reports a missing picker Service, and calls fail closed or open as the pool says. All is well again
+// once the reference is corrected.
 func TestPickerThatDoesNotExist(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	serve(ctx, t, "models", "unpicked", echoServer, 1)
@@ -104,7 +104,7 @@ func TestPickerThatDoesNotExist(t *testing.T) {
 	eventually(ctx, t, "a served call", func(ctx context.Context) error { return wantHeard(ctx, host, "unpicked-") })
 }
 
-// An object of somebody else that has the name of one of ours is left as it is, and the pool's status says which.
+// An object of others with the name of one of ours is left alone, and the pool's status names it.
 func TestTakenNameIsLeftAlone(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	const theirs = `
@@ -133,11 +133,11 @@ spec: {hosts: [elsewhere.example], ports: [{number: 443, name: tls, protocol: TL
 		t.Errorf("their object's hosts became %v", got)
 	}
 	must(t, the.Client.Delete(ctx, entry))
-	// The controller looks again after half a minute at most, as nothing tells it that a name is free.
+	// The controller retries within half a minute, as no event says that a name is free.
 	wantCondition(ctx, t, "models", "taken", "waypoint", "Accepted", metav1.ConditionTrue, "Accepted")
 }
 
-// Hosts of pools are nobody else's to take.
+// Nobody else can take hosts of pools.
 func TestHostsArePools(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	entry := func(host string) error {
@@ -162,7 +162,7 @@ func TestHostsArePools(t *testing.T) {
 	}
 }
 
-// What the controller made is not changed or deleted by others. Where it is all the same, it is put right.
+// Others cannot change or delete the controller's objects. Where they still do, the controller repairs them.
 func TestDriftIsRepaired(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	before := filtersOf(ctx, t, "models", "llama.models.inference.internal")
@@ -185,8 +185,8 @@ func TestDriftIsRepaired(t *testing.T) {
 			t.Errorf("%s what the controller made: %v, want it refused", name, err)
 		}
 	}
-	must(t, merge(ctx, `{"metadata":{"labels":{"theirs":"yes"}}}`)) // labels of others harm nothing
-	// A namespace takes its objects along.
+	must(t, merge(ctx, `{"metadata":{"labels":{"theirs":"yes"}}}`)) // others' labels do no harm
+	// The deletion of a namespace deletes its objects.
 	must(t, asOf(t, "kube-system", "namespace-controller").Delete(ctx, entry.DeepCopy(), client.DryRunAll))
 
 	unguard(ctx, t)
@@ -208,7 +208,7 @@ func TestDriftIsRepaired(t *testing.T) {
 	eventually(ctx, t, "picking", func(ctx context.Context) error { return staysPut(ctx, llama) })
 }
 
-// unguard lets everybody write what the controller made, until the end of the test.
+// unguard lets everybody write the controller's objects, until the end of the test.
 func unguard(ctx context.Context, t *testing.T) {
 	t.Helper()
 	guard := &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: metav1.ObjectMeta{Name: "inference-owned"}}

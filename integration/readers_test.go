@@ -13,7 +13,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/review"
 )
 
-// readerYAML lets an account of another namespace read what the picker knows of the pools of namespace models.
+// readerYAML lets an account of another namespace read the picker's state of the pools in namespace models.
 const readerYAML = `
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
@@ -22,8 +22,8 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: inferenc
 subjects: [{kind: ServiceAccount, name: reader, namespace: readers}]
 `
 
-// What the picker knows of a pool is told to those whom the API server lets read it, and to nobody else. Metrics, which
-// are for all, stand alone on their port.
+// The picker shows its state of a pool only to accounts that the API server lets read it. Metrics have a port of their own,
+// which anybody may read.
 func TestReadersOfWhatThePickerKnows(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	applyYAML(ctx, t, `{apiVersion: v1, kind: Namespace, metadata: {name: readers}}`)
@@ -70,7 +70,7 @@ func TestReadersOfWhatThePickerKnows(t *testing.T) {
 	want("9091", http.MethodGet, "/healthz", "", http.StatusOK)
 
 	applyYAML(ctx, t, readerYAML)
-	eventually(ctx, t, "an explanation for who may have it", func(ctx context.Context) error { // a refusal is remembered for 10 s
+	eventually(ctx, t, "an explanation for who may have it", func(ctx context.Context) error { // a refusal is cached for 10 s
 		status, text, err := ask(ctx, "9091", http.MethodPost, explain, token)
 		if err == nil && status != http.StatusOK {
 			err = fmt.Errorf("%d %s", status, text)
@@ -78,6 +78,6 @@ func TestReadersOfWhatThePickerKnows(t *testing.T) {
 		return err
 	})
 	want("9091", http.MethodPost, "/debug/explain?pool=shop/other", token, http.StatusForbidden)
-	// The right to one pool opens no page of all.
+	// The right to one pool does not open the page of all pools.
 	want("9091", http.MethodGet, "/?pool=models/llama", token, http.StatusForbidden)
 }

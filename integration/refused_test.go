@@ -11,7 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// broken is what istiod takes and Envoy does not: a script that does not compile.
+// broken is an EnvoyFilter that istiod accepts and Envoy refuses: its script does not compile.
 const broken = `
 apiVersion: networking.istio.io/v1alpha3
 kind: EnvoyFilter
@@ -30,7 +30,7 @@ spec:
             default_source_code: {inline_string: "this is no Lua"}
 `
 
-// What Envoy refuses is seen: all other tests rely on it, as each fails when anything is refused while it runs.
+// Refused configuration is noticed. All other tests rely on it, as they fail if anything is refused meanwhile.
 func TestRefusedConfigurationIsSeen(t *testing.T) {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), time.Minute, errors.New("not within a minute"))
 	defer cancel()
@@ -46,13 +46,12 @@ func TestRefusedConfigurationIsSeen(t *testing.T) {
 	}))
 	filter := &networkingv1alpha3.EnvoyFilter{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "broken"}}
 	must(t, the.Client.Delete(ctx, filter))
-	// The waypoint keeps what it had; it takes what comes next.
+	// The waypoint keeps its previous configuration, and accepts the next.
 	must(t, ask(ctx, "Are you still served?"))
 	awaitQuiet(ctx, t)
 }
 
-// awaitQuiet waits until waypoints have refused nothing for a second: the refusals of this test must not count as
-// those of the next.
+// awaitQuiet waits until waypoints have refused nothing for a second, so that this test's refusals do not fail the next.
 func awaitQuiet(ctx context.Context, t *testing.T) {
 	t.Helper()
 	seen, since := len(the.Refusals()), time.Now()

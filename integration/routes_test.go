@@ -16,8 +16,8 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
-// routed is the host that the routes of these tests hang on: its pool is base, and there are the pools canary and
-// remote (of another namespace) and the Service plain.
+// routed is the host of the routes in these tests. Its pool is base; the other backends are the pools canary and remote (in
+// another namespace) and the Service plain.
 const routed = "http://base.routes.inference.internal"
 
 // setUpRoutes makes the namespace of these tests once.
@@ -44,7 +44,7 @@ spec: {selector: {app: plain}, ports: [{name: http, port: 80, targetPort: 8000}]
 	eventually(ctx, t, "a served call", func(ctx context.Context) error { return wantHeard(ctx, routed+"/", "base-") })
 }
 
-// route applies an HTTPRoute on the pool's ServiceEntry with the rules given, and takes it away after the test.
+// route applies an HTTPRoute with these rules to the pool's ServiceEntry, and deletes it after the test.
 func route(ctx context.Context, t *testing.T, name, rules string) {
 	t.Helper()
 	must(t, the.ApplyYAML(ctx, routeYAML("routes", name, "base", rules)))
@@ -68,7 +68,7 @@ spec:
 %s`, name, namespace, pool, rules)
 }
 
-// to is a backend that is a pool of the route's namespace.
+// to is a backend: a pool of the route's namespace.
 func to(pool string) string {
 	return "{group: inference.networking.k8s.io, kind: InferencePool, name: " + pool + "}"
 }
@@ -99,12 +99,12 @@ type routeCheck struct {
 	check func(context.Context) error
 }
 
-// reaches checks that a GET with these headers reaches a server.
+// reaches checks that a GET of path with these headers reaches a server.
 func reaches(path, server string, headers ...string) routeCheck {
 	return routeCheck{path + strings.Join(headers, " "), func(ctx context.Context) error { return wantHeard(ctx, routed+path, server, headers...) }}
 }
 
-// hears checks what a server hears of a GET.
+// hears checks what a server received of a GET.
 func hears(path string, check func(*heard) error) routeCheck {
 	return routeCheck{path, func(ctx context.Context) error {
 		h, err := send(ctx, http.MethodGet, routed+path, "", "X-Drop", "1")
@@ -203,7 +203,8 @@ var routeTests = map[string]struct {
 	},
 }
 
-// testWeights splits calls 90 to 10 over two pools. Of 300 calls 30 are expected at the canary, with a deviation of 5.2.
+// testWeights splits calls 90 to 10 over two pools. Of 300 calls 30 should reach the canary, with a standard deviation of
+// 5.2.
 func testWeights(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	route(ctx, t, "weights", `  - filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: X-Split, value: "yes"}]}}]
@@ -245,7 +246,7 @@ func testMirror(t *testing.T) {
 	})
 }
 
-// testTwoWaypoints leads to a pool from a second waypoint, by a Service that is bound to that one.
+// testTwoWaypoints reaches a pool from a second waypoint, by a Service bound to that waypoint.
 func testTwoWaypoints(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	must(t, the.ApplyYAML(ctx, `
@@ -263,7 +264,7 @@ metadata:
   annotations: {inference-waypoint.io/pool: base}
 spec: {selector: {app: nothing}, ports: [{name: http, port: 80, targetPort: 8000}]}
 `))
-	// The Service selects no pod: only the pool can serve its calls.
+	// The Service selects no pod, so only the pool can serve its calls.
 	eventually(ctx, t, "a call by the second waypoint", func(ctx context.Context) error { return wantHeard(ctx, "http://front.routes/", "base-") })
 	must(t, wantHeard(ctx, routed+"/", "base-"))
 	for _, gateway := range []string{"inference", "second"} {
@@ -275,7 +276,7 @@ spec: {selector: {app: nothing}, ports: [{name: http, port: 80, targetPort: 8000
 	})
 }
 
-// testReferenceGrant routes to a pool of another namespace, which must grant it.
+// testReferenceGrant routes to a pool of another namespace, which needs a ReferenceGrant.
 func testReferenceGrant(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	route(ctx, t, "far", `  - backendRefs: [{group: inference.networking.k8s.io, kind: InferencePool, name: remote, namespace: remote}]`)
@@ -293,7 +294,7 @@ spec:
 	eventually(ctx, t, "a served call", func(ctx context.Context) error { return wantHeard(ctx, routed+"/", "remote-") })
 }
 
-// testPrecedence has two routes for one host: the more exact match wins, and of equal ones the older route's.
+// testPrecedence has two routes for one host: the more specific match wins, and of equal matches that of the older route.
 func testPrecedence(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	route(ctx, t, "wide", `  - {matches: [{path: {value: /a}}], backendRefs: [`+to("base")+`]}`)
@@ -303,7 +304,7 @@ func testPrecedence(t *testing.T) {
 	must(t, wantHeard(ctx, routed+"/a/x", "base-"))
 }
 
-// testInvalidRules has rules that cannot be: each answers 500 or is left out, and the rest serves.
+// testInvalidRules has invalid rules: each answers 500 or is left out, and the other rules work.
 func testInvalidRules(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	route(ctx, t, "invalid", `  - {matches: [{path: {value: /missing}}], backendRefs: [`+to("missing")+`]}
@@ -317,12 +318,12 @@ func testInvalidRules(t *testing.T) {
 	must(t, ask(ctx, "Are other hosts still served?"))
 }
 
-// testOwnSupport turns istiod's own support of pools on: routes must go on to be ours, and picked.
+// testOwnSupport turns on istiod's own support of pools. Our controller must go on to serve the routes, with picks.
 func testOwnSupport(t *testing.T) {
 	ctx := begin(t, 3*time.Minute)
 	const flag = "ENABLE_GATEWAY_API_INFERENCE_EXTENSION"
 	must(t, the.RestartIstiod(ctx, flag, "true"))
-	// With it on, istiod takes others' entries out of the status of pools, which other tests look at.
+	// With this support, istiod removes other controllers' entries from pools' status, which other tests read.
 	defer func() { must(t, the.RestartIstiod(ctx, flag, "false")) }()
 	route(ctx, t, "own", `  - {matches: [{path: {value: /c}}], backendRefs: [`+to("canary")+`]}`+"\n"+`  - {backendRefs: [`+to("base")+`]}`)
 	eventually(ctx, t, "the route", func(ctx context.Context) error { return wantHeard(ctx, routed+"/c", "canary-") })
@@ -338,7 +339,7 @@ func wantStatus(ctx context.Context, path string, want int) error {
 	return err
 }
 
-// wantRouteCondition waits until our entry of a route's status says so.
+// wantRouteCondition waits until our entry in a route's status has this condition.
 func wantRouteCondition(ctx context.Context, t *testing.T, name, kind string, status metav1.ConditionStatus, reason string) {
 	t.Helper()
 	eventually(ctx, t, "condition "+kind+" of route "+name, func(ctx context.Context) error {
@@ -358,8 +359,8 @@ func wantRouteCondition(ctx context.Context, t *testing.T, name, kind string, st
 	})
 }
 
-// A GRPCRoute that leads to a pool serves nobody, and says so wherever it hangs: at a pool's host our controller does, at
-// a Service istiod. Its method is called by an HTTPRoute, or by the pool's host without any.
+// A GRPCRoute to a pool serves nobody, and its status says so: by our controller at a pool's host, by istiod at a Service.
+// Its method can be called by an HTTPRoute, or by the pool's host without a route.
 func TestGRPCRouteIsTold(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	setUpRoutes(ctx, t)

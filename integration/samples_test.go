@@ -32,20 +32,20 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
 
-// sampleImages are what stands here for the images in samples/ that are not ours. Images of other model servers have
-// nothing that stands for them: their pods do not run.
+// sampleImages maps images of others in samples/ to what runs here instead. Other model servers have no stand-in: their
+// pods do not run.
 var sampleImages = map[string]mesh.Image{
 	"vllm/vllm-openai": {Path: "/bin/sh", Args: asVLLM},
 	"curlimages/curl":  {Path: "/bin/sh", Args: asCurl},
 	"registry.k8s.io/gateway-api-inference-extension/epp": {Path: "/bin/sh", Args: asReferencePicker},
 }
 
-// execute makes a shell's arguments out of a program's, relative to the checkout, and the program's own.
+// execute returns shell arguments that run a program, given relative to the checkout, with the arguments args.
 func execute(program string, args ...string) []string {
 	return append([]string{"-c", `exec "$@"`, "sh", filepath.Join(the.Root, program)}, args...)
 }
 
-// asVLLM runs the stand-in as vLLM would run with these arguments. One that vLLM has and this does not know is an error.
+// asVLLM runs the stand-in as vLLM would run with these arguments. A vLLM argument unknown to the stand-in is an error.
 func asVLLM(p *corev1.Pod, _ string, args []string) ([]string, error) {
 	var model, port, slots, grace string
 	var lora bool
@@ -53,7 +53,7 @@ func asVLLM(p *corev1.Pod, _ string, args []string) ([]string, error) {
 	for i, arg := range args {
 		flag, value, _ := strings.Cut(arg, "=")
 		switch {
-		case i == 0: // the weights: their name in the API is --served-model-name
+		case i == 0: // the model to load; --served-model-name is its name in the API
 			model = arg
 		case !strings.HasPrefix(arg, "--") && adapters != nil:
 			adapters = append(adapters, flag)
@@ -81,7 +81,7 @@ func asVLLM(p *corev1.Pod, _ string, args []string) ([]string, error) {
 		"--max-loras="+slots, "--lora-modules="+strings.Join(adapters, ","), "--shutdown-timeout="+grace), nil
 }
 
-// clientProxy is where a test takes the calls of the client's pod, as ztunnel would: pods here call nobody by themselves.
+// clientProxy is the address of a test's proxy for the client pod's calls: pods here cannot call the mesh themselves.
 const clientProxy = "127.0.0.1:3128"
 
 // asCurl runs the client's script.
@@ -93,7 +93,7 @@ func asReferencePicker(_ *corev1.Pod, _ string, args []string) ([]string, error)
 	return execute(".tools/reference-epp", args...), nil
 }
 
-// kustomizedSamples are the folders of samples/ that can be applied.
+// kustomizedSamples lists the folders of samples/ that can be applied.
 func kustomizedSamples(t *testing.T) []string {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(the.Root, "samples", "*", "kustomization.yaml"))
@@ -105,8 +105,8 @@ func kustomizedSamples(t *testing.T) []string {
 	return out
 }
 
-// Every YAML file in samples/ is a part of a kustomization, so that the next test sees it. The picker's own file, which
-// is no object of Kubernetes, is tested where it is read.
+// Each YAML file in samples/ belongs to a kustomization, so that the next test sees it. The picker's own file is no
+// Kubernetes object, and has a test where it is read.
 func TestSamplesAreWhole(t *testing.T) {
 	var want, got []string
 	must(t, filepath.WalkDir(filepath.Join(the.Root, "samples"), func(path string, entry fs.DirEntry, err error) error {
@@ -134,8 +134,8 @@ func TestSamplesAreWhole(t *testing.T) {
 	}
 }
 
-// Everything in samples/ is taken by the API server, with istiod's webhook on; istioctl analyze has nothing to say; and
-// the pools' annotations are ones that the picker knows.
+// The API server, with istiod's webhook on, accepts everything in samples/; istioctl analyze reports nothing; and the
+// picker knows all annotations of the pools.
 func TestSamplesAreTaken(t *testing.T) {
 	ctx := begin(t, 3*time.Minute)
 	for _, name := range kustomizedSamples(t) {
@@ -144,7 +144,7 @@ func TestSamplesAreTaken(t *testing.T) {
 			must(t, err)
 			for _, o := range objects {
 				if o.GetKind() == "Namespace" {
-					// The others' dry run needs it to be there. The labels, which call up a waypoint, come with those that are run.
+					// The other objects' dry run needs the namespace. It comes without labels, as these would start a waypoint.
 					namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: o.GetName()}}
 					must(t, client.IgnoreAlreadyExists(the.Client.Create(ctx, namespace)))
 				}
@@ -162,7 +162,7 @@ func TestSamplesAreTaken(t *testing.T) {
 	}
 }
 
-// analyze fails the test where istioctl has anything to say of objects.
+// analyze fails the test if istioctl reports anything about the objects.
 func analyze(ctx context.Context, t *testing.T, objects []*unstructured.Unstructured) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "all.yaml")
@@ -185,9 +185,9 @@ func stream(t *testing.T, objects []*unstructured.Unstructured) []byte {
 	return out.Bytes()
 }
 
-// runSample applies a sample and waits until its pods are ready. Change, where it is not nil, fits an object to this
-// mesh. After the test the objects are gone, but for namespaces and accounts, which others may use; and so is a waypoint
-// that a namespace's label called up.
+// runSample applies a sample and waits until its pods are ready. A change that is not nil adapts each object to this mesh.
+// After the test the objects are deleted, except namespaces and accounts, which others may use. A waypoint started by a
+// namespace's label goes too.
 func runSample(ctx context.Context, t *testing.T, name string, change func(*unstructured.Unstructured)) {
 	t.Helper()
 	objects, err := the.Read("samples/" + name)
@@ -215,15 +215,15 @@ func takeAway(ctx context.Context, o *unstructured.Unstructured) error {
 	case "ServiceAccount":
 		return nil
 	case "Namespace":
-		// Nobody here clears a namespace that is deleted: it would stay for ever, and take nothing any more.
+		// No namespace controller runs here: a deleted namespace would stay for ever and accept no objects.
 		return the.Client.Patch(ctx, o, client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"labels":{"inference-waypoint.io/waypoint":null}}}`)))
 	default:
 		return client.IgnoreNotFound(the.Client.Delete(ctx, o))
 	}
 }
 
-// picked waits until conversations at a host stay at one endpoint. With three endpoints one of eight turns does so by
-// chance once in 2,187 times, and three in a row never.
+// picked waits until conversations at a host stay at one endpoint. With three endpoints and no picks, one conversation of
+// eight turns does so once in 2,187 times, and three in a row practically never.
 func picked(ctx context.Context, t *testing.T, host string) {
 	t.Helper()
 	eventually(ctx, t, "picking at "+host, func(ctx context.Context) error {
@@ -245,7 +245,7 @@ func answeredBy(ctx context.Context, caller *mesh.Caller, host, model, server st
 	return err
 }
 
-// The sample of vLLM is picked, prefix and adapter: the picker reads its slots and finds an adapter where it is resident.
+// Calls to the vLLM sample are picked by prefix and adapter: the picker finds where an adapter is resident.
 func TestVLLMSample(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	runSample(ctx, t, "vllm", nil)
@@ -300,13 +300,13 @@ func TestClientSample(t *testing.T) {
 	})
 }
 
-// serveCurl takes the calls of the client's pod to where the caller would.
+// serveCurl is a proxy that makes the client pod's calls as the caller.
 func serveCurl(ctx context.Context, t *testing.T, see func(*http.Response)) {
 	t.Helper()
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", clientProxy)
 	must(t, err)
 	server := &http.Server{Handler: &httputil.ReverseProxy{
-		Rewrite:        func(*httputil.ProxyRequest) {}, // a proxy's request names its host in full already
+		Rewrite:        func(*httputil.ProxyRequest) {}, // a proxy's request already has the full URL
 		Transport:      the.caller.HTTP.Transport,
 		ModifyResponse: func(r *http.Response) error { see(r); return nil },
 	}}
@@ -314,7 +314,7 @@ func serveCurl(ctx context.Context, t *testing.T, see func(*http.Response)) {
 	t.Cleanup(func() { _ = server.Close() })
 }
 
-// The canary's route sends it a tenth of the calls to the stable pool's host: 20 of 200, with a deviation of 4.2.
+// The canary's route sends it a tenth of the calls to the stable pool's host: 20 of 200, with a standard deviation of 4.2.
 func TestCanarySample(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	runSample(ctx, t, "canary", nil)
@@ -336,7 +336,7 @@ func TestCanarySample(t *testing.T) {
 	}
 }
 
-// Calls to a Service that is there already are picked, by the name and port that its callers know.
+// Calls to an existing Service are picked, by the name and port that its callers know.
 func TestExistingServiceSample(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	runSample(ctx, t, "existing-service", nil)
@@ -347,7 +347,7 @@ func TestExistingServiceSample(t *testing.T) {
 	eventually(ctx, t, "a conversation that wanders", func(ctx context.Context) error { return wanders(ctx, "http://llm.assistant:8080") })
 }
 
-// One waypoint serves the pools of two teams, each its own, and has their EnvoyFilters with it.
+// One waypoint serves the pools of two teams, separately, and its namespace holds their EnvoyFilters.
 func TestSharedWaypointSample(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	runSample(ctx, t, "shared-waypoint", nil)
@@ -363,8 +363,8 @@ func TestSharedWaypointSample(t *testing.T) {
 	}
 }
 
-// The policies let one service call the pool, and nobody its pods; everybody else is refused, and served again without
-// the policies.
+// The policies let one service call the pool, and nobody its pods. They refuse all other callers; without the policies
+// these are served again.
 func TestAuthorizationSample(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	stranger, err := the.NewCaller(ctx, "shop", "stranger", "stranger")
@@ -399,7 +399,7 @@ func TestAuthorizationSample(t *testing.T) {
 		return nil
 	})
 	must(t, staysPut(ctx, llama))
-	// A connection that was open before the policies has the rules of then, until Envoy has drained it.
+	// A connection opened before the policies keeps the old rules until Envoy has drained it.
 	eventually(ctx, t, "the metrics refused", func(ctx context.Context) error {
 		h, err := send(ctx, http.MethodGet, llama+"/metrics", "")
 		if err == nil && h.Status != http.StatusForbidden {
@@ -417,8 +417,8 @@ func wantForbidden(err error) error {
 	return nil
 }
 
-// The picker of another project, which serves TLS, is asked and obeyed: conversations stay while it runs, and wander when
-// it is gone, as they would not with ours.
+// Another project's picker, which serves TLS, picks: conversations stay while it runs, and wander when it is gone, which
+// they would not with ours.
 func TestOtherPickerSample(t *testing.T) {
 	ctx := begin(t, 3*time.Minute)
 	if _, err := os.Stat(filepath.Join(the.Root, ".tools", "reference-epp")); err != nil {
@@ -436,8 +436,8 @@ func TestOtherPickerSample(t *testing.T) {
 	eventually(ctx, t, "a conversation that wanders", func(ctx context.Context) error { return wanders(ctx, host) })
 }
 
-// movePorts gives the picker ports that nothing else in this mesh has: it listens on all addresses, and so on those of
-// our picker's pod.
+// movePorts gives the picker ports that are free in this mesh: it listens on all addresses, including that of our picker's
+// pod.
 func movePorts(t *testing.T, deployment *unstructured.Unstructured) {
 	t.Helper()
 	text, err := deployment.MarshalJSON()
@@ -446,7 +446,7 @@ func movePorts(t *testing.T, deployment *unstructured.Unstructured) {
 	must(t, deployment.UnmarshalJSON([]byte(moved)))
 }
 
-// defineReferenceKinds makes the API server know what the reference's picker looks for beside InferencePools.
+// defineReferenceKinds defines in the API server the kinds, beside InferencePool, that the reference's picker needs.
 func defineReferenceKinds(ctx context.Context, t *testing.T) {
 	t.Helper()
 	const module = "sigs.k8s.io/gateway-api-inference-extension"

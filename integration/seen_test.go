@@ -17,10 +17,10 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
 )
 
-// seenWithin is how long it may take until all who are to tell of calls without a pick do.
+// seenWithin is the time limit for all reports that calls are not picked.
 const seenWithin = 30 * time.Second
 
-// denyYAML keeps a waypoint of namespace seen from the picker, whatever the controller admits.
+// denyYAML denies a waypoint of namespace seen access to the picker, whatever the controller admits.
 const denyYAML = `
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -33,9 +33,9 @@ spec:
     to: [{operation: {ports: ["9002"]}}]
 `
 
-// A pool is said to be picked once its waypoint has been seen to have calls picked. Where the waypoint is kept from the
-// picker by hand, its calls go on, or are refused, without a pick: status, doctor, an alert and an event say so within
-// half a minute, and that it is over when it is.
+// A pool counts as picked once the picks of its waypoint's calls have been seen. Where a policy keeps the waypoint from the
+// picker, calls go on, or are refused, without a pick. Then status, doctor, an alert and an event say so within half a
+// minute, and also when picks are back.
 func TestPickingIsSeen(t *testing.T) {
 	ctx := begin(t, 4*time.Minute)
 	applyYAML(ctx, t, `{apiVersion: v1, kind: Namespace, metadata: {name: seen, labels: {istio.io/dataplane-mode: ambient, inference-waypoint.io/waypoint: gpu}}}`)
@@ -70,7 +70,7 @@ func TestPickingIsSeen(t *testing.T) {
 	eventually(ctx, t, "an event that picking goes on", func(ctx context.Context) error { return wantEvent(ctx, "seen", "Picked", "picked again") })
 }
 
-// wantUnpickedTold waits until all tell of it, each of both pools.
+// wantUnpickedTold waits until all reports name both pools.
 func wantUnpickedTold(ctx context.Context, t *testing.T, until time.Time) {
 	t.Helper()
 	ctx, cancel := context.WithDeadlineCause(ctx, until, fmt.Errorf("not within %s of the first calls without a pick", seenWithin))
@@ -95,7 +95,7 @@ func wantUnpickedTold(ctx context.Context, t *testing.T, until time.Time) {
 	}
 }
 
-// wantEvent fails unless there is an event of that reason in the namespace whose note has the text.
+// wantEvent fails unless the namespace has an event with this reason whose note contains text.
 func wantEvent(ctx context.Context, namespace, reason, text string) error {
 	var all eventsv1.EventList
 	if err := the.Client.List(ctx, &all, client.InNamespace(namespace)); err != nil {
@@ -109,12 +109,12 @@ func wantEvent(ctx context.Context, namespace, reason, text string) error {
 	return fmt.Errorf("none of the %d events of namespace %s is of the reason %s and says %q", len(all.Items), namespace, reason, text)
 }
 
-// bothCalled are the pools of namespace seen, called all the while.
+// bothCalled holds the outcome of steady calls to both pools of namespace seen.
 type bothCalled struct {
 	stop   func()
 	mu     sync.Mutex
-	status map[string]int // of the last call; 0 where there was no answer
-	lost   map[string]int // calls that were not served, since the first that was
+	status map[string]int // of the last call; 0 without an answer
+	lost   map[string]int // calls not served, since the first that was served
 }
 
 // callBoth calls each pool ten times a second.
@@ -151,7 +151,7 @@ func (b *bothCalled) note(name string, status int) {
 	b.status[name] = status
 }
 
-// await waits until a pool's calls get a status, and says when.
+// await waits until a pool's calls have a status, and returns the time.
 func (b *bothCalled) await(ctx context.Context, t *testing.T, name string, status int) time.Time {
 	t.Helper()
 	eventually(ctx, t, fmt.Sprintf("a call to pool %s that gets %d", name, status), func(context.Context) error {

@@ -292,7 +292,7 @@ func lastOf(ctx context.Context, group *errgroup.Group, conn *grpc.ClientConn) e
 func postWithoutEnd(ctx context.Context, pool, contentType string) error {
 	body, writer := io.Pipe()
 	defer func() { _ = writer.Close() }()
-	stop := context.AfterFunc(ctx, func() { _ = writer.CloseWithError(context.Cause(ctx)) }) // a client waits for its reads of a body
+	stop := context.AfterFunc(ctx, func() { _ = writer.CloseWithError(context.Cause(ctx)) }) // the client waits for its body reads
 	defer stop()
 	go func() { _, _ = writer.Write([]byte(`{"model":"a",`)) }() // ends when the pipe is closed
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+pool+".models.inference.internal/x", body)

@@ -101,8 +101,7 @@ func TestAlerts(t *testing.T) {
 	}
 }
 
-// TestAccessLog reads a waypoint's log line of a call: it names the picked endpoint, the endpoint that served, and the
-// pool.
+// TestAccessLog reads a waypoint's log line of a call: it names the picked and the serving endpoint, and the pool.
 func TestAccessLog(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	eventually(ctx, t, "a line with the pick", func(ctx context.Context) error {

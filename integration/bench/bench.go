@@ -21,25 +21,25 @@ import (
 )
 
 const (
-	// namespace holds the pools that the driver asks for.
+	// namespace holds the pools that the driver's streams name.
 	namespace = "bench"
-	// warmPrompts is how many prompts of a size repeat where they are warm.
+	// warmPrompts is the number of repeated prompts of a size in a warm load.
 	warmPrompts = 32
-	// streams is how many calls are under way at once at full speed.
+	// streams is the number of calls in flight at full speed.
 	streams = 16
-	// modelPort is where the stand-in for all model servers listens, on every pod's address.
+	// modelPort is the port of the stand-in for all model servers, on every pod's address.
 	modelPort = 8100
 )
 
 // sizes are the lengths of prompts, in bytes.
 var sizes = []int{1 << 10, 8 << 10, 64 << 10, 512 << 10}
 
-// fleetSizes are how many endpoints pools have; most is measured with the middle one.
+// fleetSizes are the pools' numbers of endpoints. Most measurements use the middle one.
 var fleetSizes = []int{10, 100, 1000}
 
 const usualFleet = 100
 
-// bench is one run: what it has started, and its report.
+// bench is one run: the processes that it has started, and its report.
 type bench struct {
 	plan             plan
 	report           *report.Report
@@ -53,14 +53,14 @@ type bench struct {
 	nothing   *contender
 	reference *contender
 
-	// referenceRate is how many calls the reference answers in a second at full speed, warm, by size.
+	// referenceRate is the reference's calls per second at full speed with warm prompts, by size.
 	referenceRate map[int]float64
 }
 
-// contender is a server that is measured.
+// contender is a server under measurement.
 type contender struct {
 	*server.Process
-	// idle is how much of a core the process uses while nothing is asked.
+	// idle is how much of a core the process uses without calls.
 	idle float64
 }
 
@@ -92,7 +92,7 @@ func newBench(ctx context.Context, out io.Writer) (*bench, error) {
 	return b, b.serveModels()
 }
 
-// output runs a command in a directory and returns what it prints.
+// output runs a command in a directory and returns its output.
 func output(ctx context.Context, dir, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir
@@ -120,7 +120,7 @@ func (b *bench) stopServers() {
 	}
 }
 
-// startMesh starts what the reference needs, an API server, and what whole calls need, a mesh.
+// startMesh starts a mesh: the reference needs its API server, and whole calls need its waypoint.
 func (b *bench) startMesh(ctx context.Context) error {
 	if _, err := os.Stat(filepath.Join(b.root, ".tools", "reference-epp")); err != nil {
 		return errors.New("the tool reference-epp is missing: run make bench, which builds it")
@@ -130,7 +130,7 @@ func (b *bench) startMesh(ctx context.Context) error {
 	return err
 }
 
-// startServers starts all three with the pools of the driver.
+// startServers starts all three contenders with the driver's pools.
 func (b *bench) startServers(ctx context.Context) error {
 	var err error
 	if b.nothing, err = b.startNothing(ctx); err != nil {
@@ -173,7 +173,7 @@ func (b *bench) startPicker(ctx context.Context) (*contender, error) {
 	return &contender{Process: p}, err
 }
 
-// staticPools writes the pools of all fleet sizes for a picker without Kubernetes.
+// staticPools returns the pools of all fleet sizes, for a picker without Kubernetes.
 func staticPools() string {
 	var out strings.Builder
 	out.WriteString("pools:\n")
@@ -189,13 +189,13 @@ func staticPools() string {
 // poolOf names the pool of so many endpoints.
 func poolOf(endpoints int) string { return fmt.Sprintf("%s/pool-%d", namespace, endpoints) }
 
-// podAddress is the address of a pool's pod: clear of those that the mesh gives, and another in each pool.
+// podAddress is the address of a pool's pod: outside the addresses that the mesh gives, and different in each pool.
 func podAddress(pool, i int) string {
 	block := map[int]int{10: 100, 100: 110, 1000: 120}[pool]
 	return fmt.Sprintf("10.244.%d.%d", block+i/200, 1+i%200)
 }
 
-// rest measures what servers use while nothing is asked of them.
+// rest measures what the servers use without calls.
 func (b *bench) rest(ctx context.Context, all ...*contender) error {
 	const settle, length = 500 * time.Millisecond, time.Second
 	if err := pause(ctx, settle); err != nil {
@@ -231,7 +231,7 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// loadOf is the load of one size in one mode.
+// loadOf is the load of one prompt size in one mode.
 func (b *bench) loadOf(c *contender, endpoints int, mode load.Mode, size int, warm bool) load.Load {
 	l := load.Load{
 		Address: c.Address, Pool: poolOf(endpoints), Mode: mode, Bodies: [][]byte{b.bodies[size]}, Streams: streams, Picks: c != b.nothing,

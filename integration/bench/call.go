@@ -29,8 +29,8 @@ const (
 	product       = "inference-system"
 )
 
-// callObjects are two pools over the same four model servers behind one waypoint. Our picker chooses for the first;
-// the second names the reference, which is a process of the bench behind the address of a pod.
+// callObjects are two pools over the same four model servers behind one waypoint. Our picker picks for the first. The
+// second names the reference, a process of the bench behind a pod's address.
 const callObjects = `
 apiVersion: v1
 kind: Namespace
@@ -76,8 +76,8 @@ spec:
   ports: [{name: grpc, port: 9002, targetPort: 19002, appProtocol: kubernetes.io/h2c}]
 `
 
-// wholeCalls compares what calls through the waypoint cost the pickers: ours sees the request and the answer's
-// headers, the reference every piece of the answer.
+// wholeCalls compares what calls through the waypoint cost the pickers: ours gets the request and the answer's headers, the
+// reference also every piece of the answer.
 func (b *bench) wholeCalls(ctx context.Context) error {
 	pickers, err := b.installCalls(ctx)
 	if err != nil {
@@ -115,7 +115,7 @@ func (b *bench) wholeCalls(ctx context.Context) error {
 	return b.removeCalls(ctx)
 }
 
-// calledPicker is a picker and the host whose calls it picks for.
+// calledPicker is a picker and the host of its pool.
 type calledPicker struct {
 	name, host string
 	cpu        func() (time.Duration, error)
@@ -158,7 +158,7 @@ func (b *bench) installCalls(ctx context.Context) ([]calledPicker, error) {
 	}, nil
 }
 
-// pickerProcess finds the process of the mesh's own picker.
+// pickerProcess returns the process ID of the mesh's own picker.
 func (b *bench) pickerProcess(ctx context.Context) (int, error) {
 	var pods corev1.PodList
 	if err := b.mesh.Client.List(ctx, &pods, client.InNamespace(product), client.MatchingLabels{"app.kubernetes.io/name": "inference-picker"}); err != nil {
@@ -180,8 +180,8 @@ func (b *bench) awaitServed(ctx context.Context, caller *http.Client, host strin
 	})
 }
 
-// callsOf makes a round of calls and returns the processor time that the picker used meanwhile for each, in seconds. What
-// it does beside, such as reading metrics, is in it: against that a call is so little that the rest would be noise.
+// callsOf makes a round of calls and returns the picker's processor time for each call, in seconds. That includes the
+// picker's other work, such as reading metrics: a call costs so little that the difference would be noise.
 func (b *bench) callsOf(ctx context.Context, caller *http.Client, p calledPicker) (float64, error) {
 	total, err := used(p, func() error {
 		group, ctx := errgroup.WithContext(ctx)
@@ -197,7 +197,7 @@ func (b *bench) callsOf(ctx context.Context, caller *http.Client, p calledPicker
 	return total / float64(b.plan.calls), nil
 }
 
-// used is the processor time, in seconds, that a picker uses during work.
+// used returns the processor time, in seconds, that a picker uses during work.
 func used(p calledPicker, work func() error) (float64, error) {
 	before, err := p.cpu()
 	if err != nil {
@@ -235,7 +235,7 @@ func callOnce(ctx context.Context, caller *http.Client, host string, body []byte
 	return nil
 }
 
-// removeCalls takes away what would only use the machine from here on.
+// removeCalls deletes the objects of this measurement, which would only use the machine from here on.
 func (b *bench) removeCalls(ctx context.Context) error {
 	b.reference.Stop()
 	b.reference = nil

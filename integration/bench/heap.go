@@ -18,9 +18,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
-// heap shows what the picker remembers of very many different prompts. It runs the picker's own packages in this
-// process, from the body's bytes to the reservation's release, as the streams around them would take ten times as long
-// and keep nothing.
+// heap measures the picker's memory after very many different prompts. It runs the picker's packages in this process, from
+// the body's bytes to the reservation's release. Real streams would take ten times as long and keep nothing more.
 func (b *bench) heap(ctx context.Context) error {
 	const readings = 10
 	pools := poolstate.New(poolstate.Options{Metrics: telemetry.NewMetrics(prometheus.NewRegistry()), Seed: 1})
@@ -59,14 +58,14 @@ func (b *bench) heap(ctx context.Context) error {
 		}
 	}
 	runtime.KeepAlive(pools)
-	// With the first half of the prompts every bound has been reached.
+	// The first half of the prompts fills everything that has a bound.
 	b.report.Goal("heap after %.0f million distinct prompts, against half of them", held[len(held)-1]/held[len(held)/2-1], 1.05, float64(b.plan.prompts)/1e6)
 	b.report.Table(fmt.Sprintf("Heap that the picker's memory of prompts holds after so many distinct prompts of 1 KB; %d endpoints, in process, %.0f prompts/s",
 		usualFleet, float64(b.plan.prompts)/time.Since(begin).Seconds()), []string{"prompts", "heap"}, rows)
 	return nil
 }
 
-// liveHeap is what is reachable now, in bytes.
+// liveHeap returns the bytes reachable now.
 func liveHeap() uint64 {
 	runtime.GC()
 	var m runtime.MemStats

@@ -1,7 +1,7 @@
-// Command bench shows what a pick costs: it puts the picker, an ext_proc server that does nothing, and the reference
-// endpoint picker under the same load by the same driver in one run, prints what each call costs each of them, and
-// holds the ratios against the project's goals. With -soak it runs the picker alone at full speed for long and fails
-// if its memory grows or anything is left over.
+// Command bench measures the cost of a pick. In one run one driver puts the same load on the picker, on an ext_proc server
+// that does nothing, and on the reference endpoint picker. It prints each one's cost per call, and compares the ratios with
+// the project's goals. With -soak it runs the picker alone at full speed for long, and fails if its memory grows or
+// anything is left over.
 package main
 
 import (
@@ -22,7 +22,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
 )
 
-// nothingCommand makes this program the do-nothing server.
+// nothingCommand makes this program run the do-nothing server.
 const nothingCommand = "serve-nothing"
 
 func main() {
@@ -44,7 +44,7 @@ func exit(err error) {
 	os.Exit(0)
 }
 
-// serveNothing is the do-nothing server's whole program.
+// serveNothing is the program of the do-nothing server.
 func serveNothing(address, metrics string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -61,13 +61,13 @@ func serveNothing(address, metrics string) error {
 
 // plan says how long and how often to measure.
 type plan struct {
-	rounds    int           // of which the median counts
+	rounds    int           // the median of which counts
 	window    time.Duration // of one measurement at full speed
 	rateTime  time.Duration // of one measurement at a fixed rate
 	rateSizes []int         // of prompts at a fixed rate
 	calls     int           // through Envoy, in one round
 	prompts   int           // distinct ones, for the heap
-	cross     bool          // also the reference with 10 and 1,000 endpoints
+	cross     bool          // whether to measure the reference with 10 and 1,000 endpoints too
 }
 
 var (
@@ -85,7 +85,7 @@ func run(ctx context.Context, args []string) error {
 	if flags.NArg() > 0 || *soakTime < 0 {
 		return fmt.Errorf("%q: want no arguments, and a soak of 0 s or more", flags.Args())
 	}
-	debug.SetGCPercent(400) // the driver's own garbage is not to take cores from the servers
+	debug.SetGCPercent(400) // the driver's garbage collection must not take cores from the servers
 	b, err := newBench(ctx, os.Stdout)
 	if err != nil {
 		return err
@@ -101,7 +101,7 @@ func run(ctx context.Context, args []string) error {
 	return b.measureAll(ctx)
 }
 
-// measureAll takes all measurements and prints the goals. A goal that is missed is no error: it is a figure.
+// measureAll takes all measurements and prints the goals. A missed goal is no error.
 func (b *bench) measureAll(ctx context.Context) error {
 	began := time.Now()
 	b.introduce()
@@ -127,7 +127,7 @@ func (b *bench) measureAll(ctx context.Context) error {
 	return nil
 }
 
-// loadAverage is how many threads wanted to run in the last minute, as the kernel tells it.
+// loadAverage returns the kernel's load average of the last minute.
 func loadAverage() string {
 	text, err := os.ReadFile("/proc/loadavg")
 	if err != nil {

@@ -11,19 +11,19 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/bench/internal/server"
 )
 
-// cell is one measurement at full speed: a server under a load, in every round.
+// cell is one measurement at full speed: a server under a load, once in every round.
 type cell struct {
 	server *contender
 	load   load.Load
 
-	cpu, rate, mallocs []float64 // seconds, calls a second, objects a call; one for each round
+	cpu, rate, mallocs []float64 // seconds, calls a second, objects a call; one value for each round
 }
 
 func (c *cell) cpuPerPick() float64     { return report.Median(c.cpu) }
 func (c *cell) callsPerSecond() float64 { return report.Median(c.rate) }
 func (c *cell) allocations() float64    { return report.Median(c.mallocs) }
 
-// measure takes all cells in turn, round by round, so that what disturbs the machine for a while falls on all.
+// measure takes all cells in turn, round by round, so that a temporary disturbance of the machine affects all.
 func (b *bench) measure(ctx context.Context, cells []*cell) error {
 	for range b.plan.rounds {
 		for _, c := range cells {
@@ -35,7 +35,7 @@ func (b *bench) measure(ctx context.Context, cells []*cell) error {
 	return nil
 }
 
-// reading is what a server has used and done at one moment.
+// reading is what a server has used and done up to a moment.
 type reading struct {
 	at      time.Time
 	cpu     time.Duration
@@ -82,7 +82,7 @@ func (b *bench) measureOnce(ctx context.Context, c *cell) error {
 	return c.server.Running()
 }
 
-// warmUp waits until connections are made and warm prompts have been seen: for a moment, and for two calls of each.
+// warmUp waits until connections are open and warm prompts were sent: for a moment, and for two calls of each prompt.
 func warmUp(ctx context.Context, d *load.Driver) error {
 	const least, most = 100 * time.Millisecond, 3 * time.Second
 	for begin := time.Now(); time.Since(begin) < most; {
@@ -105,7 +105,7 @@ func read(ctx context.Context, c *contender, d *load.Driver) (reading, error) {
 	return reading{at: time.Now(), cpu: cpu, calls: d.Ended(), mallocs: values[server.Mallocs]}, err
 }
 
-// picks compares the three with the usual number of endpoints and warm prompts.
+// picks compares the three contenders with the usual number of endpoints and warm prompts.
 func (b *bench) picks(ctx context.Context) error {
 	type row struct{ nothing, picker, reference *cell }
 	rows := map[load.Mode]map[int]*row{load.Partial: {}, load.Duplex: {}}
@@ -172,7 +172,7 @@ func figures(name string, c *cell, ratio float64) []string {
 		report.Number(c.allocations()), report.Ratio(ratio)}
 }
 
-// memory tells what the servers hold after what they have been through, and what they use at rest.
+// memory reports the servers' memory after the measurements so far, and their use without calls.
 func (b *bench) memory() error {
 	var rows [][]string
 	for _, c := range []*contender{b.nothing, b.picker, b.reference} {
@@ -186,7 +186,7 @@ func (b *bench) memory() error {
 	return nil
 }
 
-// growth shows what more endpoints and new prompts cost the picker.
+// growth measures what more endpoints and new prompts cost the picker.
 func (b *bench) growth(ctx context.Context) error {
 	cells := map[string]*cell{}
 	key := func(size, endpoints int, warm bool) string { return fmt.Sprint(size, endpoints, warm) }
@@ -229,7 +229,7 @@ func temperature(warm bool) string {
 	return "cold"
 }
 
-// rates compares the time that a pick takes at half of what the reference can do.
+// rates compares the time of a pick at half of the reference's highest rate.
 func (b *bench) rates(ctx context.Context) error {
 	const p99Goal = 1. / 5
 	all := []struct {
@@ -265,7 +265,7 @@ func (b *bench) rates(ctx context.Context) error {
 	return nil
 }
 
-// atRate drives a load at a rate, after a moment in which connections are made.
+// atRate drives a load at a rate, after a moment for opening connections.
 func (b *bench) atRate(ctx context.Context, l load.Load, perSecond float64) ([]time.Duration, error) {
 	l.Streams = 64
 	d, err := load.New(l)
@@ -279,7 +279,7 @@ func (b *bench) atRate(ctx context.Context, l load.Load, perSecond float64) ([]t
 	return d.AtRate(ctx, perSecond, b.plan.rateTime)
 }
 
-// crossReference completes the picture with the reference's own growth.
+// crossReference measures the reference with other numbers of endpoints.
 func (b *bench) crossReference(ctx context.Context) error {
 	if !b.plan.cross {
 		return nil

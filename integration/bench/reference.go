@@ -23,7 +23,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/modules"
 )
 
-// modelMetrics is what every model server says of itself: vLLM's metrics, idle.
+// modelMetrics are the metrics of every model server: vLLM's, idle.
 const modelMetrics = `# TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{engine="0",model_name="` + prompt.Model + `"} 0.0
 # TYPE vllm:num_requests_waiting gauge
@@ -38,11 +38,11 @@ vllm:cache_config_info{block_size="16",enable_prefix_caching="True",engine="0",n
 
 const (
 	answerPieces = 1000
-	// piecePause keeps pieces apart, so that Envoy gets them one by one as it does from a model that generates them.
+	// piecePause keeps pieces apart, so that Envoy gets them one by one, as from a model that generates them.
 	piecePause = time.Millisecond
 )
 
-// serveModels stands in for all model servers: every address of the pods' range is this machine's.
+// serveModels stands in for all model servers: all addresses of the pods' range are local to this machine.
 func (b *bench) serveModels() error {
 	listener, err := net.Listen("tcp", fmt.Sprintf(":%d", modelPort))
 	if err != nil {
@@ -55,7 +55,7 @@ func (b *bench) serveModels() error {
 	})
 	mux.HandleFunc("POST /v1/chat/completions", answerInPieces)
 	b.models = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	go func() { _ = b.models.Serve(listener) }() // it ends with close
+	go func() { _ = b.models.Serve(listener) }() // ends at Close
 	return nil
 }
 
@@ -79,12 +79,12 @@ func answerInPieces(w http.ResponseWriter, r *http.Request) {
 	_, _ = fmt.Fprint(w, "data: [DONE]\n\n")
 }
 
-// referenceDefinitions are kinds of objects that the reference of its version looks for, beside InferencePool.
+// referenceDefinitions are the kinds, beside InferencePool, that this version of the reference needs.
 var referenceDefinitions = []string{
 	"inference.networking.x-k8s.io_inferencemodelrewrites.yaml", "inference.networking.x-k8s.io_inferenceobjectives.yaml",
 }
 
-// defineReferenceKinds makes the API server know what the reference looks for.
+// defineReferenceKinds defines in the API server the kinds that the reference needs.
 func (b *bench) defineReferenceKinds(ctx context.Context) error {
 	const tool, module = "integration/tools/reference-epp", "sigs.k8s.io/gateway-api-inference-extension"
 	dir, err := modules.Dir(ctx, filepath.Join(b.root, tool), module)
@@ -99,8 +99,8 @@ func (b *bench) defineReferenceKinds(ctx context.Context) error {
 	return nil
 }
 
-// makePools makes the driver's pools in the API server: ready pods of an image that nobody runs, at the addresses
-// where the models' stand-in listens.
+// makePools makes the driver's pools in the API server: ready pods of an image that nobody runs, at the addresses of the
+// stand-in for model servers.
 func (b *bench) makePools(ctx context.Context) error {
 	objects := "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + namespace + "}\n"
 	for _, n := range fleetSizes {
@@ -156,7 +156,7 @@ func (b *bench) makePod(ctx context.Context, pool, i int) error {
 	return nil
 }
 
-// startReference starts the reference for the pool of so many endpoints and waits until it knows them.
+// startReference starts the reference for the pool of so many endpoints and waits until it knows all of them.
 func (b *bench) startReference(ctx context.Context, endpoints int) (*contender, error) {
 	c, err := b.startReferenceFor(ctx, types.NamespacedName{Namespace: namespace, Name: fmt.Sprintf("pool-%d", endpoints)})
 	if err != nil {
@@ -165,7 +165,7 @@ func (b *bench) startReference(ctx context.Context, endpoints int) (*contender, 
 	return c, b.awaitReference(ctx, c, endpoints)
 }
 
-// startReferenceFor starts the reference for a pool. It listens on all addresses, and so on those of all pods.
+// startReferenceFor starts the reference for a pool. The reference listens on all addresses, including all pods'.
 func (b *bench) startReferenceFor(ctx context.Context, pool types.NamespacedName) (*contender, error) {
 	const metrics = referencePort + 88
 	p, err := server.Start(ctx, server.Command{
@@ -183,7 +183,7 @@ func (b *bench) startReferenceFor(ctx context.Context, pool types.NamespacedName
 	return &contender{Process: p}, err
 }
 
-// referencePort is clear of the mesh's own picker, which listens on its pod's address alone.
+// referencePort differs from the port of the mesh's own picker, which listens only on its pod's address.
 const referencePort = 19002
 
 // awaitReference waits until the reference knows all endpoints.
@@ -205,5 +205,5 @@ func (b *bench) awaitReference(ctx context.Context, c *contender, endpoints int)
 	})
 }
 
-// countPieces counts the pieces of an answer in what was read of it.
+// countPieces counts the pieces in a part of an answer.
 func countPieces(answer []byte) int { return bytes.Count(answer, []byte("data: {")) }

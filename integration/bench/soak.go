@@ -13,26 +13,26 @@ import (
 )
 
 const (
-	// soakReadings is how often the picker is looked at during a soak.
+	// soakReadings is the number of readings of the picker during a soak.
 	soakReadings = 30
-	// flatWithin is by how much memory may be higher in the last third than in the one before: what remains when
-	// everything bounded has reached its bound is the collector's rhythm.
+	// flatWithin is the highest ratio of the memory in the last third to that in the third before. Once everything with a
+	// bound has reached it, the rest is the garbage collector's rhythm.
 	flatWithin = 1.1
-	// abandonEvery lets one client in so many vanish in the middle of its call.
+	// abandonEvery: one client in so many vanishes in the middle of its call.
 	abandonEvery = 50
 )
 
-// Metrics of the picker that must be back at 0 when nothing is asked.
+// Metrics of the picker that must be back at 0 once no call is in flight.
 var gauges = []string{"inference_waypoint_streams_in_flight", "inference_waypoint_requests_in_flight"}
 
-// soakReading is the picker at one moment of a soak.
+// soakReading is one reading of the picker during a soak.
 type soakReading struct {
 	picks            int
 	rss, heap        float64
 	goroutines, busy float64
 }
 
-// soak runs the picker at full speed: all sizes, both modes, warm and cold, and clients that vanish.
+// soak runs the picker at full speed: all sizes, both modes, warm and cold prompts, and clients that vanish.
 func (b *bench) soak(ctx context.Context, length time.Duration) error {
 	var err error
 	if b.picker, err = b.startPicker(ctx); err != nil {
@@ -92,7 +92,7 @@ func (b *bench) soakLoad(ctx context.Context, length time.Duration) ([]soakReadi
 	return readings, err
 }
 
-// watch looks at the picker at even intervals until ctx ends.
+// watch reads the picker at even intervals until ctx ends.
 func (b *bench) watch(ctx context.Context, interval time.Duration, drivers []*load.Driver) ([]soakReading, error) {
 	var out []soakReading
 	begin, last := time.Now(), soakReading{}
@@ -138,7 +138,7 @@ func (b *bench) look(ctx context.Context, drivers []*load.Driver) (soakReading, 
 	return r, nil
 }
 
-// judgeSoak fails where memory grew in the last third of a soak, or where anything is left over after it.
+// judgeSoak fails if memory grew in the last third of a soak, or if anything is left over after it.
 func judgeSoak(before soakReading, during []soakReading, after soakReading) error {
 	if len(during) < 6 {
 		return fmt.Errorf("%d readings are too few to tell growth: soak for longer", len(during))

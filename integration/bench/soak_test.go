@@ -17,7 +17,7 @@ func TestJudgeSoak(t *testing.T) {
 	tests := map[string]struct {
 		during []soakReading
 		after  soakReading
-		want   string // "" where it passes
+		want   string // "" if it passes
 	}{
 		"fills up, then stays":         {flat(10, 50, 90, 100, 104, 100, 101, 105, 103), idle, ""},
 		"grows to the end":             {flat(10, 20, 30, 40, 50, 60, 70, 80, 90), idle, "memory grows"},

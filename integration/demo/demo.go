@@ -20,11 +20,11 @@ const (
 	pickedHost  = "http://llama.models.inference.internal"
 	rotatedHost = "http://llama-rotated.models.example"
 
-	// showLimit bounds all but the mesh's start. It takes half a minute; a machine under heavy load takes longer.
+	// showLimit bounds the demo without the mesh's start. It takes half a minute, and longer on a machine under heavy load.
 	showLimit = 10 * time.Minute
 )
 
-// rotated is the same pods behind a ServiceEntry that nothing of ours touches: what Istio does by itself.
+// rotated is a ServiceEntry over the same pods without anything of ours: it shows what Istio does by itself.
 const rotated = `
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
@@ -84,7 +84,7 @@ func (d *demo) show(ctx context.Context) error {
 	return d.plugin(ctx)
 }
 
-// install puts up the quickstart, the host that it is compared with, and the callers.
+// install applies the quickstart, the host that it is compared with, and the callers.
 func (d *demo) install(ctx context.Context) error {
 	if err := d.mesh.InstallQuickstart(ctx); err != nil {
 		return err
@@ -111,7 +111,7 @@ func (d *demo) install(ctx context.Context) error {
 	return d.emptyCaches(ctx)
 }
 
-// awaitServed waits until a call to a host is answered by a model.
+// awaitServed waits until a model server answers a call to a host.
 func (d *demo) awaitServed(ctx context.Context, host string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("no call was served within a minute"))
 	defer cancel()
@@ -123,7 +123,7 @@ func (d *demo) awaitServed(ctx context.Context, host string) error {
 	})
 }
 
-// emptyCaches makes every model server forget its prefixes, so that the second run starts as the first did.
+// emptyCaches makes every model server forget its prefixes, so that both runs start alike.
 func (d *demo) emptyCaches(ctx context.Context) error {
 	var pods corev1.PodList
 	if err := d.mesh.Client.List(ctx, &pods, client.InNamespace("models"), client.MatchingLabels{"app": "llama"}); err != nil {
@@ -146,7 +146,7 @@ func (d *demo) emptyCaches(ctx context.Context) error {
 	return nil
 }
 
-// keep says how to use the mesh and leaves it running until ctx ends.
+// keep prints how to use the mesh and leaves it running until ctx ends.
 func (d *demo) keep(ctx context.Context) error {
 	return d.serveProxies(ctx)
 }

@@ -14,11 +14,11 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/sandbox"
 )
 
-// firstProxyPort is where the first service's proxy listens inside the mesh; the others follow.
+// firstProxyPort is the port of the first service's proxy inside the mesh. The other proxies have the next ports.
 const firstProxyPort = 8001
 
-// serveProxies leaves the mesh running and lets a person call as any of the services, by an HTTP proxy for each. It
-// returns when ctx ends.
+// serveProxies keeps the mesh running and serves an HTTP proxy for each service, through which a person calls as that
+// service. It returns when ctx ends.
 func (d *demo) serveProxies(ctx context.Context) error {
 	_, _ = fmt.Fprintf(d.out, "\nThe mesh is left running; Ctrl-C ends it. From another terminal, as root:\n\n"+
 		"  nsenter --target %d --net --pid --mount\n\nand in the shell that opens:\n\n", sandbox.OutsidePID)
@@ -32,7 +32,7 @@ func (d *demo) serveProxies(ctx context.Context) error {
 		}
 		_, _ = fmt.Fprintf(d.out, "  curl -x http://%s %s/v1/models   # as %s\n", proxy, pickedHost, service)
 		server := &http.Server{Handler: &httputil.ReverseProxy{
-			Rewrite:       func(*httputil.ProxyRequest) {}, // a proxy's request names its host in full already
+			Rewrite:       func(*httputil.ProxyRequest) {}, // a proxy's request already has the full URL
 			Transport:     d.callers[service].HTTP.Transport,
 			FlushInterval: -1,
 		}}

@@ -1,6 +1,6 @@
-// Command demo shows the whole of it on one machine: it starts a mesh, installs the controller and the picker, and
-// calls a model through the waypoint as services would, first with picking and then with round robin. It exits 0 only
-// if every call was served and picking was clearly better.
+// Command demo shows the product on one machine: it starts a mesh, installs the controller and the picker, and calls a
+// model through the waypoint as services would, first with picking and then with round robin. It exits 0 only if every call
+// was served and picking was clearly better.
 package main
 
 import (
@@ -49,7 +49,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	return nil
 }
 
-// withLogs keeps the mesh's logs beside the checkout and says where they are.
+// withLogs shows the ends of the mesh's logs, copies the logs to the checkout's .mesh, and adds their path to the error.
 func withLogs(m *mesh.Mesh, err error) error {
 	if errors.Is(err, context.Canceled) {
 		return err

@@ -18,8 +18,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
 )
 
-// plugin shows what kubectl inference says of all this: who serves the pools, and where the next turn of conversation 1
-// would go. One more turn comes before, since the caches have been emptied.
+// plugin shows the output of kubectl inference: who serves the pools, and where the next turn of conversation 1 would go.
+// Before that it makes one turn, as the caches have been emptied.
 func (d *demo) plugin(ctx context.Context) error {
 	if err := d.mesh.Await(ctx, "a controller that has seen that calls are picked", d.picked); err != nil {
 		return err
@@ -34,7 +34,7 @@ func (d *demo) plugin(ctx context.Context) error {
 	return d.kubectl(ctx, bytes.NewReader(traffic.Body(conversations.Model, next, conversations.AnswerTokens)), "explain", "-f", "-", "llama", "-n", "models")
 }
 
-// picked fails until the status of each pool says that its calls are picked. The controller reads waypoints every five seconds.
+// picked fails until each pool's status says that its calls are picked. The controller reads waypoints every five seconds.
 func (d *demo) picked(ctx context.Context) error {
 	var pools inferencev1.InferencePoolList
 	if err := d.mesh.Client.List(ctx, &pools); err != nil {
@@ -50,7 +50,7 @@ func (d *demo) picked(ctx context.Context) error {
 	return nil
 }
 
-// kubectl runs the plugin, as it was built beside the demo, and shows the command and what it says.
+// kubectl runs the plugin, built beside the demo, and shows the command and its output.
 func (d *demo) kubectl(ctx context.Context, stdin io.Reader, args ...string) error {
 	cmd := exec.CommandContext(ctx, filepath.Join(d.mesh.Root, "bin", "kubectl-inference"), args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+d.mesh.Kubeconfig())

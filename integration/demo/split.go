@@ -14,12 +14,12 @@ import (
 const (
 	splitHost  = "http://stable.chat.inference.internal"
 	splitCalls = 200
-	// The canary has a tenth of the calls, 20 of 200, with a standard deviation of 4.2: five of those to either side.
+	// The canary should get a tenth of the calls: 20 of 200. The limits are five standard deviations of 4.2 to either side.
 	splitLeast, splitMost = 1, 41
 )
 
-// split labels a namespace, waits until its waypoint and its pools have come up, and measures how an HTTPRoute divides
-// the calls to one host over the two pools.
+// split labels a namespace, waits until its waypoint and its pools are ready, and measures how an HTTPRoute divides the
+// calls to one host between the two pools.
 func (d *demo) split(ctx context.Context) error {
 	began := time.Now()
 	since := func() string { return fmt.Sprintf("%4.1f s", time.Since(began).Seconds()) }

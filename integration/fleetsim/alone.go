@@ -8,8 +8,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
 )
 
-// alone is what no picker can be better than: each call has an idle server to itself, whose cache holds every block of
-// every call before it.
+// alone is an upper bound for every picker: each call has an idle server to itself, whose cache holds each block of each
+// earlier call.
 func alone(c server.Config, calls []workload.Call) sim.Summary {
 	const perBlock = server.BlockTokens / workload.BlockTokens
 	seen := map[uint64]bool{}

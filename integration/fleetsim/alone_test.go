@@ -12,7 +12,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
 )
 
-// With so much time between them, calls are alone at a single server, whose cache is large enough for all.
+// Calls that are far apart meet an idle server, and a large cache holds all their blocks.
 func TestAloneIsWhatAnIdleServerDoes(t *testing.T) {
 	calls := workload.Documents(1, 5, 1, time.Minute)
 	for i := range calls {

@@ -9,7 +9,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
 )
 
-// In overload, a server that fails does not keep the others from using their caches: they do as well as without it.
+// In overload, a failing server does not keep the other servers' caches from being used: they do as well as without it.
 func TestFailingServerInOverload(t *testing.T) {
 	const failing, without = "one of 8 failing", "the 7 without it"
 	lasts := 5 * time.Minute

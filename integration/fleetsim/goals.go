@@ -9,22 +9,22 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/sim"
 )
 
-// goal is one thing that the picker is to achieve.
+// goal is a goal for the picker.
 type goal struct {
 	name string
-	// got is the figure, and bound the one that it must not exceed, or, where atLeast, not fall short of.
+	// got is the figure. bound is its upper limit or, with atLeast, its lower limit.
 	got, bound float64
 	atLeast    bool
-	// where says on which study it was got, if there are several, oracle what the oracle gets there, and alone what
-	// each call would have for itself; work is the part of the time in which the servers there would have to prefill.
+	// where names the study of the figure, if there are several. oracle is the oracle's figure there, and alone that of the
+	// function alone. work is the part of the time in which the servers would have to prefill.
 	where         string
 	oracle, alone float64
 	work          float64
-	// hindered says what holds back a goal that is not of several studies.
+	// hindered says what holds back a goal that is not about several studies.
 	hindered string
 }
 
-// hindrance says by the run's figures what holds a missed goal back.
+// hindrance says, with the run's figures, what holds a missed goal back.
 func (g goal) hindrance() string {
 	switch {
 	case g.met():
@@ -62,15 +62,15 @@ func (g goal) limit() string {
 	return fmt.Sprintf("≤ %.2f", g.bound)
 }
 
-// figure is a quantity of a run.
+// figure is a quantity in a run's summary.
 type figure func(sim.Summary) float64
 
 func mean(s sim.Summary) float64   { return s.Mean.Seconds() }
 func p90(s sim.Summary) float64    { return s.P90.Seconds() }
 func cached(s sim.Summary) float64 { return s.Cached }
 
-// traceGoals compare on the real trace; the worst of all fleets counts, and besides the worst of those that are not
-// overloaded: where more arrives than can be served, waiting grows for as long as the run lasts, whoever picks.
+// traceGoals are the goals on the real trace. The worst fleet counts, and separately the worst that is not overloaded: in
+// overload, waiting grows for as long as the run lasts, whatever the picker.
 func traceGoals(studies []traceStudy, r results) []goal {
 	var all, held []traceStudy
 	for _, s := range studies {
@@ -99,12 +99,12 @@ func traceGoals(studies []traceStudy, r results) []goal {
 	return goals
 }
 
-// overloaded is the utilisation from which a fleet is taken to be given more than it can serve. What is left of the time
-// is what decoding and the constant part of steps take, a tenth of a step that prefills, and what uneven arrivals need:
-// the busiest ten minutes of the real trace have a tenth more than the mean.
+// overloaded is the utilisation from which a fleet counts as overloaded. Decoding and the constant part of steps take a
+// tenth of a step that prefills. The rest is for uneven arrivals: the busiest ten minutes of the real trace have a tenth
+// more calls than the mean.
 const overloaded = 0.8
 
-// worst fills in a goal that bounds the quotient of our figure and another policy's.
+// worst completes a goal that bounds the ratio of our figure to another policy's.
 func worst(studies []traceStudy, r results, g goal, f figure, other string) goal {
 	g.got = math.Inf(-1)
 	if g.atLeast {
@@ -123,11 +123,11 @@ func worst(studies []traceStudy, r results, g goal, f figure, other string) goal
 	return g
 }
 
-// heldAt is the TTFT p90 at which a fleet counts as holding its load, in seconds.
+// heldAt is the TTFT p90 up to which a fleet holds its load, in seconds.
 const heldAt = 2
 
-// held is the most calls a second that a policy serves with a TTFT p90 within the limit, interpolated between the
-// loads that were measured; 0 where it holds not even the least of them.
+// held returns the most calls a second that a policy serves with a TTFT p90 within the limit, interpolated between the
+// measured loads; 0 if it does not hold even the least load.
 func held(curve []chart.Point) float64 {
 	last := chart.Point{}
 	for i, p := range curve {
@@ -146,7 +146,7 @@ func loadGoals(l loadCurve) []goal {
 	return []goal{l.goal(policy.Reference.Name, 1.5), l.goal(policy.LeastRequest.Name, 2)}
 }
 
-// goal is that ours holds so many times the load that another policy holds.
+// goal is the goal that ours holds a multiple of the load that another policy holds.
 func (l loadCurve) goal(other string, bound float64) goal {
 	ours, theirs, oracle := held(l.curves[policy.Ours.Name]), held(l.curves[other]), held(l.curves[policy.Oracle.Name])
 	return goal{
@@ -157,7 +157,7 @@ func (l loadCurve) goal(other string, bound float64) goal {
 	}
 }
 
-// at is the height of a curve at x, interpolated between its points and level beyond them.
+// at returns the height of a curve at x, interpolated between its points and level beyond them.
 func at(curve []chart.Point, x float64) float64 {
 	for i, p := range curve {
 		if x > p.X {
@@ -172,11 +172,11 @@ func at(curve []chart.Point, x float64) float64 {
 	return curve[len(curve)-1].Y
 }
 
-// chance is by how much two runs of equal worth may differ.
+// chance is the difference that two equally good runs may have.
 const chance = 0.01
 
-// patienceGoals are that what our rule has beyond the plain one gains somewhere and loses nowhere. Both sides of the
-// comparison know all.
+// patienceGoals require that our rule's addition to the plain rule gains in one study and loses in none. Both compared
+// policies know the servers' true state.
 func patienceGoals(studies []study, r results) []goal {
 	best := goal{name: "beyond the greedy rule: TTFT p90 or mean / the plain rule's, where best", got: math.Inf(1), bound: 0.9}
 	worst := goal{name: "beyond the greedy rule: the same, where worst", got: math.Inf(-1), bound: 1 + chance}
@@ -195,7 +195,7 @@ func patienceGoals(studies []study, r results) []goal {
 	return []goal{best, worst}
 }
 
-// otherGoals are those on the workloads that no trace tells of.
+// otherGoals are the goals on the synthetic workloads.
 func otherGoals(r results) []goal {
 	ours := func(study string) result { return r.of(study, policy.Ours.Name) }
 	const others = 7

@@ -1,6 +1,6 @@
-// Fleetsim measures how well the picker chooses. It runs the picker's own code against simulated fleets of model
-// servers in virtual time, next to simpler pickers, the reference picker and an oracle, prints tables and the project's
-// goals, and draws charts. The same arguments give the same output.
+// Fleetsim measures how well the picker picks. It runs the picker's own code against simulated fleets of model servers in
+// virtual time, next to simpler pickers, the reference picker and an oracle. It prints tables and the project's goals, and
+// draws charts. The same arguments give the same output.
 package main
 
 import (

@@ -17,13 +17,13 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
 )
 
-// tiny is all studies, in a second.
+// tiny runs all studies in a second.
 var tiny = scale{
 	sizes: []int{4}, caches: []float64{0.2}, speeds: []float64{1}, loads: []float64{1, 4},
 	lasts: 3 * time.Minute, bursts: 1, calls: 300,
 }
 
-// tables measures everything on a trace and returns what is printed.
+// tables measures everything on a trace and returns the printed tables.
 func tables(t *testing.T, trace []workload.Call) string {
 	t.Helper()
 	var out bytes.Buffer

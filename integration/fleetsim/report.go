@@ -14,11 +14,11 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
 )
 
-// report is all that is measured and how it is told.
+// report holds all measurements and writes them.
 type report struct {
 	scale scale
 	seed  uint64
-	trace []workload.Call // none where the file is missing
+	trace []workload.Call // empty if the file is missing
 	w     io.Writer
 
 	policies []policy.Policy
@@ -28,7 +28,7 @@ type report struct {
 	results  results
 }
 
-// loadCurve is TTFT p90 in seconds by calls a second, for each policy.
+// loadCurve is the TTFT p90 in seconds over calls a second, for each policy.
 type loadCurve struct {
 	name   string
 	curves map[string][]chart.Point
@@ -113,7 +113,7 @@ func (r *report) print() {
 
 func (r *report) heading(title, text string) { fmt.Fprintf(r.w, "## %s\n\n%s\n\n", title, text) }
 
-// figures writes one figure of each study under each policy.
+// figures writes one figure for each study and policy.
 func (r *report) figures(title string, studies []study, cell func(result) string) {
 	rows := [][]string{append([]string{title}, r.names()...)}
 	for _, s := range studies {
@@ -160,7 +160,7 @@ func (r *report) goalTable() {
 	writeTable(r.w, rows)
 }
 
-// writeTable writes a Markdown table that also reads well as text.
+// writeTable writes a Markdown table that is also readable as text.
 func writeTable(w io.Writer, rows [][]string) {
 	widths := make([]int, len(rows[0]))
 	for _, row := range rows {
@@ -232,7 +232,7 @@ func (r *report) charts() map[string]*chart.Chart {
 	shown := r.onTrace[0]
 	for _, s := range r.onTrace {
 		if s.speed == 1 && s.fleet.Server.Blocks > shown.fleet.Server.Blocks {
-			shown = s // the largest caches, where there is most to find
+			shown = s // the largest caches, where most can be found
 		}
 	}
 	c := &chart.Chart{

@@ -9,13 +9,13 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
 )
 
-// scale is how much of everything a run does.
+// scale says how much a run measures.
 type scale struct {
-	sizes  []int     // servers
-	caches []float64 // parts of the working set that all caches together hold
+	sizes  []int     // numbers of servers
+	caches []float64 // sizes of all caches together, as parts of the working set
 	speeds []float64 // of the trace
-	loads  []float64 // speeds of the trace at which the load curve is measured
-	calls  int       // of the trace
+	loads  []float64 // speeds of the trace for the load curve
+	calls  int       // number of calls of the trace
 	lasts  time.Duration
 	bursts int
 }
@@ -41,20 +41,20 @@ var (
 	}
 )
 
-// goalSpeeds are those at which the goals are measured; beyond them a fleet of 8 is given more than it can serve.
+// goalSpeeds are the speeds for the goals. At higher speeds a fleet of 8 is overloaded.
 var goalSpeeds = map[float64]bool{1: true, 2: true}
 
 // traceStudy is the trace on one fleet.
 type traceStudy struct {
 	study
 	speed float64
-	// alone is what no picker can be better than.
+	// alone is an upper bound for every picker.
 	alone sim.Summary
 }
 
 func traceStudies(s scale, calls []workload.Call) []traceStudy {
 	var out []traceStudy
-	best := alone(server.Default(0), calls) // of the calls' order, which is the same at all speeds
+	best := alone(server.Default(0), calls) // depends on the calls' order only, so it is the same at all speeds
 	for _, n := range s.sizes {
 		for _, part := range s.caches {
 			fleet := fleetOf(n, part, calls)
@@ -74,8 +74,8 @@ func traceStudies(s scale, calls []workload.Call) []traceStudy {
 	return out
 }
 
-// loadStudies are the trace at rising speeds on 16 servers of 24,000 prompt tokens a second: with slower ones its long
-// prompts alone take more than the 2 s that the curve is about. Spread calls are no longer bunched.
+// loadStudies are the trace at rising speeds on 16 servers of 24,000 prompt tokens a second: on slower servers its long
+// prompts alone take more than the curve's limit of 2 s. With spread, calls do not arrive in bunches.
 func loadStudies(s scale, seed uint64, calls []workload.Call, spread bool) []study {
 	fleet := fleetOf(16, 0.2, calls)
 	fleet.Server.PrefillRate = 24000
@@ -107,7 +107,7 @@ const (
 	noticed      = 10 * time.Second
 )
 
-// otherStudies are the workloads that no trace tells of, each on 8 servers with caches of 1,000 blocks of 512 tokens.
+// otherStudies are the synthetic workloads, each on 8 servers with caches of 1,000 blocks of 512 tokens.
 func otherStudies(s scale, seed uint64) []study {
 	even := workload.Independent(seed, 10, s.lasts)
 	slowed := plain(8, 1000)
@@ -129,7 +129,7 @@ func otherStudies(s scale, seed uint64) []study {
 	}
 }
 
-// replaced is a fleet of 8 in which one server leaves every 2 minutes and a new one joins 10 s later, as in a rollout.
+// replaced is a fleet of 8 in which, as in a rollout, one server leaves every 2 minutes and a new one joins 10 s later.
 func replaced(lasts time.Duration) sim.Fleet {
 	f := plain(8, 1000)
 	for k := 0; ; k++ {
@@ -143,8 +143,8 @@ func replaced(lasts time.Duration) sim.Fleet {
 	}
 }
 
-// fleetOf is a fleet whose caches together hold a part of the calls' working set, 0 to 1, and each at least the longest
-// of them, without which it could not serve.
+// fleetOf is a fleet whose caches together hold a part of the calls' working set, 0 to 1. Each cache holds at least the
+// longest call, which could not be served otherwise.
 func fleetOf(servers int, part float64, calls []workload.Call) sim.Fleet {
 	longest := 0
 	for i := range calls {
@@ -154,7 +154,7 @@ func fleetOf(servers int, part float64, calls []workload.Call) sim.Fleet {
 	return plain(servers, max(blocks, longest/server.BlockTokens+1))
 }
 
-// plain is a fleet of servers with caches of so many blocks.
+// plain is a fleet of servers with caches of so many blocks each.
 func plain(servers, blocks int) sim.Fleet {
 	return sim.Fleet{Servers: servers, Server: server.Default(blocks)}
 }

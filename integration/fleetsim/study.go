@@ -20,24 +20,24 @@ type study struct {
 	name  string
 	fleet sim.Fleet
 	calls []workload.Call
-	// from leaves out the calls before it, where only the end of a run is looked at.
+	// from excludes the calls before it, where only the end of a run counts.
 	from time.Duration
-	// window is the time over which busiest is looked for; 0 is the whole run.
+	// window is the time over which busiest is measured; 0 is the whole run.
 	window time.Duration
 }
 
-// result is what one policy made of one study.
+// result is the outcome of one study under one policy.
 type result struct {
 	sim.Summary
-	// busiest is the most calls that any server got in a window, as a multiple of the mean.
+	// busiest is the most calls of any server in a window, as a multiple of the mean.
 	busiest float64
-	// first is the part of the calls that server 0 got.
+	// first is server 0's part of the calls.
 	first float64
-	// share is the part of the prompt tokens that was cached, over time in minutes.
+	// share is the cached part of the prompt tokens, over time in minutes.
 	share []chart.Point
 }
 
-// utilisation is the part of the time in which the servers prefill, if so much of the prompts is cached.
+// utilisation is the part of the time in which the servers prefill, if the given part of the prompts is cached.
 func (s study) utilisation(cached float64) float64 {
 	if len(s.calls) == 0 {
 		return 0
@@ -46,13 +46,13 @@ func (s study) utilisation(cached float64) float64 {
 	return float64(workload.Tokens(s.calls)) * (1 - cached) / s.fleet.Server.PrefillRate / float64(s.fleet.Servers) / lasts
 }
 
-// results are found by the names of study and policy.
+// results are indexed by the names of study and policy.
 type results map[[2]string]result
 
 func (r results) of(study, policy string) result { return r[[2]string{study, policy}] }
 
-// measure runs each study under each policy, as many at a time as there are processors. In which order the runs end
-// has no influence on the results.
+// measure runs each study under each policy, as many at a time as there are processors. The order in which runs end does
+// not affect the results.
 func measure(studies []study, policies []policy.Policy, seed uint64) (results, error) {
 	type job struct {
 		study  study
@@ -90,7 +90,7 @@ func measure(studies []study, policies []policy.Policy, seed uint64) (results, e
 	return done, errors.Join(failed...)
 }
 
-// digest takes from a run what tables and charts need.
+// digest extracts from a run what tables and charts need.
 func (s study) digest(outcomes []sim.Outcome) result {
 	i, _ := slices.BinarySearchFunc(outcomes, s.from, func(o sim.Outcome, t time.Duration) int { return cmp.Compare(o.At, t) })
 	outcomes = outcomes[i:]
@@ -108,7 +108,7 @@ func (s study) digest(outcomes []sim.Outcome) result {
 	return r
 }
 
-// windows cuts outcomes, which are in the order of arrival, into parts by the time of arrival.
+// windows divides outcomes, which are in the order of arrival, by the time of arrival.
 func windows(outcomes []sim.Outcome, length time.Duration) [][]sim.Outcome {
 	if length == 0 {
 		return [][]sim.Outcome{outcomes}

@@ -1,7 +1,7 @@
-// Command preview shows picking on one machine without Kubernetes and without a mesh: a real Envoy with the filters and
-// routes of a waypoint, the picker with its pool in a file, and stand-ins for model servers. It holds the demo's
-// conversations, first with picking and then with Envoy's round robin, and exits 0 only if every call was served and
-// picking was clearly better. It needs no root.
+// Command preview shows picking on one machine without Kubernetes and without a mesh: a real Envoy with a waypoint's
+// filters and routes, the picker with its pool in a file, and stand-ins for model servers. It holds the demo's
+// conversations, first with picking and then with Envoy's round robin. It exits 0 only if every call was served and picking
+// was clearly better. It needs no root.
 package main
 
 import (
@@ -24,14 +24,14 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
 )
 
-// limit bounds all of it. It takes twenty seconds; a machine under heavy load takes longer.
+// limit bounds the run. It takes twenty seconds, and longer on a machine under heavy load.
 const limit = 10 * time.Minute
 
 const (
 	servers    = 4
 	poolName   = "models/llama"
-	picked     = "picked"      // the listener of a waypoint
-	roundRobin = "round robin" // the listener of an Envoy that nothing of ours touches
+	picked     = "picked"      // the listener with a waypoint's configuration
+	roundRobin = "round robin" // the listener of a plain Envoy
 )
 
 func main() {
@@ -41,7 +41,7 @@ func main() {
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):
 	case errors.Is(err, context.Canceled):
-		os.Exit(130) // as one that was interrupted, so that nothing goes on after it
+		os.Exit(130) // the status of an interrupted program, so that a calling script stops too
 	default:
 		fmt.Fprintf(os.Stderr, "preview: %v\n", err)
 		os.Exit(1)
@@ -78,8 +78,8 @@ type preview struct {
 	dir, bin, envoy string
 
 	processes []*local.Process
-	servers   []string          // their addresses
-	doors     map[string]string // Envoy's listeners, by their names
+	servers   []string          // addresses
+	doors     map[string]string // Envoy's listeners by name
 }
 
 func (p *preview) show(ctx context.Context) error {
@@ -105,7 +105,7 @@ func (p *preview) show(ctx context.Context) error {
 	return conversations.Compare(p.out, withPicking, without)
 }
 
-// start starts all programs, each with its log in the folder.
+// start starts all programs, each with a log in the folder.
 func (p *preview) start(ctx context.Context) error {
 	for n := range servers {
 		address, err := p.startServer(ctx, fmt.Sprintf("llama-%d", n+1))
@@ -137,7 +137,7 @@ func (p *preview) start(ctx context.Context) error {
 	return nil
 }
 
-// startServer starts a model server on a port that is free, and waits until it serves.
+// startServer starts a model server on a free port, and waits until it serves.
 func (p *preview) startServer(ctx context.Context, name string) (address string, err error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -159,7 +159,7 @@ func (p *preview) startServer(ctx context.Context, name string) (address string,
 	return address, nil
 }
 
-// configuration is Envoy's: a waypoint's door, which asks the picker, and one that knows none.
+// configuration returns Envoy's configuration: a waypoint's listener, which asks the picker, and a plain one.
 func (p *preview) configuration(picker string) (listeners, clusters []local.Object, err error) {
 	asked := envoypatch.Picker{Host: "picker.test", Port: 9002, FailOpen: true, Metadata: map[string]string{"inference-waypoint-pool": poolName}}
 	waypoint, err := local.Manager(envoypatch.VirtualHost{Name: picked, Picker: asked, Routes: []envoypatch.Route{
@@ -178,7 +178,7 @@ func (p *preview) configuration(picker string) (listeners, clusters []local.Obje
 		}, nil
 }
 
-// emptyCaches makes every model server forget its prefixes, so that the second run starts as the first did.
+// emptyCaches makes every model server forget its prefixes, so that both runs start alike.
 func (p *preview) emptyCaches(ctx context.Context) error {
 	for _, address := range p.servers {
 		if err := call(ctx, http.MethodPost, address, "/reset_prefix_cache"); err != nil {

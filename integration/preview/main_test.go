@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestPreview runs the whole: it fails by itself where calls fail, or where picking is not clearly better than Envoy's own
-// round robin, as it would be if no call were picked.
+// TestPreview runs the preview, which fails if calls fail or if picking is not clearly better than Envoy's round robin, as
+// when no call is picked.
 func TestPreview(t *testing.T) {
 	const envoy = "../../.tools/envoy"
 	if _, err := os.Stat(envoy); err != nil {
@@ -34,7 +34,7 @@ func TestPreview(t *testing.T) {
 	}
 }
 
-// TestPreviewSaysWhatIsMissing names a program that is not there.
+// TestPreviewSaysWhatIsMissing expects an error that names the missing program.
 func TestPreviewSaysWhatIsMissing(t *testing.T) {
 	err := run(t.Context(), []string{"-bin", t.TempDir()}, &strings.Builder{})
 	if err == nil || !strings.Contains(err.Error(), "modelserver") {

@@ -13,7 +13,7 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// apiServer reads what the API server counts.
+// apiServer reads the API server's metrics.
 type apiServer struct {
 	client *http.Client
 	url    string
@@ -30,17 +30,17 @@ func newAPIServer(config *rest.Config) (*apiServer, error) {
 // request is a kind of write.
 type request struct{ verb, resource, subresource string }
 
-// writes counts the writes that were answered with success, by kind.
+// writes counts successful writes, by kind.
 type writes map[request]int
 
-// readVerbs are those of apiserver_request_total that write nothing.
+// readVerbs are the verbs in apiserver_request_total that write nothing.
 var readVerbs = map[string]bool{"GET": true, "LIST": true, "WATCH": true, "CONNECT": true}
 
-// locks are what replicas stay in touch by, written for ever: the controller's by a Lease, and istiod's by ConfigMaps,
-// which the controller has no right to.
+// locks are the resources for leader election, which are written all the time: the controller's Lease, and istiod's
+// ConfigMaps, which the controller has no right to.
 var locks = map[string]bool{"leases": true, "configmaps": true}
 
-// writes reads the counts, those of locks aside.
+// writes reads the counts, without those of locks.
 func (a *apiServer) writes(ctx context.Context) (writes, error) {
 	out := writes{}
 	err := eachSample(ctx, a.client, a.url, func(name string, labels map[string]string, value float64) {
@@ -87,8 +87,8 @@ func (w writes) String() string {
 
 func (w writes) total() int { return w.sum(func(request) bool { return true }) }
 
-// objects counts the writes of objects of the kinds that the controller makes for a pool. Nobody else makes any here:
-// istiod writes into their status alone.
+// objects counts the writes of objects of the kinds that the controller makes for a pool. Nobody else makes such objects
+// here: istiod writes only their status.
 func (w writes) objects() int {
 	return w.sum(func(r request) bool {
 		return (r.resource == "envoyfilters" || r.resource == "serviceentries") && r.subresource == ""
@@ -102,7 +102,7 @@ func (w writes) status() int {
 
 func (w writes) events() int { return w.sum(func(r request) bool { return r.resource == "events" }) }
 
-// eachSample reads a page of metrics in Prometheus' text format.
+// eachSample reads a page of metrics in Prometheus's text format.
 func eachSample(ctx context.Context, client *http.Client, url string, do func(name string, labels map[string]string, value float64)) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -119,7 +119,7 @@ func eachSample(ctx context.Context, client *http.Client, url string, do func(na
 	return scanSamples(response.Body, do)
 }
 
-// scanSamples knows what the API server and istiod write: no times, and no spaces or escapes that matter in labels.
+// scanSamples reads the API server's and istiod's format, which has no times and no spaces or escapes in labels.
 func scanSamples(page io.Reader, do func(name string, labels map[string]string, value float64)) error {
 	lines := bufio.NewScanner(page)
 	lines.Buffer(nil, 1<<20)

@@ -21,8 +21,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// Goals that the controller's manifest and its users set: it asks for 50 mCPU, and a change is to be in force before
-// whoever made it looks.
+// Goals from the controller's manifest, which requests 50 mCPU, and from users: a change should be in force before the user
+// checks.
 const (
 	restCPU    = 0.05 // cores
 	changeTime = time.Second
@@ -76,11 +76,10 @@ func (w *world) watchRest(ctx context.Context) error {
 	return nil
 }
 
-// clockTick is the unit of times in /proc/<pid>/stat. Linux has shown them in hundredths of a second on every
-// architecture for decades (USER_HZ, proc(5)).
+// clockTick is the unit of times in /proc/<pid>/stat: hundredths of a second on every architecture (USER_HZ, proc(5)).
 const clockTick = 10 * time.Millisecond
 
-// cpuOf is the CPU time that processes have used.
+// cpuOf returns the CPU time that processes have used.
 func cpuOf(pids []int) (time.Duration, error) {
 	var ticks int
 	for _, pid := range pids {
@@ -88,7 +87,7 @@ func cpuOf(pids []int) (time.Duration, error) {
 		if err != nil {
 			return 0, fmt.Errorf("reading a process's time: %w", err)
 		}
-		// The name, in brackets, may hold anything; utime and stime are the 12th and 13th fields after it.
+		// The process's name, in brackets, may hold anything; utime and stime are the 12th and 13th fields after it.
 		_, rest, _ := cutLast(string(content), ") ")
 		fields := strings.Fields(rest)
 		if len(fields) < 13 {
@@ -105,7 +104,7 @@ func cpuOf(pids []int) (time.Duration, error) {
 	return time.Duration(ticks) * clockTick, nil
 }
 
-// memoryOf is a process's resident memory, in bytes.
+// memoryOf returns a process's resident memory, in bytes.
 func memoryOf(pid int) (int, error) {
 	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -119,7 +118,7 @@ func memoryOf(pid int) (int, error) {
 	return kib << 10, nil
 }
 
-// changePools changes one pool after the other and measures how long each takes to reach its EnvoyFilter.
+// changePools changes one pool after the other and measures the time until each change is in the pool's EnvoyFilter.
 func (w *world) changePools(ctx context.Context) error {
 	ctx, cancel := limited(ctx, "changes")
 	defer cancel()
@@ -155,7 +154,7 @@ func (w *world) changePools(ctx context.Context) error {
 	return nil
 }
 
-// watchFilters watches the metadata of all EnvoyFilters, from now on.
+// watchFilters watches the metadata of all EnvoyFilters from now on.
 func (w *world) watchFilters(ctx context.Context) (watch.Interface, error) {
 	list := &metav1.PartialObjectMetadataList{}
 	list.SetGroupVersionKind(networkingv1alpha3.SchemeGroupVersion.WithKind("EnvoyFilterList"))
@@ -170,7 +169,7 @@ func (w *world) watchFilters(ctx context.Context) (watch.Interface, error) {
 	return out, nil
 }
 
-// changePool turns a pool's failure mode over, and waits for the event of its EnvoyFilter.
+// changePool flips a pool's failure mode, and waits for the event of its EnvoyFilter.
 func (w *world) changePool(ctx context.Context, name types.NamespacedName, filters watch.Interface) (time.Duration, error) {
 	p := &inferencev1.InferencePool{}
 	if err := w.Client.Get(ctx, name, p); err != nil {

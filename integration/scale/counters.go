@@ -16,20 +16,20 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// counters are what a waypoint counts of a pool that is not called, by the names that Envoy has for them in Prometheus' format.
+// counters are a waypoint's counters for a pool without calls, by Envoy's names in Prometheus's format.
 var counters = []string{
 	"streams_started", "streams_closed", "streams_failed", "message_timeouts", "failure_mode_allowed", "stream_msgs_sent", "stream_msgs_received",
 }
 
-// counted shows in the place of all waypoints' pods what they have counted. One listener does for all: the addresses of
-// pods are all this machine's.
+// counted serves the counters of all waypoints' pods. One listener is enough, as all pods' addresses are local to this
+// machine.
 type counted struct {
 	*world
 	mu   sync.Mutex
 	pods map[string]string // namespaces of waypoints' pods by address
 }
 
-// showCounters shows counters until ctx ends.
+// showCounters serves counters until ctx ends.
 func (w *world) showCounters(ctx context.Context) error {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", fmt.Sprint(":", waypointwatch.StatsPort))
 	if err != nil {
@@ -41,7 +41,7 @@ func (w *world) showCounters(ctx context.Context) error {
 	return nil
 }
 
-// ServeHTTP answers as the pod whose address was called.
+// ServeHTTP answers as the pod at the called address.
 func (c *counted) ServeHTTP(out http.ResponseWriter, request *http.Request) {
 	address, _ := request.Context().Value(http.LocalAddrContextKey).(net.Addr)
 	host, _, err := net.SplitHostPort(fmt.Sprint(address))
@@ -61,7 +61,7 @@ func (c *counted) ServeHTTP(out http.ResponseWriter, request *http.Request) {
 	}
 }
 
-// namespace is that of the pod with an address.
+// namespace returns the namespace of the pod with an address.
 func (c *counted) namespace(ctx context.Context, address string) (string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

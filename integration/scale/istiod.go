@@ -30,14 +30,14 @@ const (
 	listenerType  = typePrefix + "listener.v3.Listener"
 	routeType     = typePrefix + "route.v3.RouteConfiguration"
 
-	// pushes is how many changes of a pool istiod's work is measured over.
+	// pushes is the number of pool changes over which istiod's work is measured.
 	pushes = 8
-	// sharedApp labels the pods that all pools of one waypoint share here.
+	// sharedApp is the label of the pods that all pools of one waypoint share here.
 	sharedApp = "shared"
 )
 
-// askIstiod measures what istiod pays for one waypoint with few and with many pools: this program takes the waypoint's
-// configuration in Envoy's place, the only one that is connected.
+// askIstiod measures istiod's cost for one waypoint with few and with many pools. This program receives the waypoint's
+// configuration instead of Envoy, as istiod's only client.
 func (w *world) askIstiod(ctx context.Context) error {
 	ctx, cancel := limited(ctx, "istiod")
 	defer cancel()
@@ -125,8 +125,8 @@ func (w *world) measurePushes(ctx context.Context, namespace string, n int) erro
 
 func kib(n int) string { return fmt.Sprintf("%.0f", float64(n)/1024) }
 
-// push changes a pool some times, each time waits until the waypoint has all that istiod sends for it, and returns the
-// medians of the time to the last of that and of its size in bytes.
+// push changes a pool several times, and waits each time until istiod has sent everything. It returns the median time until
+// the last message and the median size in bytes.
 func (w *world) push(ctx context.Context, v *view, namespace string) (time.Duration, int, error) {
 	filters, err := w.watchFilters(ctx)
 	if err != nil {
@@ -169,7 +169,7 @@ func (w *world) onePod(ctx context.Context, namespace string, labels client.Matc
 	return &pods.Items[0], nil
 }
 
-// pushTime is the time that istiod says it has spent on pushes of all types.
+// pushTime returns the time that istiod has spent on pushes of all types, by its own metrics.
 func pushTime(ctx context.Context, istiod string) (time.Duration, error) {
 	var seconds float64
 	err := eachSample(ctx, http.DefaultClient, "http://"+net.JoinHostPort(istiod, "15014")+"/metrics", func(name string, _ map[string]string, value float64) {
@@ -180,13 +180,13 @@ func pushTime(ctx context.Context, istiod string) (time.Duration, error) {
 	return time.Duration(seconds * float64(time.Second)), err
 }
 
-// view is a waypoint as istiod sees it.
+// view is a waypoint's connection to istiod.
 type view struct {
 	conn      *grpc.ClientConn
 	stream    discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesClient
 	responses chan *discoveryv3.DiscoveryResponse
 	broken    chan error
-	// asked are the names of the endpoints and routes that were asked for, by type.
+	// asked holds, by type, the names of the endpoints and routes that were requested.
 	asked map[string][]string
 }
 
@@ -220,7 +220,7 @@ func (w *world) connect(ctx context.Context, istiod, namespace string) (*view, e
 	return v, nil
 }
 
-// nodeOf is what Istio's agent says of a waypoint.
+// nodeOf returns the node that Istio's agent would send for a waypoint.
 func nodeOf(pod *corev1.Pod) (*corev3.Node, error) {
 	labels := map[string]any{}
 	for k, v := range pod.Labels {
@@ -256,7 +256,7 @@ func (v *view) receive(ctx context.Context) {
 	}
 }
 
-// next takes a response and says yes to it, and asks for what it names: the endpoints of clusters, the routes of
+// next acknowledges a response, and requests the resources that it names: the endpoints of clusters, the routes of
 // listeners.
 func (v *view) next(ctx context.Context) (*discoveryv3.DiscoveryResponse, error) {
 	var r *discoveryv3.DiscoveryResponse
@@ -308,7 +308,7 @@ func endpointNames(r *discoveryv3.DiscoveryResponse) ([]string, error) {
 	return distinct(out), nil
 }
 
-// routeNames are the names by which the filter chains of listeners fetch their routes.
+// routeNames returns the route names in the filter chains of listeners.
 func routeNames(r *discoveryv3.DiscoveryResponse) ([]string, error) {
 	var out []string
 	for _, resource := range r.GetResources() {
@@ -347,7 +347,7 @@ func sizeOf(r *discoveryv3.DiscoveryResponse) int {
 	return n
 }
 
-// load takes the whole configuration and returns the size of each type's resources, in bytes.
+// load receives the whole configuration and returns the size of each type's resources, in bytes.
 func (v *view) load(ctx context.Context) (map[string]int, error) {
 	sizes := map[string]int{}
 	for sizes[listenerType] == 0 || sizes[clusterType] == 0 || len(sizes) < 2+len(v.asked) {
@@ -361,8 +361,8 @@ func (v *view) load(ctx context.Context) (map[string]int, error) {
 	return sizes, err
 }
 
-// drain takes what is still on its way, and says how many bytes it was and when the last came: istiod waits for 100 ms of
-// quiet before it pushes.
+// drain receives what istiod still sends, and returns its size in bytes and the time of the last message. istiod waits for
+// 100 ms of quiet before it pushes.
 func (v *view) drain(ctx context.Context) (size int, last time.Time, err error) {
 	for {
 		quiet, cancel := context.WithTimeout(ctx, 400*time.Millisecond)

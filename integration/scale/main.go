@@ -1,7 +1,7 @@
-// Command scale measures what many pools cost: it puts up a thousand of them behind a hundred waypoints, with ten
-// thousand pods, on a real API server with a real istiod, and holds what the controller does against the project's goals.
-// No pod and no waypoint runs a program: what is measured is the control plane. The counters of waypoints that nobody calls are
-// there to be read.
+// Command scale measures the cost of many pools. It makes a thousand pools behind a hundred waypoints, with ten thousand
+// pods, on a real API server with a real istiod, and compares the controller's work with the project's goals. It measures
+// the control plane alone: no pod and no waypoint runs a program. A stand-in serves the counters of the waypoints, which
+// get no calls.
 package main
 
 import (
@@ -22,9 +22,9 @@ type plan struct {
 	waypoints int // each in a namespace of its own
 	pools     int // at each waypoint
 	pods      int // of each pool
-	changes   int // of a pool, one after the other, whose time to the EnvoyFilter counts
+	changes   int // of a pool, one after the other; the time to the EnvoyFilter counts
 	rest      time.Duration
-	shared    []int // numbers of pools at one waypoint, for what istiod pays
+	shared    []int // numbers of pools at one waypoint, for istiod's cost
 }
 
 var (
@@ -43,7 +43,7 @@ func main() {
 	}
 }
 
-// run takes all measurements and prints them. A goal that is missed is no error: it is a figure.
+// run takes all measurements and prints them. A missed goal is no error.
 func run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("scale", flag.ContinueOnError)
 	short := flags.Bool("quick", false, "measure a tenth of the pools, in a minute")

@@ -6,15 +6,15 @@ import (
 	"time"
 )
 
-// table is what was measured, with the goals.
+// table holds the measurements, with the goals.
 type table struct{ rows []row }
 
 type row struct{ what, figure, goal string }
 
-// add puts down a figure that has no goal.
+// add adds a figure without a goal.
 func (t *table) add(what, figure string) { t.rows = append(t.rows, row{what: what, figure: figure}) }
 
-// goal puts down a figure and whether it is as it should be.
+// goal adds a figure and whether it meets its goal.
 func (t *table) goal(what, figure, want string, met bool) {
 	verdict := "MISSED: want " + want
 	if met {
@@ -30,7 +30,7 @@ func (t *table) print(out io.Writer) {
 	}
 }
 
-// round leaves three digits or so of a duration.
+// round rounds a duration to about three digits.
 func round(d time.Duration) time.Duration {
 	switch {
 	case d > 10*time.Second:

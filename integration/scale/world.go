@@ -24,9 +24,9 @@ import (
 
 const (
 	waypointName = "waypoint"
-	// modelImage is one that the mesh does not know: it starts nothing for such a pod.
+	// modelImage is an image unknown to the mesh: the mesh starts nothing for such a pod.
 	modelImage = "example.com/model-server"
-	// writers is how many writes of ours are under way at once. More do not make an API server on two cores faster.
+	// writers is the number of our concurrent writes. More do not make an API server on two cores faster.
 	writers = 8
 	// setUpLimit bounds each step.
 	setUpLimit = 4 * time.Minute
@@ -43,7 +43,7 @@ type world struct {
 
 func newWorld(ctx context.Context, p plan, out io.Writer) (*world, error) {
 	m, err := mesh.Start(ctx, mesh.Options{Progress: out, Images: map[string]mesh.Image{
-		// Waypoints and the picker are there for the API server and istiod, and run nothing: see showCounters.
+		// Waypoints and the picker exist only for the API server and istiod, and run nothing: see showCounters.
 		"registry.istio.io/testing/proxyv2": {OwnTunnel: true},
 		"inference-waypoint/picker":         {},
 	}})
@@ -68,7 +68,7 @@ func (w *world) say(format string, args ...any) {
 	_, _ = fmt.Fprintf(w.out, "scale: %s\n", fmt.Sprintf(format, args...))
 }
 
-// each runs a piece of work for every number below n, some at once.
+// each runs work for every number below n, some at once.
 func each(ctx context.Context, n int, work func(context.Context, int) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(writers)
@@ -138,7 +138,7 @@ func (w *world) awaitWaypoints(ctx context.Context, n int) error {
 	})
 }
 
-// later waits before a condition that is costly to look at is looked at again.
+// later waits before a costly condition is checked again.
 func later(ctx context.Context, err error) error {
 	select {
 	case <-ctx.Done():
@@ -179,7 +179,7 @@ func (w *world) addPod(ctx context.Context, namespace, app string, n int) error 
 	if err := w.Client.Create(ctx, pod); err != nil {
 		return fmt.Errorf("making a pod: %w", err)
 	}
-	// Above the addresses that the mesh gives by itself.
+	// These addresses are above those that the mesh gives.
 	ip := fmt.Sprintf("10.244.%d.%d", 100+n/250, 1+n%250)
 	status, err := json.Marshal(map[string]any{"status": corev1.PodStatus{
 		Phase: corev1.PodRunning, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}},
@@ -194,7 +194,7 @@ func (w *world) addPod(ctx context.Context, namespace, app string, n int) error 
 	return nil
 }
 
-// putUpPools makes the pools and waits until the controller has put all of them in force; then it counts its writes.
+// putUpPools makes the pools, waits until the controller has configured all of them, and counts its writes.
 func (w *world) putUpPools(ctx context.Context) error {
 	ctx, cancel := limited(ctx, "pools")
 	defer cancel()
@@ -237,7 +237,7 @@ func (w *world) putUpPools(ctx context.Context) error {
 	w.table.add("all pools in force, from the first one's creation", fmt.Sprintf("%.1f s (%.0f pools/s)", took.Seconds(), float64(n)/took.Seconds()))
 	made := after.since(before)
 	w.say("written meanwhile: %s", made)
-	// A waypoint's first pool brings its EnvoyFilter about pickers, and admits it to the picker.
+	// A waypoint's first pool adds two objects: the EnvoyFilter about pickers, and the waypoint's access to the picker.
 	w.table.goal("objects' writes per pool", per(made.objects(), n), "at most 2, and 2 for each waypoint", made.objects() <= 2*n+2*w.waypoints)
 	w.table.goal("status writes per pool", per(made.status(), n), "at most 1", made.status() <= n)
 	w.table.add("events per pool", per(made.events(), n))
@@ -277,7 +277,7 @@ func (w *world) awaitPools(ctx context.Context, n int) error {
 		if accepted < n {
 			return later(ctx, fmt.Errorf("%d of %d are accepted", accepted, n))
 		}
-		// Metadata is enough to count, and a filter is large.
+		// The metadata is enough to count, and a filter is large.
 		filters := &metav1.PartialObjectMetadataList{}
 		filters.SetGroupVersionKind(networkingv1alpha3.SchemeGroupVersion.WithKind("EnvoyFilterList"))
 		if err := w.Client.List(ctx, filters); err != nil {
@@ -290,10 +290,10 @@ func (w *world) awaitPools(ctx context.Context, n int) error {
 	})
 }
 
-// seen is longer than the controller watches waypoints before it says of any that its counters cannot be read.
+// seen is longer than the time after which the controller reports that it cannot read a waypoint's counters.
 const seen = 40 * time.Second
 
-// settle waits until nobody has written anything for three seconds, and returns the counts of then.
+// settle waits until nobody has written anything for three seconds, and returns the counts at that time.
 func (w *world) settle(ctx context.Context) (writes, error) { return w.settleFor(ctx, 3*time.Second) }
 
 func (w *world) settleFor(ctx context.Context, quiet time.Duration) (writes, error) {
@@ -318,7 +318,7 @@ func (w *world) settleFor(ctx context.Context, quiet time.Duration) (writes, err
 	return last, nil
 }
 
-// controllers are the processes of the controller's replicas.
+// controllers returns the process IDs of the controller's replicas.
 func (w *world) controllers(ctx context.Context) ([]int, error) {
 	var d appsv1.Deployment
 	if err := w.Client.Get(ctx, client.ObjectKey{Namespace: "inference-system", Name: "inference-controller"}, &d); err != nil {

@@ -1,6 +1,6 @@
-// Package load puts an ext_proc server under load as Envoy does: a gRPC stream for each HTTP call, with the messages
-// that Envoy sends, in the order and on the replies on which it sends them. It tells how many calls were answered and
-// how long the proxy would have held each; what that cost the server is not its business.
+// Package load puts an ext_proc server under load as Envoy does: a gRPC stream for each HTTP call, with Envoy's messages in
+// Envoy's order. It measures how many calls were answered and how long the proxy would have held each. It does not measure
+// the server's cost.
 package load
 
 import (
@@ -22,26 +22,26 @@ import (
 
 const method = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 
-// connections is how many connections carry the streams: Envoy keeps one for each of its worker threads.
+// connections is the number of connections for all streams. Envoy has one for each worker thread.
 const connections = 2
 
 // Load says what to send.
 type Load struct {
-	// Address is the server's, host:port.
+	// Address is the server's host:port.
 	Address string
 	// Pool is the pool that streams name, "namespace/name".
 	Pool string
-	// Mode is how bodies are handed over.
+	// Mode says how bodies are sent.
 	Mode Mode
-	// Bodies are the prompts, made by prompt.Chat; calls take them in turn.
+	// Bodies are the prompts, made by prompt.Chat. Calls use them in turn.
 	Bodies [][]byte
-	// Warm is how many different prompts there are of each body; 0 makes every prompt a new one.
+	// Warm is the number of different prompts of each body; 0 makes every prompt a new one.
 	Warm uint64
-	// Streams is how many calls are under way at once; at a fixed rate, how many at most.
+	// Streams is the number of calls in flight; at a fixed rate, the highest number.
 	Streams int
-	// Picks says that each call must be given an endpoint.
+	// Picks says that each call must get an endpoint.
 	Picks bool
-	// AbandonEvery makes one call in so many end in the middle, as that of a client that vanishes; 0 none.
+	// AbandonEvery makes one call in so many end in the middle, like that of a client that vanishes; 0 makes none.
 	AbandonEvery uint64
 }
 
@@ -53,20 +53,20 @@ type Driver struct {
 	calls atomic.Uint64
 }
 
-// serials makes the prompts of all drivers differ, so that none is warm by another's work. The first ones are left to
+// serials makes the prompts of all drivers differ, so that no driver warms another's prompts. The first serials are for
 // warm prompts.
 var serials atomic.Uint64
 
 const firstColdSerial = 1 << 20
 
-// New connects to the server at the first call.
+// New makes a driver, which connects to the server at the first call.
 func New(l Load) (*Driver, error) {
 	d := &Driver{load: l}
 	for range connections {
 		conn, err := grpc.NewClient("passthrough:///"+l.Address,
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithDefaultCallOptions(grpc.ForceCodecV2(encoded{})),
-			// Whatever a server returns of a body before it has been sent whole must not wait for a window.
+			// The flow-control window must not hold back the bytes that a server returns before the whole body was sent.
 			grpc.WithInitialWindowSize(16<<20), grpc.WithInitialConnWindowSize(256<<20),
 		)
 		if err != nil {
@@ -78,18 +78,18 @@ func New(l Load) (*Driver, error) {
 	return d, nil
 }
 
-// Close ends the connections.
+// Close closes the connections.
 func (d *Driver) Close() {
 	for _, c := range d.conns {
-		_ = c.Close() // it only tells that it is closed already
+		_ = c.Close() // the only error is that it is closed already
 	}
 }
 
-// Ended is how many calls have been answered so far.
+// Ended returns how many calls have been answered so far.
 func (d *Driver) Ended() int { return int(d.ended.Load()) }
 
-// Closed runs a closed loop, in which each stream is followed by the next at once, until ctx ends; calls that are under
-// way then are let end. The error is the first call's that failed.
+// Closed runs a closed loop, in which each stream follows the one before at once, until ctx ends; calls in flight then may
+// finish. The error is that of the first failed call.
 func (d *Driver) Closed(ctx context.Context) error {
 	return d.workers(ctx, func(life context.Context, s *sender) error {
 		for ctx.Err() == nil && life.Err() == nil {
@@ -101,8 +101,8 @@ func (d *Driver) Closed(ctx context.Context) error {
 	})
 }
 
-// AtRate runs an open loop: calls begin at even intervals whether or not others have ended, for so long. It returns
-// how long each call's pick took, counted from when the call was due, so that a wait for a free stream counts too.
+// AtRate runs an open loop of a given length: calls begin at even intervals, whether or not others have ended. It returns
+// the time of each call's pick since the call was due, so that a wait for a free stream counts too.
 func (d *Driver) AtRate(ctx context.Context, perSecond float64, length time.Duration) ([]time.Duration, error) {
 	calls := int(perSecond * length.Seconds())
 	due := make(chan time.Time, calls)
@@ -135,11 +135,11 @@ func (d *Driver) AtRate(ctx context.Context, perSecond float64, length time.Dura
 	return took, err
 }
 
-// lateLimit is how long calls may take to end once the load does.
+// lateLimit bounds the time for calls in flight to finish after the load.
 const lateLimit = 5 * time.Second
 
-// workers runs all streams' senders until they return, and ends them at the first error. Their context has no deadline,
-// which gRPC would tell the server, and is not ended with ctx but some time after it.
+// workers runs all streams' senders until they return, and cancels them at the first error. Their context has no deadline,
+// as gRPC would tell it to the server. It is cancelled some time after ctx ends.
 func (d *Driver) workers(ctx context.Context, work func(life context.Context, s *sender) error) error {
 	life, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {
@@ -176,8 +176,8 @@ type sender struct {
 	driver  *Driver
 	conn    *grpc.ClientConn
 	scripts []*script
-	answers map[string][]byte // the answer's headers by the endpoint that gives it
-	body    []byte            // the answer's
+	answers map[string][]byte // the answer's headers by serving endpoint
+	body    []byte            // of the answer
 	reply   []byte
 }
 
@@ -195,7 +195,7 @@ func (d *Driver) newSender(i int) (*sender, error) {
 	return s, err
 }
 
-// call makes one call and tells when its pick was there: when the proxy could have sent the whole request on.
+// call makes one call and returns the time of its pick: when the proxy could have forwarded the whole request.
 func (s *sender) call(ctx context.Context) (picked time.Time, err error) {
 	n := s.driver.calls.Add(1)
 	x := s.scripts[n%uint64(len(s.scripts))]
@@ -229,7 +229,7 @@ func (s *sender) call(ctx context.Context) (picked time.Time, err error) {
 	return picked, nil
 }
 
-// ask sends the request and takes the replies to it.
+// ask sends the request and receives the replies to it.
 func (s *sender) ask(stream grpc.ClientStream, x *script) (endpoint string, err error) {
 	if err := send(stream, x.headers); err != nil {
 		return "", err
@@ -268,7 +268,7 @@ func (s *sender) askDuplex(stream grpc.ClientStream, x *script) (endpoint string
 	return endpoint, nil
 }
 
-// answer tells of the model's answer and ends the stream, as the proxy does at the end of the call.
+// answer sends the messages of the model's answer and ends the stream, as the proxy does at the end of the call.
 func (s *sender) answer(stream grpc.ClientStream, endpoint string) error {
 	headers, ok := s.answers[endpoint]
 	if !ok {
@@ -295,7 +295,7 @@ func (s *sender) answer(stream grpc.ClientStream, endpoint string) error {
 	return nil
 }
 
-// abandon leaves a call in the middle: after the headers, in the body, or before the answer, in turn.
+// abandon ends a call early: after the headers, in the body, or before the answer, in turn.
 func (s *sender) abandon(stream grpc.ClientStream, x *script, n uint64) error {
 	switch n % 3 {
 	case 0:
@@ -304,7 +304,7 @@ func (s *sender) abandon(stream grpc.ClientStream, x *script, n uint64) error {
 		if err := send(stream, append([]byte(nil), x.headers...)); err != nil {
 			return err
 		}
-		return send(stream, append([]byte(nil), x.body[0]...)) // the stream may hold it after it is left
+		return send(stream, append([]byte(nil), x.body[0]...)) // a copy, as the stream may hold it longer
 	default:
 		_, err := s.ask(stream, x)
 		return err
@@ -326,7 +326,7 @@ func (s *sender) receive(stream grpc.ClientStream) (reply, error) {
 	return readReply(s.reply)
 }
 
-// send sends a message. Where the server has ended the stream, the reason comes with the next message that is received.
+// send sends a message. If the server has ended the stream, the next receive returns the reason.
 func send(stream grpc.ClientStream, message []byte) error {
 	if err := stream.SendMsg(message); err != nil && !errors.Is(err, io.EOF) {
 		return err
@@ -334,13 +334,13 @@ func send(stream grpc.ClientStream, message []byte) error {
 	return nil
 }
 
-// encoded is the codec of messages that are encoded already.
+// encoded is the codec of messages that are already encoded.
 type encoded struct{}
 
-// Name is empty, as gRPC's default codec is meant, whose encoding the messages have.
+// Name is empty for gRPC's default codec: the messages have its encoding.
 func (encoded) Name() string { return "" }
 
-// Marshal takes a []byte, which must stay as it is until it is sent.
+// Marshal takes a []byte, which must not change until it is sent.
 func (encoded) Marshal(v any) (mem.BufferSlice, error) {
 	message, ok := v.([]byte)
 	if !ok {
@@ -349,7 +349,7 @@ func (encoded) Marshal(v any) (mem.BufferSlice, error) {
 	return mem.BufferSlice{mem.SliceBuffer(message)}, nil
 }
 
-// Unmarshal copies a message into a *[]byte, whose room is used again.
+// Unmarshal copies a message into a *[]byte, whose memory it reuses.
 func (encoded) Unmarshal(data mem.BufferSlice, v any) error {
 	out, ok := v.(*[]byte)
 	if !ok {

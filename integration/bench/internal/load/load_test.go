@@ -81,7 +81,7 @@ func TestAtRateMakesEveryCallThatIsDue(t *testing.T) {
 	}
 }
 
-// slow takes its time with each stream.
+// slow delays each stream.
 type slow struct {
 	extprocv3.UnimplementedExternalProcessorServer
 	pause time.Duration
@@ -103,12 +103,12 @@ func serve(t *testing.T, s extprocv3.ExternalProcessorServer) string {
 	t.Helper()
 	l, server := listen(t), grpc.NewServer()
 	extprocv3.RegisterExternalProcessorServer(server, s)
-	go func() { _ = server.Serve(l) }() // ends with Stop
+	go func() { _ = server.Serve(l) }() // ends at Stop
 	t.Cleanup(server.Stop)
 	return l.Addr().String()
 }
 
-// Calls that wait for those before them are late, and their wait must be seen.
+// The time of a call includes its wait for the calls before it.
 func TestAtRateCountsTheWaitForASlowServer(t *testing.T) {
 	d := drive(t, Load{Address: serve(t, slow{pause: 20 * time.Millisecond}), Bodies: [][]byte{prompt.Chat(1 << 10)}, Streams: 1})
 	took, err := d.AtRate(t.Context(), 500, 40*time.Millisecond)

@@ -15,15 +15,15 @@ const (
 	servedKey      = "x-gateway-destination-endpoint-served"
 )
 
-// smallReply is up to which length a reply is decoded as a whole. Longer ones carry chunks of a body, which are
-// counted where they lie: their copies would cost the driver what the server is to have.
+// smallReply is the longest reply that is decoded as a whole. Longer replies carry chunks of a body, which are counted in
+// place: copies would take processor time from the server.
 const smallReply = 2048
 
-// reply is what the driver looks at in a server's message.
+// reply is the part of a server's message that the driver reads.
 type reply struct {
-	endpoint string // the first one picked, where the message picks
-	returned int    // bytes of a body that the message gives back
-	end      bool   // of that body
+	endpoint string // the first one picked, in a message with a pick
+	returned int    // bytes of a body that the message returns
+	end      bool   // whether they end the body
 }
 
 // readReply reads a server's message. A refusal is an error.
@@ -56,8 +56,8 @@ func readReply(message []byte) (reply, error) {
 	return out, nil
 }
 
-// readChunk reads a reply that carries a chunk of the request's body, by the numbers of the fields on the way to it:
-// request_body, response, body_mutation, streamed_response.
+// readChunk reads a reply with a chunk of the request's body, by the field numbers on the path to it: request_body,
+// response, body_mutation, streamed_response.
 func readChunk(message []byte) (reply, error) {
 	var out reply
 	for _, number := range []protowire.Number{3, 1, 3, 3} {

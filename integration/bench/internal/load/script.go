@@ -16,21 +16,21 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/bench/internal/prompt"
 )
 
-// Mode is how the proxy hands over bodies.
+// Mode is how the proxy sends bodies.
 type Mode uint8
 
 const (
-	// Partial is Envoy's BUFFERED_PARTIAL for requests and no bodies of answers: a prompt comes as one message of up
-	// to 1 MiB, and the proxy itself passes the body on.
+	// Partial is Envoy's BUFFERED_PARTIAL for requests, without the bodies of answers: a prompt comes as one message of up to
+	// 1 MiB, and the proxy itself forwards the body.
 	Partial Mode = iota
-	// Duplex is FULL_DUPLEX_STREAMED both ways: bodies come in chunks and every byte is sent back.
+	// Duplex is FULL_DUPLEX_STREAMED both ways: bodies come in chunks and the server sends every byte back.
 	Duplex
 )
 
 func (m Mode) String() string { return [...]string{"buffered", "duplex"}[m] }
 
-// chunkLength is the longest chunk of a streamed body: the most that ext_proc recommends, so that a server which pays
-// by the message is not charged for more of them than need be.
+// chunkLength is the longest chunk of a streamed body, the most that ext_proc recommends. A server with a cost per message
+// so gets as few messages as possible.
 const chunkLength = 64 << 10
 
 // requestIDDigits are the hexadecimal digits at the end of a request's id that differ from call to call.
@@ -38,8 +38,8 @@ const requestIDDigits = 12
 
 const requestIDPrefix = "6f1c2a34-5b6d-4e7f-8a9b-"
 
-// script is what Envoy sends for the request half of one HTTP call, encoded, with the two places at which calls
-// differ: the request's id and the prompt's serial number. It belongs to one stream at a time.
+// script holds the encoded messages of Envoy for the request of one HTTP call, with the two places that differ between
+// calls: the request's id and the prompt's serial number. One stream uses it at a time.
 type script struct {
 	headers   []byte
 	body      [][]byte
@@ -76,7 +76,7 @@ func newScript(body []byte, mode Mode) (*script, error) {
 	return s, nil
 }
 
-// number tells a call apart from all others by call, and its prompt from all others by serial.
+// number makes the call unique by call, and its prompt by serial.
 func (s *script) number(call, serial uint64) {
 	var bytes [8]byte
 	binary.BigEndian.PutUint64(bytes[:], call)
@@ -113,7 +113,7 @@ func requestHeaders(bodyBytes int, mode Mode) *extprocv3.ProcessingRequest {
 	}
 }
 
-// answerHeaders is what Envoy tells of the answer's beginning, and of the endpoint that gives it.
+// answerHeaders is Envoy's message of the answer's headers, with the serving endpoint.
 func answerHeaders(endpoint string) ([]byte, error) {
 	return proto.Marshal(&extprocv3.ProcessingRequest{
 		MetadataContext: &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.lb": {Fields: map[string]*structpb.Value{

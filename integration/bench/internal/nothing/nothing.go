@@ -1,5 +1,5 @@
-// Package nothing is an ext_proc server built the ordinary way, with grpc-go and go-control-plane as they come, that
-// lets everything pass. What another server costs above it is that server's own doing.
+// Package nothing is an ext_proc server that lets everything pass, built with plain grpc-go and go-control-plane. What
+// another server costs more is that server's own cost.
 package nothing
 
 import (
@@ -18,8 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Serve answers ext_proc streams on one listener, and tells of the process's memory at /metrics on the other, until
-// ctx ends.
+// Serve serves ext_proc streams on one listener, and the process's memory metrics at /metrics on the other, until ctx ends.
 func Serve(ctx context.Context, streams, metrics net.Listener) error {
 	s := grpc.NewServer()
 	extprocv3.RegisterExternalProcessorServer(s, server{})
@@ -44,7 +43,7 @@ type server struct {
 	extprocv3.UnimplementedExternalProcessorServer
 }
 
-// Process replies to each message with CONTINUE, or, where the proxy leaves bodies to it, with the bytes it was sent.
+// Process replies to each message with CONTINUE, or with the received bytes where the proxy leaves bodies to it.
 func (server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
 	duplex := false
 	for {

@@ -1,5 +1,5 @@
-// Package prompt makes the bodies of chat calls that a load is made of: prose and code in the JSON that clients write,
-// of an exact size, and told apart by a serial number at the head of the prompt. It knows nothing of who is called.
+// Package prompt makes bodies of chat calls for a load: prose and code in the JSON that clients write, of an exact size,
+// each with a serial number at the head of the prompt. It does not know the server.
 package prompt
 
 import (
@@ -11,20 +11,20 @@ import (
 	"strings"
 )
 
-// Model is the model that all bodies ask for.
+// Model is the model in all bodies.
 const Model = "llama-3.1-8b"
 
 // SerialLength is the length of a serial number, in bytes.
 const SerialLength = 16
 
-// zero is the serial number that a new body bears. It occurs nowhere else in it.
+// zero is the serial number of a new body. It occurs nowhere else in the body.
 const zero = "0000000000000000"
 
 var words = strings.Fields("the picker reads a request once and sends it to the endpoint that holds most of its prefix in the " +
 	"cache so that the model does not compute again what it has computed for another user a moment ago while a busy " +
 	"endpoint is left alone until it has answered what waits there already")
 
-// snippet has what makes JSON of code dear: line breaks, tabs, quotes and backslashes.
+// snippet has the characters that make JSON of code costly: line breaks, tabs, quotes and backslashes.
 const snippet = "```go\nfunc main() {\n\tif err := run(os.Args[1:]); err != nil {\n\t\tfmt.Fprintf(os.Stderr, \"failed: %v\\n\", err)\n" +
 	"\t\tos.Exit(1)\n\t}\n\tpath := \"C:\\\\temp\\\\report.txt\"\n}\n```\n"
 
@@ -33,9 +33,9 @@ type message struct {
 	Content string `json:"content"`
 }
 
-// Chat makes the body of a streamed chat completion of exactly size bytes, or of the smallest size that holds one:
-// a system prompt that starts with the serial number, and turns of prose with a piece of code in every other
-// paragraph. The same size gives the same body.
+// Chat makes the body of a streamed chat completion of exactly size bytes, or of the smallest possible size: a system
+// prompt that starts with the serial number, and turns of prose with code in every other paragraph. The same size gives the
+// same body.
 func Chat(size int) []byte {
 	random := rand.New(rand.NewPCG(uint64(size), 1))
 	body := encode([]message{{"system", zero + " You answer in short sentences."}}, 0)
@@ -85,10 +85,10 @@ func encode(messages []message, fill int) []byte {
 	return bytes.TrimRight(out.Bytes(), "\n")
 }
 
-// SerialAt finds where the serial number stands in a body that Chat made, or in a message that holds one.
+// SerialAt finds the serial number in a body that Chat made, or in a message with such a body.
 func SerialAt(body []byte) int { return bytes.Index(body, []byte(zero)) }
 
-// SetSerial writes a serial number into place, which is SerialLength bytes.
+// SetSerial writes a serial number into place, which has SerialLength bytes.
 func SetSerial(place []byte, n uint64) {
 	copy(place, fmt.Appendf(make([]byte, 0, SerialLength), "%016x", n))
 }

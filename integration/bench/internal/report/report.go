@@ -1,4 +1,4 @@
-// Package report puts figures into tables that a stranger can read, and holds them against goals.
+// Package report prints figures in tables that a stranger can read, and compares them with goals.
 package report
 
 import (
@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Median is the middle of the values, or the mean of the two in the middle; NaN of none.
+// Median is the middle value, or the mean of the two middle ones; NaN without values.
 func Median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	n := len(sorted)
@@ -21,7 +21,7 @@ func Median(values []float64) float64 {
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
-// Percentile is the smallest of the durations that a share of them does not exceed; 0 of none.
+// Percentile is the smallest duration that the given share of durations does not exceed; 0 without durations.
 func Percentile(of []time.Duration, share float64) time.Duration {
 	if len(of) == 0 {
 		return 0
@@ -37,7 +37,7 @@ type Goal struct {
 	Limit float64
 }
 
-// Met reports whether the goal is met. A ratio that is not known meets none.
+// Met reports whether the goal is met. An unknown ratio meets none.
 func (g Goal) Met() bool { return g.Ratio <= g.Limit }
 
 func (g Goal) verdict() string {
@@ -59,7 +59,7 @@ func New(out io.Writer) *Report { return &Report{out: out} }
 // Say writes a paragraph.
 func (r *Report) Say(format string, args ...any) { _, _ = fmt.Fprintf(r.out, format+"\n", args...) }
 
-// Table writes a title, a head and rows in columns that are set to the right but for the first.
+// Table writes a title, a head and rows in columns, all but the first aligned to the right.
 func (r *Report) Table(title string, head []string, rows [][]string) {
 	_, _ = fmt.Fprintf(r.out, "\n%s\n", title)
 	w := tabwriter.NewWriter(r.out, 0, 0, 2, ' ', tabwriter.AlignRight)
@@ -68,7 +68,7 @@ func (r *Report) Table(title string, head []string, rows [][]string) {
 		width = max(width, len([]rune(row[0])))
 	}
 	for _, row := range append([][]string{head}, rows...) {
-		// The writer knows one alignment: the first column is filled up by hand.
+		// The writer has one alignment for all columns, so the first column is padded by hand.
 		first := row[0] + strings.Repeat(" ", width-len([]rune(row[0])))
 		_, _ = fmt.Fprintf(w, "  %s\t%s\t\n", first, strings.Join(row[1:], "\t"))
 	}
@@ -80,7 +80,7 @@ func (r *Report) Goal(format string, ratio, limit float64, args ...any) {
 	r.goals = append(r.goals, Goal{Name: fmt.Sprintf(format, args...), Ratio: ratio, Limit: limit})
 }
 
-// Summary writes all goals with what became of them, and returns how many are missed.
+// Summary writes all goals and whether they are met, and returns the number of missed ones.
 func (r *Report) Summary() (missed int) {
 	rows := make([][]string, 0, len(r.goals))
 	for _, g := range r.goals {
@@ -94,7 +94,7 @@ func (r *Report) Summary() (missed int) {
 	return missed
 }
 
-// Ratio writes a ratio with as many places as it needs.
+// Ratio formats a ratio with as many decimals as it needs.
 func Ratio(x float64) string {
 	switch {
 	case math.IsNaN(x):
@@ -106,7 +106,7 @@ func Ratio(x float64) string {
 	}
 }
 
-// Micros writes seconds as microseconds.
+// Micros formats seconds as microseconds.
 func Micros(seconds float64) string {
 	switch us := seconds * 1e6; {
 	case math.IsNaN(us):
@@ -118,7 +118,7 @@ func Micros(seconds float64) string {
 	}
 }
 
-// Number writes a number without places, or a dash where it is not known.
+// Number formats a number without decimals, or a dash if it is unknown.
 func Number(x float64) string {
 	if math.IsNaN(x) || math.IsInf(x, 0) {
 		return "–"
@@ -126,8 +126,8 @@ func Number(x float64) string {
 	return fmt.Sprintf("%.0f", x)
 }
 
-// Megabytes writes bytes as MB.
+// Megabytes formats bytes as MB.
 func Megabytes(bytes float64) string { return fmt.Sprintf("%.0f MB", bytes/1e6) }
 
-// Kilobytes names a prompt's size.
+// Kilobytes formats a prompt's size.
 func Kilobytes(bytes int) string { return fmt.Sprintf("%d KB", bytes>>10) }

@@ -1,5 +1,5 @@
-// Package server runs the servers that are compared, each as a process of its own, and reads what each costs from the
-// kernel's accounting of that process alone.
+// Package server runs the compared servers, each as a process of its own, and reads the cost of each from the kernel's
+// accounting of that process.
 package server
 
 import (
@@ -20,30 +20,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// startLimit bounds how long a server may take until it accepts connections.
+// startLimit bounds the time until a server accepts connections.
 const startLimit = 30 * time.Second
 
 // Command says what to run.
 type Command struct {
-	// Name is the server's in messages and in the name of its log.
+	// Name names the server in messages and names its log.
 	Name string
 	// Path and Args start it; Env is added to the environment.
 	Path string
 	Args []string
 	Env  []string
-	// Address is where it serves ext_proc.
+	// Address is the server's ext_proc address.
 	Address string
 	// Metrics is the URL of its Prometheus metrics.
 	Metrics string
 }
 
-// Process is a server that runs.
+// Process is a running server.
 type Process struct {
 	Command
 	cmd  *exec.Cmd
 	log  string
 	done chan struct{}
-	err  error // its end, once done is closed
+	err  error // how it ended, once done is closed
 }
 
 // Start starts a server and waits until its address accepts connections. Its output goes to a file in the directory.
@@ -57,7 +57,7 @@ func Start(ctx context.Context, c Command, logs string) (*Process, error) {
 	p.cmd = exec.Command(c.Path, c.Args...)
 	p.cmd.Env = append(os.Environ(), c.Env...)
 	p.cmd.Stdout, p.cmd.Stderr = out, out
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a terminal's Ctrl-C is for us: we stop it
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // keeps a terminal's Ctrl-C from it: Stop ends it
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting the %s: %w", c.Name, err)
 	}
@@ -90,13 +90,13 @@ func (p *Process) awaitListening(ctx context.Context) error {
 	}
 }
 
-// failure is an error with the end of the log.
+// failure adds the end of the log to an error.
 func (p *Process) failure(err error) error {
-	text, _ := os.ReadFile(p.log) // without it, the error stands alone
+	text, _ := os.ReadFile(p.log) // without a log, the error stands alone
 	return fmt.Errorf("the %s: %w\n%s", p.Name, err, text[max(0, len(text)-4096):])
 }
 
-// Running is nil while the process runs, and else says how it ended.
+// Running returns nil while the process runs, and otherwise how it ended.
 func (p *Process) Running() error {
 	select {
 	case <-p.done:
@@ -106,7 +106,7 @@ func (p *Process) Running() error {
 	}
 }
 
-// Stop ends the process: at once if it has not ended after 10 s.
+// Stop asks the process to end, and kills it after 10 s.
 func (p *Process) Stop() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
@@ -117,14 +117,14 @@ func (p *Process) Stop() {
 	}
 }
 
-// CPU is the processor time that the process has used so far, in user mode and in the kernel, of all its threads.
+// CPU returns the processor time of all threads of the process so far, in user mode and in the kernel.
 func (p *Process) CPU() (time.Duration, error) { return CPU(p.cmd.Process.Pid) }
 
-// CPU is the processor time that a process has used so far: what /proc/<pid>/stat tells as utime and stime, read from
-// the process's CPU-time clock, which is the same account in nanoseconds and not in ticks of 10 ms.
+// CPU returns the processor time of a process so far. It reads the process's CPU-time clock, which counts the same as utime
+// and stime in /proc/<pid>/stat, but in nanoseconds and not in ticks of 10 ms.
 func CPU(pid int) (time.Duration, error) {
-	// The clock of a process, as clock_getcpuclockid(3) makes it: the number's complement above three bits, of which
-	// 2 asks for the scheduler's count.
+	// The clock's id is that of clock_getcpuclockid(3): the complement of the process ID above three bits, of which 2 selects
+	// the scheduler's count.
 	clock := int32(^pid)<<3 | 2
 	var at unix.Timespec
 	if err := unix.ClockGettime(clock, &at); err != nil {
@@ -133,7 +133,7 @@ func CPU(pid int) (time.Duration, error) {
 	return time.Duration(at.Nano()), nil
 }
 
-// RSS is the memory that the process holds now, in bytes.
+// RSS returns the resident memory of the process, in bytes.
 func (p *Process) RSS() (int64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	if err != nil {
@@ -148,7 +148,7 @@ func (p *Process) RSS() (int64, error) {
 	return 0, fmt.Errorf("the kernel tells no memory of the %s", p.Name)
 }
 
-// Names of metrics that every Go program with the Prometheus client tells.
+// Names of metrics of every Go program with the Prometheus client.
 const (
 	Mallocs    = "go_memstats_mallocs_total"
 	Frees      = "go_memstats_frees_total"
@@ -156,7 +156,7 @@ const (
 	Goroutines = "go_goroutines"
 )
 
-// Values reads the process's metrics: the sum of each name's series.
+// Values reads the process's metrics: for each name, the sum of its series.
 func (p *Process) Values(ctx context.Context) (map[string]float64, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, p.Metrics, nil)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// The account must grow with the work that is done, by about as much.
+// The processor time grows with the work done, by about as much.
 func TestCPU(t *testing.T) {
 	before, err := CPU(os.Getpid())
 	if err != nil {

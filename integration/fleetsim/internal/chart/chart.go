@@ -1,5 +1,5 @@
-// Package chart draws line charts as SVG, which looks the same in every browser and in a repository's web page. It
-// knows numbers and names and nothing of what they mean.
+// Package chart draws line charts as SVG, which looks the same in every browser and in a repository's web page. It does not
+// know what the numbers and names mean.
 package chart
 
 import (
@@ -13,11 +13,11 @@ import (
 // Chart is a set of lines over common axes.
 type Chart struct {
 	Title, X, Y string
-	// LogY draws the vertical axis in powers of ten. Values that are not positive are left out then.
+	// LogY draws the vertical axis in powers of ten. It leaves out values that are not positive.
 	LogY bool
-	// MaxY cuts the vertical axis; 0 fits it to the lines.
+	// MaxY is the end of the vertical axis; 0 fits the axis to the lines.
 	MaxY float64
-	// Mark draws a level across the chart, with its name; 0 draws none.
+	// Mark draws a named horizontal line at this level; 0 draws none.
 	Mark     float64
 	MarkName string
 	Lines    []Line
@@ -32,19 +32,19 @@ type Line struct {
 // Point is one point of a line.
 type Point struct{ X, Y float64 }
 
-// Sizes in pixels. The legend has the right margin.
+// Sizes in pixels. The legend is in the right margin.
 const (
 	width, height            = 860, 440
 	left, right, top, bottom = 70, 170, 46, 52
 )
 
-// colours can be told apart with colour vision deficiencies (Okabe and Ito's palette); dashes tell them apart in print.
+// colours are distinguishable with colour vision deficiencies (Okabe and Ito's palette), and dashes in print.
 var (
 	colours = []string{"#999999", "#56b4e9", "#e69f00", "#d55e00", "#009e73", "#000000", "#cc79a7", "#0072b2"}
 	dashes  = []string{"2 3", "6 3", "9 3 2 3", "", "", "4 4", "1 2", "8 2"}
 )
 
-// SVG is the chart as a document.
+// SVG returns the chart as a document.
 func (c *Chart) SVG() []byte {
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" font-family="sans-serif" font-size="12">`+"\n",
@@ -97,7 +97,7 @@ func (c *Chart) axes() (x, y axis) {
 	return x.widened(), y.widened()
 }
 
-// widened leaves an axis some length, also where all values are one or there is none.
+// widened gives an axis some length, also if all values are equal or there is none.
 func (a axis) widened() axis {
 	if math.IsInf(a.low, 0) {
 		a.low, a.high = 1, 10
@@ -115,7 +115,7 @@ func (c *Chart) drawable(p Point) bool {
 	return !math.IsNaN(p.X) && !math.IsNaN(p.Y) && !math.IsInf(p.X, 0) && !math.IsInf(p.Y, 0) && (!c.LogY || p.Y > 0)
 }
 
-// ticks are round values on an axis: 1, 2 and 5 times powers of ten.
+// ticks returns round values on an axis: 1, 2 and 5 times powers of ten.
 func (a axis) ticks() []float64 {
 	var out []float64
 	if a.logarithms {
@@ -161,7 +161,7 @@ func (c *Chart) grid(b *strings.Builder, x, y axis) {
 	}
 }
 
-// line draws the points that lie in the chart; the first beyond its top ends on it, so that a steep line is seen.
+// line draws the points within the chart. The first point above its top is drawn at the top, to show a steep line.
 func (c *Chart) line(b *strings.Builder, x, y axis, l Line, i int) {
 	var points []string
 	for k, p := range l.Points {

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// texts reads a document to its end and returns what is written in it; that it is read at all says that it is XML.
+// texts reads an SVG document to its end and returns its texts. That it can be read shows that it is XML.
 func texts(t *testing.T, svg []byte) []string {
 	t.Helper()
 	var out []string

@@ -10,13 +10,13 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
 )
 
-// Oracle decides by the rule that ours rests on, plainly: the least sum of the time until the call's first token and
-// of what its prefill costs others. It knows what no picker can: what each server has cached or is about to compute,
-// how many tokens it has left to prefill, how fast it is at this moment, and which adapters are loaded.
+// Oracle decides by the plain form of our rule: the least sum of the time until the call's first token and of what its
+// prefill costs other calls. It knows what no picker can: what each server has cached or will compute, how many tokens it
+// has left to prefill, how fast it is now, and which adapters are loaded.
 var Oracle = Policy{"oracle", func(s Setting) (Picker, error) { return newOracle(s), nil }}
 
-// Patient is the oracle with the one thing in which our rule goes beyond the plain one: the longer the shortest queue is,
-// the more a token to prefill is taken to cost others. Both know all, so what lies between them is the rule's doing.
+// Patient is the oracle with our rule's only addition to the plain rule: the longer the shortest queue is, the more a token
+// to prefill costs other calls. Both know the servers' true state, so that a difference comes from the rule.
 var Patient = Policy{"patient oracle", func(s Setting) (Picker, error) {
 	o := newOracle(s)
 	o.patient = true
@@ -28,13 +28,13 @@ func newOracle(s Setting) *oracle {
 }
 
 const (
-	// othersShare is what a token to prefill costs those who come behind, as a multiple of its own time: ρ/(1-ρ) in
-	// an M/G/1 queue with a utilisation ρ of one half.
+	// othersShare is the cost of a token to prefill for later calls, as a multiple of its own time: ρ/(1-ρ) in an M/G/1 queue
+	// with a utilisation ρ of one half.
 	othersShare = 1
-	// patience is the length of the shortest queue, in seconds, over which the patient oracle counts that once more, and
-	// mostShare where it ends.
+	// The patient oracle derives that multiple from the shortest queue: 1 for each patience seconds of it, from othersShare
+	// up to mostShare.
 	patience, mostShare = 2, 8
-	// decodeTokens is what a call in flight costs a new one, in tokens to prefill.
+	// decodeTokens is the cost of a call in flight for a new one, in tokens to prefill.
 	decodeTokens = 32
 )
 
@@ -66,7 +66,7 @@ func (p *oracle) Pick(_ time.Duration, _ int, c *workload.Call) int {
 	return best
 }
 
-// others is what a token to prefill costs those who come behind, as a multiple of its own time.
+// others returns the cost of a token to prefill for later calls, as a multiple of its own time.
 func (p *oracle) others() float64 {
 	if !p.patient {
 		return othersShare
@@ -78,8 +78,8 @@ func (p *oracle) others() float64 {
 	return min(max(othersShare, shortest/patience), mostShare)
 }
 
-// cost is in seconds. Where memory is short for what is to be prefilled, the rest of it waits for calls to end; that is
-// counted as long as prefilling it takes.
+// cost is in seconds. If memory is short for the tokens to prefill, the rest of them waits for calls to end; that wait
+// counts as long as their prefill.
 func (p *oracle) cost(m int, c *workload.Call, others float64) float64 {
 	s := p.servers[m]
 	wait, own := float64(s.Backlog()), float64(c.Prompt-s.Cached(c))
@@ -88,8 +88,8 @@ func (p *oracle) cost(m int, c *workload.Call, others float64) float64 {
 	return tokens/p.rate(m) + p.adapterCost(s, c.Adapter)
 }
 
-// adapterCost is the time to load an adapter that is not there, and the same again for the one that it pushes out.
-// Where all slots are in use it also waits for one of them.
+// adapterCost is the time to load an adapter that is not loaded, and the same again for the one that it evicts. Where all
+// slots are in use, it adds the wait for a slot.
 func (p *oracle) adapterCost(s *server.Server, name string) float64 {
 	slots := s.Adapters()
 	if name == "" || slices.ContainsFunc(slots, func(a server.AdapterSlot) bool { return a.Name == name }) {

@@ -18,17 +18,17 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
-// Ours is this project's picker: the pool, the index and the rule that serve in a cluster, under a virtual clock.
+// Ours is this project's picker: the pool state, the index and the rule of a cluster's picker, under a virtual clock.
 var Ours = Policy{"waypoint", func(s Setting) (Picker, error) { return newOurs(s) }}
 
-// ours is the seam between the simulator and the picker: nothing else here knows how a pool is spoken to.
+// ours connects the simulator and the picker: only this type calls the picker's pool.
 type ours struct {
 	now, interval time.Duration
 	fleet         *poolstate.Fleet
 	pool          *poolstate.Pool
 	facts         request.Facts
 	reservations  map[int]*poolstate.Reservation
-	numbers       map[string]int // by address
+	numbers       map[string]int // of servers, by address
 	text          []byte
 }
 
@@ -69,7 +69,7 @@ func (p *ours) Pick(now time.Duration, id int, c *workload.Call) int {
 	p.facts = factsOf(c)
 	r := &poolstate.Reservation{}
 	if _, err := p.pool.Pick(&poolstate.Call{Facts: &p.facts}, r); err != nil {
-		return -1 // no member, which ends the run: a pool with endpoints refuses nothing
+		return -1 // not a member, which ends the run: a pool with endpoints refuses no call
 	}
 	p.reservations[id] = r
 	p.text = r.Endpoints(p.text[:0])
@@ -82,7 +82,7 @@ func (p *ours) Ended(now time.Duration, id int) {
 	delete(p.reservations, id)
 }
 
-// Failed is what a proxy shows of an answer with 500.
+// Failed reports what a proxy reports of an answer with status 500.
 func (p *ours) Failed(now time.Duration, id int) {
 	p.now = now
 	p.reservations[id].Responded(poolstate.Failed)
@@ -90,7 +90,7 @@ func (p *ours) Failed(now time.Duration, id int) {
 	delete(p.reservations, id)
 }
 
-// Interval is the one that the picker's own scraper keeps for a fleet of this size and its pool's calls.
+// Interval is that of the picker's own scraper for a fleet of this size and these calls.
 func (p *ours) Interval() time.Duration { return max(p.interval, p.pool.Pace()) }
 
 func (p *ours) Scraped(now time.Duration, metrics []server.Metrics) {
@@ -112,8 +112,8 @@ func (p *ours) Scraped(now time.Duration, metrics []server.Metrics) {
 	}
 }
 
-// factsOf are the facts that reading a request of this prompt gives: four bytes a token, a bounded number of blocks,
-// and the adapter in the place of the model.
+// factsOf returns the facts that the picker would read from a request with this prompt: four bytes a token, a bounded
+// number of blocks, and the adapter as the model.
 func factsOf(c *workload.Call) request.Facts {
 	return request.Facts{
 		API:         request.ChatCompletions,

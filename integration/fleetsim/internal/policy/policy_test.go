@@ -9,7 +9,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
 )
 
-// make makes a picker for idle servers.
+// start makes a picker for idle servers.
 func start(t *testing.T, p Policy, servers int) (Picker, []*server.Server) {
 	t.Helper()
 	s := Setting{
@@ -57,7 +57,7 @@ func TestEveryPolicyPicksMembersOnly(t *testing.T) {
 	}
 }
 
-// Pickers that know of prefixes send a prompt where it was before; the others need not.
+// Pickers that know prefixes send a prompt where it was before; other pickers need not.
 func TestPrefixesAreFollowed(t *testing.T) {
 	for _, p := range []Policy{Reference, Ours, Oracle} {
 		t.Run(p.Name, func(t *testing.T) {

@@ -9,10 +9,10 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
 )
 
-// Reference is the default profile of the endpoint picker that the Gateway API Inference Extension documents: a sum of
-// scores between 0 and 1, of the queue's length (weight 2), of the KV cache's utilisation (2) and of the prefix that
-// it believes cached (3); the highest wins, a random one of equals. Metrics are read every 50 ms. It remembers, for
-// each server, the last 31,250 blocks of 64 tokens that it sent there, each block by itself.
+// Reference is the default profile of the endpoint picker that the Gateway API Inference Extension documents. It sums
+// scores between 0 and 1: of the queue's length (weight 2), of the KV cache's utilisation (2) and of the prefix that it
+// believes cached (3). The highest sum wins, a random one of equals. It reads metrics every 50 ms. For each server it
+// remembers the last 31,250 blocks of 64 tokens sent there, each block by itself.
 var Reference = Policy{"reference", func(s Setting) (Picker, error) {
 	p := &reference{rnd: chance(s, 3), holders: map[uint64]uint64{}}
 	for range s.Servers {
@@ -73,7 +73,7 @@ func (p *reference) Pick(_ time.Duration, _ int, c *workload.Call) int {
 	return best
 }
 
-// match counts, for each server, the blocks it is believed to hold, up to the first that nobody holds.
+// match counts the blocks that each server should hold, up to the first block that no server holds.
 func (p *reference) match(blocks []uint64) []int {
 	matched := make([]int, len(p.memories))
 	for _, b := range blocks {
@@ -100,11 +100,11 @@ func (p *reference) remember(m int, blocks []uint64) {
 	}
 }
 
-// memory is a set of blocks of limited size that forgets the one used longest ago.
+// memory is a set of blocks of limited size that evicts the least recently used one.
 type memory struct {
 	size    int
 	entries map[uint64]*entry
-	ring    entry // the last used first
+	ring    entry // the most recently used first
 }
 
 type entry struct {
@@ -118,7 +118,7 @@ func newMemory(size int) *memory {
 	return m
 }
 
-// use notes a block and says which one is forgotten for it, if any.
+// use notes a block and returns the block evicted for it, if any.
 func (m *memory) use(block uint64) (evicted uint64, any bool) {
 	e := m.entries[block]
 	switch {

@@ -8,13 +8,13 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
 )
 
-// Random takes any server.
+// Random picks any server.
 var Random = Policy{"random", func(s Setting) (Picker, error) { return &random{rnd: chance(s, 1)}, nil }}
 
-// RoundRobin takes the servers in turn.
+// RoundRobin picks the servers in turn.
 var RoundRobin = Policy{"round robin", func(Setting) (Picker, error) { return &roundRobin{}, nil }}
 
-// LeastRequest draws two servers and takes the one with fewer calls in flight, as Envoy's least_request does.
+// LeastRequest draws two servers and picks the one with fewer calls in flight, as Envoy's least_request does.
 var LeastRequest = Policy{"least request", func(s Setting) (Picker, error) {
 	return &leastRequest{rnd: chance(s, 2), serving: map[int]int{}, inFlight: map[int]int{}}, nil
 }}

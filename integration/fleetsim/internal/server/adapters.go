@@ -2,7 +2,7 @@ package server
 
 import "slices"
 
-// adapters are the slots for LoRA adapters on the device, the least recently used first.
+// adapters holds the loaded LoRA adapters, the least recently used first, in a limited number of slots.
 type adapters struct {
 	slots  int
 	loaded []slot
@@ -10,11 +10,11 @@ type adapters struct {
 
 type slot struct {
 	name    string
-	running int // calls of the batch that use it
+	running int // calls of the batch with this adapter
 }
 
-// admit makes room for a call of an adapter and says whether it was there already. It fails where all slots are used
-// by running calls of other adapters.
+// admit loads the adapter of a call and reports whether it was resident already. It fails if running calls of other
+// adapters use all slots.
 func (a *adapters) admit(name string) (resident, ok bool) {
 	if name == "" {
 		return true, true
@@ -37,13 +37,13 @@ func (a *adapters) admit(name string) (resident, ok bool) {
 	return false, true
 }
 
-// possible says whether admit would succeed.
+// possible reports whether admit would succeed.
 func (a *adapters) possible(name string) bool {
 	return name == "" || len(a.loaded) < a.slots ||
 		slices.ContainsFunc(a.loaded, func(s slot) bool { return s.running == 0 || s.name == name })
 }
 
-// leave says that a call of an adapter runs no more.
+// leave notes that a call of an adapter has left the batch.
 func (a *adapters) leave(name string) {
 	if i := a.find(name); i >= 0 {
 		a.loaded[i].running--

@@ -1,12 +1,12 @@
 package server
 
-// cache is the memory of key and value vectors: a fixed number of blocks, each free and empty, held by calls, or kept
-// under its name after its last holder has left, to be used again or to be evicted, least recently used first.
+// cache is the KV cache: a fixed number of blocks. A block is free and empty, or held by calls, or kept under its name
+// after its last holder has left. A kept block can be used again; the least recently used one is evicted first.
 type cache struct {
 	size   int
 	empty  int
 	blocks map[uint64]*block
-	// kept is the ring of named blocks that nobody holds, the next to be evicted first.
+	// kept is the ring of named blocks without a holder. The first in it is evicted next.
 	kept    block
 	keptLen int
 	spare   *block // for reuse, chained by next
@@ -25,10 +25,10 @@ func newCache(size int) *cache {
 	return c
 }
 
-// free is the number of blocks that can be had.
+// free returns the number of blocks that a call could take.
 func (c *cache) free() int { return c.empty + c.keptLen }
 
-// hold makes a call a holder of a block if it is there.
+// hold makes a call a holder of a block if the cache has the block.
 func (c *cache) hold(name uint64) *block {
 	b := c.blocks[name]
 	if b == nil {
@@ -41,10 +41,10 @@ func (c *cache) hold(name uint64) *block {
 	return b
 }
 
-// has says whether a block is there.
+// has reports whether the cache has a block.
 func (c *cache) has(name uint64) bool { return c.blocks[name] != nil }
 
-// take gives out n blocks without a name, evicting what it must. It gives all or none.
+// take takes n unnamed blocks, and evicts kept ones as needed. It takes all or none.
 func (c *cache) take(n int) bool {
 	if n > c.free() {
 		return false
@@ -56,8 +56,8 @@ func (c *cache) take(n int) bool {
 	return true
 }
 
-// name gives a block that was taken a name, so that others find it. Where there is one of that name already, nil is
-// returned and the block stays without.
+// name gives a taken block a name, so that other calls find it. If a block has that name already, it returns nil and the
+// taken block stays unnamed.
 func (c *cache) name(name uint64) *block {
 	if c.has(name) {
 		return nil
@@ -73,8 +73,8 @@ func (c *cache) name(name uint64) *block {
 	return b
 }
 
-// release gives back what a call held: its named blocks, in the order of the prompt, and so many without a name. The
-// last of the prompt are the first to be evicted.
+// release returns the blocks of a call: its named blocks, in the order of the prompt, and a number of unnamed ones. The
+// last blocks of the prompt are evicted first.
 func (c *cache) release(held []*block, unnamed int) {
 	c.empty += unnamed
 	for i := len(held) - 1; i >= 0; i-- {

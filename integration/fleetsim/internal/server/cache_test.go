@@ -21,7 +21,7 @@ func TestCacheEvictsLeastRecentlyUsedTailFirst(t *testing.T) {
 	second := fill(t, c, 3, 4)
 	c.release(first, 0)
 	c.release(second, 0)
-	if c.hold(1) == nil || c.hold(2) == nil { // used again: now younger than 3 and 4
+	if c.hold(1) == nil || c.hold(2) == nil { // used again: now more recent than 3 and 4
 		t.Fatal("released blocks are not found")
 	}
 	c.release(first, 0)
@@ -87,11 +87,11 @@ func TestAdapters(t *testing.T) {
 		{name: "a", wantResident: true, wantOK: true},
 		{name: "c"}, // both slots are in use
 		{name: "b", leave: true},
-		{name: "c", wantOK: true}, // in the place of b
+		{name: "c", wantOK: true}, // replaces b
 		{name: "c", leave: true},
 		{name: "a", leave: true},
 		{name: "a", leave: true},
-		{name: "b", wantOK: true}, // in the place of a, which was admitted before c
+		{name: "b", wantOK: true}, // replaces a, which was admitted before c
 		{name: "c", wantResident: true, wantOK: true},
 		{name: "", wantResident: true, wantOK: true},
 	} {

@@ -2,14 +2,14 @@ package server
 
 import "container/heap"
 
-// due says that a decoding call is to be looked at when so many steps have ended. The rest of the time it costs
-// nothing: a step takes the same work however many calls decode in it.
+// due says that a decoding call must be looked at once a number of steps have ended. Before that the call costs no time: a
+// step takes the same work however many calls decode in it.
 type due struct {
 	at      int
 	request *request
 }
 
-// dues are in the order of their steps, and within one in the order of the calls.
+// dues are ordered by step, and within a step by call.
 type dues struct{ heap dueHeap }
 
 func (d *dues) len() int   { return len(d.heap) }

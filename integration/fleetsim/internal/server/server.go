@@ -36,28 +36,28 @@ import (
 // BlockTokens is the length of a block of the cache, in tokens.
 const BlockTokens = 512
 
-// perBlock is how many of a call's blocks make one of the cache.
+// perBlock is the number of a call's blocks in one block of the cache.
 const perBlock = BlockTokens / workload.BlockTokens
 
-// Config is what a server is like.
+// Config holds the properties of a server.
 type Config struct {
 	// Blocks is the size of the cache, in blocks of BlockTokens.
 	Blocks int
 	// PrefillRate is in tokens a second.
 	PrefillRate float64
-	// Step is what each step takes, DecodeCall what each call adds that decodes in it, and DecodeToken what each
-	// token of such a call's context adds.
+	// Step is the constant time of each step. DecodeCall is added for each decoding call, and DecodeToken for each token of
+	// such a call's context.
 	Step, DecodeCall, DecodeToken time.Duration
 	// BatchTokens and BatchCalls bound a step.
 	BatchTokens, BatchCalls int
-	// AdapterSlots is how many LoRA adapters fit on the device, 0 for a server without, and AdapterLoad how long one
-	// takes to load.
+	// AdapterSlots is the number of LoRA adapters that fit on the device, 0 for a server without adapters. AdapterLoad is the
+	// time to load one.
 	AdapterSlots int
 	AdapterLoad  time.Duration
 }
 
-// Default is a server of the order of an 8B model on one large device: 8,000 prompt tokens a second, 10 ms for a step
-// that only decodes, twice that with 32 calls of 4,000 tokens.
+// Default is a server like an 8B model on one large device: 8,000 prompt tokens a second, 10 ms for a step that only
+// decodes, twice that with 32 calls of 4,000 tokens.
 func Default(blocks int) Config {
 	return Config{
 		Blocks:      blocks,
@@ -79,18 +79,18 @@ type Server struct {
 	adapters adapters
 	wanted   map[string]int // waiting calls by adapter
 
-	waiting []*request // the next to be admitted last
+	waiting []*request // the next to be admitted is the last
 	running []*request // in the order of admission
-	growing []*request // need a block for the token that the next step generates
+	growing []*request // need a block for the next step's token
 	due     dues
 
-	// pending counts the names of blocks that calls here will compute; see Cached.
+	// pending counts, by name, the blocks that this server's calls will compute; see Cached.
 	pending map[uint64]int
 	backlog int
 
 	stepping bool
 	stepEnd  time.Duration
-	steps    int // that have ended
+	steps    int // ended so far
 	decoding int
 	context  int // tokens of all decoding calls
 
@@ -103,32 +103,32 @@ type request struct {
 	id      int
 	came    time.Duration
 	adapter string
-	// tokens have to be computed before the next one is generated: the prompt, and after a preemption what was
-	// generated before it.
+	// tokens is what must be computed before the next token: the prompt and, after a preemption, the tokens generated before
+	// it.
 	tokens, computed, generated int
-	// behind is what of them counts in the server's backlog.
+	// behind is the part of tokens that counts in the server's backlog.
 	behind   int
 	cached   int
 	resident bool
-	// scheduled says that it was in the batch at least once, admitted that it is, began that it has its first token.
+	// scheduled: it was in the batch at least once. admitted: it is in the batch. began: it has its first token.
 	scheduled, admitted, began bool
 	first                      time.Duration
 	held                       []*block
 	unnamed                    int
-	// decodes says that the request generates since the step of that number; dueAt is when it is next looked at.
+	// decodes says that the request generates, since step since. It is looked at next after step dueAt.
 	decodes      bool
 	since, dueAt int
 }
 
-// Ended is a call that was answered.
+// Ended is an answered call.
 type Ended struct {
-	// ID is the one given with Submit.
+	// ID is that of Submit.
 	ID int
-	// First and Last are when the first and the last token came.
+	// First and Last are the times of the first and the last token.
 	First, Last time.Duration
-	// Cached is how many of the prompt's tokens were found in the cache when the call was first scheduled.
+	// Cached is the number of the prompt's tokens in the cache when the call was first scheduled.
 	Cached int
-	// Resident says that the call found its adapter loaded.
+	// Resident says that the call's adapter was loaded.
 	Resident bool
 }
 
@@ -144,10 +144,10 @@ func New(c Config) *Server {
 	}
 }
 
-// SetSlowness makes every step that begins from now on take so many times as long.
+// SetSlowness multiplies the time of every step that begins from now on.
 func (s *Server) SetSlowness(factor float64) { s.slowness = factor }
 
-// Fits is an error where a call is too long ever to be served.
+// Fits returns an error if a call is too long ever to be served.
 func (s *Server) Fits(c *workload.Call) error {
 	if need := blocksFor(c.Prompt + c.Output); need > s.config.Blocks {
 		return fmt.Errorf("a call of %d tokens needs %d blocks of a cache of %d", c.Prompt+c.Output, need, s.config.Blocks)
@@ -161,7 +161,7 @@ func (s *Server) Fits(c *workload.Call) error {
 	return nil
 }
 
-// Submit takes a call, which must fit. The server must have been advanced to now.
+// Submit accepts a call, which must fit. The server must have been advanced to now.
 func (s *Server) Submit(now time.Duration, id int, c *workload.Call) {
 	r := &request{call: c, id: id, came: now, adapter: c.Adapter, tokens: c.Prompt}
 	r.behind = c.Prompt - s.Cached(c)
@@ -176,7 +176,7 @@ func (s *Server) Submit(now time.Duration, id int, c *workload.Call) {
 	}
 }
 
-// Advance lets the time pass up to and with now, and tells of each call that ends.
+// Advance runs the server up to and including now, and reports each call that ends.
 func (s *Server) Advance(now time.Duration, ended func(Ended)) {
 	for s.stepping && s.stepEnd <= now {
 		s.end(ended)
@@ -184,8 +184,8 @@ func (s *Server) Advance(now time.Duration, ended func(Ended)) {
 	}
 }
 
-// Cached is how many of a call's tokens need not be computed here once the calls before it are served: those in the
-// cache and those of prompts that wait, from the head without a gap. The last token is always computed.
+// Cached returns how many of a call's tokens this server need not compute once earlier calls are served: tokens in the
+// cache and in waiting prompts, from the head without a gap. The last token is always computed.
 func (s *Server) Cached(c *workload.Call) int {
 	n := 0
 	for whole := wholeBlocks(c); n < whole; n++ {
@@ -196,33 +196,33 @@ func (s *Server) Cached(c *workload.Call) int {
 	return n * BlockTokens
 }
 
-// Backlog is the number of prompt tokens here that are still to be computed.
+// Backlog returns the number of prompt tokens that are still to be computed.
 func (s *Server) Backlog() int { return s.backlog }
 
-// Metrics are what a server tells of itself when it is asked.
+// Metrics are the metrics that a server exposes.
 type Metrics struct {
 	Waiting, Running int
-	// KVUsage is the part of the cache's blocks that calls hold, 0 to 1, and CacheTokens the size of all of them.
+	// KVUsage is the part of the cache's blocks that calls hold, 0 to 1. CacheTokens is the size of the cache.
 	KVUsage     float64
 	CacheTokens int
-	// Slots is the number of LoRA adapters that fit; 0 where the server is without.
+	// Slots is the number of LoRA adapters that fit; 0 for a server without adapters.
 	Slots int
-	// RunningAdapters and WaitingAdapters are those of such calls, sorted, each once.
+	// RunningAdapters and WaitingAdapters are the adapters of running and of waiting calls, sorted, each once.
 	RunningAdapters, WaitingAdapters []string
 	Counters
 }
 
-// Counters are what a server counted since its start, each when vLLM counts it.
+// Counters count since the server's start, each when vLLM would.
 type Counters struct {
-	// CacheHits are tokens of prompts that were found in the cache when their call was first scheduled.
+	// CacheHits counts prompt tokens in the cache when their call was first scheduled.
 	CacheHits int
-	// PromptTokens are those of the calls that have their first token, FirstTokens the number of these calls, and
-	// FirstTokenTime the sum of the times from their arrival to that token.
+	// FirstTokens counts the calls with a first token, and PromptTokens their prompt tokens. FirstTokenTime sums the times
+	// from their arrival to that token.
 	PromptTokens, FirstTokens int
 	FirstTokenTime            time.Duration
 }
 
-// Metrics are those of this moment.
+// Metrics returns the current metrics.
 func (s *Server) Metrics() Metrics {
 	m := Metrics{
 		Waiting:     len(s.waiting),
@@ -244,20 +244,20 @@ func (s *Server) Metrics() Metrics {
 	return m
 }
 
-// Calls is the number of calls here.
+// Calls returns the number of running and waiting calls.
 func (s *Server) Calls() int { return len(s.running) + len(s.waiting) }
 
-// FreeTokens is how many tokens the cache has room for beside those of running calls.
+// FreeTokens is the room of the cache in tokens, beside the blocks of running calls.
 func (s *Server) FreeTokens() int { return s.cache.free() * BlockTokens }
 
 // AdapterSlot is the state of one loaded adapter.
 type AdapterSlot struct {
 	Name string
-	// Running is how many calls of the batch use it.
+	// Running is the number of calls in the batch with this adapter.
 	Running int
 }
 
-// Adapters are those loaded, the least recently used first.
+// Adapters returns the loaded adapters, the least recently used first.
 func (s *Server) Adapters() []AdapterSlot {
 	out := make([]AdapterSlot, 0, len(s.adapters.loaded))
 	for _, l := range s.adapters.loaded {
@@ -279,7 +279,7 @@ func (s *Server) want(adapter string, n int) {
 	}
 }
 
-// wholeBlocks is how many blocks of the cache a call can find: whole ones, without the prompt's last token.
+// wholeBlocks is the number of cache blocks that a call can find: whole ones, without the prompt's last token.
 func wholeBlocks(c *workload.Call) int { return (c.Prompt - 1) / BlockTokens }
 
 func blockName(c *workload.Call, i int) uint64 { return c.Blocks[(i+1)*perBlock-1] }

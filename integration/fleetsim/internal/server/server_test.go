@@ -11,7 +11,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
 )
 
-// even is a server whose steps take what can be reckoned by hand: 1 ms, and 1 ms for each prompt token in 1,000.
+// even is a server with simple times: a step takes 1 ms, and 1 ms more for each 1,000 prompt tokens.
 func even(blocks int) Config {
 	return Config{
 		Blocks: blocks, PrefillRate: 1e6, Step: time.Millisecond, DecodeCall: 100 * time.Microsecond,
@@ -19,7 +19,7 @@ func even(blocks int) Config {
 	}
 }
 
-// call is a prompt that is told from others by its seed; prompts of one seed agree.
+// call makes a call whose prompt is determined by its seed.
 func call(seed uint64, prompt, output int) *workload.Call {
 	c := &workload.Call{Prompt: prompt, Output: output}
 	for i := range prompt / workload.BlockTokens {
@@ -28,7 +28,7 @@ func call(seed uint64, prompt, output int) *workload.Call {
 	return c
 }
 
-// serve submits calls at their times and lets the server work them off.
+// serve submits calls at their times and runs the server until all have ended.
 func serve(t *testing.T, s *Server, calls ...*workload.Call) map[int]Ended {
 	t.Helper()
 	done := map[int]Ended{}
@@ -118,7 +118,7 @@ func at(t time.Duration, c *workload.Call) *workload.Call { c.At = t; return c }
 
 func with(adapter string, c *workload.Call) *workload.Call { c.Adapter = adapter; return c }
 
-// A batch that grows makes each of its calls slower, and the server's throughput higher.
+// A larger batch slows each of its calls, and raises the server's throughput.
 func TestDecodingSlowsWithTheBatch(t *testing.T) {
 	last := func(calls int) time.Duration {
 		var all []*workload.Call
@@ -137,7 +137,7 @@ func TestDecodingSlowsWithTheBatch(t *testing.T) {
 	}
 }
 
-// With less memory than its calls need, a server preempts the last ones, and all are served all the same.
+// With less memory than its calls need, a server preempts the last ones, and still serves all calls.
 func TestPreemption(t *testing.T) {
 	calls := []*workload.Call{call(1, 1000, 1500), call(2, 1000, 1500), call(3, 1000, 1500)}
 	roomy, tight := serve(t, New(even(100)), calls...), serve(t, New(even(10)), calls...)

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// begin schedules a step, if there is anything to do.
+// begin schedules a step if there is work.
 func (s *Server) begin(now time.Duration) {
 	preempted := s.grow()
 	budget := s.config.BatchTokens - s.decoding
@@ -26,12 +26,12 @@ func (s *Server) begin(now time.Duration) {
 	s.stepEnd = now + time.Duration(took*s.slowness)
 }
 
-// grow gives the decoding calls the blocks that they need for this step. It reports whether any had to be preempted.
+// grow gives the decoding calls the blocks for this step. It reports whether it preempted any call.
 func (s *Server) grow() bool {
 	preempted := false
 	for _, r := range s.growing {
 		if !r.decodes {
-			continue // preempted by one before it
+			continue // preempted by an earlier one
 		}
 		if s.make(r, 1) {
 			preempted = true
@@ -41,7 +41,7 @@ func (s *Server) grow() bool {
 	return preempted
 }
 
-// prefill gives the budget to the prompts in progress, and returns what is left of it, and whether blocks were short.
+// prefill spends the budget on the prompts in progress. It returns the rest, and whether blocks were short.
 func (s *Server) prefill(budget int) (left int, short bool) {
 	for i := 0; i < len(s.running) && budget > 0; i++ {
 		r := s.running[i]
@@ -53,7 +53,7 @@ func (s *Server) prefill(budget int) (left int, short bool) {
 			short = true
 		}
 		if !r.admitted {
-			break // preempted itself, as the last
+			break // preempted itself, as the last call
 		}
 		s.compute(r, n)
 		budget -= n
@@ -61,8 +61,8 @@ func (s *Server) prefill(budget int) (left int, short bool) {
 	return budget, short
 }
 
-// admit takes waiting calls into the batch, in the order of arrival. Those whose adapter has no slot are passed over;
-// the first that finds no blocks ends it.
+// admit takes waiting calls into the batch, in the order of arrival. It skips calls whose adapter has no slot, and stops at
+// the first that finds no blocks.
 func (s *Server) admit(budget int) (left, loads int) {
 	for i := len(s.waiting) - 1; i >= 0 && budget > 0 && len(s.running) < s.config.BatchCalls; i-- {
 		r := s.waiting[i]
@@ -91,7 +91,7 @@ func (s *Server) admit(budget int) (left, loads int) {
 	return budget, loads
 }
 
-// start finds what of a waiting call is cached and takes the blocks of its first chunk, whose length it returns.
+// start finds the cached part of a waiting call and takes the blocks of its first chunk, whose length it returns.
 func (s *Server) start(r *request, budget int) (chunk int, ok bool) {
 	for i := range wholeBlocks(r.call) {
 		b := s.cache.hold(blockName(r.call, i))
@@ -115,8 +115,8 @@ func (s *Server) start(r *request, budget int) (chunk int, ok bool) {
 	return chunk, true
 }
 
-// make takes n more blocks for a running call, preempting the last admitted ones, itself at the end, until there are
-// so many. It reports whether any was preempted.
+// make takes n more blocks for a running call. Until there are enough, it preempts the calls admitted last, finally the
+// call itself. It reports whether it preempted any.
 func (s *Server) make(r *request, n int) (preempted bool) {
 	for r.admitted {
 		if s.cache.take(n) {
@@ -129,7 +129,7 @@ func (s *Server) make(r *request, n int) (preempted bool) {
 	return preempted
 }
 
-// preempt puts a running call back to the head of the queue. What it has generated is computed again like a prompt.
+// preempt returns a running call to the head of the queue. Its generated tokens are computed again like a prompt.
 func (s *Server) preempt(r *request) {
 	s.settle(r)
 	s.leave(r)
@@ -147,7 +147,7 @@ func (s *Server) preempt(r *request) {
 	s.want(r.adapter, 1)
 }
 
-// leave takes a call out of the batch with all that it holds.
+// leave removes a call from the batch, with its blocks and its adapter.
 func (s *Server) leave(r *request) {
 	s.running = slices.Delete(s.running, slices.Index(s.running, r), slices.Index(s.running, r)+1)
 	if r.decodes {
@@ -159,7 +159,7 @@ func (s *Server) leave(r *request) {
 	r.held, r.unnamed, r.admitted = r.held[:0], 0, false
 }
 
-// compute schedules n tokens of a prompt. The blocks that they fill can be found by others from now on.
+// compute schedules n tokens of a prompt. From now on other calls find the blocks that these tokens fill.
 func (s *Server) compute(r *request, n int) {
 	from := r.computed / BlockTokens
 	r.computed += n
@@ -173,7 +173,7 @@ func (s *Server) compute(r *request, n int) {
 	}
 }
 
-// end finishes the step that is under way.
+// end finishes the current step.
 func (s *Server) end(ended func(Ended)) {
 	s.steps++
 	s.context += s.decoding
@@ -193,7 +193,7 @@ func (s *Server) end(ended func(Ended)) {
 	}
 }
 
-// generateFirst makes a call whose prompt is computed one that decodes: the step that computed it gave a token too.
+// generateFirst starts the decoding of a call whose prompt is computed: the last step gave its first token.
 func (s *Server) generateFirst(r *request, ended func(Ended)) {
 	if !r.began {
 		r.began, r.first = true, s.stepEnd
@@ -214,7 +214,7 @@ func (s *Server) generateFirst(r *request, ended func(Ended)) {
 	s.look(r, ended)
 }
 
-// settle brings what a decoding call has generated up to the steps that have ended.
+// settle updates the number of generated tokens of a decoding call to the steps that have ended.
 func (s *Server) settle(r *request) {
 	if r.decodes {
 		r.generated += s.steps - r.since
@@ -222,8 +222,8 @@ func (s *Server) settle(r *request) {
 	}
 }
 
-// look ends a decoding call that has all its tokens; of another it says when to look again: at its last token, or
-// when it has filled its blocks.
+// look ends a decoding call that has all its tokens. For another it sets the next look: at its last token, or when its
+// blocks are full.
 func (s *Server) look(r *request, ended func(Ended)) {
 	s.settle(r)
 	left := r.call.Output - r.generated

@@ -1,6 +1,5 @@
-// Package sim runs a fleet of model servers against a workload in virtual time: calls arrive, a picker chooses, the
-// servers work, and what came of each call is noted. Everything happens in one order, so a run gives the same result
-// every time.
+// Package sim runs a fleet of model servers against a workload in virtual time: calls arrive, a picker picks, the servers
+// work, and the outcome of each call is noted. Events have one order, so that a run always gives the same result.
 package sim
 
 import (
@@ -15,31 +14,30 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
 )
 
-// Fleet is what a run has to serve with.
+// Fleet describes the servers of a run.
 type Fleet struct {
-	// Servers is how many there are at the start.
+	// Servers is the number of servers at the start.
 	Servers int
 	Server  server.Config
-	// Changes happen during the run, in the order of time.
+	// Changes are the changes during the run, in the order of time.
 	Changes []Change
 }
 
-// Change is one thing that happens to a fleet.
+// Change is an event of a fleet.
 type Change struct {
 	At time.Duration
-	// Server is the number of the server it happens to. One that was never there joins with an empty cache when it is
-	// named by Join.
+	// Server is the number of the changed server. With Join, a number that was never used adds a server with an empty cache.
 	Server int
 	Kind   Kind
-	// Slowness is, for Slow, how many times as long each step takes.
+	// Slowness multiplies, for Slow, the time of each step.
 	Slowness float64
 }
 
 // Kind is a kind of change.
 type Kind uint8
 
-// The kinds of changes. A server that leaves serves to the end what it has. One that fails answers each new call with an
-// error at once, and its caller then makes the call again.
+// The kinds of changes. A server that leaves finishes its calls. A server that fails answers each new call with an error at
+// once, and the caller repeats the call.
 const (
 	Join Kind = iota + 1
 	Leave
@@ -50,20 +48,20 @@ const (
 // tries is how often a caller makes a call whose answers are errors.
 const tries = 100
 
-// Outcome is what came of one call.
+// Outcome is the outcome of one call.
 type Outcome struct {
 	At, First, Last time.Duration
 	Server          int
 	Prompt, Cached  int
 	Resident        bool
-	Failed          int // how many answers before the good one were errors
+	Failed          int // answers with an error before the good one
 	ends            int
 }
 
 // TTFT is the time to the first token.
 func (o *Outcome) TTFT() time.Duration { return o.First - o.At }
 
-// Run serves the calls, which are in the order of arrival, and returns what came of each.
+// Run serves the calls, which are in the order of arrival, and returns their outcomes.
 func Run(f Fleet, calls []workload.Call, p policy.Policy, seed uint64) ([]Outcome, error) {
 	r, err := newRun(f, calls, p, seed)
 	if err != nil {
@@ -132,7 +130,7 @@ func newRun(f Fleet, calls []workload.Call, p policy.Policy, seed uint64) (*run,
 	return r, nil
 }
 
-// arrive lets the time pass until a call comes, and places it.
+// arrive advances the time to a call's arrival, and submits the call.
 func (r *run) arrive(id int) error {
 	c := &r.calls[id]
 	r.passUntil(c.At)
@@ -149,7 +147,7 @@ func (r *run) arrive(id int) error {
 	return nil
 }
 
-// pick has a server picked that takes the call, and says how many failed it before.
+// pick returns the picked server that accepts the call, and how many servers failed it before.
 func (r *run) pick(id int, c *workload.Call) (n, failed int, err error) {
 	for failed = range tries {
 		n := r.picker.Pick(c.At, id, c)
@@ -168,7 +166,7 @@ func (r *run) pick(id int, c *workload.Call) (n, failed int, err error) {
 	return 0, 0, fmt.Errorf("call %d was sent %d times to servers that fail", id, tries)
 }
 
-// passUntil makes the changes and scrapes that are due, up to and with a time.
+// passUntil makes the changes and scrapes that are due up to and including a time.
 func (r *run) passUntil(now time.Duration) {
 	for {
 		changes := len(r.changes) > 0 && r.changes[0].At <= now
@@ -214,7 +212,7 @@ func (r *run) tellMembers(now time.Duration) {
 	r.picker.Members(now, members)
 }
 
-// advance lets all servers work up to a time, and tells the picker of the answers in the order of their times.
+// advance runs all servers up to a time, and reports the answers to the picker in the order of their times.
 func (r *run) advance(now time.Duration) {
 	r.answered = r.answered[:0]
 	for n, s := range r.servers {

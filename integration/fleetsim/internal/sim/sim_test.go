@@ -66,7 +66,7 @@ func TestChanges(t *testing.T) {
 			if len(joined) == 0 {
 				t.Error("no call went to the server that joined")
 			}
-			// Round robin does not see it; others send it less, or only what is short.
+			// Round robin does not notice; other policies send the slow server fewer calls, or only short ones.
 			if p.Name == policy.RoundRobin.Name && Summarize(slow).P50 < 3*Summarize(fast).P50 {
 				t.Errorf("a server slowed ten times has a median of %s, before it had %s", Summarize(slow).P50, Summarize(fast).P50)
 			}

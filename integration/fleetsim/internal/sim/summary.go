@@ -6,18 +6,18 @@ import (
 	"time"
 )
 
-// Summary is what a run comes to.
+// Summary summarises the outcomes of a run.
 type Summary struct {
 	Calls int
 	// Mean, P50, P90 and P99 are of the time to the first token.
 	Mean, P50, P90, P99 time.Duration
-	// Cached is the part of all prompt tokens that was found in a cache, 0 to 1.
+	// Cached is the cached part of all prompt tokens, 0 to 1.
 	Cached float64
-	// Resident is the part of the calls that found their adapter loaded, 0 to 1.
+	// Resident is the part of the calls whose adapter was loaded, 0 to 1.
 	Resident float64
 }
 
-// Summarize sums up outcomes; of none, it is zero.
+// Summarize summarises outcomes. Without outcomes the Summary is zero.
 func Summarize(outcomes []Outcome) Summary {
 	if len(outcomes) == 0 {
 		return Summary{}
@@ -43,12 +43,12 @@ func Summarize(outcomes []Outcome) Summary {
 	return s
 }
 
-// quantile is the smallest of the ascending times that at least the part q of them does not exceed.
+// quantile returns the smallest of the ascending times that at least the part q of them does not exceed.
 func quantile(times []time.Duration, q float64) time.Duration {
 	return times[max(0, int(math.Ceil(q*float64(len(times))))-1)]
 }
 
-// Shares are the parts of the calls that went to each server, by number.
+// Shares returns each server's part of the calls, by number.
 func Shares(outcomes []Outcome) []float64 {
 	var shares []float64
 	for i := range outcomes {

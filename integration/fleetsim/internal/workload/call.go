@@ -1,5 +1,5 @@
-// Package workload holds the traffic that the simulated fleets serve: calls with their arrival times, read from a
-// trace or drawn from a seed. A call knows its prompt as chained block hashes and nothing of servers or pickers.
+// Package workload makes the traffic of the simulated fleets: calls with their arrival times, read from a trace or drawn
+// from a seed. A call has its prompt as chained block hashes, and knows nothing of servers or pickers.
 package workload
 
 import (
@@ -10,16 +10,16 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
 )
 
-// BlockTokens is the length of one of a call's blocks in tokens: the picker's own, four bytes a token.
+// BlockTokens is the length of a call's block in tokens: the picker's block, at four bytes a token.
 const BlockTokens = request.BlockBytes / 4
 
 // Call is one request to a model.
 type Call struct {
-	// At is when it arrives, from the start of the run.
+	// At is the arrival, from the start of the run.
 	At time.Duration
-	// Prompt and Output are lengths in tokens; an output has at least one.
+	// Prompt and Output are lengths in tokens; Output is at least one.
 	Prompt, Output int
-	// Adapter is the LoRA adapter that is asked for; empty is the base model.
+	// Adapter is the requested LoRA adapter; empty is the base model.
 	Adapter string
 	// Blocks are the chained hashes of the prompt's whole blocks of BlockTokens.
 	Blocks []uint64
@@ -34,8 +34,8 @@ func Tokens(calls []Call) int {
 	return sum
 }
 
-// WorkingSet is the number of tokens in all different whole blocks of the calls' prompts: the size of a cache that
-// never evicts.
+// WorkingSet is the number of tokens in all distinct whole blocks of the calls' prompts: the size of a cache that never
+// evicts.
 func WorkingSet(calls []Call) int {
 	seen := map[uint64]struct{}{}
 	for i := range calls {
@@ -54,7 +54,7 @@ func Rate(calls []Call) float64 {
 	return float64(len(calls)) / (calls[len(calls)-1].At - calls[0].At).Seconds()
 }
 
-// Faster is the same calls with all times divided by factor; the prompts are shared with the original.
+// Faster returns the calls with all times divided by factor; they share the prompts with the original.
 func Faster(calls []Call, factor float64) []Call {
 	out := slices.Clone(calls)
 	for i := range out {
@@ -67,8 +67,8 @@ func sortByTime(calls []Call) {
 	slices.SortStableFunc(calls, func(a, b Call) int { return cmp.Compare(a.At, b.At) })
 }
 
-// Spread moves each call to a random moment of the quantum that begins at its time: a trace that rounds times down to
-// whole quanta has bunches of calls that its users never made.
+// Spread moves each call to a random time in the quantum after its time: a trace with times rounded down to quanta has
+// bunches of calls that its users never made.
 func Spread(seed uint64, calls []Call, quantum time.Duration) []Call {
 	rnd := newSource(seed, spreadKind)
 	out := slices.Clone(calls)

@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// newSource makes the chance of one workload; kind keeps workloads of one seed apart.
+// newSource makes the random source of one workload; kind separates workloads of one seed.
 func newSource(seed, kind uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, kind)) }
 
-// Kinds of workloads, which keep their draws and their texts apart.
+// Kinds of workloads, which separate their random draws and their texts.
 const (
 	burstKind uint64 = iota + 1
 	adapterKind
@@ -21,8 +21,8 @@ const (
 	spreadKind
 )
 
-// Bursts are the given number of bursts, gap apart, each of size equal prompts of 8,192 tokens that arrive within
-// 100 ms: a batch job or a page that everybody opens at once.
+// Bursts are bursts of size equal prompts of 8,192 tokens within 100 ms, gap apart: a batch job, or a page that everybody
+// opens at once.
 func Bursts(seed uint64, bursts, size int, gap time.Duration) []Call {
 	rnd := newSource(seed, burstKind)
 	var calls []Call
@@ -42,8 +42,8 @@ func Bursts(seed uint64, bursts, size int, gap time.Duration) []Call {
 	return calls
 }
 
-// Adapters are calls to so many LoRA adapters, whose popularity follows Zipf's law (the k-th has weight 1/k), with a
-// system prompt of 512 tokens for each adapter and a question of its own.
+// Adapters are calls to LoRA adapters whose popularity follows Zipf's law (the k-th has weight 1/k). Each adapter has a
+// system prompt of 512 tokens, and each call a question of its own.
 func Adapters(seed uint64, adapters int, perSecond float64, lasts time.Duration) []Call {
 	rnd := newSource(seed, adapterKind)
 	names := make([]string, adapters)
@@ -62,8 +62,8 @@ func Adapters(seed uint64, adapters int, perSecond float64, lasts time.Duration)
 	})
 }
 
-// Agents are sessions of 20 kinds of agents: a system prompt with tools of 4,000 to 16,000 tokens that all sessions
-// of a kind share, then 3 to 20 turns, each with the whole history, the last answer and a tool's result.
+// Agents are sessions of 20 kinds of agents. All sessions of a kind share a system prompt with tools of 4,000 to 16,000
+// tokens. A session has 3 to 20 turns, each with the whole history, the last answer and a tool's result.
 func Agents(seed uint64, sessionsPerSecond float64, lasts time.Duration) []Call {
 	rnd := newSource(seed, agentKind)
 	systems := make([]text, 20)
@@ -95,7 +95,7 @@ func Chats(seed uint64, sessionsPerSecond float64, lasts time.Duration) []Call {
 	})
 }
 
-// Documents are questions about so many documents of 2,000 to 30,000 tokens, whose popularity follows Zipf's law.
+// Documents are questions about documents of 2,000 to 30,000 tokens, whose popularity follows Zipf's law.
 func Documents(seed uint64, documents int, perSecond float64, lasts time.Duration) []Call {
 	rnd := newSource(seed, documentKind)
 	texts := make([]text, documents)
@@ -110,7 +110,7 @@ func Documents(seed uint64, documents int, perSecond float64, lasts time.Duratio
 	})
 }
 
-// Independent are prompts of about 3,000 tokens that have nothing in common: only load can tell servers apart.
+// Independent are prompts of about 3,000 tokens without a common prefix: servers differ only in load.
 func Independent(seed uint64, perSecond float64, lasts time.Duration) []Call {
 	rnd := newSource(seed, independentKind)
 	return poisson(rnd, perSecond, lasts, func(at time.Duration) Call {
@@ -119,7 +119,7 @@ func Independent(seed uint64, perSecond float64, lasts time.Duration) []Call {
 	})
 }
 
-// sessionShape is what the conversations of one workload are like.
+// sessionShape describes the conversations of a workload.
 type sessionShape struct {
 	head        func() text
 	turns       func() int
@@ -127,8 +127,8 @@ type sessionShape struct {
 	pause       time.Duration
 }
 
-// sessions begin at random times; a turn follows the one before it after the time to write the answer, at 50 tokens a
-// second, and an exponential pause. The times are fixed beforehand, so that all pickers get the same calls.
+// sessions begin at random times. A turn follows the previous one after the time to write the answer, at 50 tokens a
+// second, and an exponential pause. The times are fixed in advance, so that all pickers get the same calls.
 func sessions(rnd *rand.Rand, perSecond float64, lasts time.Duration, shape sessionShape) []Call {
 	var calls []Call
 	for _, first := range arrivals(rnd, perSecond, lasts) {
@@ -157,7 +157,7 @@ func poisson(rnd *rand.Rand, perSecond float64, lasts time.Duration, call func(t
 	return calls
 }
 
-// arrivals are the times of a Poisson process.
+// arrivals returns the times of a Poisson process.
 func arrivals(rnd *rand.Rand, perSecond float64, lasts time.Duration) []time.Duration {
 	var times []time.Duration
 	for at := 0.0; ; {
@@ -170,12 +170,12 @@ func arrivals(rnd *rand.Rand, perSecond float64, lasts time.Duration) []time.Dur
 	}
 }
 
-// length draws from a log-normal distribution of that median, from 1 to limit.
+// length draws from a log-normal distribution with this median, from 1 to limit.
 func length(rnd *rand.Rand, median, sigma float64, limit int) int {
 	return min(limit, max(1, int(median*math.Exp(sigma*rnd.NormFloat64()))))
 }
 
-// drawn is an index, each with a probability in proportion to its weight.
+// drawn draws an index with a probability in proportion to its weight.
 func drawn(rnd *rand.Rand, weights []float64) int {
 	sum := 0.0
 	for _, w := range weights {

@@ -1,18 +1,18 @@
 package workload
 
-// text is a prompt as its parts, in order: what two prompts have in common is what parts they begin with.
+// text is a prompt as a list of parts. Two prompts share the parts at their heads that are equal.
 type text struct {
 	parts  []part
 	tokens int
 }
 
-// part is a run of tokens that is told from all others by its seed.
+// part is a run of tokens, identified by its seed.
 type part struct {
 	seed   uint64
 	tokens int
 }
 
-// with is the text with one more part behind it; the text itself stays as it is.
+// with returns the text with one more part at its end, and does not change the text itself.
 func (t text) with(seed uint64, tokens int) text {
 	return text{
 		parts:  append(t.parts[:len(t.parts):len(t.parts)], part{seed, tokens}),
@@ -20,8 +20,8 @@ func (t text) with(seed uint64, tokens int) text {
 	}
 }
 
-// blocks are the chained hashes of the text's whole blocks, told apart from those of other adapters, as model servers
-// do it: an adapter's key and value vectors are its own.
+// blocks returns the chained hashes of the text's whole blocks. They differ between adapters, as in model servers: an
+// adapter has key and value vectors of its own.
 func (t text) blocks(adapter uint64) []uint64 {
 	out := make([]uint64, 0, t.tokens/BlockTokens)
 	hash, filled := mix(adapter, 1), 0

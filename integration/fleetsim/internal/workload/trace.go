@@ -9,15 +9,15 @@ import (
 	"time"
 )
 
-// traceBlock is the length of the blocks that a trace names, in tokens.
+// traceBlock is the length of a trace's blocks, in tokens.
 const traceBlock = 512
 
-// maxPrompt bounds the prompts that are taken from a trace, in tokens.
+// maxPrompt bounds the prompts of a trace, in tokens.
 const maxPrompt = 1 << 20
 
-// ReadTrace reads calls in the format of the traces that were published with Mooncake (FAST'25): a JSON object a
-// line, with the time in milliseconds, the lengths of prompt and answer in tokens, and one id for each 512 tokens of
-// the prompt. Equal ids stand for equal tokens behind an equal head, so each id becomes eight chained blocks of ours.
+// ReadTrace reads calls in the format of the traces published with Mooncake (FAST'25): a JSON object per line, with the
+// time in milliseconds, the lengths of prompt and answer in tokens, and one id for each 512 tokens of the prompt. Equal ids
+// mean equal tokens after an equal head, so each id becomes eight chained blocks of ours.
 func ReadTrace(r io.Reader) ([]Call, error) {
 	var calls []Call
 	lines := bufio.NewScanner(r)

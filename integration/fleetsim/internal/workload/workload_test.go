@@ -66,7 +66,7 @@ func TestTextBlocks(t *testing.T) {
 	}
 }
 
-// all are the generated workloads.
+// all returns the generated workloads.
 func all(seed uint64) map[string][]Call {
 	const lasts = 5 * time.Minute
 	return map[string][]Call{
@@ -104,7 +104,7 @@ func TestGeneratedWorkloads(t *testing.T) {
 	}
 }
 
-// What a workload is named for must be in it: prompts that share much, or nothing.
+// Each workload has the property of its name: prompts share much, or nothing.
 func TestSharedPrefixes(t *testing.T) {
 	calls := all(1)
 	for name, want := range map[string]struct{ least, most float64 }{
@@ -115,7 +115,7 @@ func TestSharedPrefixes(t *testing.T) {
 	} {
 		reusable := 1 - float64(WorkingSet(calls[name]))/float64(Tokens(calls[name]))
 		if name == "independent" {
-			reusable = max(0, reusable-0.03) // the ends of prompts that fill no block
+			reusable = max(0, reusable-0.03) // the ends of prompts fill no block
 		}
 		if reusable < want.least || reusable > want.most {
 			t.Errorf("%s: %.3f of the tokens are there before, want %g to %g", name, reusable, want.least, want.most)

@@ -1,5 +1,5 @@
-// Package browser drives a headless Chromium through the DevTools protocol, for tests of what people see. It knows
-// nothing of what is shown.
+// Package browser drives a headless Chromium through the DevTools protocol, for tests of what people see. It knows nothing
+// of the pages.
 package browser
 
 import (
@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// Page is one page of a browser that runs for it alone. It belongs to one goroutine.
+// Page is the only page of a browser of its own. One goroutine uses it.
 type Page struct {
 	to      *os.File
 	from    chan message
@@ -23,7 +23,7 @@ type Page struct {
 	last    int
 }
 
-// message is one of the DevTools protocol: a call, its answer, or an event.
+// message is a message of the DevTools protocol: a call, its answer, or an event.
 type message struct {
 	ID        int             `json:"id,omitempty"`
 	Method    string          `json:"method,omitempty"`
@@ -35,8 +35,8 @@ type message struct {
 	} `json:"error,omitempty"`
 }
 
-// Open starts the browser with its profile in dir and opens a page of so many pixels, in the dark scheme where asked for.
-// The browser ends with the context; wait returns when it has.
+// Open starts the browser with its profile in dir and opens a page of so many pixels, in the dark scheme if dark. The
+// browser ends with ctx; wait returns when it has ended.
 func Open(ctx context.Context, program, dir string, width, height int, dark bool) (page *Page, wait func(), err error) {
 	inRead, inWrite, err := os.Pipe()
 	if err != nil {
@@ -46,11 +46,11 @@ func Open(ctx context.Context, program, dir string, width, height int, dark bool
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("opening a pipe from the browser: %w", err), inRead.Close(), inWrite.Close())
 	}
-	// It runs as root on a machine of tests, with pages of our own: no sandbox, and pictures are drawn without a GPU.
+	// It runs as root on a test machine, with our own pages: without a sandbox, and without a GPU.
 	cmd := exec.CommandContext(ctx, program, "--remote-debugging-pipe", "--no-sandbox", "--no-zygote", "--in-process-gpu",
 		"--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage", "--user-data-dir="+dir)
-	cmd.ExtraFiles = []*os.File{inRead, outWrite} // they become the descriptors 3 and 4, which the flag stands for
-	// Its helpers go with it: else they still write into the profile when that is to be removed.
+	cmd.ExtraFiles = []*os.File{inRead, outWrite} // file descriptors 3 and 4, which --remote-debugging-pipe uses
+	// A process group includes its helpers, which would otherwise still write into the profile when it is removed.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	err = errors.Join(cmd.Start(), inRead.Close(), outWrite.Close())
@@ -61,7 +61,7 @@ func Open(ctx context.Context, program, dir string, width, height int, dark bool
 	var reading sync.WaitGroup
 	reading.Go(func() { p.read(ctx, outRead) })
 	wait = func() {
-		_ = cmd.Wait() // it was killed
+		_ = cmd.Wait() // the error says that it was killed
 		_ = outRead.Close()
 		_ = inWrite.Close()
 		reading.Wait()
@@ -69,7 +69,7 @@ func Open(ctx context.Context, program, dir string, width, height int, dark bool
 	return p, wait, p.open(ctx, width, height, dark)
 }
 
-// read takes the browser's messages apart: each ends with a zero byte.
+// read splits the browser's output into messages, each of which ends with a zero byte.
 func (p *Page) read(ctx context.Context, from *os.File) {
 	defer close(p.from)
 	for in := bufio.NewReader(from); ; {
@@ -129,7 +129,7 @@ func (p *Page) call(ctx context.Context, method string, params, result any) erro
 			case !ok:
 				return fmt.Errorf("%s: the browser has ended", method)
 			case m.ID != p.last:
-				continue // the answer to a call that was given up
+				continue // the answer to an abandoned call
 			case m.Error != nil:
 				return fmt.Errorf("%s: %s", method, m.Error.Message)
 			case result != nil:
@@ -140,7 +140,7 @@ func (p *Page) call(ctx context.Context, method string, params, result any) erro
 	}
 }
 
-// Scripts allows or forbids scripts on pages that are opened from now on.
+// Scripts allows or forbids scripts on pages opened from now on.
 func (p *Page) Scripts(ctx context.Context, allowed bool) error {
 	return p.call(ctx, "Emulation.setScriptExecutionDisabled", map[string]any{"value": !allowed}, nil)
 }
@@ -170,7 +170,7 @@ func (p *Page) Go(ctx context.Context, url string) error {
 	}
 }
 
-// Eval computes an expression in the page, awaiting it where it is a promise.
+// Eval evaluates an expression in the page, and awaits it if it is a promise.
 func (p *Page) Eval(ctx context.Context, expression string, result any) error {
 	var answer struct {
 		Result           struct{ Value json.RawMessage }
@@ -186,7 +186,7 @@ func (p *Page) Eval(ctx context.Context, expression string, result any) error {
 	return json.Unmarshal(answer.Result.Value, result)
 }
 
-// Screenshot is the page as it is seen, as PNG.
+// Screenshot returns the visible page as PNG.
 func (p *Page) Screenshot(ctx context.Context) ([]byte, error) {
 	var answer struct{ Data []byte }
 	err := p.call(ctx, "Page.captureScreenshot", map[string]any{"format": "png"}, &answer)

@@ -10,8 +10,8 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
-// dial opens what the suite takes for a connection to a Gateway's address: one to the host of that Gateway's front, as
-// the calling pod, by HBONE through the waypoint.
+// dial replaces the suite's connections to a Gateway's address. It connects to the host of that Gateway's front, as the
+// calling pod, by HBONE through the waypoint.
 func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/manifest"
 )
 
-// TestConformance runs all of the suite's tests, and ours beside them. With -run-test NAME it runs one.
+// TestConformance runs all of the suite's tests, and ours too. With -run-test NAME it runs one.
 func TestConformance(t *testing.T) {
 	manifests, err := meshManifests()
 	must(t, err)
@@ -53,15 +53,15 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// weighted is the test that takes minutes by its nature. For each pod of the pool that gets 30 % of the calls it repeats
-// one call, a second apart, until three in a row have reached that pod, while 70 % go to the other pool, whose picker has
-// no such pod: 36 failures on average for each of three pods.
+// weighted is a test that takes minutes by design. For each pod of the pool with 30 % of the calls it repeats one call, a
+// second apart, until three in a row have reached that pod. 70 % of the calls go to the other pool, whose picker does not
+// have the pod: 36 failures on average for each of three pods.
 const (
 	weighted      = "GatewayWeightedAcrossTwoInferencePools"
 	weightedLimit = 6 * time.Minute
 )
 
-// told is a test that prints what became of it.
+// told is a test that prints its outcome.
 func told(test confsuite.ConformanceTest, j *judge) func(*testing.T, *confsuite.ConformanceTestSuite) {
 	return func(t *testing.T, s *confsuite.ConformanceTestSuite) {
 		began := time.Now()
@@ -77,7 +77,7 @@ func told(test confsuite.ConformanceTest, j *judge) func(*testing.T, *confsuite.
 			limit = weightedLimit
 		}
 		j.begin(t, limit)
-		// A failing check ends before its test's limit does.
+		// A failing check must end before its test's limit.
 		s.TimeoutConfig.MaxTimeToConsistency = limit - testLimit/3
 		s.TimeoutConfig.HTTPRouteMustHaveCondition = testLimit / 3
 		test.Test(t, s)

@@ -12,15 +12,15 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
-// controllerName is ours in statuses.
+// controllerName is our controller's name in statuses.
 const controllerName = "inference-waypoint.io/controller"
 
-// testLimit bounds a test, but for the weighted one. Of the others the slowest, which waits twice for 5 s, takes 12 s.
+// testLimit bounds every test but the weighted one. The slowest of the others, which waits twice for 5 s, takes 12 s.
 const testLimit = 90 * time.Second
 
-// judge is the client by which the suite looks at the cluster. Istio's controller writes into the same statuses: its
-// words are taken out, so that a check that passes has read ours. And where the suite would wait for five minutes for
-// each condition that does not come, the test ends at its limit.
+// judge is the suite's client. Istio's controller writes into the same statuses. The judge removes these entries, so that a
+// check that passes has read ours. It also ends a test at its limit, where the suite would wait five minutes for each
+// condition that does not come.
 type judge struct {
 	client.Client
 
@@ -30,14 +30,14 @@ type judge struct {
 	until time.Time
 }
 
-// begin makes t the test that is bounded from now on.
+// begin makes t the current test, with a limit.
 func (j *judge) begin(t *testing.T, limit time.Duration) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.test, j.limit, j.until = t, limit, time.Now().Add(limit)
 }
 
-// Get is called by the test itself, so it may end it.
+// Get may end the test, as the test's own goroutine calls it.
 func (j *judge) Get(ctx context.Context, key client.ObjectKey, object client.Object, options ...client.GetOption) error {
 	j.mu.Lock()
 	test, limit, until := j.test, j.limit, j.until

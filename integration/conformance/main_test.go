@@ -1,8 +1,7 @@
-// Package conformance runs the conformance tests of the Gateway API Inference Extension in the real mesh: the checks
-// and manifests of the suite's own module, with a waypoint in the place of a Gateway (manifests_test.go), calls that
-// speak HBONE in the place of calls to a Gateway's address (calls_test.go), and only our own words in the statuses that
-// they look at (judge_test.go). All of the suite's tests apply, and none is left out. It is a module of its own so that
-// what the suite depends on stays out of the project's.
+// Package conformance runs the conformance tests of the Gateway API Inference Extension in the real mesh, with the checks
+// and manifests of the suite's own module. A waypoint replaces a Gateway (manifests_test.go), calls by HBONE replace calls
+// to a Gateway's address (calls_test.go), and the checks see only our entries in statuses (judge_test.go). No test is left
+// out. It is a module of its own, to keep the suite's dependencies out of the project's.
 package conformance
 
 import (
@@ -22,18 +21,18 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
 )
 
-// the is what all tests share: the mesh, a service that calls, and where a line for each test goes.
+// the is shared by all tests: the mesh, a service that makes calls, and the output for a line per test.
 var the struct {
 	*mesh.Mesh
 	caller *mesh.Caller
 	out    io.Writer
 }
 
-// programs holds the backend and the endpoint picker of the suite, relative to this folder.
+// programs is the folder of the suite's backend and endpoint picker, relative to this folder.
 const programs = "../../bin/conformance"
 
 func TestMain(m *testing.M) {
-	// Built before the mesh's namespaces are entered, which have no network to fetch a module by.
+	// They are built before Enter, as the mesh's namespaces have no network to fetch modules.
 	if out, err := exec.Command("go", "build", "-o", programs+"/", "./echo", "./epp").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "building the suite's programs: %v: %s\n", err, out)
 		os.Exit(1)
@@ -67,8 +66,8 @@ func run(m *testing.M) int {
 	return runLogged(m)
 }
 
-// runLogged runs the tests with all that the suite says in a file, as it says thousands of lines, and a line for each
-// test on the terminal. What there is to say of a failure is kept with it.
+// runLogged runs the tests with the suite's output, which is thousands of lines, in a file, and prints one line per test on
+// the terminal. The file also keeps the details of failures.
 func runLogged(m *testing.M) int {
 	dir := filepath.Join(the.Root, ".mesh", "conformance")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -94,7 +93,7 @@ func runLogged(m *testing.M) int {
 	return code
 }
 
-// install puts up the product and a service that calls.
+// install applies the product and a service that makes calls.
 func install(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("not within two minutes"))
 	defer cancel()
@@ -114,7 +113,7 @@ func install(ctx context.Context) error {
 	return err
 }
 
-// echoArgs makes one program serve the ports of all containers of a backend's pod: the mesh runs a program a pod.
+// echoArgs makes one program serve the ports of all containers of a backend's pod, as the mesh runs one program per pod.
 func echoArgs(p *corev1.Pod, _ string, _ []string) ([]string, error) {
 	var http1, h2c []string
 	for _, c := range p.Spec.Containers {
@@ -133,7 +132,7 @@ func variable(c corev1.Container, name, otherwise string) string {
 	return otherwise
 }
 
-// eppArgs adds the pod's own address to what the suite says.
+// eppArgs adds the pod's own address to the suite's arguments.
 func eppArgs(p *corev1.Pod, _ string, args []string) ([]string, error) {
 	return append([]string{"--address=" + p.Status.PodIP}, args...), nil
 }

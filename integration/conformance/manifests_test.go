@@ -17,7 +17,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// meshManifests are the suite's own, with these parts in the place of those that only an ingress Gateway has:
+// meshManifests are the suite's manifests, with replacements for what only an ingress Gateway has:
 //
 //   - A Gateway is a waypoint: its listener is HBONE's.
 //   - What a route is attached to is a host in the mesh, not a Gateway: for each Gateway there is a pool of its name, the
@@ -76,7 +76,7 @@ func translate(content []byte) ([]byte, error) {
 	}
 }
 
-// translateObject changes an object to what it is in a mesh and returns what else there is to be.
+// translateObject changes an object into its form in a mesh, and returns further objects that the mesh needs.
 func translateObject(o *unstructured.Unstructured) (more string, err error) {
 	switch o.GetKind() {
 	case "Namespace":
@@ -101,8 +101,8 @@ func translateObject(o *unstructured.Unstructured) (more string, err error) {
 	}
 }
 
-// attachToFronts makes the front of each Gateway that a route names its parent. The suite finds a parent in a status by
-// its name, and by its namespace if it says one: the front, in the route's own namespace, says none.
+// attachToFronts makes the front of each Gateway that a route names the route's parent. The suite finds a parent in a
+// status by name, and by namespace if the parent has one: the front, in the route's own namespace, has none.
 func attachToFronts(route *unstructured.Unstructured) error {
 	parents, _, err := unstructured.NestedSlice(route.Object, "spec", "parentRefs")
 	if err != nil {
@@ -119,7 +119,7 @@ func attachToFronts(route *unstructured.Unstructured) error {
 	return unstructured.SetNestedSlice(route.Object, parents, "spec", "parentRefs")
 }
 
-// defaultAccount is what a controller manager makes in every namespace, and the mesh has none.
+// defaultAccount is the service account that a controller manager makes in each namespace. The mesh has none here.
 const defaultAccount = `
 apiVersion: v1
 kind: ServiceAccount

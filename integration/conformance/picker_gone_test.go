@@ -17,10 +17,10 @@ import (
 	gatewayfeatures "sigs.k8s.io/gateway-api/pkg/features"
 )
 
-// The suite's test of failing open takes away the picker of a pool that the test does not call, so it passes without any
-// failing open. These two take away the picker of the pool that they call, and see that it is gone: it no longer steers.
+// The suite's FailOpen test removes the picker of a pool that the test does not call, so it passes without failing open.
+// These two tests remove the picker of the pool that they call, and check that the picker is gone: it no longer steers.
 
-// pickerGoneFailOpen: a pool that fails open is served without its picker, by any of its endpoints.
+// pickerGoneFailOpen: a FailOpen pool is served without its picker, by any of its endpoints.
 var pickerGoneFailOpen = confsuite.ConformanceTest{
 	ShortName:   "PickerGoneFailOpen",
 	Description: "Calls to a pool that fails open are served, by any endpoint, while its own picker is gone",
@@ -33,7 +33,7 @@ var pickerGoneFailOpen = confsuite.ConformanceTest{
 			host: "secondary.example.com", path: "/failopen-pool-test",
 		}
 		c.takeAway(t, s)
-		// Where nobody picks, the waypoint spreads the calls: each of the three endpoints serves some of 60.
+		// Without a picker, the waypoint spreads the calls: each of the three endpoints serves some of 60.
 		served := map[string]int{}
 		for range 60 {
 			status, pod := c.call(t, s)
@@ -48,7 +48,7 @@ var pickerGoneFailOpen = confsuite.ConformanceTest{
 	},
 }
 
-// pickerGoneFailClose: a pool that fails closed, as is the default, is not served without its picker.
+// pickerGoneFailClose: a FailClose pool, which is the default, is not served without its picker.
 var pickerGoneFailClose = confsuite.ConformanceTest{
 	ShortName:   "PickerGoneFailClose",
 	Description: "Calls to a pool that fails closed are refused while its own picker is gone",
@@ -69,7 +69,7 @@ var pickerGoneFailClose = confsuite.ConformanceTest{
 	},
 }
 
-// pickerGone is a pool behind a Gateway, whose picker can be told by a header which pod to pick.
+// pickerGone is a pool behind a Gateway. A header tells the pool's picker which pod to pick.
 type pickerGone struct {
 	route      string
 	gateway    types.NamespacedName
@@ -81,7 +81,7 @@ type pickerGone struct {
 	picked corev1.Pod
 }
 
-// takeAway sees that the picker steers, takes it away until the test's end, and waits until it steers no longer.
+// takeAway checks that the picker steers, removes it until the test's end, and waits until it steers no longer.
 func (c *pickerGone) takeAway(t *testing.T, s *confsuite.ConformanceTestSuite) {
 	t.Helper()
 	k8sutils.HTTPRouteAndInferencePoolMustBeAcceptedAndRouteAccepted(t, s.Client,
@@ -97,7 +97,7 @@ func (c *pickerGone) takeAway(t *testing.T, s *confsuite.ConformanceTestSuite) {
 	gwhttp.AwaitConvergence(t, 1, s.TimeoutConfig.MaxTimeToConsistency, func(time.Duration) bool { return !c.steered(t, s) })
 }
 
-// steered reports whether the pod that the header names serves a call.
+// steered reports whether the pod in the header serves a call.
 func (c *pickerGone) steered(t *testing.T, s *confsuite.ConformanceTestSuite) bool {
 	t.Helper()
 	status, pod := c.call(t, s)

@@ -1,5 +1,5 @@
-// Package conversations holds the conversations of three services with a model by one host, shows each call, and compares
-// two such runs. It is what the demo and its preview have in common, and knows nothing of who carries the calls.
+// Package conversations holds conversations of three services with a model at one host, shows each call, and compares two
+// such runs. The demo and its preview share it. It knows nothing of the way that calls take.
 package conversations
 
 import (
@@ -13,23 +13,23 @@ import (
 )
 
 const (
-	// Model is what is called.
+	// Model is the model that is called.
 	Model = "llama-3.1-8b"
-	// NextTokens is the length of a question, after the first.
+	// NextTokens is the length of each question after the first.
 	NextTokens = 130
 	// AnswerTokens is the length of an answer.
 	AnswerTokens = 48
 
 	conversations = 28
 	turns         = 7
-	systemTokens  = 200  // shared by all conversations, as a product's system prompt is
-	firstTokens   = 1000 // the document that a conversation is about
+	systemTokens  = 200  // shared by all conversations, like a product's system prompt
+	firstTokens   = 1000 // the document of a conversation
 )
 
 // Services are the callers: each has an identity of its own.
 var Services = []string{"checkout", "search", "support"}
 
-// ServerFlags are those of model servers whose caches are too small for all conversations, as in samples/quickstart.
+// ServerFlags are the flags of model servers whose caches are too small for all conversations, as in samples/quickstart.
 var ServerFlags = []string{"--model=" + Model, "--num-gpu-blocks=1152", "--time-scale=4"}
 
 // Call is one line of the table.
@@ -40,16 +40,16 @@ type Call struct {
 	Err error
 }
 
-// Run is how conversations are held.
+// Run says how to hold conversations.
 type Run struct {
 	Out     io.Writer
 	Callers map[string]*http.Client // by service
-	// Last is the first conversation, as far as it has come.
+	// Last is the first conversation, up to its last turn.
 	Last *traffic.Conversation
 }
 
-// Hold holds all conversations at a host and shows each call as it ends. They go on side by side, as those of many users
-// do: all take a turn, in an order of chance, before any takes its next. Every service has two calls in flight.
+// Hold holds all conversations at a host and shows each call as it ends. Conversations run side by side, like those of many
+// users: all take a turn, in a random order, before any takes its next. Each service has two calls in flight.
 func (r *Run) Hold(ctx context.Context, title, host string) ([]Call, error) {
 	system := traffic.Text(rand.New(rand.NewPCG(1, 1)), systemTokens)
 	held := make([]*traffic.Conversation, conversations)
@@ -72,7 +72,7 @@ func (r *Run) Hold(ctx context.Context, title, host string) ([]Call, error) {
 	return calls, nil
 }
 
-// takeTurns lets every conversation take one turn, in the order given, and hands out the calls as they end.
+// takeTurns takes one turn of each conversation, in the given order, and returns the calls as they end.
 func (r *Run) takeTurns(ctx context.Context, host string, turn int, held []*traffic.Conversation, order []int) <-chan Call {
 	waiting := map[string]chan int{}
 	for _, service := range Services {

@@ -28,10 +28,10 @@ func (t *table) row(c Call) {
 		c.PromptTokens, c.Endpoint, c.CachedTokens, c.FirstToken.Milliseconds(), c.Total.Milliseconds())
 }
 
-// figures sum up a run.
+// figures summarise a run.
 type figures struct {
 	calls, failed int
-	cachedShare   float64 // of the prompts' tokens
+	cachedShare   float64 // of prompt tokens
 	meanFirst     time.Duration
 	p90First      time.Duration
 	spread        map[string]int // endpoint → calls
@@ -71,10 +71,10 @@ func (f figures) spreadText() string {
 	return strings.Join(out, " / ")
 }
 
-// wantedGain is by how much picking must raise the share of prompt tokens that come from the cache.
+// wantedGain is the factor by which picking must raise the share of prompt tokens from the cache.
 const wantedGain = 2.0
 
-// Compare shows two runs beside each other, and fails where a call failed or picking was not clearly better.
+// Compare shows two runs side by side. It fails if a call failed or if picking was not clearly better.
 func Compare(out io.Writer, picked, roundRobin []Call) error {
 	p, r := sum(picked), sum(roundRobin)
 	row := func(name, p, r string) { _, _ = fmt.Fprintf(out, "%-34s %18s %18s\n", name, p, r) }

@@ -1,5 +1,5 @@
-// Command echo tells a caller what reached it, and gives the messages of WebSockets and of gRPC back. The integration
-// tests put it behind routes, to see what those did to a request on its way.
+// Command echo answers with the request that reached it, and echoes messages of WebSockets and gRPC. The integration tests
+// put it behind routes, to see what those change in a request.
 package main
 
 import (
@@ -21,7 +21,7 @@ type Heard struct {
 	Path    string      `json:"path"` // with the query
 	Proto   string      `json:"proto"`
 	Headers http.Header `json:"headers"`
-	// Count is how many requests have come with this one's value of the query parameter key, this one among them.
+	// Count is the number of requests so far with the same value of the query parameter key, including this one.
 	Count int `json:"count"`
 }
 
@@ -42,14 +42,14 @@ func main() {
 
 type echo struct {
 	name    string
-	streams map[string]http.Handler // by a header that asks for one
+	streams map[string]http.Handler // by a header that requests one
 
 	mu     sync.Mutex
 	counts map[string]int
 }
 
-// ServeHTTP answers with what it heard, after a time (?sleep=1s) and with a status (?status=503, only for the first
-// ?times=2 requests of a key where that is given). /count?key=x tells the count of a key without changing it.
+// ServeHTTP answers with the received request, after a time (?sleep=1s) and with a status (?status=503, with ?times=2 only
+// for the first two requests of a key). /count?key=x returns the count of a key without changing it.
 func (e *echo) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for _, name := range []string{"Upgrade", "Content-Type"} {
 		if stream := e.streams[r.Header.Get(name)]; stream != nil {
@@ -72,8 +72,8 @@ func (e *echo) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	if r.ContentLength < 0 { // the body may have no end, and Go would read it before it answers
-		_ = http.NewResponseController(w).EnableFullDuplex() // it always is in HTTP/2
+	if r.ContentLength < 0 { // the body may be endless, and Go would read it before it answers
+		_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 always is
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Served-By", e.name)

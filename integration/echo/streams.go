@@ -14,7 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// webSocket gives each message back as it comes.
+// webSocket echoes each message as it comes.
 func (e *echo) webSocket() http.Handler {
 	return websocket.Server{Handler: func(c *websocket.Conn) {
 		for {
@@ -26,9 +26,9 @@ func (e *echo) webSocket() http.Handler {
 	}}
 }
 
-// gRPC serves each method of echo.Echo with messages of one text. The name of the method says what it does: Unary,
-// ServerStream (three answers to one message), ClientStream (one answer to all) and Stream (an answer to each). A message
-// "fail" ends the call with a status. A trailer names the server.
+// gRPC serves each method of echo.Echo with messages of one text. The method's name says what it does: Unary, ServerStream
+// (three answers to one message), ClientStream (one answer to all) and Stream (an answer to each). A message "fail" ends
+// the call with a status. A trailer names the server.
 func (e *echo) gRPC() http.Handler {
 	return grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, s grpc.ServerStream) error {
 		s.SetTrailer(metadata.Pairs("served-by", e.name))

@@ -1,6 +1,6 @@
-// Command hangingpicker is the picker with a switch: from SIGUSR1 until SIGUSR2 it takes calls, answers pings and picks
-// nothing, as a picker would whose locks are stuck. The integration tests put it in the picker's place. It knows pings by
-// gRPC's own defaults, as most pickers do.
+// Command hangingpicker is the picker with a switch: from SIGUSR1 until SIGUSR2 it accepts calls, answers pings and picks
+// nothing, like a picker in a deadlock. The integration tests run it instead of the picker. It handles pings by gRPC's
+// defaults, as most pickers do.
 package main
 
 import (
@@ -45,7 +45,7 @@ func run() error {
 	healthAddress := flags.String("health-address", ":9003", "serve health checks here")
 	service := flags.String("service", "inference-system/inference-picker", "serve the pools that name this Service")
 	unnamed := flags.Bool("unnamed-pools", true, "serve the pools that name none")
-	flags.ParseErrorsAllowlist.UnknownFlags = true // the picker's own
+	flags.ParseErrorsAllowlist.UnknownFlags = true // flags of the picker
 	if err := flags.Parse(os.Args[1:]); err != nil {
 		return err
 	}
@@ -63,7 +63,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	go func() { _ = server.Serve(listener) }() // until the end of the program
+	go func() { _ = server.Serve(listener) }() // until the program ends
 	probe, err := extproc.NewProbe(func(ctx context.Context) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "tcp", listener.Addr().String())
 	})
@@ -77,12 +77,12 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	go func() { _ = probes.Serve(onHealth) }() // until the end of the program
+	go func() { _ = probes.Serve(onHealth) }() // until the program ends
 	from.Run(ctx, func() { states.SetServingStatus("readiness", healthv1.HealthCheckResponse_SERVING) })
 	return nil
 }
 
-// hang keeps streams that begin after SIGUSR1 until SIGUSR2, or until their callers leave.
+// hang holds streams that begin after SIGUSR1 until SIGUSR2, or until their callers leave.
 func hang(ctx context.Context) grpc.StreamServerInterceptor {
 	var wake atomic.Pointer[chan struct{}] // nil while it picks
 	signals := make(chan os.Signal, 1)

@@ -14,8 +14,8 @@ import (
 	"github.com/google/ko/pkg/build"
 )
 
-// writeArchive writes what ko built, an image or, of several platforms, an index, as a tar of an OCI image layout, which docker load, podman load,
-// skopeo, crane and kind take. The same image gives the same bytes.
+// writeArchive writes ko's result, an image or an index of several platforms, as a tar of an OCI image layout. docker load,
+// podman load, skopeo, crane and kind accept it. The same image gives the same bytes.
 func writeArchive(file, name, tag string, built build.Result) (err error) {
 	dir, err := os.MkdirTemp(filepath.Dir(file), ".layout-*")
 	if err != nil {
@@ -26,7 +26,7 @@ func writeArchive(file, name, tag string, built build.Result) (err error) {
 	if err != nil {
 		return fmt.Errorf("writing the layout of %s: %w", name, err)
 	}
-	// The first annotation is the layout's own, the second what docker and containerd name the image by.
+	// The first annotation is the layout's own. docker and containerd name the image by the second.
 	names := layout.WithAnnotations(map[string]string{
 		"org.opencontainers.image.ref.name": tag,
 		"io.containerd.image.name":          "docker.io/" + name + ":" + tag,

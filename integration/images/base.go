@@ -15,12 +15,12 @@ import (
 	"golang.org/x/crypto/x509roots/fallback/bundle"
 )
 
-// nonroot is the user that the programs run as, and its group.
+// nonroot is the user and the group of the programs.
 const nonroot = 65532
 
-// base makes the image that the programs are put upon, the same for every platform: who the users are, which
-// authorities are trusted, and nothing that runs. Our programs are linked statically and bring their own time zone and
-// resolver, so there is no C library. It is made here, so no registry is needed, and its bytes follow from go.mod.
+// base makes the programs' base image, the same for every platform: the users and the trusted certificate authorities, and
+// no program. Our programs are linked statically and bring their own time zones and resolver, so they need no C library. As
+// the image is made here, no registry is needed, and go.mod determines its bytes.
 func base(platforms []v1.Platform) (v1.ImageIndex, error) {
 	content, err := baseFiles()
 	if err != nil {
@@ -55,7 +55,7 @@ func base(platforms []v1.Platform) (v1.ImageIndex, error) {
 	return index, nil
 }
 
-// baseFiles is a tar of the base's files, all of root and of no time.
+// baseFiles is a tar of the base's files, all owned by root and without times.
 func baseFiles() ([]byte, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
@@ -92,8 +92,8 @@ func baseFiles() ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// authorities are Mozilla's, in PEM, as of the version in go.mod. Those that are trusted only in part are left out, as a
-// file of certificates cannot say so.
+// authorities are Mozilla's certificate authorities in PEM, at the version in go.mod. It leaves out those that are trusted
+// only in part, as a file of certificates cannot express that.
 func authorities() []byte {
 	var out []byte
 	for root := range bundle.Roots() {

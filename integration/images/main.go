@@ -1,6 +1,6 @@
-// Command images builds the container images of our programs with ko, without a daemon and without a registry: one OCI
-// archive a program, for all platforms, and an SPDX bill of materials for each. The same commit gives the same bytes:
-// the images' time is SOURCE_DATE_EPOCH, in seconds since 1970, and 1970 without it.
+// Command images builds the container images of our programs with ko, without a daemon or a registry: for each program one
+// OCI archive for all platforms, and SPDX bills of materials. The same commit gives the same bytes: the images' time is
+// SOURCE_DATE_EPOCH, in seconds since 1970, or 1970 without it.
 package main
 
 import (
@@ -26,16 +26,16 @@ import (
 
 const (
 	module = "github.com/inference-waypoint/inference-waypoint"
-	// repository is what the images' names begin with in manifests and samples.
+	// repository is the beginning of the images' names in manifests and samples.
 	repository = "inference-waypoint"
 )
 
-// options are all that the command can be told.
+// options are the command's flags and arguments.
 type options struct {
 	root, out, version string
 	created            time.Time
 	platforms          []v1.Platform
-	programs           []string // packages, from the checkout's root
+	programs           []string // packages, relative to the checkout
 }
 
 func main() {
@@ -95,7 +95,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err := os.MkdirAll(o.out, 0o755); err != nil {
 		return fmt.Errorf("making the directory to write to: %w", err)
 	}
-	log.SetOutput(io.Discard) // ko's tales of the checkout's state; its errors come back
+	log.SetOutput(io.Discard) // ko's log of the checkout's state; its errors are returned
 	made, err := base(o.platforms)
 	if err != nil {
 		return err
@@ -123,7 +123,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	return nil
 }
 
-// moduleOf is the directory of the module that holds a program: the nearest above it with a go.mod.
+// moduleOf returns the directory of a program's module: the nearest one above it with a go.mod.
 func (o options) moduleOf(program string) string {
 	for dir := program; dir != "." && dir != "/"; dir = path.Dir(dir) {
 		if _, err := os.Stat(filepath.Join(o.root, dir, "go.mod")); err == nil {
@@ -133,7 +133,7 @@ func (o options) moduleOf(program string) string {
 	return o.root
 }
 
-// builder is ko's for the module in a directory, upon a base.
+// builder returns ko's builder for the module in a directory, with a base image.
 func (o options) builder(ctx context.Context, dir string, upon build.Result) (build.Interface, error) {
 	reference, err := name.ParseReference(repository + "/base:" + o.version)
 	if err != nil {

@@ -20,14 +20,14 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 )
 
-// program is small, so that a test builds it soon for two platforms.
+// program is small, so that a build for two platforms is quick.
 const program = "integration/echo"
 
-// epoch is the time that the images are to have.
+// epoch is the time of the images.
 const epoch = 1_700_000_000
 
-// An archive holds the program for each platform, as a user without rights, with the authorities that it trusts, of the time
-// that was asked for; the same checkout gives the same bytes.
+// An archive holds the program for each platform, for an unprivileged user, with the trusted authorities, at the requested
+// time. The same checkout gives the same bytes.
 func TestImages(t *testing.T) {
 	t.Setenv("SOURCE_DATE_EPOCH", strconv.Itoa(epoch))
 	first, second := t.TempDir(), t.TempDir()
@@ -116,7 +116,7 @@ func TestWrongOptions(t *testing.T) {
 	}
 }
 
-// open unpacks an archive and gives the one image in it.
+// open unpacks an archive and returns its only image.
 func open(t *testing.T, archive string) v1.ImageIndex {
 	t.Helper()
 	dir := t.TempDir()

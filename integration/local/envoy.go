@@ -16,17 +16,17 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
 )
 
-// Object is a message of Envoy's configuration, in JSON's form.
+// Object is a message of Envoy's configuration as JSON.
 type Object = map[string]any
 
-// Envoy is a proxy with listeners of names.
+// Envoy is a proxy with named listeners.
 type Envoy struct {
 	*Process
-	Addresses map[string]string // of the listeners, by their names
-	Admin     string            // the address of its administration
+	Addresses map[string]string // of the listeners, by name
+	Admin     string            // address of its admin interface
 }
 
-// StartEnvoy writes Envoy's configuration into dir, starts it and learns its listeners' ports from it.
+// StartEnvoy writes Envoy's configuration into dir, starts Envoy and reads the listeners' ports from it.
 func StartEnvoy(ctx context.Context, path, dir string, listeners, clusters []Object) (*Envoy, error) {
 	raw, err := json.Marshal(Object{
 		"admin":            Object{"address": Socket("127.0.0.1:0")},
@@ -52,7 +52,7 @@ func StartEnvoy(ctx context.Context, path, dir string, listeners, clusters []Obj
 	return e, nil
 }
 
-// learn asks Envoy, once it is ready, where it listens.
+// learn asks Envoy, once it is ready, for its listeners' addresses.
 func (e *Envoy) learn(ctx context.Context, admin string) error {
 	address, err := os.ReadFile(admin)
 	if err != nil {
@@ -95,7 +95,7 @@ func getJSON(ctx context.Context, url string, into any) error {
 	return json.NewDecoder(response.Body).Decode(into)
 }
 
-// Typed is a message of one of Envoy's types; its name is given without what all have in common.
+// Typed is a message of one of Envoy's types. The name leaves out the prefix that all types share.
 func Typed(name string, fields Object) Object {
 	out := Object{"@type": "type.googleapis.com/envoy." + name}
 	for k, v := range fields {
@@ -104,7 +104,7 @@ func Typed(name string, fields Object) Object {
 	return out
 }
 
-// Socket is an address, which must be host:port as a listener tells it.
+// Socket is an address; address must be host:port, as a listener reports it.
 func Socket(address string) Object {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -117,7 +117,7 @@ func Socket(address string) Object {
 	return Object{"socket_address": Object{"address": host, "port_value": number}}
 }
 
-// Listener is one on a free port, for calls that an HTTP connection manager handles.
+// Listener is a listener on a free port with an HTTP connection manager.
 func Listener(name string, manager Object) Object {
 	return Object{
 		"name": name, "address": Socket("127.0.0.1:0"),
@@ -127,9 +127,9 @@ func Listener(name string, manager Object) Object {
 	}
 }
 
-// Manager is what the controller's patches make of a waypoint's HTTP connection manager: filters that ask a picker, and
-// routes that lead to clusters by it. Here the routes are in the manager, as there is nobody to fetch them from. What becomes of
-// picks is counted under the prefix, and the picker hears which calls were broken off.
+// Manager is a waypoint's HTTP connection manager with the controller's patches: filters that ask a picker, and routes to
+// the clusters that use the pick. The routes are in the manager, as there is no server to fetch them from. statPrefix is
+// the prefix of the counters of picks. The picker learns which calls were cut.
 func Manager(host envoypatch.VirtualHost, statPrefix string) (Object, error) {
 	at := envoypatch.Front{Host: "pool.test", Port: 80}
 	patches, err := envoypatch.ChainPatches(at, host.Name, statPrefix, &host.Picker)
@@ -162,12 +162,12 @@ func Manager(host envoypatch.VirtualHost, statPrefix string) (Object, error) {
 	}), nil
 }
 
-// Metadata is a key of the metadata by which a picker and Envoy tell each other of endpoints.
+// Metadata is a key of the metadata by which a picker and Envoy exchange endpoints.
 func Metadata(key string) Object {
 	return Object{"key": "envoy.lb", "path": []Object{{"key": key}}}
 }
 
-// PoolCluster is a pool's endpoints, of which Envoy takes the one that the source names, or else the next in turn.
+// PoolCluster is a cluster of a pool's endpoints. Envoy takes the endpoint that the source names, or else the next in turn.
 func PoolCluster(name string, addresses []string, source Object) Object {
 	out := Cluster(name, addresses...)
 	out["load_balancing_policy"] = policy("override_host", Object{
@@ -186,7 +186,7 @@ func policy(name string, fields Object) Object {
 	}}}}
 }
 
-// Cluster is a cluster of endpoints that are known, without limits.
+// Cluster is a cluster of fixed endpoints, without limits.
 func Cluster(name string, addresses ...string) Object {
 	var endpoints []Object
 	for _, address := range addresses {
@@ -200,14 +200,14 @@ func Cluster(name string, addresses ...string) Object {
 	}
 }
 
-// HTTP2 are the options of a cluster that is spoken HTTP/2 to. What they do not say is left to Envoy, as istiod does.
+// HTTP2 are the options of a cluster with HTTP/2. Other options keep Envoy's defaults, as with istiod.
 func HTTP2(options Object) Object {
 	return Object{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": Typed("extensions.upstreams.http.v3.HttpProtocolOptions", Object{
 		"explicit_http_config": Object{"http2_protocol_options": options},
 	})}
 }
 
-// PlainManager leads all calls to a cluster.
+// PlainManager routes all calls to a cluster.
 func PlainManager(cluster string) Object {
 	return Typed("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", Object{
 		"stat_prefix": "plain",

@@ -12,14 +12,14 @@ import (
 	"time"
 )
 
-// Process is a program that runs, with its output in a file.
+// Process is a running program, with its output in a file.
 type Process struct {
 	*os.Process
-	Done chan struct{} // closed when it has ended; Err is set then
+	Done chan struct{} // closed when the program has ended; Err is set then
 	Err  error
 }
 
-// Start runs a program with its output in the file log. The program goes when this one does.
+// Start runs a program with its output in the file log. The program ends with this one.
 func Start(log, path string, args ...string) (*Process, error) {
 	out, err := os.Create(log)
 	if err != nil {
@@ -40,13 +40,13 @@ func Start(log, path string, args ...string) (*Process, error) {
 	return p, nil
 }
 
-// Stop ends the process: at once, as there is nothing to save.
+// Stop kills the process, as it has nothing to save.
 func (p *Process) Stop() {
-	_ = p.Kill() // an error says that it has ended
+	_ = p.Kill() // the only error is that it has ended
 	<-p.Done
 }
 
-// Await asks again and again whether the process is ready, until it is, it ends, or ctx does.
+// Await calls ready repeatedly until it returns nil, the process ends or ctx ends.
 func (p *Process) Await(ctx context.Context, log string, ready func() error) error {
 	for {
 		err := ready()
@@ -70,7 +70,7 @@ type Picker struct {
 	Addresses map[string]string // of extproc, health, metrics and debug
 }
 
-// StartPicker runs the picker on free ports, with its output in the file log, and learns the ports from there.
+// StartPicker runs the picker on free ports, with its output in the file log, and reads the ports from it.
 func StartPicker(ctx context.Context, program, log string, flags ...string) (*Picker, error) {
 	process, err := Start(log, program, append([]string{
 		"--extproc-address=127.0.0.1:0", "--health-address=127.0.0.1:0", "--metrics-address=127.0.0.1:0",
@@ -96,7 +96,7 @@ func (p *Picker) ready(log string) error {
 	err = fmt.Errorf("it does not say so in %s", log)
 	for lines := bufio.NewScanner(file); lines.Scan(); {
 		var entry struct{ Msg, For, Address string }
-		_ = json.Unmarshal(lines.Bytes(), &entry) // what is no JSON has no fields
+		_ = json.Unmarshal(lines.Bytes(), &entry) // a line that is not JSON has no fields
 		switch entry.Msg {
 		case "listening":
 			p.Addresses[entry.For] = entry.Address

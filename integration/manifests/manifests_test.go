@@ -1,5 +1,4 @@
-// Package manifests holds the test that the Helm chart and the kustomize overlays say the same. It needs the tool helm
-// and no mesh.
+// Package manifests tests that the Helm chart and the kustomize overlays give the same objects. It needs helm and no mesh.
 package manifests
 
 import (
@@ -26,7 +25,7 @@ const (
 	chart = root + "/manifests/charts/inference-waypoint"
 )
 
-// The chart makes of its values what kustomize makes of the overlay, object for object.
+// The chart with an overlay's values gives the same objects as kustomize with the overlay.
 func TestChartAndOverlaysAreTheSame(t *testing.T) {
 	tests := map[string]struct {
 		overlay string
@@ -40,7 +39,7 @@ func TestChartAndOverlaysAreTheSame(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			want := byName(t, kustomize(t, tt.overlay))
-			// The namespace is there before a release can be: helm install --create-namespace makes it.
+			// The namespace must exist before a release: helm install --create-namespace makes it.
 			delete(want, "Namespace /inference-system")
 			got, err := template(tt.values...)
 			if err != nil {
@@ -53,7 +52,7 @@ func TestChartAndOverlaysAreTheSame(t *testing.T) {
 	}
 }
 
-// The packaged chart has what the folder has: its folder monitoring is a link to manifests/monitoring.
+// The packaged chart has the same files as the folder, whose folder monitoring is a link to manifests/monitoring.
 func TestPackagedChartIsTheSame(t *testing.T) {
 	dir := t.TempDir()
 	if out, err := exec.Command(tool(t), "package", chart, "--destination", dir).CombinedOutput(); err != nil {
@@ -76,14 +75,14 @@ func TestPackagedChartIsTheSame(t *testing.T) {
 	}
 }
 
-// The chart's hook after the release has gone does what manifests/uninstall does, by an account of its own, which may do
-// what the controller may.
+// The chart's post-delete hook does the same as manifests/uninstall. It has an account of its own with the controller's
+// rights.
 func TestChartUninstallsAsKustomizeDoes(t *testing.T) {
 	hooks, err := helm("--show-only", "templates/uninstall.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The role that the controller has stands for the hook's.
+	// The controller's role stands for the hook's role.
 	want := byName(t, kustomize(t, "uninstall"))
 	for _, o := range kustomize(t, "base") {
 		if o.GetName() == "inference-controller" && strings.HasPrefix(o.GroupVersionKind().Group, "rbac.") || o.GetKind() == "ServiceAccount" && o.GetName() == "inference-controller" {
@@ -104,7 +103,7 @@ func TestChartUninstallsAsKustomizeDoes(t *testing.T) {
 	}
 }
 
-// What takes back is told of the picker what the controller is told, as it takes back from the picker's namespace.
+// The uninstall Job gets the controller's flags about the picker, as it also cleans up the picker's namespace.
 func TestUninstallKnowsThePicker(t *testing.T) {
 	flag := regexp.MustCompile(`--default-picker=[^\s\]]+`)
 	named := func(objects []*unstructured.Unstructured, kind string) (out []string) {
@@ -128,7 +127,7 @@ func TestUninstallKnowsThePicker(t *testing.T) {
 	}
 }
 
-// rename gives all objects, and what they name, one account's name.
+// rename gives one account's name to all objects and references.
 func rename(objects map[string]map[string]any) map[string]string {
 	out := map[string]string{}
 	for k, o := range objects {
@@ -137,11 +136,11 @@ func rename(objects map[string]map[string]any) map[string]string {
 	return out
 }
 
-// What the chart is told reaches the objects.
+// The chart's values reach the objects.
 func TestChartValues(t *testing.T) {
 	tests := map[string]struct {
 		values []string
-		want   []string // parts of what is rendered
+		want   []string // parts of the rendered objects
 	}{
 		"images": {
 			values: []string{"image.repository=registry.example.com/team", "image.tag=v1", "image.pullPolicy=Always", "image.pullSecrets[0].name=key"},
@@ -174,7 +173,7 @@ func TestChartValues(t *testing.T) {
 	}
 }
 
-// In another namespace than usual nothing names the usual one.
+// In another namespace, no object names the usual namespace.
 func TestChartInAnotherNamespace(t *testing.T) {
 	out, err := exec.Command(tool(t), "template", "test", chart, "--namespace", "elsewhere", "--set", "ha.enabled=true,monitoring.enabled=true").CombinedOutput()
 	if err != nil {
@@ -185,11 +184,11 @@ func TestChartInAnotherNamespace(t *testing.T) {
 	}
 }
 
-// Wrong values are refused, with the value's name.
+// The chart refuses wrong values, and names the value.
 func TestChartRefusesWrongValues(t *testing.T) {
 	tests := map[string]struct {
 		value string
-		want  string // named by the error
+		want  string // must be in the error
 	}{
 		"an unknown value":              {"pickers=3", "pickers"},
 		"an unknown value further down": {"picker.replica=3", "replica"},
@@ -219,7 +218,7 @@ func TestChartRefusesWrongValues(t *testing.T) {
 	}
 }
 
-// helm lint has nothing to say.
+// helm lint reports nothing.
 func TestChartLints(t *testing.T) {
 	out, err := exec.Command(tool(t), "lint", "--strict", chart).CombinedOutput()
 	if err != nil {
@@ -261,7 +260,7 @@ func helm(args ...string) ([]*unstructured.Unstructured, error) {
 
 // render runs helm template for a chart: a folder or a package.
 func render(chart string, args ...string) ([]byte, error) {
-	// A cluster's version is asked of nobody: the newest that helm knows is taken.
+	// No cluster is asked for its version: helm uses the newest that it knows.
 	cmd := exec.Command(root+"/.tools/helm", append([]string{"template", "test", chart, "--namespace", "inference-system"}, args...)...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// A server that answers with a status line and no headers, whose answer ends with its connection, is served like any
-// other, and leaves nothing at the picker.
+// An answer of a status line without headers, which ends with its connection, is passed on like any other, and leaves
+// nothing at the picker.
 func TestStatusLineWithoutHeaders(t *testing.T) {
 	p := the.pickers["main"]
 	for _, door := range []string{"left " + partial, "left " + duplex} {

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Whatever the way in which Envoy sends bodies, and whatever they are: the endpoint gets them unchanged, and is picked.
+// In every mode in which Envoy sends bodies, any body reaches the endpoint unchanged, and its call is picked.
 func TestBodies(t *testing.T) {
 	bodies := map[string][]byte{
 		"of no byte":                  {},
@@ -55,14 +55,14 @@ func isUnchanged(t *testing.T, h heard, body []byte) {
 	}
 }
 
-// inPieces is a body of unknown length with a pause between its pieces.
+// inPieces makes a body of unknown length with a pause between its pieces.
 func inPieces(body []byte, size int, pause time.Duration) io.Reader {
 	reader, writer := io.Pipe()
 	go func() {
 		for len(body) > 0 {
 			n := min(size, len(body))
 			if _, err := writer.Write(body[:n]); err != nil {
-				return // nobody reads any more
+				return // the reader has gone
 			}
 			body = body[n:]
 			time.Sleep(pause)
@@ -72,7 +72,7 @@ func inPieces(body []byte, size int, pause time.Duration) io.Reader {
 	return reader
 }
 
-// Both bodies stream: each piece arrives before the next one is sent, though all pass through the picker.
+// Both bodies stream: each piece arrives before the next is sent, though all pass through the picker.
 func TestStreaming(t *testing.T) {
 	for _, door := range []string{partial, "left " + partial, "left " + duplex} {
 		t.Run("answers, "+door, func(t *testing.T) {
@@ -133,7 +133,7 @@ func TestStreaming(t *testing.T) {
 // say is a script that answers with the pieces of a channel as they come.
 func say(pieces <-chan string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body) // an error shows as one of writing
+		_, _ = io.Copy(io.Discard, r.Body) // an error shows in a write
 		out := http.NewResponseController(w)
 		_ = out.Flush()
 		for piece := range pieces {
@@ -144,7 +144,7 @@ func say(pieces <-chan string) http.HandlerFunc {
 	}
 }
 
-// hears reads what must come next.
+// hears checks the next bytes that can be read.
 func hears(t *testing.T, from io.Reader, want string) {
 	t.Helper()
 	got := make([]byte, len(want))
@@ -153,7 +153,7 @@ func hears(t *testing.T, from io.Reader, want string) {
 	}
 }
 
-// A body of 100 MB is the endpoint's to judge: all of it arrives, and the picker takes no more memory than for its head.
+// All of a body of 100 MB reaches the endpoint, and the picker uses memory only for the body's head.
 func TestHugeBody(t *testing.T) {
 	const size = 100 << 20
 	for _, mode := range []string{partial, duplex} {
@@ -173,14 +173,14 @@ func TestHugeBody(t *testing.T) {
 			}
 			most = max(most, p.memory(t)-before)
 			t.Logf("the picker took %d MiB more", most>>20)
-			if most > 48<<20 { // windows of 16 MiB of a connection, and what the collector has not got to
+			if most > 48<<20 { // windows of 16 MiB of a connection, and garbage that is not collected yet
 				t.Errorf("a body of 100 MiB takes %d MiB of the picker's memory", most>>20)
 			}
 		})
 	}
 }
 
-// growing is a body that is made while it is read, in pieces of 64 KiB.
+// growing is a body that is made as it is read, in pieces of 64 KiB.
 type growing struct {
 	head []byte
 	left int

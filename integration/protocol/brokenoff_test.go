@@ -9,16 +9,16 @@ import (
 	"time"
 )
 
-// The prompt takes 12 s at the speed that the picker assumes, and is believed to be prefilled after 0.4 s where nothing tells
-// that the call was broken off.
+// The prompt takes 12 s at the picker's assumed speed. Without a report that the call was cut, the picker takes the prompt
+// for prefilled after 0.4 s.
 const (
 	longPrompt = 400_000 // bytes
 	longTokens = longPrompt / 4
 	leftAfter  = time.Second
 )
 
-// TestBrokenOff has callers leave in the middle of the prefill, whose streamed answers have begun by then. Envoy says which calls
-// those were, and only what there was time for is taken to be cached of their prompts. All is of answers that ended, however soon.
+// TestBrokenOff has callers leave during the prefill, after their streamed answers have begun. Envoy reports these calls,
+// and the picker takes for cached only what it had time to prefill. Of answers that end it takes the whole prompt.
 func TestBrokenOff(t *testing.T) {
 	p := the.pickers["main"]
 	cached := func(body []byte) (tokens int) {
@@ -44,14 +44,14 @@ func TestBrokenOff(t *testing.T) {
 				pieces := make(chan string, 1)
 				body := prompt(name+" to its end, "+version, size)
 				answer, _ := begin(by, body, pieces)
-				time.Sleep(max(20*time.Millisecond, leftAfter*time.Duration(size)/longPrompt)) // a tenth of what is expected
+				time.Sleep(max(20*time.Millisecond, leftAfter*time.Duration(size)/longPrompt)) // a tenth of the expected time
 				pieces <- "all of it"
 				close(pieces)
 				_, err := io.Copy(io.Discard, answer)
 				must(t, err)
 				ended()
 				before := told()
-				time.Sleep(200 * time.Millisecond) // in which Envoy would have said it
+				time.Sleep(200 * time.Millisecond) // in which Envoy would have reported a cut call
 				if got := cached(body); got < size/4-64 || told() != before {
 					t.Errorf("%s: %d of %d tokens are taken to be cached, and %v calls were broken off, %v before", name, got, size/4, told(), before)
 				}

@@ -11,7 +11,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
 )
 
-// waypointLimits are the limits that the controller gives to a pool's cluster.
+// waypointLimits are the controller's limits for a pool's cluster.
 func waypointLimits() any {
 	patch, err := envoypatch.ClusterPatch(envoypatch.Cluster{Name: "limited"})
 	if err != nil {
@@ -20,8 +20,8 @@ func waypointLimits() any {
 	return patch.Patch.Value.AsMap()["circuit_breakers"]
 }
 
-// Where all calls lose their endpoint at once, no more of them are repeated than the budget for retries allows: half of
-// those in flight.
+// When all calls lose their endpoint at once, Envoy retries no more than the retry budget allows: half of the calls in
+// flight.
 func TestRetryBudget(t *testing.T) {
 	const calls = 80
 	var first, again, lost atomic.Int64

@@ -18,7 +18,7 @@ import (
 
 const completionsPath = "/v1/completions"
 
-// client calls through Envoy over HTTP/1.1, and multiplexing over HTTP/2.
+// The clients that call through Envoy, over HTTP/1.1 and multiplexed over HTTP/2.
 var (
 	client       = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 8}}
 	multiplexing = &http.Client{Transport: &http.Transport{Protocols: cleartextHTTP2()}}
@@ -37,8 +37,8 @@ func header(name, value string) option {
 	return func(r *http.Request) { r.Header.Set(name, value) }
 }
 
-// within restricts a call to a subset: a list of endpoints, or a text of them with commas. Envoy makes of the header
-// what another filter or control plane would put into the metadata.
+// within restricts a call to a subset: a list of endpoints, or a text with commas. Envoy turns the header into the metadata
+// that another filter or control plane would set.
 func within(t *testing.T, subset any) option {
 	t.Helper()
 	value, err := structpb.NewValue(subset)
@@ -51,13 +51,13 @@ func within(t *testing.T, subset any) option {
 // answer is a whole answer.
 type answer struct {
 	status int
-	served string // who served, in Envoy's eyes
+	served string // the endpoint that served, according to Envoy
 	body   []byte
-	heard  heard // what the endpoint heard, if it was one that answered
+	heard  heard // what the endpoint received, if one answered
 }
 
-// open makes a call and returns when the answer's headers are there. It ends with the test at the latest. Without a body
-// the request is a GET.
+// open makes a call and returns when the answer's headers have come. The call ends with the test at the latest. Without a
+// body the request is a GET.
 func open(t *testing.T, door string, body io.Reader, options ...option) *http.Response {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -68,7 +68,7 @@ func open(t *testing.T, door string, body io.Reader, options ...option) *http.Re
 	return response
 }
 
-// try makes a call and returns what comes of it.
+// try makes a call and returns its outcome.
 func try(ctx context.Context, by *http.Client, door string, body io.Reader, options ...option) (*http.Response, error) {
 	method := http.MethodPost
 	if body == nil {
@@ -112,7 +112,7 @@ func served(t *testing.T, door string, body io.Reader, options ...option) heard 
 	return a.heard
 }
 
-// isRefused checks that the picker itself refused a call, in the form that clients of the OpenAI API read.
+// isRefused checks that the picker itself refused a call, in the format of the OpenAI API.
 func isRefused(t *testing.T, a answer, wantCode string) {
 	t.Helper()
 	var said struct {
@@ -126,7 +126,7 @@ func isRefused(t *testing.T, a answer, wantCode string) {
 	}
 }
 
-// prompt is a body whose prompt has so many bytes. Prompts of different names share no prefix.
+// prompt is a body whose prompt has a number of bytes. Prompts of different names share no prefix.
 func prompt(name string, size int) []byte {
 	word := name + " goes on. "
 	return fmt.Appendf(nil, `{"model":"llama","prompt":%q}`, strings.Repeat(word, size/len(word)+1)[:size])

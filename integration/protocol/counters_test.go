@@ -15,8 +15,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/waypointwatch"
 )
 
-// TestCountersTellOfPicks watches Envoy as the controller watches a waypoint, each door a pool: it sees that calls are picked, takes the
-// streams that a killed picker breaks for what they are, and sees within ten seconds that calls are not picked any more.
+// TestCountersTellOfPicks reads Envoy's counters as the controller does, with each door as a pool. They show picked calls,
+// not the streams that a killed picker breaks, and within ten seconds that calls are no longer picked.
 func TestCountersTellOfPicks(t *testing.T) {
 	doors := []string{"waypoint counted open", "waypoint counted closed"}
 	host, portText, err := net.SplitHostPort(the.envoy.Admin)
@@ -65,7 +65,7 @@ func TestCountersTellOfPicks(t *testing.T) {
 	await(waypointwatch.Verdict{State: waypointwatch.Picked})
 
 	long := answering(t, doors[0], doors[0], doors[0], doors[0], doors[0], doors[0])
-	time.Sleep(2 * time.Second) // they are read while their streams are open
+	time.Sleep(2 * time.Second) // counters are read while their streams are open
 	the.pickers["counted"].Stop()
 	for _, c := range long {
 		c.ends(t)

@@ -14,7 +14,7 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// What becomes of a call when no picker answers is for the proxy's failure mode to say.
+// When no picker answers, the proxy's failure mode decides about a call.
 func TestPickerKilled(t *testing.T) {
 	p := the.pickers["killed"]
 	for _, door := range []string{"killed open", "killed closed"} {
@@ -24,7 +24,7 @@ func TestPickerKilled(t *testing.T) {
 	goByFailureMode(t, "killed")
 }
 
-// goByFailureMode checks that calls are served without a pick where they may be, and refused where not.
+// goByFailureMode checks that FailOpen calls are served without a pick, and that FailClose calls are refused.
 func goByFailureMode(t *testing.T, picker string) {
 	t.Helper()
 	for range 5 {
@@ -39,14 +39,14 @@ func goByFailureMode(t *testing.T, picker string) {
 	}
 }
 
-// longCall is a call whose answer comes in pieces, as the test says.
+// longCall is a call whose answer comes in pieces, sent by the test.
 type longCall struct {
 	door   string
 	answer *http.Response
 	pieces chan string
 }
 
-// answering starts a long call by each of the doors.
+// answering starts a long call through each of the doors.
 func answering(t *testing.T, doors ...string) []longCall {
 	t.Helper()
 	var out []longCall
@@ -73,8 +73,8 @@ func (c longCall) ends(t *testing.T) {
 	}
 }
 
-// A picker that is asked to end says so first, takes calls until proxies can have heard of it, and stays with the calls
-// that it has.
+// A picker that is asked to end first reports that it is not ready, accepts calls until proxies can have noticed, and keeps
+// its calls.
 func TestDrain(t *testing.T) {
 	p := the.pickers["drained"]
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -86,7 +86,7 @@ func TestDrain(t *testing.T) {
 
 	p.terminate(t)
 	isHealth(t, watch, healthv1.HealthCheckResponse_NOT_SERVING)
-	checkDestination(t, served(t, "drained closed", ask("a late one"))) // there are three seconds for that
+	checkDestination(t, served(t, "drained closed", ask("a late one"))) // the picker accepts calls for three seconds
 	eventually(t, "Envoy to hear of it", func() bool { return call(t, "drained checked", ask("later")).status == http.StatusServiceUnavailable })
 	eventually(t, "the picker to take no more calls", func() bool { return call(t, "drained closed", ask("too late")).status != http.StatusOK })
 	goByFailureMode(t, "drained")
@@ -107,9 +107,9 @@ func isHealth(t *testing.T, watch healthv1.Health_WatchClient, want healthv1.Hea
 	}
 }
 
-// Where the drain's time ends before an answer does, the picker ends, and the answer goes on without it. A request that
-// streams through the picker at that moment is cut off, as it would else lack its middle; so is an answer that streams
-// through it without a pause.
+// Where the drain ends before an answer does, the picker ends, and the answer goes on without it. A request that streams
+// through the picker at that moment is cut, as its middle would be missing otherwise. So is an answer that streams through
+// the picker without a pause.
 func TestDrainThatIsTooShort(t *testing.T) {
 	p := the.pickers["parted"]
 	calls := answering(t, "parted open", "parted closed", "parted checked", "parted requests duplex", "parted duplex")
@@ -137,7 +137,7 @@ func TestDrainThatIsTooShort(t *testing.T) {
 			t.Errorf("%s: %v", f.name, err)
 		}
 	}
-	// What was on its way to the endpoint cannot be whole. It must not look as if it were.
+	// The body on its way to the endpoint cannot be complete. It must not look complete.
 	if err := <-cut.ended; err == nil || errors.Is(err, errLost) {
 		t.Errorf("%s: the end is %v, want the call cut off", cut.name, err)
 	}
@@ -152,7 +152,7 @@ func TestDrainThatIsTooShort(t *testing.T) {
 	}
 }
 
-// flow is a body that never stands still until there is enough of it.
+// flow is a body that never pauses until it is long enough.
 type flow struct {
 	name          string
 	begun, enough chan struct{}
@@ -163,7 +163,7 @@ func newFlow(name string) flow {
 	return flow{name: name, begun: make(chan struct{}), enough: make(chan struct{}), ended: make(chan error, 1)}
 }
 
-// body is what flows, after 2 MiB of which it has begun: numbered lines, so that none can be missed.
+// body consists of numbered lines, so that a missing one shows. It counts as begun after 2 MiB.
 func (f flow) body() io.Reader {
 	reader, writer := io.Pipe()
 	go func() {
@@ -171,7 +171,7 @@ func (f flow) body() io.Reader {
 		for sent, n := 0, 0; ; n++ {
 			written, err := fmt.Fprintf(writer, "%01000d\n", n)
 			if err != nil {
-				return // the reader is gone
+				return // the reader has gone
 			}
 			if sent += written; sent > 2<<20 && sent-written <= 2<<20 {
 				close(f.begun)
@@ -186,10 +186,10 @@ func (f flow) body() io.Reader {
 	return reader
 }
 
-// errLost says that what arrived looks whole and is not.
+// errLost says that a body looks complete and is not.
 var errLost = errors.New("pieces are lost")
 
-// check reads what flowed.
+// check reads the body and checks that no line is missing.
 func (f flow) check(from io.Reader) error {
 	lines := bufio.NewReader(from)
 	for n := 0; ; n++ {

@@ -22,7 +22,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// waypointPicker is a door's picker as the controller has it.
+// waypointPicker is a door's picker as the controller configures it.
 func (d door) waypointPicker() envoypatch.Picker {
 	out := envoypatch.Picker{Host: d.picker + ".test", Port: 9002, FailOpen: d.failOpen}
 	out.Metadata = map[string]string{"inference-waypoint-pool": poolName(d.pool)}
@@ -32,7 +32,7 @@ func (d door) waypointPicker() envoypatch.Picker {
 	return out
 }
 
-// waypointManager is what the controller's patches make of a waypoint's chain.
+// waypointManager is the connection manager that the controller's patches make in a waypoint's chain.
 func (d door) waypointManager() object {
 	asked := d.waypointPicker()
 	manager, err := local.Manager(envoypatch.VirtualHost{Name: d.name, Picker: asked, Routes: []envoypatch.Route{
@@ -44,7 +44,7 @@ func (d door) waypointManager() object {
 	return manager
 }
 
-// waypointClusters are the pickers by the names that istiod gives to clusters.
+// waypointClusters are the pickers under istiod's names for clusters.
 func (w *world) waypointClusters() []object {
 	var out []object
 	addresses := map[string]string{
@@ -61,8 +61,7 @@ func (w *world) waypointClusters() []object {
 	return out
 }
 
-// patientPicker is one that replies to the headers of a request when its body has ended, as the protocol's reference
-// does.
+// patientPicker replies to a request's headers only when the body has ended, as the protocol's reference does.
 type patientPicker struct {
 	extprocv3.UnimplementedExternalProcessorServer
 	address string
@@ -80,7 +79,7 @@ func startPatientPicker() (*patientPicker, error) {
 	return p, nil
 }
 
-// Process picks the first endpoint, always.
+// Process always picks the first endpoint.
 func (p *patientPicker) Process(s extprocv3.ExternalProcessor_ProcessServer) error {
 	for {
 		m, err := s.Recv()
@@ -92,7 +91,7 @@ func (p *patientPicker) Process(s extprocv3.ExternalProcessor_ProcessServer) err
 			if m.RequestHeaders.EndOfStream {
 				err = s.Send(p.pick())
 			}
-		case *extprocv3.ProcessingRequest_RequestBody: // in one piece, as the tests have it
+		case *extprocv3.ProcessingRequest_RequestBody: // in one piece, as these tests send it
 			if m.RequestBody.EndOfStream {
 				err = errors.Join(s.Send(p.pick()), s.Send(&extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestBody{
 					RequestBody: &extprocv3.BodyResponse{Response: givenBack(m.RequestBody)},
@@ -125,8 +124,8 @@ func givenBack(b *extprocv3.HttpBody) *extprocv3.CommonResponse {
 	}}}
 }
 
-// A body that cannot carry a prompt passes as it comes, and so does its answer, while neither has ended: by every way of
-// sending bodies that lets it, and at a waypoint also past a picker that waits for a body's end, if the pool fails open.
+// A body that cannot carry a prompt passes as it comes, and so does its answer, in each body mode that allows it. At a
+// waypoint of a FailOpen pool this also holds with a picker that waits for a body's end.
 func TestBodyWithoutEnd(t *testing.T) {
 	for _, door := range []string{none, streamed, duplex, "waypoint", "waypoint http2", "waypoint " + duplex, "waypoint patient open"} {
 		for _, contentType := range []string{"application/grpc", "application/octet-stream"} {
@@ -154,7 +153,7 @@ func TestBodyWithoutEnd(t *testing.T) {
 				if rest, err := io.ReadAll(response.Body); err != nil || len(rest) > 0 {
 					t.Errorf("after the end came %q, %v", rest, err)
 				}
-				// HTTP/1.1 has trailers in Envoy only where it is told to.
+				// Envoy passes trailers of HTTP/1.1 on only if configured to.
 				if got := response.Trailer.Get("X-Last"); got != "said" && door == "waypoint http2" {
 					t.Errorf("the trailer is %q", got)
 				}
@@ -163,7 +162,7 @@ func TestBodyWithoutEnd(t *testing.T) {
 	}
 }
 
-// giveBack gives a body back piece by piece, and a trailer at its end.
+// giveBack echoes a body piece by piece, with a trailer at its end.
 func giveBack(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Trailer", "X-Last")
 	control := http.NewResponseController(w)
@@ -172,7 +171,7 @@ func giveBack(w http.ResponseWriter, r *http.Request) {
 	for {
 		n, err := r.Body.Read(piece)
 		if _, failed := w.Write(piece[:n]); failed != nil || control.Flush() != nil {
-			return // the proxy gave the call up
+			return // the proxy cancelled the call
 		}
 		if err != nil {
 			w.Header().Set("X-Last", "said")
@@ -181,7 +180,7 @@ func giveBack(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// A WebSocket opens at a waypoint and stays open, whichever picker is asked.
+// A WebSocket opens at a waypoint and stays open, with either picker.
 func TestWebSocket(t *testing.T) {
 	for _, door := range []string{"waypoint", "waypoint " + duplex, "waypoint patient open"} {
 		t.Run(door, func(t *testing.T) {
@@ -198,7 +197,7 @@ func TestWebSocket(t *testing.T) {
 	}
 }
 
-// A picker that waits for the end of a body without one is not waited for: a pool that fails closed refuses the call.
+// A FailClose pool refuses a call with an endless body if its picker waits for the end.
 func TestPatientPickerFailsClosed(t *testing.T) {
 	const door = "waypoint patient closed"
 	if _, _, status := upgrade(t, door); status != http.StatusGatewayTimeout {
@@ -210,7 +209,7 @@ func TestPatientPickerFailsClosed(t *testing.T) {
 	}
 }
 
-// upgrade asks for a WebSocket.
+// upgrade requests a WebSocket.
 func upgrade(t *testing.T, door string) (conn net.Conn, from *bufio.Reader, status int) {
 	t.Helper()
 	conn, err := net.Dial("tcp", the.envoy.Addresses[door])
@@ -232,7 +231,7 @@ func upgrade(t *testing.T, door string) (conn net.Conn, from *bufio.Reader, stat
 	return conn, from, response.StatusCode
 }
 
-// switchProtocol agrees to a WebSocket and then gives all bytes back.
+// switchProtocol accepts a WebSocket and then echoes all bytes.
 func switchProtocol(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Connection", "Upgrade")
 	w.Header().Set("Upgrade", "websocket")

@@ -17,26 +17,25 @@ import (
 
 // Headers between the tests, Envoy and the endpoints.
 const (
-	scriptHeader   = "X-Test-Script"   // what the endpoint is to do
+	scriptHeader   = "X-Test-Script"   // what the endpoint should do
 	metadataHeader = "X-Test-Metadata" // Envoy's metadata envoy.lb / x-gateway-destination-endpoint, on the way to the endpoint
 	servedHeader   = "X-Test-Served"   // Envoy's metadata envoy.lb / x-gateway-destination-endpoint-served, on the way back
-	subsetHeader   = "X-Test-Subset"   // the subset that Envoy is to make of it: an encoded Value
-	followHeader   = "X-Test-Follow"   // by which of the two Envoy goes: "header", else the metadata
+	subsetHeader   = "X-Test-Subset"   // the subset for the metadata: an encoded Value
+	followHeader   = "X-Test-Follow"   // which of the two Envoy follows: "header", else the metadata
 
 	destinationHeader = "X-Gateway-Destination-Endpoint"
 )
 
-// heard is a call as it arrived at an endpoint.
+// heard is a call as an endpoint received it.
 type heard struct {
-	Endpoint string // whose address this is
-	Header   string // the pick, as the header has it
-	Metadata string // the pick, as Envoy's metadata have it
+	Endpoint string // address of the endpoint
+	Header   string // the pick in the header
+	Metadata string // the pick in Envoy's metadata
 	Bytes    int64  // of the body
 	SHA256   string // of the body
 }
 
-// endpoint is an HTTP server in a model server's place. It tells a call's sender what it heard, unless the call names a
-// script.
+// endpoint is an HTTP server in place of a model server. It answers with what it received, unless the call names a script.
 type endpoint struct {
 	address string
 	server  *http.Server
@@ -55,7 +54,7 @@ func startEndpoint(host string) (*endpoint, error) {
 	return e, nil
 }
 
-// close cuts off all calls and takes no more.
+// close cuts all calls and accepts no more.
 func (e *endpoint) close() { _ = e.server.Close() }
 
 var (
@@ -63,7 +62,7 @@ var (
 	lastScript atomic.Int64
 )
 
-// script makes an endpoint do something else for a call that gets the option.
+// script makes an endpoint run do for a call with this option.
 func script(t *testing.T, do http.HandlerFunc) option {
 	name := strconv.FormatInt(lastScript.Add(1), 10)
 	scripts.Store(name, do)
@@ -72,7 +71,7 @@ func script(t *testing.T, do http.HandlerFunc) option {
 }
 
 func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == "/metrics" { // the picker reads them; there are none
+	if r.URL.Path == "/metrics" { // read by the picker; there are none
 		http.NotFound(w, r)
 		return
 	}
@@ -83,7 +82,7 @@ func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	hash := sha256.New()
 	n, err := io.Copy(hash, r.Body)
 	if err != nil {
-		return // the proxy gave the call up
+		return // the proxy cancelled the call
 	}
 	_ = json.NewEncoder(w).Encode(heard{ // the proxy may have left
 		Endpoint: e.address, Header: r.Header.Get(destinationHeader), Metadata: r.Header.Get(metadataHeader),

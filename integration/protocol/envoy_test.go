@@ -11,7 +11,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/local"
 )
 
-// The ways in which Envoy sends bodies to an ext_proc server.
+// The modes in which Envoy sends bodies to an ext_proc server.
 const (
 	none     = "NONE"
 	streamed = "STREAMED"
@@ -22,17 +22,17 @@ const (
 
 var modes = []string{none, streamed, buffered, partial, duplex}
 
-// door is a listener of Envoy, and what it does with calls. One that does not fail open fails closed, so that no call
-// can be served without a pick.
+// door is a listener of Envoy with its configuration. A door that does not fail open fails closed, so that no call can be
+// served without a pick.
 type door struct {
 	name     string
 	pool     string
 	picker   string
-	requests string // how bodies of requests are sent
-	answers  string // how bodies of answers are sent, none by default
+	requests string // the mode for request bodies
+	answers  string // the mode for answer bodies, none by default
 	failOpen bool
-	checked  bool // a picker whose health is not SERVING is not asked
-	waypoint bool // it is configured as at a waypoint, for our picker or, with duplex requests, for somebody else's
+	checked  bool // a picker whose health is not SERVING gets no calls
+	waypoint bool // it is configured as at a waypoint, for our picker or, with duplex requests, for another one
 }
 
 func doors() []door {
@@ -40,7 +40,7 @@ func doors() []door {
 		{name: "single", pool: "single", picker: "main", requests: partial},
 		{name: "empty", pool: "empty", picker: "main", requests: partial},
 		{name: "unknown", pool: "unknown", picker: "main", requests: partial},
-		// The picker is shown the answer's end: only then does it know that the endpoint prefilled the prompt, however soon.
+		// The picker sees the answer's end: only then does it know that the endpoint prefilled the prompt, however soon.
 		{name: "retried", pool: "retried", picker: "main", requests: partial, answers: streamed},
 		{name: "huge " + partial, pool: "huge", picker: "main", requests: partial},
 		{name: "huge " + duplex, pool: "huge", picker: "main", requests: duplex},
@@ -92,7 +92,7 @@ func doors() []door {
 
 type object = local.Object
 
-// configuration is Envoy's.
+// configuration returns Envoy's configuration.
 func (w *world) configuration() (listeners, clusters []object) {
 	for _, d := range doors() {
 		manager := d.manager
@@ -117,7 +117,7 @@ func (w *world) configuration() (listeners, clusters []object) {
 
 func (d door) manager() object {
 	pool := d.pool
-	if the.pools[pool] == nil { // one that the picker does not know
+	if the.pools[pool] == nil { // a pool unknown to the picker
 		pool = "general"
 	}
 	follow := func(source string) object {
@@ -134,7 +134,7 @@ func (d door) manager() object {
 		"stat_prefix": "door",
 		"route_config": object{"virtual_hosts": []object{{
 			"name": "all", "domains": []string{"*"},
-			// BUFFERED answers 413 to what is longer; BUFFERED_PARTIAL sends so much, as it does on a waypoint.
+			// BUFFERED answers 413 to longer bodies; BUFFERED_PARTIAL sends this much, as at a waypoint.
 			"request_body_buffer_limit": map[bool]int{true: 8 << 20, false: 1 << 20}[d.requests == buffered],
 			"routes": []object{
 				{"match": object{"prefix": "/", "headers": []object{{
@@ -157,7 +157,7 @@ func metadataAs(header, key string) object {
 	return object{"header": object{"key": header, "value": "%DYNAMIC_METADATA(envoy.lb:" + key + ")%"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 }
 
-// subsetFilter makes of a header the metadata by which a proxy restricts a call.
+// subsetFilter turns a header into the metadata by which a proxy restricts a call.
 func subsetFilter() object {
 	return local.Typed("extensions.filters.http.header_to_metadata.v3.Config", object{"request_rules": []object{{
 		"header": subsetHeader, "remove": true,
@@ -176,7 +176,7 @@ func (d door) filter() object {
 	if d.answers != "" {
 		mode["response_body_mode"] = d.answers
 	}
-	if d.requests == duplex { // Envoy wants the trailers then
+	if d.requests == duplex { // Envoy then requires trailers to be sent
 		mode["request_trailer_mode"] = "SEND"
 	}
 	if d.answers == duplex {
@@ -198,7 +198,7 @@ func (d door) filter() object {
 	})
 }
 
-// poolCluster is a pool's endpoints, of which Envoy takes the one that the source names.
+// poolCluster is a cluster of a pool's endpoints. Envoy takes the endpoint that the source names.
 func poolCluster(name string, f *fleet, source object) object {
 	out := local.PoolCluster(name, f.addresses(), source)
 	if strings.HasPrefix(name, "idle ") || strings.HasPrefix(name, "http2 ") {
@@ -222,14 +222,14 @@ func pickerCluster(name, address string, checked bool) object {
 			"timeout": "5s", "interval": "0.1s", "no_traffic_interval": "0.1s", "unhealthy_threshold": 1, "healthy_threshold": 1,
 			"grpc_health_check": object{"service_name": "envoy.service.ext_proc.v3.ExternalProcessor"},
 		}}
-		// No host is asked that is not healthy, not even where none is.
+		// Envoy calls no unhealthy endpoint, not even if all are unhealthy.
 		out["common_lb_config"] = object{"healthy_panic_threshold": object{"value": 0}}
 	}
 	return out
 }
 
-// readStreamsPerConnection reads from what is installed with the picker how many streams a waypoint opens on one
-// connection to it.
+// readStreamsPerConnection reads, from the picker's manifests, how many streams a waypoint opens on one connection to the
+// picker.
 func readStreamsPerConnection() (int64, error) {
 	const manifest = "../../manifests/base/picker.yaml"
 	file, err := os.Open(manifest)

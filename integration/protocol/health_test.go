@@ -16,7 +16,7 @@ import (
 
 const extprocService = "envoy.service.ext_proc.v3.ExternalProcessor"
 
-// healthServices are those of the protocol, and gRPC's own name for the whole server.
+// healthServices are the services of the protocol, and gRPC's name for the whole server.
 var healthServices = []string{"liveness", "readiness", extprocService, ""}
 
 func TestHealth(t *testing.T) {
@@ -40,12 +40,12 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// Envoy's own health checks take the picker for healthy, without which this door would not ask it.
+// Envoy's health checks find the picker healthy. Otherwise this door would not ask the picker.
 func TestEnvoyChecksHealth(t *testing.T) {
 	checkDestination(t, served(t, "checked", ask("health")))
 }
 
-// Who speaks gRPC by hand finds the picker's services and their messages by reflection.
+// A person finds the picker's gRPC services and their messages by reflection.
 func TestReflection(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestBodiesAroundTheLimit sends a waypoint bodies of lengths around what it buffers, told beforehand and not: every one
-// arrives whole, with its end. Envoy forgets the end of some that are longer than that where it buffers them in part.
+// TestBodiesAroundTheLimit sends a waypoint bodies of about the length that it buffers, with and without a content-length.
+// Each arrives complete, with its end: with BUFFERED_PARTIAL Envoy loses the end of some longer bodies.
 func TestBodiesAroundTheLimit(t *testing.T) {
 	const limit, each = 1 << 20, 15
 	for _, door := range []string{"waypoint", "waypoint http2", "waypoint " + duplex} {
@@ -23,7 +23,7 @@ func TestBodiesAroundTheLimit(t *testing.T) {
 					for range each {
 						var reader io.Reader = bytes.NewReader(body)
 						if !told {
-							reader = struct{ io.Reader }{reader} // of which the client knows no length
+							reader = struct{ io.Reader }{reader} // the client cannot tell its length
 						}
 						a := call(t, door, reader, header("Content-Type", "application/json"))
 						if a.status != http.StatusOK || a.heard.Bytes != int64(length) || a.heard.SHA256 != hex.EncodeToString(sum[:]) {

@@ -1,8 +1,8 @@
-// Package protocol tests the picker's program against the Endpoint Picker Protocol 1.0.0 through a real Envoy: calls go
-// through it to HTTP servers, and what is judged is what Envoy does with the picker's words. The mesh, which configures
-// Envoy for a waypoint, is tested one folder up; how an endpoint is chosen may not enter.
+// Package protocol tests the picker's program against the Endpoint Picker Protocol 1.0.0 through a real Envoy, which calls
+// HTTP servers as the picker says. The tests judge what Envoy does. They must not test how an endpoint is picked. The tests
+// one folder up have a mesh, which configures Envoy as a waypoint.
 //
-// Each sentence of the protocol with MUST in it, and where it is tested:
+// Each sentence of the protocol with MUST, and the test of it:
 //
 //	implement the external processing service             TestBodies: each way of sending bodies that Envoy has
 //	support streaming for requests and responses          TestStreaming
@@ -18,13 +18,13 @@
 //	(the proxy) communicate the endpoint that served      TestRetry: it is read, and the reservation moves
 //	implement health checking                             TestHealth, TestEnvoyChecksHealth, TestDrain
 //
-// Two more bind the proxy alone: that subset and pick are wrapped in the namespaces that they are read from here.
+// Two more sentences bind only the proxy: it wraps subset and pick in the namespaces that the picker reads.
 //
-// TestRoutesThatNeverCome is of the controller's side: of what a chain serves whose routes come late or never.
+// TestRoutesThatNeverCome tests the controller's side: what a chain serves if its routes come late or never.
 //
-// What Envoy cannot produce is tested by a client of gRPC in internal/picker/extproc: messages out of order or cut anywhere,
-// unknown and repeated fields, headers without a path (Envoy answers 400 by itself), proxies that do not tell their body
-// modes, messages over the size limit, and the words of each sentence above, byte by byte (TestProtocol there).
+// A gRPC client in internal/picker/extproc tests what Envoy cannot produce: messages out of order or cut anywhere, unknown
+// and repeated fields, headers without a path (Envoy itself answers 400), proxies that do not send their body modes,
+// messages over the size limit, and the words of each sentence above, byte by byte (TestProtocol there).
 package protocol
 
 import (
@@ -44,7 +44,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/local"
 )
 
-// the is what all tests share: one Envoy, the pickers that it asks, and the endpoints behind it.
+// the is shared by all tests: one Envoy, the pickers that it asks, and the endpoints behind it.
 var the *world
 
 type world struct {
@@ -54,7 +54,7 @@ type world struct {
 	patient *patientPicker
 	own     map[string]*ownPicker
 	envoy   *local.Envoy
-	started time.Time // by then the pickers know all pools
+	started time.Time // the pickers know all pools since then
 
 	streamsPerConnection int64 // that Envoy opens to a picker
 }
@@ -70,8 +70,8 @@ func (f *fleet) addresses() []string {
 	return out
 }
 
-// The pools, with the hosts of their endpoints. A test that changes what an endpoint does, or counts a pool's calls, has
-// a pool of its own.
+// The pools, with the hosts of their endpoints. A test that changes an endpoint, or counts a pool's calls, has a pool of
+// its own.
 var poolHosts = map[string][]string{
 	"general": {"127.0.0.1", "127.0.0.1", "[::1]"},
 	"single":  {"127.0.0.1"},
@@ -86,9 +86,9 @@ var poolHosts = map[string][]string{
 	"limited": {"127.0.0.1", "127.0.0.1", "127.0.0.1"},
 }
 
-// The pickers, with their flags. One that is to end has a process of its own.
+// The pickers' flags. A test that ends a picker has a process of its own.
 var pickerFlags = map[string][]string{
-	"main":    {"--max-message-bytes=16777216"}, // BUFFERED is told to buffer 8 MiB
+	"main":    {"--max-message-bytes=16777216"}, // Envoy's BUFFERED door buffers 8 MiB
 	"narrow":  {"--max-streams=1"},
 	"killed":  {},
 	"counted": {},
@@ -135,7 +135,7 @@ func (w *world) start() error {
 	if err := w.startPools(); err != nil {
 		return err
 	}
-	// What is built already starts soon; how long the build takes depends on Go's cache.
+	// Programs that are built already start soon; the time of a build depends on Go's cache.
 	ctx, cancel := context.WithTimeoutCause(context.Background(), 3*time.Minute, errors.New("not within three minutes"))
 	defer cancel()
 	if err := w.startPickers(ctx, program); err != nil {
@@ -168,10 +168,10 @@ func (w *world) startPools() error {
 	return w.writePools(func(string) bool { return true })
 }
 
-// poolsFile is what the pickers read.
+// poolsFile is the file that the pickers read.
 func (w *world) poolsFile() string { return filepath.Join(w.dir, "pools.yaml") }
 
-// writePools tells the pickers of those pools that are kept. The file is replaced whole, as a reader must never see half.
+// writePools writes the pools that kept selects. It replaces the file in one step, as a reader must never see half of it.
 func (w *world) writePools(kept func(name string) bool) error {
 	text := "pools:\n"
 	for name, f := range w.pools {
@@ -186,7 +186,7 @@ func (w *world) writePools(kept func(name string) bool) error {
 	return os.Rename(w.poolsFile()+".new", w.poolsFile())
 }
 
-// poolName is a pool's name as the picker knows it.
+// poolName is a pool's name at the picker.
 func poolName(name string) string { return "protocol/" + name }
 
 func (w *world) startPickers(ctx context.Context, program string) error {
@@ -228,7 +228,7 @@ func (w *world) stop() {
 func (w *world) showLogs() {
 	logs, _ := filepath.Glob(filepath.Join(w.dir, "*.log"))
 	for _, log := range logs {
-		text, _ := os.ReadFile(log) // what cannot be read is not shown
+		text, _ := os.ReadFile(log) // an unreadable log is not shown
 		fmt.Fprintf(os.Stderr, "--- the end of %s\n%s\n", filepath.Base(log), text[max(0, len(text)-4096):])
 	}
 }

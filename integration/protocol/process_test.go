@@ -19,10 +19,10 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/local"
 )
 
-// patience is how long is waited for what is to happen by itself. It is generous, as it is only used up on a failure.
+// patience bounds each wait. It is generous, as only a failure takes this long.
 const patience = 30 * time.Second
 
-// memory is what the process holds now, in bytes.
+// memory returns the process's resident memory, in bytes.
 func (p *picker) memory(t *testing.T) int64 {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid))
@@ -47,7 +47,7 @@ func (p *picker) terminate(t *testing.T) {
 	must(t, p.Signal(syscall.SIGTERM))
 }
 
-// ends waits for the picker's end, which must be a good one.
+// ends waits until the picker has ended, without an error.
 func (p *picker) ends(t *testing.T) {
 	t.Helper()
 	select {
@@ -68,7 +68,7 @@ func (p *picker) dial(t *testing.T, server string) *grpc.ClientConn {
 	return conn
 }
 
-// metric sums the series of a metric that have all of these `label="value"`.
+// metric sums the series of a metric with all of these `label="value"`.
 func (p *picker) metric(t *testing.T, name string, labels ...string) float64 {
 	t.Helper()
 	response, err := http.Get("http://" + p.Addresses["metrics"] + "/metrics")
@@ -95,13 +95,13 @@ next:
 	return sum
 }
 
-// inFlight is how many calls the picker takes to be at work in a pool.
+// inFlight returns the picker's number of calls in flight in a pool.
 func (p *picker) inFlight(t *testing.T, pool string) float64 {
 	t.Helper()
 	return p.metric(t, "requests_in_flight", fmt.Sprintf("pool=%q", poolName(pool)))
 }
 
-// candidate is what the picker would say of an endpoint about a call.
+// candidate is an endpoint in the picker's explanation of a call.
 type candidate struct {
 	Endpoint     string
 	CachedTokens int
@@ -109,7 +109,7 @@ type candidate struct {
 	InFlight     int
 }
 
-// explain asks the picker what it thinks of a pool's endpoints for a call.
+// explain asks the picker to explain a call: its view of each of the pool's endpoints.
 func (p *picker) explain(t *testing.T, pool string, body []byte) map[string]candidate {
 	t.Helper()
 	url := fmt.Sprintf("http://%s/debug/explain?pool=%s&path=%s", p.Addresses["debug"], poolName(pool), completionsPath)
@@ -136,7 +136,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// eventually waits until something holds.
+// eventually waits until holds returns true.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !holds(); time.Sleep(5 * time.Millisecond) {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Envoy goes where the picker says, by whichever of the two ways it reads the pick.
+// Envoy follows the pick, whether it reads the header or the metadata.
 func TestDestination(t *testing.T) {
 	for _, mode := range modes {
 		for _, body := range []string{"without a body", "with a body"} {
@@ -55,7 +55,7 @@ func checkDestination(t *testing.T, h heard) {
 	}
 }
 
-// A retry takes the next of the list. The picker is told, and moves its reservation and its memory of the prompt.
+// A retry goes to the next endpoint of the pick. The picker moves its reservation and its memory of the prompt.
 func TestRetry(t *testing.T) {
 	body := prompt("a prompt that one endpoint knows", 4000)
 	p := the.pickers["main"]
@@ -66,7 +66,7 @@ func TestRetry(t *testing.T) {
 			e.close()
 		}
 	}
-	time.Sleep(time.Until(the.started.Add(5 * time.Second))) // of endpoints that came lately it is not counted
+	time.Sleep(time.Until(the.started.Add(5 * time.Second))) // until then the picker does not blame an endpoint, as it is new
 	elsewhere := p.metric(t, "served_elsewhere_total", `pool="protocol/retried"`)
 	arrived, leave := make(chan struct{}), make(chan struct{})
 	held := script(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -94,7 +94,7 @@ func TestRetry(t *testing.T) {
 	eventually(t, "the reservation's end", func() bool { return p.explain(t, "retried", body)[second].InFlight == 0 })
 }
 
-// With a subset, only its endpoints are told and none else serves.
+// With a subset, the picker names only endpoints of the subset, and no other endpoint serves.
 func TestSubset(t *testing.T) {
 	all := the.pools["general"].addresses()
 	port := func(address string) string { return address[strings.LastIndexByte(address, ':'):] }
@@ -164,7 +164,7 @@ func TestRefusals(t *testing.T) {
 		close(leave)
 		eventually(t, "room again", func() bool { return call(t, "narrow closed", nil).status == http.StatusOK })
 	})
-	// A list of one where there is one.
+	// A pool of one endpoint gives a pick of one.
 	t.Run("at least one endpoint", func(t *testing.T) {
 		if h := served(t, "single", ask("single")); h.Header != the.pools["single"].addresses()[0] {
 			t.Errorf("picked %q", h.Header)

@@ -22,11 +22,11 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/envoypatch"
 )
 
-// routesAwaited is longer than Envoy waits by default for routes that do not come, before it serves a chain without them.
+// routesAwaited is longer than Envoy's default wait for missing routes, after which it serves a chain without them.
 const routesAwaited = 17 * time.Second
 
-// TestRoutesThatNeverCome gives Envoy a chain whose routes nobody sends, in the place of one that serves. That one goes on,
-// and no call is lost, until the routes come however late.
+// TestRoutesThatNeverCome replaces a working chain by one whose routes do not come. The old chain goes on serving, and no
+// call is lost, until the routes come, however late.
 func TestRoutesThatNeverCome(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -56,14 +56,14 @@ func TestRoutesThatNeverCome(t *testing.T) {
 	}
 }
 
-// fed is an Envoy whose listener comes from a file, and whose routes from an API that waits for its answer.
+// fed is an Envoy whose listener comes from a file, and whose routes come from an API that answers on command.
 type fed struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 	dir     string
 	address string          // of the listener
 	asked   context.Context // done when Envoy has asked for routes
 	ask     context.CancelFunc
-	answer  chan struct{} // closed when it is to be answered
+	answer  chan struct{} // closed when the API may answer
 }
 
 var front = envoypatch.Front{Host: "pool.test", Port: 80}
@@ -110,7 +110,7 @@ func startFed(ctx context.Context, t *testing.T) *fed {
 	return e
 }
 
-// StreamAggregatedResources answers for routes alone, and not before it is to.
+// StreamAggregatedResources answers requests for routes only, once answer is closed.
 func (e *fed) StreamAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
 	for {
 		request, err := stream.Recv()
@@ -118,7 +118,7 @@ func (e *fed) StreamAggregatedResources(stream discoveryv3.AggregatedDiscoverySe
 			return err
 		}
 		if request.GetVersionInfo() != "" {
-			continue // it has them
+			continue // an acknowledgement
 		}
 		e.ask()
 		select {
@@ -138,7 +138,7 @@ func (e *fed) StreamAggregatedResources(stream discoveryv3.AggregatedDiscoverySe
 	}
 }
 
-// directly are routes that answer all calls with a text.
+// directly returns routes that answer all calls with a text.
 func directly(text string) object {
 	return object{"virtual_hosts": []object{{"name": "all", "domains": []string{"*"}, "routes": []object{{
 		"match": object{"prefix": "/"}, "direct_response": object{"status": http.StatusOK, "body": object{"inline_string": text}},
@@ -159,7 +159,7 @@ func routesOf(name, text string) (*anypb.Any, error) {
 	return anypb.New(&out)
 }
 
-// fetching is what the controller's patch makes of a chain's connection manager.
+// fetching is a chain's connection manager with the controller's patch.
 func (e *fed) fetching(t *testing.T) object {
 	t.Helper()
 	patch, err := envoypatch.FetchedRoutesPatch(front, fetchedHost)
@@ -188,7 +188,7 @@ func (e *fed) putChain(t *testing.T, routes object) {
 	listener["@type"] = "type.googleapis.com/envoy.config.listener.v3.Listener"
 	next := filepath.Join(e.dir, "next.json")
 	write(t, next, object{"resources": []object{listener}})
-	if err := os.Rename(next, filepath.Join(e.dir, "listeners.json")); err != nil { // which is how Envoy notices
+	if err := os.Rename(next, filepath.Join(e.dir, "listeners.json")); err != nil { // Envoy notices a rename
 		t.Fatal(err)
 	}
 }
@@ -226,7 +226,7 @@ func (e *fed) wants(ctx context.Context, t *testing.T, want string) {
 	}
 }
 
-// freeAddress is one that nobody listens on: a listener that Envoy is given anew has to stay where it is.
+// freeAddress returns an unused address: a listener that is replaced must keep its address.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -24,15 +24,15 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/extproc"
 )
 
-// sheddingPickers are ours, and each of them ends the streams of calls in a way of its own.
+// sheddingPickers are our pickers, each with another reason to end the streams of calls.
 var sheddingPickers = map[string]extproc.Options{
 	"strange": {Admits: func(string, string) bool { return false }},
-	"full":    {MaxStreams: 1},          // a stream of the test's has the room
-	"crowded": {MaxHeldBytes: 8 << 20},  // a body of the test's has the room
-	"faulty":  {Tracer: faultyTracer{}}, // the pick fails, and so does the one by load
+	"full":    {MaxStreams: 1},          // a stream of the test takes all room
+	"crowded": {MaxHeldBytes: 8 << 20},  // a body of the test takes all room
+	"faulty":  {Tracer: faultyTracer{}}, // the pick fails, and so does the pick by load
 }
 
-// faultyTracer's spans fail where a pick is told.
+// faultyTracer's spans panic when a pick is recorded.
 type faultyTracer struct{ noop.Tracer }
 
 func (faultyTracer) Start(ctx context.Context, _ string, _ ...trace.SpanStartOption) (context.Context, trace.Span) {
@@ -60,7 +60,7 @@ func hog(t *testing.T, picker string, messages ...*extprocv3.ProcessingRequest) 
 	for _, m := range messages {
 		must(t, stream.Send(m))
 	}
-	time.Sleep(200 * time.Millisecond) // until they are there: nothing tells of it
+	time.Sleep(200 * time.Millisecond) // until they have arrived: nothing reports it
 }
 
 func hogHeaders() *extprocv3.ProcessingRequest {
@@ -75,11 +75,11 @@ func hogBody(length int) *extprocv3.ProcessingRequest {
 	return &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestBody{RequestBody: &extprocv3.HttpBody{Body: make([]byte, length)}}}
 }
 
-// A call whose body is streamed, and whose picker gives it up, is served once and whole, or refused: no model server takes
-// a body with a hole or with its head twice for a whole one. Envoy fails open until it has sent the first piece to the
-// picker, so how a call of a pool that fails open ends depends on what comes first, but where the picker refuses it.
+// A call whose picker gives up its streamed body is served once and whole, or refused: no model server gets a body with a
+// hole or with its head twice. Envoy fails open until it has sent the first piece to the picker. So the end of a FailOpen
+// call depends on what comes first, unless the picker refuses the call.
 func TestShedBodies(t *testing.T) {
-	const anyReason = "" // it is Envoy's own refusal, which says none
+	const anyReason = "" // Envoy's own refusal, which has no reason
 	reasons := map[string]struct {
 		status int
 		reason string
@@ -105,7 +105,7 @@ func TestShedBodies(t *testing.T) {
 						hash := sha256.New()
 						n, err := io.Copy(hash, r.Body)
 						if err != nil {
-							return // the call was given up, and the model server knows it
+							return // the call was cancelled, and the model server knows it
 						}
 						if arrived.Add(1) > 1 || hex.EncodeToString(hash.Sum(nil)) != whole {
 							t.Errorf("%d bytes arrived as a whole body, of %d", n, len(body))

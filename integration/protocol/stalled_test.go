@@ -25,13 +25,13 @@ import (
 // haste is how long the hasty picker waits for a body.
 const haste = 300 * time.Millisecond
 
-// ownPicker is ours but for its options, in the test's own process.
+// ownPicker is our picker with other options, in the test's own process.
 type ownPicker struct {
 	address string
 	server  *grpc.Server
 }
 
-// startOwnPickers starts those that the tests with options of their own need.
+// startOwnPickers starts the pickers of the tests that need options of their own.
 func (w *world) startOwnPickers() error {
 	options := maps.Clone(sheddingPickers)
 	options["hasty"] = extproc.Options{BodyWithin: haste}
@@ -64,8 +64,8 @@ func startOwnPicker(general *fleet, o extproc.Options) (*ownPicker, error) {
 	return p, nil
 }
 
-// The picker gives up a body whose rest does not come, and refuses the call, whatever the pool's failure mode is and however
-// bodies are sent. Were its stream to end without a reply, Envoy would send the body's head twice where it fails open.
+// The picker gives up a stalled body and refuses the call, in every failure mode and mode of sending bodies. If its stream
+// ended without a reply, a FailOpen Envoy would send the body's head twice.
 func TestStalledBody(t *testing.T) {
 	body := prompt("a prompt that stops in the middle", 4000)
 	for _, door := range []string{

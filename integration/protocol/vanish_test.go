@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// A client may leave at any point of the exchange: nothing of its call is left at the picker.
+// A client may leave at any point of the exchange: its call leaves nothing at the picker.
 func TestClientVanishes(t *testing.T) {
 	p := the.pickers["main"]
 	body := prompt("somebody who leaves", 400_000)
@@ -70,12 +70,12 @@ type rawCall struct {
 	heard   strings.Builder
 }
 
-// dial sends the headers of a call whose body is to come in pieces.
+// dial sends the headers of a call whose body comes in pieces.
 func dial(t *testing.T, door string) *rawCall {
 	t.Helper()
 	conn, err := net.Dial("tcp", the.envoy.Addresses[door])
 	must(t, err)
-	t.Cleanup(func() { _ = conn.Close() }) // again, mostly
+	t.Cleanup(func() { _ = conn.Close() }) // mostly it is closed already
 	c := &rawCall{Conn: conn, t: t, arrived: make(chan struct{}), pieces: make(chan string, 1)}
 	t.Cleanup(func() { close(c.pieces) })
 	speak := say(c.pieces)
@@ -85,7 +85,7 @@ func dial(t *testing.T, door string) *rawCall {
 		_, _ = io.Copy(io.Discard, r.Body)
 		close(c.arrived)
 		select {
-		case piece := <-c.pieces: // no byte before
+		case piece := <-c.pieces: // no byte before this
 			once := make(chan string, 1)
 			once <- piece
 			close(once)
@@ -117,7 +117,7 @@ func (c *rawCall) hears(want string) {
 	}
 }
 
-// isReserved checks that the picker counts the call where it is: else there would be nothing to give back.
+// isReserved checks that the picker has reserved an endpoint for the call; otherwise there would be nothing to release.
 func (c *rawCall) isReserved(body []byte) {
 	c.t.Helper()
 	sum := 0
@@ -129,7 +129,7 @@ func (c *rawCall) isReserved(body []byte) {
 	}
 }
 
-// A pool that is taken away while calls are at work takes none of them with it.
+// Calls in flight survive the removal of their pool.
 func TestPoolRemoved(t *testing.T) {
 	p := the.pickers["main"]
 	running := map[*http.Response]chan string{}
@@ -164,13 +164,13 @@ func TestPoolRemoved(t *testing.T) {
 
 const (
 	idleCalls = 4000 // that wait at once for an answer's end
-	// Of so many calls one is given up by its client, the others end well. Envoy closes a client's connection on which
-	// more than 1,000 calls are given up at once, so those that are given up share their connections with others.
+	// One client in so many cancels its call; the other calls end well. Envoy closes a client's connection on which more than
+	// 1,000 calls are cancelled at once, so cancelled calls share their connections with others.
 	oneGivenUp = 4
 	givenUp    = idleCalls / oneGivenUp
 )
 
-// Thousands of calls that wait take little memory, and nothing is left of them. Where thousands end in one moment the
+// Thousands of waiting calls take little memory, and leave nothing behind. When thousands of calls end in one moment, the
 // others go on: Envoy resets the stream to the picker of each call that ends, and closes a connection on which more than
 // 1,000 resets wait to be sent, with all other calls on it.
 func TestIdleCalls(t *testing.T) {

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// programs are the programs, and where they have commands those, in the order of the page.
+// programs are the programs and their commands, in the order of the page.
 var programs = []struct {
 	name, what string
 	commands   []string
@@ -47,10 +47,10 @@ func flagsPage(root string) ([]byte, error) {
 	return page.Bytes(), nil
 }
 
-// help is what a program prints of itself or of one of its commands, without the flags that all commands have.
+// help returns the help of a program or of one of its commands, without the flags that all commands share.
 func help(program string, command ...string) (string, error) {
 	cmd := exec.Command(program, append(command, "--help")...)
-	cmd.Env = []string{"HOME=$HOME"} // for defaults that name it
+	cmd.Env = []string{"HOME=$HOME"} // for defaults that contain it
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("asking %s for its help: %w: %s", filepath.Base(program), err, out)

@@ -1,5 +1,5 @@
-// Reference writes docs/reference from the code: the flags of each program as its own --help prints them, and the
-// programs' metrics as they are registered. With -check it only says whether what is there is up to date.
+// Reference writes docs/reference from the code: the flags of each program as printed by --help, and the metrics that the
+// programs register. With -check it only reports whether the pages are up to date.
 package main
 
 import (
@@ -44,7 +44,7 @@ func run(args []string, stderr io.Writer) error {
 	return errors.Join(errs...)
 }
 
-// settle writes a page, or compares it with what is there.
+// settle writes a page, or compares it with the existing one.
 func settle(path string, page []byte, check bool) error {
 	if !check {
 		return os.WriteFile(path, page, 0o644)

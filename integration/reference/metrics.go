@@ -16,8 +16,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
-// metricsPage lists the metrics of the picker and of the controller. Those with labels exist only once something has happened, so a pool is made
-// of which everything has.
+// metricsPage lists the metrics of the picker and of the controller. A metric with labels has series only once its event
+// has happened, so the page uses a pool with every event.
 func metricsPage() ([]byte, error) {
 	registry := prometheus.NewRegistry()
 	pool := telemetry.NewMetrics(registry).ForPool("namespace/pool")
@@ -75,14 +75,14 @@ func table(registry *prometheus.Registry) (string, error) {
 	return out.String(), nil
 }
 
-// wholeState is one endpoint of which everything is known.
+// wholeState is an endpoint with all values set.
 func wholeState() livestate.State {
 	return livestate.State{Pools: []livestate.Pool{{Name: "namespace/pool", Endpoints: []livestate.Endpoint{{
 		Address: "10.0.0.1:8000", Reading: &livestate.Reading{}, CachedShare: new(float64), ObservedFirstToken: new(float64),
 	}}}}}
 }
 
-// described counts the metrics that a registry knows, with and without series.
+// described counts a registry's metrics, with and without series.
 func described(registry *prometheus.Registry) int {
 	descriptions := make(chan *prometheus.Desc)
 	go func() {

@@ -1,4 +1,4 @@
-// Package release tests what a release consists of: it builds one, for one platform.
+// Package release tests the contents of a release, which it builds for one platform.
 package release
 
 import (
@@ -104,7 +104,7 @@ func TestReleaseRefuses(t *testing.T) {
 	}
 }
 
-// checksums are those of SHA256SUMS by the files' names.
+// checksums returns the checksums in SHA256SUMS by file name.
 func checksums(t *testing.T, out string) map[string]string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(out, "SHA256SUMS"))
@@ -143,7 +143,7 @@ func names(t *testing.T, archive string) []string {
 	}
 }
 
-// materials looks for a module that the picker is made of.
+// materials checks that a bill of materials has a module of the picker.
 func materials(t *testing.T, file string) {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -166,7 +166,7 @@ func materials(t *testing.T, file string) {
 	t.Errorf("the bill of materials of the picker has %d components, and not gRPC", len(bill.Components))
 }
 
-// changelog holds that each change that is not released yet is in it.
+// changelog checks that a changelog has each unreleased change.
 func changelog(t *testing.T, file string) {
 	t.Helper()
 	text, err := os.ReadFile(file)

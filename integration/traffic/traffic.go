@@ -1,5 +1,5 @@
-// Package traffic calls models as services do: streamed chat completions and conversations that grow turn by turn. It
-// measures what a caller can see, and knows nothing of the mesh that carries the calls.
+// Package traffic calls models as services do: streamed chat completions, and conversations that grow turn by turn. It
+// measures what a caller can see, and knows nothing of the mesh.
 package traffic
 
 import (
@@ -23,18 +23,18 @@ type Message struct {
 	Content string `json:"content"`
 }
 
-// Answer is what came of one call.
+// Answer is the outcome of one call.
 type Answer struct {
 	Text         string
 	PromptTokens int
-	CachedTokens int // of the prompt's, as the model server reports them
-	// Endpoint is the name that the model server gives itself.
+	CachedTokens int // of the prompt, as the model server reports
+	// Endpoint is the model server's name for itself.
 	Endpoint string
-	// FirstToken and Total are the times from the call's start to the first piece of text and to the end.
+	// FirstToken and Total are the times from the call's start to the first piece of text and to the answer's end.
 	FirstToken, Total time.Duration
 }
 
-// Refused is a call that was answered, but not by a model.
+// Refused is an answer that is not from a model.
 type Refused struct {
 	Status int
 	Body   string
@@ -42,12 +42,12 @@ type Refused struct {
 
 func (r *Refused) Error() string { return fmt.Sprintf("status %d: %s", r.Status, r.Body) }
 
-// Chat asks a model for the next message of a chat, streamed, of up to maxTokens tokens, where the API has its place.
+// Chat requests a chat's next message, streamed, of up to maxTokens tokens, at the API's usual path.
 func Chat(ctx context.Context, client *http.Client, host, model string, messages []Message, maxTokens int) (*Answer, error) {
 	return ChatAt(ctx, client, host+"/v1/chat/completions", model, messages, maxTokens)
 }
 
-// ChatAt is Chat at an URL of any path.
+// ChatAt is Chat at a URL with any path.
 func ChatAt(ctx context.Context, client *http.Client, url, model string, messages []Message, maxTokens int) (*Answer, error) {
 	body := Body(model, messages, maxTokens)
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
@@ -73,16 +73,16 @@ func ChatAt(ctx context.Context, client *http.Client, url, model string, message
 	return answer, nil
 }
 
-// Body is what Chat sends.
+// Body is the body of Chat's request.
 func Body(model string, messages []Message, maxTokens int) []byte {
-	body, _ := json.Marshal(map[string]any{ // of strings and numbers alone: it always encodes
+	body, _ := json.Marshal(map[string]any{ // strings and numbers always encode
 		"model": model, "messages": messages, "max_tokens": maxTokens,
 		"stream": true, "stream_options": map[string]bool{"include_usage": true},
 	})
 	return body
 }
 
-// chunk is the part of a streamed piece that is looked at.
+// chunk is the part of a streamed piece that is read.
 type chunk struct {
 	Choices []struct {
 		Delta struct {
@@ -129,14 +129,14 @@ func (a *Answer) read(body io.Reader, began time.Time) error {
 	return errors.New("the stream ended before [DONE]")
 }
 
-// Conversation is a chat that grows: each turn sends all that was said before.
+// Conversation is a chat that grows: each turn sends the whole history.
 type Conversation struct {
 	Messages []Message
 	random   *rand.Rand
 }
 
-// NewConversation begins with a system prompt. Conversations of different seeds say different things; those of one
-// seed the same, whenever they are held.
+// NewConversation starts with a system prompt. Equal seeds give equal texts at any time; different seeds give different
+// texts.
 func NewConversation(system string, seed uint64) *Conversation {
 	return &Conversation{
 		Messages: []Message{{Role: "system", Content: system}},
@@ -144,7 +144,7 @@ func NewConversation(system string, seed uint64) *Conversation {
 	}
 }
 
-// Ask takes one turn: a question of about so many tokens, answered with up to maxTokens.
+// Ask takes one turn: a question of about so many tokens, with an answer of up to maxTokens.
 func (c *Conversation) Ask(ctx context.Context, client *http.Client, url, model string, tokens, maxTokens int) (*Answer, error) {
 	asked := append(slices.Clone(c.Messages), Message{Role: "user", Content: Text(c.random, tokens)})
 	answer, err := Chat(ctx, client, url, model, asked, maxTokens)

@@ -1,7 +1,7 @@
-// Command echo is the backend of the conformance tests: it answers every request with what it was, in the JSON that the
-// Gateway API's conformance tests read (package sigs.k8s.io/gateway-api/conformance/utils/roundtripper,
-// CapturedRequest). The Gateway API has an image of its own for this, which listens at all addresses of the machine; the
-// pods of the mesh share one network namespace, so each must keep to its own address.
+// Command echo is the backend of the conformance tests: it answers each request with the request's data, in the JSON that
+// the Gateway API's conformance tests read (package sigs.k8s.io/gateway-api/conformance/utils/roundtripper,
+// CapturedRequest). The Gateway API's own image listens on all addresses of the machine. The mesh's pods share one network
+// namespace, so each must listen only on its own address.
 package main
 
 import (
@@ -50,7 +50,7 @@ func run(ctx context.Context, args []string) error {
 	return group.Wait()
 }
 
-// serve answers on one port until ctx ends. A port speaks one protocol only, so that an answer shows which was used.
+// serve answers on one port until ctx ends. A port has only one protocol, so that an answer shows the protocol used.
 func serve(ctx context.Context, address, port string, h2c bool) error {
 	server := &http.Server{
 		Addr:              net.JoinHostPort(address, port),
@@ -80,7 +80,7 @@ type answer struct {
 	Pod       string      `json:"pod"`
 }
 
-// setHeader lists headers that the answer is to have: "name:value,name:value".
+// setHeader lists headers for the answer: "name:value,name:value".
 const setHeader = "X-Echo-Set-Header"
 
 func echo(port string) http.HandlerFunc {

@@ -4,9 +4,9 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 )
 
-// echoingBodies is the suite's endpoint picker with what it lacks in version 1.6.0, where it cannot be asked as the
-// Endpoint Picker Protocol says, with bodies FULL_DUPLEX_STREAMED: it answers a body with no body, and a body's first
-// pieces before the headers, both of which make Envoy give up the stream. The suite's project has mended both since
+// echoingBodies corrects the suite's endpoint picker, version 1.6.0, for bodies FULL_DUPLEX_STREAMED, which the Endpoint
+// Picker Protocol requires. That picker replies to a body without the body, and to a body's first pieces before the
+// headers. Either makes Envoy give up the stream. The suite's project has fixed both since
 // (kubernetes-sigs/gateway-api-inference-extension, pull requests 3028 and 3033).
 type echoingBodies struct {
 	extprocv3.ExternalProcessorServer
@@ -16,12 +16,12 @@ func (e echoingBodies) Process(stream extprocv3.ExternalProcessor_ProcessServer)
 	return e.ExternalProcessorServer.Process(&echoingStream{ExternalProcessor_ProcessServer: stream})
 }
 
-// echoingStream is used by one goroutine alone: the picker receives and sends in turn.
+// echoingStream is used by one goroutine only: the picker receives and sends in turn.
 type echoingStream struct {
 	extprocv3.ExternalProcessor_ProcessServer
 
 	piece *extprocv3.HttpBody // the last one received
-	// held are the pieces of a request's body that came before the answer to its headers.
+	// held holds the pieces of a request's body that came before the reply to its headers.
 	held     []*extprocv3.ProcessingResponse
 	answered bool // the headers
 }
@@ -64,7 +64,7 @@ func (s *echoingStream) Send(r *extprocv3.ProcessingResponse) error {
 	return s.ExternalProcessor_ProcessServer.Send(r)
 }
 
-// echo makes an answer to a piece of a body hold the piece.
+// echo puts a piece of a body into the reply to the piece.
 func echo(answer *extprocv3.BodyResponse, piece *extprocv3.HttpBody) {
 	answer.Response = &extprocv3.CommonResponse{BodyMutation: &extprocv3.BodyMutation{
 		Mutation: &extprocv3.BodyMutation_StreamedResponse{StreamedResponse: &extprocv3.StreamedBodyResponse{

@@ -1,6 +1,6 @@
-// Command epp is the endpoint picker of the conformance tests: that of the image which their manifests name (lwepp), from
-// its own packages, with two of its faults mended (bodies.go). The program around them differs, as that one listens at all
-// addresses of the machine; the pods of the mesh share one network namespace, so each must keep to its own address.
+// Command epp is the endpoint picker of the conformance tests: the one in their manifests' image (lwepp), from its own
+// packages, with two faults corrected (bodies.go). The image's program listens on all addresses of the machine. The mesh's
+// pods share one network namespace, so this program listens only on its pod's address.
 package main
 
 import (
@@ -69,7 +69,7 @@ func run(ctx context.Context, args []string) error {
 	return group.Wait()
 }
 
-// newManager keeps the store as the pool and its pods are.
+// newManager keeps the store up to date with the pool and its pods.
 func newManager(options *server.Options, store datastore.Datastore) (ctrl.Manager, error) {
 	config, err := ctrl.GetConfig()
 	if err != nil {
@@ -90,7 +90,7 @@ func newManager(options *server.Options, store datastore.Datastore) (ctrl.Manage
 	return manager, nil
 }
 
-// servePicker answers waypoints, by TLS under a certificate that nobody signed unless it is told not to.
+// servePicker serves waypoints by TLS, with a self-signed certificate, unless told not to use TLS.
 func servePicker(ctx context.Context, address string, options *server.Options, store datastore.Datastore) error {
 	var security []grpc.ServerOption
 	if options.SecureServing {
@@ -105,7 +105,7 @@ func servePicker(ctx context.Context, address string, options *server.Options, s
 	return serve(ctx, s, address, options.GRPCPort)
 }
 
-// poolPoll is how often serveHealth looks whether the pool is known.
+// poolPoll is how often serveHealth checks whether the pool is known.
 const poolPoll = 50 * time.Millisecond
 
 // serveHealth answers probes: the picker is ready once it knows its pool.

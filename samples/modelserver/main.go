@@ -1,7 +1,6 @@
-// Command modelserver stands in for a vLLM server where there is no GPU. It
-// has vLLM's HTTP API and metrics over a queue, a prefix cache and LoRA slots
-// that are real; only the words mean nothing, and the time they take is
-// computed. README.md says how to use it.
+// Command modelserver stands in for a vLLM server where there is no GPU. It has
+// vLLM's HTTP API and metrics. Its queue, prefix cache and LoRA slots are real.
+// Its words mean nothing, and their timing is computed. See README.md.
 package main
 
 import (
@@ -36,7 +35,7 @@ func main() {
 }
 
 // run serves until ctx ends, and then until the running requests have ended or
-// their time is up.
+// the shutdown timeout is over.
 func run(ctx context.Context, args []string, stderr io.Writer) error {
 	opts, err := parseOptions(args, stderr)
 	if errors.Is(err, pflag.ErrHelp) {
@@ -53,7 +52,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	e := engine.New(opts.engine)
 	server := newHTTPServer(api.New(opts.name, opts.loraModules, e, metrics.New(opts.engine.Model, e), log).Handler(), log)
 
-	// The engine outlives ctx: it has the running requests to finish.
+	// The engine outlives ctx, as it has to finish the running requests.
 	engineCtx, stopEngine := context.WithCancel(context.WithoutCancel(ctx))
 	var engineDone sync.WaitGroup
 	engineDone.Go(func() { e.Run(engineCtx) })
@@ -85,12 +84,12 @@ func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-// drain takes no new requests and waits for the running ones.
+// drain accepts no new requests and waits for the running ones.
 func drain(server *http.Server, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	if err := server.Shutdown(ctx); err != nil {
-		// The requests that are left end as their connections close.
+		// The remaining requests end as their connections close.
 		return errors.Join(fmt.Errorf("requests were still running after %v: %w", timeout, err), server.Close())
 	}
 	return nil

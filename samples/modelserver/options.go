@@ -14,8 +14,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/samples/modelserver/internal/engine"
 )
 
-// options are the program's flags. Where vLLM has one of the same meaning, it
-// has the same name.
+// options are the program's flags. A flag with the meaning of one of vLLM's has
+// the same name.
 type options struct {
 	address         string
 	name            string
@@ -24,8 +24,8 @@ type options struct {
 	engine          engine.Config
 }
 
-// parseOptions reads and checks args; all that is wrong with the values is in
-// one error. It returns pflag.ErrHelp when help was asked for, and printed.
+// parseOptions parses and checks args, and returns all invalid values in one
+// error. For --help it prints the help and returns pflag.ErrHelp.
 func parseOptions(args []string, stderr io.Writer) (options, error) {
 	var o options
 	flags := pflag.NewFlagSet("modelserver", pflag.ContinueOnError)
@@ -66,8 +66,8 @@ func defaultName() string {
 
 func (o options) validate() error {
 	var errs []error
-	// The bounds keep every product of them, such as the time of a step,
-	// within the range of its type. Written so that NaN is refused as well.
+	// The bounds keep every product of the values, such as the time of a step,
+	// within the range of its type. The comparison is written to refuse NaN too.
 	within := func(flag string, v, low, high float64) {
 		if !(v >= low && v <= high) {
 			errs = append(errs, fmt.Errorf("--%s must be from %v to %v, got %v", flag, low, high, v))

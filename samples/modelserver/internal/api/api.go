@@ -1,6 +1,6 @@
-// Package api is the HTTP face of the model server: vLLM's OpenAI-compatible
-// routes, their JSON, their errors and their event streams. How long anything
-// takes and what is cached is the engine's business.
+// Package api is the HTTP API of the model server: vLLM's OpenAI-compatible
+// routes, their JSON, errors and event streams. It does not decide on timing or
+// caching; the engine does.
 package api
 
 import (
@@ -16,7 +16,7 @@ import (
 // ServedByHeader names the server on every response.
 const ServedByHeader = "x-served-by"
 
-// maxBodyBytes bounds a request's body; a longer one is answered with 413.
+// maxBodyBytes bounds a request's body; a longer body gets 413.
 const maxBodyBytes = 64 << 20
 
 // Server answers requests with an engine.
@@ -29,8 +29,8 @@ type Server struct {
 	log     *slog.Logger
 }
 
-// New returns a server that calls itself name and knows the base model of the
-// engine and the given adapters.
+// New returns a server with the given name, which serves the engine's base model
+// and the given adapters.
 func New(name string, adapters []string, e *engine.Engine, m *metrics.Metrics, log *slog.Logger) *Server {
 	return &Server{name: name, engine: e, metrics: m, models: newCatalog(e.Config(), adapters), log: log}
 }
@@ -62,26 +62,26 @@ func (s *Server) version(w http.ResponseWriter, _ *http.Request) {
 	s.writeJSON(w, http.StatusOK, map[string]string{"version": version})
 }
 
-// resetPrefixCache answers 409 where vLLM answers 200 and does nothing: a
-// caller who measures from a cold cache should know that it is not.
+// resetPrefixCache answers 409 while requests run, where vLLM answers 200 and
+// does nothing: a caller who measures should know that the cache is not cold.
 func (s *Server) resetPrefixCache(w http.ResponseWriter, _ *http.Request) {
 	if !s.engine.ResetPrefixCache() {
 		s.fail(w, &requestError{http.StatusConflict, "the prefix cache is in use by running requests"})
 	}
 }
 
-// generation is one request that was understood, and how to answer it.
+// generation is one valid request, and how to answer it.
 type generation struct {
 	id       string
 	model    string
 	arrived  time.Time
 	request  engine.Request
 	stream   bool
-	endUsage bool // a chunk with the usage ends the stream
+	endUsage bool // the stream ends with a chunk of the usage
 	format   format
 }
 
-// generate runs the request, writes its answer and counts it.
+// generate runs the request, writes the answer and counts it.
 func (s *Server) generate(w http.ResponseWriter, r *http.Request, g *generation) {
 	outputs, err := s.engine.Generate(r.Context(), g.request)
 	if err != nil {
@@ -103,7 +103,7 @@ func (s *Server) generate(w http.ResponseWriter, r *http.Request, g *generation)
 			first = false
 		}
 		if answer.write(out) != nil {
-			break // the caller has left, and takes no error either
+			break // the caller has left, so an error would not reach it
 		}
 		if out.Finish != "" {
 			finish = out.Finish

@@ -30,7 +30,7 @@ func testConfig() engine.Config {
 	}
 }
 
-// client speaks to a server that runs for the length of the test.
+// client calls a server that runs as long as the test.
 type client struct {
 	t      *testing.T
 	url    string
@@ -67,7 +67,7 @@ func (c client) do(method, path, body string) (status int, header http.Header, a
 	return resp.StatusCode, resp.Header, string(b)
 }
 
-// completion is what the tests read of answers and chunks.
+// completion has the fields of answers and chunks that the tests read.
 type completion struct {
 	ID, Object, Model string
 	Choices           []struct {
@@ -529,7 +529,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// waitFor waits for what another goroutine does, for at most 5 s.
+// waitFor polls done for at most 5 s, as another goroutine makes it true.
 func waitFor(t *testing.T, done func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(5 * time.Second); !done(); time.Sleep(time.Millisecond) {

@@ -20,10 +20,9 @@ type contentPart struct {
 	Text string `json:"text"`
 }
 
-// renderChat turns messages into the text that the model sees, as a chat
-// template does: tools first, each turn between marks, and the mark after which
-// the answer comes. So an answer that is sent back as the assistant's turn
-// continues the text it was generated from.
+// renderChat turns messages into the model's text, as a chat template does: tools
+// first, each turn between marks, and last the mark before the answer. So a chat
+// that includes an earlier answer continues the text of that answer.
 func renderChat(tools json.RawMessage, messages []message) ([]byte, error) {
 	if len(messages) == 0 {
 		return nil, badRequest("messages must be given and not be empty")
@@ -50,8 +49,7 @@ func renderChat(tools json.RawMessage, messages []message) ([]byte, error) {
 }
 
 // renderContent writes a text, or the texts of a list of parts. Another part,
-// such as an image, becomes a mark with the hash of what it says: of a fixed
-// length, and the same only for the same part.
+// such as an image, becomes a mark of fixed length with the part's hash.
 func renderContent(b *bytes.Buffer, raw json.RawMessage) error {
 	if !present(raw) {
 		return nil

@@ -11,7 +11,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/samples/modelserver/internal/engine"
 )
 
-// requestError is a refusal with the status it is answered with.
+// requestError is a refusal with its HTTP status.
 type requestError struct {
 	status  int
 	message string
@@ -45,7 +45,7 @@ func newErrorBody(err error) errorBody {
 	return errorBody{errorDetail{Message: err.Error(), Type: kind, Code: status}}
 }
 
-// statusOf is the one place where an error becomes a status.
+// statusOf is the only place that turns an error into a status.
 func statusOf(err error) int {
 	var (
 		refusal  *requestError
@@ -72,8 +72,8 @@ func (s *Server) fail(w http.ResponseWriter, err error) {
 	s.writeJSON(w, statusOf(err), newErrorBody(err))
 }
 
-// writeJSON writes a whole response. That the caller left before it is worth a
-// line at debug and no more.
+// writeJSON writes a whole response. A failure, as when the caller has left, is
+// logged at debug level.
 func (s *Server) writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)

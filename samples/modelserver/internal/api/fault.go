@@ -7,19 +7,19 @@ import (
 	"sync/atomic"
 )
 
-// The faults that the server can be told to have, to see what its callers do then.
+// The faults that the server can be set to, to test its callers.
 const (
 	faultNone    = "none"
-	faultShed    = "shed"    // every completion is answered with 429
-	faultFail    = "fail"    // with 500
-	faultHang    = "hang"    // with nothing, until the caller leaves
-	faultAbort   = "abort"   // by closing the connection
-	faultUnready = "unready" // completions are served, and GET /health is answered with 503
+	faultShed    = "shed"    // each completion gets 429
+	faultFail    = "fail"    // each gets 500
+	faultHang    = "hang"    // each gets no answer, until the caller leaves
+	faultAbort   = "abort"   // each gets its connection closed
+	faultUnready = "unready" // completions are served, and GET /health gets 503
 )
 
 var faults = []string{faultNone, faultShed, faultFail, faultHang, faultAbort, faultUnready}
 
-// fault is the fault that the server has now.
+// fault is the server's current fault.
 type fault struct{ now atomic.Pointer[string] }
 
 func (f *fault) is(name string) bool {
@@ -27,7 +27,7 @@ func (f *fault) is(name string) bool {
 	return now != nil && *now == name
 }
 
-// setFault is PUT /fault/{name}.
+// setFault handles PUT /fault/{name}.
 func (s *Server) setFault(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("name")
 	if !slices.Contains(faults, name) {
@@ -43,7 +43,7 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-// faulty serves a completion by the fault that the server has, or by next where it has none.
+// faulty handles a completion by the current fault, or by next without one.
 func (s *Server) faulty(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		switch {
@@ -52,7 +52,7 @@ func (s *Server) faulty(next http.HandlerFunc) http.HandlerFunc {
 		case s.fault.is(faultFail):
 			s.fail(w, &requestError{http.StatusInternalServerError, "out of order"})
 		case s.fault.is(faultHang):
-			_, _ = io.Copy(io.Discard, r.Body) // only then is it noticed that the caller leaves
+			_, _ = io.Copy(io.Discard, r.Body) // Go notices that the caller leaves only once the body is read
 			<-r.Context().Done()
 		case s.fault.is(faultAbort):
 			panic(http.ErrAbortHandler)

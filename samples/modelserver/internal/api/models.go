@@ -12,8 +12,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/samples/modelserver/internal/engine"
 )
 
-// catalog is the base model and the adapters that can be asked for. An adapter
-// that is known need not be resident: that is the engine's business.
+// catalog is the base model and the known adapters. A known adapter need not be
+// resident: the engine decides that.
 type catalog struct {
 	base        string
 	maxModelLen int
@@ -40,8 +40,8 @@ func newCatalog(cfg engine.Config, adapters []string) *catalog {
 	return c
 }
 
-// adapter returns the adapter of a model's name, empty for the base model; no
-// name means the base model, as in vLLM.
+// adapter returns the adapter for a model's name, empty for the base model. An
+// empty name means the base model, as in vLLM.
 func (c *catalog) adapter(model string) (adapter string, ok bool) {
 	if model == "" || model == c.base {
 		return "", true
@@ -94,7 +94,7 @@ func (c *catalog) cards() []modelCard {
 	return cards
 }
 
-// ownedBy is what vLLM puts there, and some clients look for.
+// ownedBy is vLLM's value, which some clients look for.
 const ownedBy = "vllm"
 
 func (s *Server) listModels(w http.ResponseWriter, _ *http.Request) {

@@ -14,13 +14,12 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/samples/modelserver/internal/engine"
 )
 
-// defaultCompletionTokens bounds a completion that names no max_tokens, as in
-// OpenAI's and vLLM's API; a chat's answer is bounded by the context alone.
+// defaultCompletionTokens bounds a completion without max_tokens, as in OpenAI's
+// and vLLM's API. Only the context's length bounds a chat's answer.
 const defaultCompletionTokens = 16
 
-// sampling holds the fields that both kinds of request have. Those that would
-// only change which words come out, such as temperature, are accepted and have
-// no effect.
+// sampling holds the fields of both kinds of request. Fields that only change the
+// words, such as temperature, are accepted and ignored.
 type sampling struct {
 	Model         string         `json:"model"`
 	MaxTokens     *int           `json:"max_tokens"`
@@ -77,7 +76,7 @@ func (s *Server) completions(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// serve reads the body, has it understood, and answers it.
+// serve reads the body, parses it with understand, and answers it.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, understand func([]byte) (*generation, error)) {
 	arrived := time.Now()
 	body, err := readBody(w, r)
@@ -95,7 +94,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, understand func([
 	s.generate(w, r, g)
 }
 
-// newGeneration checks what both kinds of request have in common.
+// newGeneration checks the fields of both kinds of request.
 func (s *Server) newGeneration(f format, p sampling, prompt []byte, maxTokens *int) (*generation, error) {
 	adapter, ok := s.models.adapter(p.Model)
 	switch {
@@ -163,8 +162,8 @@ func readJSON(w http.ResponseWriter, r *http.Request, v any) error {
 	return nil
 }
 
-// readBody reads the whole body before anything is judged by it, so that a
-// refusal reaches a caller who has finished sending.
+// readBody reads the whole body before any check, so that a refusal reaches a
+// caller who has finished sending.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBodyBytes))
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {

@@ -39,11 +39,11 @@ func usageOf(out engine.Output) *usage {
 	}
 }
 
-// format is how one of the two routes shows text.
+// format is the JSON form of text on one of the two routes.
 type format struct {
 	idPrefix           string
 	object, partObject string
-	// opening starts a stream; nil where nothing comes before the text.
+	// opening is the first chunk of a stream; nil without one.
 	opening any
 	whole   func(text string, finish engine.FinishReason) any
 	part    func(text string, finish engine.FinishReason) any
@@ -100,16 +100,16 @@ func orNull(finish engine.FinishReason) *engine.FinishReason {
 
 func (g *generation) response(object string, choices ...any) *response {
 	if choices == nil {
-		choices = []any{} // shown as [], as the chunk of the usage must
+		choices = []any{} // becomes [], as the chunk of the usage needs
 	}
 	return &response{ID: g.id, Object: object, Created: g.arrived.Unix(), Model: g.model, Choices: choices}
 }
 
-// responder writes one answer as it comes.
+// responder writes one answer while it is generated.
 type responder interface {
-	// write returns an error when the caller can no longer be reached.
+	// write returns an error if the caller cannot be reached any more.
 	write(engine.Output) error
-	// fail ends an answer that broke off.
+	// fail ends an answer that was cut.
 	fail(error)
 }
 
@@ -141,13 +141,13 @@ type streamResponder struct {
 }
 
 // newStreamResponder sends the headers at once, as vLLM does: they say that the
-// request is queued, not that a token is there.
+// request is queued, not that it has a token.
 func newStreamResponder(w http.ResponseWriter, g *generation) *streamResponder {
 	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-cache")
 	w.WriteHeader(http.StatusOK)
 	r := &streamResponder{w: w, g: g}
-	// A caller who has left is noticed at the first write.
+	// A write notices a caller who has left.
 	_ = r.flush()
 	return r
 }
@@ -170,16 +170,16 @@ func (r *streamResponder) write(out engine.Output) error {
 	return r.flush()
 }
 
-// fail sends the error as the last event: the status has long been sent.
+// fail sends the error as the last event, as the status was sent long before.
 func (r *streamResponder) fail(err error) {
 	r.event(newErrorBody(err))
-	_ = r.flush() // nobody is left to tell
+	_ = r.flush() // the stream ends either way
 }
 
-// event writes one event; a failure shows at the flush that follows.
+// event writes one event; the next flush returns a failure.
 func (r *streamResponder) event(v any) {
 	fmt.Fprint(r.w, "data: ")
-	_ = json.NewEncoder(r.w).Encode(v) // ends with one of the two newlines
+	_ = json.NewEncoder(r.w).Encode(v) // adds one of the two newlines
 	fmt.Fprint(r.w, "\n")
 }
 

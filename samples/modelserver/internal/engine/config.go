@@ -1,7 +1,7 @@
-// Package engine is the model behind the server: it queues requests, runs them
-// in steps as vLLM's scheduler does, and produces their text at the speed of a
-// GPU that is not there. It holds the timing, the batch, the prefix cache's
-// use and the LoRA slots. HTTP, JSON and metric names stay outside.
+// Package engine is the server's model: it queues requests, runs them in steps as
+// vLLM's scheduler does, and produces their text at the speed of a GPU. It holds
+// the timing, the batch, the use of the prefix cache and the LoRA slots. HTTP,
+// JSON and metric names stay outside.
 //
 // # Tokens
 //
@@ -27,13 +27,13 @@ import "time"
 // BytesPerToken is the length of a token.
 const BytesPerToken = 4
 
-// batchSlowdown is how much each further decoding sequence adds to the time of
-// a decode step. A decode step is bound by reading the weights, which the batch
-// shares; the rest is each sequence's own KV cache.
+// batchSlowdown is what each further decoding sequence adds to the time of a
+// decode step. Most of that time is reading the weights, which the batch shares;
+// the rest is reading each sequence's own KV cache.
 const batchSlowdown = 0.01
 
-// Config is what the engine runs with. Every number is positive, except
-// MaxLoRAs and LoRALoadTime, which may be 0.
+// Config configures the engine. Each number is positive, except MaxLoRAs and
+// LoRALoadTime, which may be 0.
 type Config struct {
 	// Model seeds the hashes of prompts without an adapter.
 	Model string
@@ -47,9 +47,9 @@ type Config struct {
 	MaxNumSeqs int
 	// MaxBatchedTokens bounds the tokens of one step; at least MaxNumSeqs.
 	MaxBatchedTokens int
-	// PrefillTokensPerSecond is the speed of prompts, of all sequences together.
+	// PrefillTokensPerSecond is the prefill speed of all sequences together.
 	PrefillTokensPerSecond float64
-	// DecodeTokensPerSecond is the speed of one sequence that decodes alone.
+	// DecodeTokensPerSecond is the speed of a sequence that decodes alone.
 	DecodeTokensPerSecond float64
 	// AnswerTokens is the mean length of an answer that ends by itself.
 	AnswerTokens int
@@ -61,20 +61,20 @@ type Config struct {
 	TimeScale float64
 }
 
-// ContextLength returns the largest number of tokens a request may come to:
-// MaxModelLen, or what the KV blocks hold if that is less.
+// ContextLength returns the largest number of tokens of a request: MaxModelLen,
+// or what the KV blocks hold if that is less.
 func (c Config) ContextLength() int {
 	return min(c.MaxModelLen, c.NumBlocks*c.BlockSize)
 }
 
-// wall turns a duration of the model into one of the wall clock. All durations
+// wall converts a duration of the model into one of the wall clock. All durations
 // of the engine pass through it.
 func (c Config) wall(d time.Duration) time.Duration {
 	return time.Duration(float64(d) / c.TimeScale)
 }
 
-// stepTime returns how long a step takes that computes so many prompt tokens
-// and one token of each of so many sequences.
+// stepTime returns the time of a step with a number of prompt tokens and one
+// token for each decoding sequence.
 func (c Config) stepTime(promptTokens, decoding int) time.Duration {
 	seconds := float64(promptTokens) / c.PrefillTokensPerSecond
 	if decoding > 0 {

@@ -12,22 +12,22 @@ import (
 )
 
 var (
-	// ErrStopped ends the requests of an engine whose Run has returned.
+	// ErrStopped ends the remaining requests when Run returns.
 	ErrStopped = errors.New("the engine has stopped")
-	// ErrNoLoRA refuses an adapter where MaxLoRAs is 0.
+	// ErrNoLoRA refuses an adapter if MaxLoRAs is 0.
 	ErrNoLoRA = errors.New("LoRA is not enabled")
 )
 
-// maxLag bounds how much time the engine makes up for when the machine could
-// not keep its pace. Less than that is made up, so that speeds are right on
-// average although timers fire late; more would come as one burst.
+// maxLag bounds the delay that the engine makes up for on a slow machine. It
+// makes up for less, so that speeds are right on average although timers fire
+// late. More would come as one burst.
 const maxLag = time.Second
 
-// Engine runs requests. Generate, Stats and ResetPrefixCache may be called at
-// once from many goroutines.
+// Engine runs requests. Many goroutines may call Generate, Stats and
+// ResetPrefixCache at once.
 type Engine struct {
 	cfg Config
-	// wake holds one signal when there may be work for an idle Run.
+	// wake holds one signal if an idle Run may have work.
 	wake chan struct{}
 
 	mu      sync.Mutex
@@ -40,7 +40,7 @@ type Engine struct {
 	history loraHistory
 }
 
-// New returns an engine that starts to work with Run.
+// New returns an engine, which works once Run is called.
 func New(cfg Config) *Engine {
 	return &Engine{
 		cfg:   cfg,
@@ -50,14 +50,14 @@ func New(cfg Config) *Engine {
 	}
 }
 
-// Config returns what the engine runs with.
+// Config returns the engine's configuration.
 func (e *Engine) Config() Config { return e.cfg }
 
 // Generate queues one request, or refuses it with a *ContextLengthError,
-// ErrNoLoRA or ErrStopped. The caller must range over what it returns: the
-// request's progress, the last time with a Finish. An error, ErrStopped or
-// ctx's own, is the last thing yielded. When ctx ends or the caller leaves the
-// loop, the request gives up all it holds.
+// ErrNoLoRA or ErrStopped. The caller must range over the result: the request's
+// progress, with a Finish in the last output. An error, which is ErrStopped or
+// ctx's, comes last. When ctx ends or the caller leaves the loop, the request
+// releases all that it holds.
 func (e *Engine) Generate(ctx context.Context, req Request) (iter.Seq2[Output, error], error) {
 	s, err := e.submit(req)
 	if err != nil {
@@ -76,7 +76,7 @@ func (e *Engine) Generate(ctx context.Context, req Request) (iter.Seq2[Output, e
 			out, err := s.output(seen), s.err
 			e.mu.Unlock()
 			if out.Text == "" && out.Finish == "" {
-				continue // what this signal was for came with the last output
+				continue // the previous output had the news of this signal
 			}
 			seen = out.AnswerTokens
 			if !yield(out, err) || err != nil || out.Finish != "" {
@@ -105,7 +105,7 @@ func (e *Engine) submit(req Request) (*sequence, error) {
 	return s, nil
 }
 
-// abort takes the sequence out, if it has not finished.
+// abort removes the sequence if it has not finished.
 func (e *Engine) abort(s *sequence) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -114,16 +114,16 @@ func (e *Engine) abort(s *sequence) {
 	}
 }
 
-// ResetPrefixCache forgets all cached content. It returns false, and does
-// nothing, while a request is running.
+// ResetPrefixCache forgets all cached content. While a request runs, it does
+// nothing and returns false.
 func (e *Engine) ResetPrefixCache() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.cache.Reset()
 }
 
-// UnloadAdapter gives up the adapter's slot, unless it is in use: then the slot
-// is free for others as soon as it is idle, as any slot is.
+// UnloadAdapter empties the adapter's slot. A slot in use becomes free for others
+// once it is idle, as any slot does.
 func (e *Engine) UnloadAdapter(adapter string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -131,8 +131,8 @@ func (e *Engine) UnloadAdapter(adapter string) {
 	e.wakeUp()
 }
 
-// Run works until ctx ends; the requests that are left then end with
-// ErrStopped. It is called once.
+// Run works until ctx ends. The remaining requests then end with ErrStopped. It
+// is called once.
 func (e *Engine) Run(ctx context.Context) {
 	defer e.stop()
 	deadline := time.Now()
@@ -157,8 +157,8 @@ func (e *Engine) Run(ctx context.Context) {
 	}
 }
 
-// stepEnd returns when a step ends that follows one which should have ended at
-// previous.
+// stepEnd returns the end of a step, given when the previous step should have
+// ended.
 func stepEnd(previous, now time.Time, step time.Duration) time.Time {
 	if now.Sub(previous) > maxLag {
 		previous = now
@@ -181,8 +181,8 @@ func (e *Engine) idle(ctx context.Context, nextLoad time.Time, loading bool) {
 	}
 }
 
-// sleepUntil returns false if ctx ends first. It does not sleep at all when
-// the time has passed.
+// sleepUntil returns false if ctx ends first. It does not sleep if the time has
+// passed.
 func sleepUntil(ctx context.Context, at time.Time) bool {
 	wait := time.Until(at)
 	if wait <= 0 {
@@ -208,10 +208,10 @@ func (e *Engine) stop() {
 	}
 }
 
-// plan is one step: what it computes, and which sequences have a new token when
-// it is over.
+// plan is one step: what the step computes, and the sequences with a new token at
+// its end.
 type plan struct {
-	budget       int // tokens that still fit
+	budget       int // tokens left for this step
 	promptTokens int
 	decoding     int
 	emit         []*sequence
@@ -219,7 +219,7 @@ type plan struct {
 
 func (p *plan) empty() bool { return p.promptTokens == 0 && p.decoding == 0 }
 
-// addToken computes the sequence's last token and so makes the next.
+// addToken computes the sequence's last token, which gives the next.
 func (p *plan) addToken(s *sequence) {
 	s.computeAnswer()
 	p.budget--
@@ -227,7 +227,7 @@ func (p *plan) addToken(s *sequence) {
 	p.emit = append(p.emit, s)
 }
 
-// addPrompt computes as much of the prompt as still fits.
+// addPrompt computes as much of the prompt as the budget allows.
 func (p *plan) addPrompt(s *sequence) {
 	n := min(s.promptTokens-s.prefilled, p.budget)
 	if n == 0 {
@@ -261,9 +261,9 @@ func (e *Engine) schedule(now time.Time) *plan {
 	return p
 }
 
-// admit moves waiting requests to the batch, first come first served. One that
-// lacks blocks or a place holds up all behind it; one that lacks its adapter is
-// passed by the others, as in vLLM.
+// admit moves waiting requests to the batch, first come first served. A request
+// without blocks or a place blocks all behind it. A request without its adapter
+// is skipped, as in vLLM.
 func (e *Engine) admit(now time.Time, p *plan) {
 	left := e.waiting[:0]
 	for i, s := range e.waiting {
@@ -289,8 +289,8 @@ func (e *Engine) admit(now time.Time, p *plan) {
 	}
 }
 
-// begin gives the sequence its blocks and its place in the batch, and returns
-// false if the blocks are not to be had yet.
+// begin gives the sequence its blocks and its place in the batch. It returns
+// false if there are too few blocks yet.
 func (e *Engine) begin(s *sequence) bool {
 	lease, ok := e.cache.Open(s.reusable(), s.blocks())
 	if !ok {
@@ -308,7 +308,7 @@ func (e *Engine) begin(s *sequence) bool {
 	return true
 }
 
-// complete hands out the tokens of a step that is over.
+// complete outputs the tokens of a finished step.
 func (e *Engine) complete(p *plan) {
 	for _, s := range p.emit {
 		if s.finish != "" {
@@ -331,7 +331,7 @@ func (e *Engine) complete(p *plan) {
 	}
 }
 
-// finish takes a sequence out and frees what it holds.
+// finish removes a sequence and frees what it holds.
 func (e *Engine) finish(s *sequence, reason FinishReason) {
 	s.finish = reason
 	now := time.Now()

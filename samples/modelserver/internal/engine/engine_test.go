@@ -14,8 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// testConfig has round speeds: 1,000 prompt tokens take 1 s, and one token of
-// an answer 100 ms.
+// testConfig has round speeds: 1,000 prompt tokens take 1 s, and one token of an
+// answer takes 100 ms.
 func testConfig() Config {
 	return Config{
 		Model: "base", BlockSize: 16, NumBlocks: 1024, MaxModelLen: 8192,
@@ -25,7 +25,7 @@ func testConfig() Config {
 	}
 }
 
-// start runs an engine for the length of a synctest bubble.
+// start runs an engine as long as a synctest bubble.
 func start(t *testing.T, cfg Config) *Engine {
 	e := New(cfg)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -35,7 +35,7 @@ func start(t *testing.T, cfg Config) *Engine {
 	return e
 }
 
-// result is one finished request: when its first and last tokens came.
+// result is one finished request, with the times of its first and last tokens.
 type result struct {
 	Output
 	text        string
@@ -65,7 +65,7 @@ func generate(t *testing.T, e *Engine, req Request) (r result) {
 	return r
 }
 
-// lastError runs a request and returns how it was refused or broken off.
+// lastError runs a request and returns the error that refused or ended it.
 func lastError(ctx context.Context, e *Engine, req Request) error {
 	outputs, err := e.Generate(ctx, req)
 	if err != nil {
@@ -76,7 +76,7 @@ func lastError(ctx context.Context, e *Engine, req Request) error {
 	return err
 }
 
-// prompt returns a text of n tokens that shares no block with another name's.
+// prompt returns a text of n tokens. Different names share no block.
 func prompt(name string, tokens int) []byte {
 	return bytes.Repeat([]byte(fmt.Sprintf("%-64s", name)), tokens/16+1)[:tokens*BytesPerToken]
 }
@@ -117,7 +117,7 @@ func TestPrefillIsSerialAndInOrder(t *testing.T) {
 			wg.Go(func() {
 				firsts[i] = generate(t, e, Request{Prompt: prompt(fmt.Sprint(i), 512), MaxTokens: 1}).first
 			})
-			synctest.Wait() // arrivals in order
+			synctest.Wait() // lets requests arrive in order
 		}
 		wg.Wait()
 		want := []time.Duration{512 * time.Millisecond, 1024 * time.Millisecond, 1536 * time.Millisecond}
@@ -156,7 +156,7 @@ func TestSecondTurnFindsPromptAndAnswer(t *testing.T) {
 				}
 				second := string(first) + one.text + strings.Repeat("next", 20)
 				two := generate(t, e, Request{Adapter: tt.adapter, CacheSalt: tt.salt, Prompt: []byte(second), MaxTokens: 1})
-				// The last answer token is never computed on.
+				// The last answer token is never an input.
 				want := tt.wantCached(len(first) + len(one.text) - BytesPerToken)
 				if two.CachedTokens != want {
 					t.Errorf("turn 2 found %d tokens of %d, want %d", two.CachedTokens, two.PromptTokens, want)
@@ -267,7 +267,7 @@ func TestLeavingFreesEverything(t *testing.T) {
 	})
 }
 
-// A signal can come again for tokens that the caller has already seen.
+// A second signal may come for tokens that the caller has already seen.
 func TestEveryOutputHasSomethingNew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := start(t, testConfig())
@@ -290,7 +290,7 @@ func TestEveryOutputHasSomethingNew(t *testing.T) {
 	})
 }
 
-// What a step computed for a request that left meanwhile counts for nothing.
+// The results of a step for a request that left meanwhile are dropped.
 func TestLeavingInTheMiddleOfAStep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := start(t, testConfig())
@@ -359,7 +359,7 @@ func TestLoRASlots(t *testing.T) {
 			{"a", resident}, {"b", absent},
 		} {
 			got := one(step.adapter)
-			// What is not the load is the prefill, of which a repeat finds 96 tokens.
+			// The time beside the load is the prefill, which finds 96 tokens in a repeat.
 			if prefill := got - step.wantLoad; prefill <= 0 || prefill > 100*time.Millisecond {
 				t.Errorf("step %d (%s): first token after %v, want a load of %v", i, step.adapter, got, step.wantLoad)
 			}

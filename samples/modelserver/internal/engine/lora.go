@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// loraSlots are the adapters that are resident or on their way. An adapter
-// that no running request uses stays until its slot is wanted by another.
+// loraSlots are the adapters that are resident or loading. An idle adapter stays
+// until another one needs its slot.
 type loraSlots struct {
 	max      int
 	loadTime time.Duration
@@ -16,7 +16,7 @@ type loraSlots struct {
 
 type loraSlot struct {
 	ready    time.Time // when the load ends
-	users    int       // running requests
+	users    int       // number of running requests
 	lastUsed time.Time
 }
 
@@ -34,7 +34,7 @@ func (l *loraSlots) ready(adapter string, now time.Time) bool {
 	return !ready.After(now)
 }
 
-// evictIdle drops the resident adapter that has been idle longest, and returns
+// evictIdle evicts the resident adapter that has been idle longest. It returns
 // false if all are in use or loading.
 func (l *loraSlots) evictIdle(now time.Time) bool {
 	victim := ""
@@ -57,7 +57,7 @@ func (l *loraSlots) unload(adapter string, now time.Time) {
 	}
 }
 
-// acquire and release mark one running request of a ready adapter.
+// acquire and release count the running requests of a ready adapter.
 func (l *loraSlots) acquire(adapter string) { l.slots[adapter].users++ }
 
 func (l *loraSlots) release(adapter string, now time.Time) {
@@ -66,7 +66,7 @@ func (l *loraSlots) release(adapter string, now time.Time) {
 	slot.lastUsed = now
 }
 
-// nextReady returns when the next load ends, if one is under way.
+// nextReady returns the end of the next load, if one is in progress.
 func (l *loraSlots) nextReady(now time.Time) (next time.Time, ok bool) {
 	for _, slot := range l.slots {
 		if slot.ready.After(now) && (!ok || slot.ready.Before(next)) {

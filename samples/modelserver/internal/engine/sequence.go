@@ -7,17 +7,17 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/samples/modelserver/internal/kvcache"
 )
 
-// Request is one prompt to be continued.
+// Request is one prompt to continue.
 type Request struct {
 	// Adapter is the LoRA adapter, or empty for the base model.
 	Adapter string
-	// CacheSalt keeps the prefix cache of its bearer apart from all others.
+	// CacheSalt separates prefix caches: different salts share no block.
 	CacheSalt string
-	// Prompt is the text as the model sees it; not empty.
+	// Prompt is the model's text; not empty.
 	Prompt []byte
 	// MaxTokens bounds the answer; 0 means up to the context's length.
 	MaxTokens int
-	// IgnoreEOS makes the answer MaxTokens long, where it would end earlier.
+	// IgnoreEOS makes the answer exactly MaxTokens long.
 	IgnoreEOS bool
 }
 
@@ -31,9 +31,9 @@ const (
 	FinishAbort  FinishReason = "abort"  // the caller left, or the engine stopped
 )
 
-// Output is what has happened to a request since the last one.
+// Output is a request's progress since the previous output.
 type Output struct {
-	// Text is what is new: whole tokens.
+	// Text is the new text, in whole tokens.
 	Text string
 	// PromptTokens, CachedTokens and AnswerTokens count all tokens so far.
 	PromptTokens, CachedTokens, AnswerTokens int
@@ -41,10 +41,10 @@ type Output struct {
 	Finish FinishReason
 }
 
-// ContextLengthError refuses a request that is longer than the context.
+// ContextLengthError refuses a request that exceeds the context's length.
 type ContextLengthError struct {
 	// ContextLength, Prompt and MaxTokens are in tokens. MaxTokens is 0 if the
-	// request named none.
+	// request has none.
 	ContextLength, Prompt, MaxTokens int
 }
 
@@ -53,8 +53,8 @@ func (e *ContextLengthError) Error() string {
 		e.ContextLength, e.Prompt, max(1, e.MaxTokens))
 }
 
-// sequence is a request on its way through the engine. The engine's lock
-// guards all that changes.
+// sequence is a request in the engine. The engine's lock guards all fields that
+// change.
 type sequence struct {
 	adapter      string
 	promptBytes  int
@@ -72,12 +72,12 @@ type sequence struct {
 	finish    FinishReason
 	err       error
 
-	// changed holds one signal when there is something new for the caller.
+	// changed holds one signal when there is news for the caller.
 	changed chan struct{}
 }
 
-// newSequence prepares all that needs no lock: the answer and the hashes of
-// all blocks.
+// newSequence prepares what needs no lock: the answer and the hashes of all
+// blocks.
 func newSequence(cfg Config, req Request) (*sequence, error) {
 	promptTokens := ceilDiv(len(req.Prompt), BytesPerToken)
 	limit := req.MaxTokens
@@ -107,14 +107,14 @@ func newSequence(cfg Config, req Request) (*sequence, error) {
 	}, nil
 }
 
-// reusable returns the blocks that may be found in the cache. The prompt's last
-// token is always computed, since the first answer token comes from it.
+// reusable returns the blocks that the cache may have. The prompt's last token is
+// always computed, as the first answer token comes from it.
 func (s *sequence) reusable() []uint64 {
 	return s.hashes[:min((s.promptTokens-1)/s.blockSize, len(s.hashes))]
 }
 
-// blocks returns how many blocks the whole sequence fills. The last answer
-// token is never computed on, so it needs no place.
+// blocks returns the number of blocks of the whole sequence. The last answer
+// token is never an input, so it needs no place.
 func (s *sequence) blocks() int {
 	return ceilDiv(s.promptTokens+s.answerTokens-1, s.blockSize)
 }
@@ -134,12 +134,12 @@ func (s *sequence) computeAnswer() {
 	s.publish(s.promptBytes + s.generated*BytesPerToken)
 }
 
-// publish makes the full blocks of the first so many bytes findable.
+// publish makes the full blocks in the first bytes findable.
 func (s *sequence) publish(bytes int) {
 	s.lease.Publish(s.hashes[:bytes/(s.blockSize*BytesPerToken)])
 }
 
-// output returns what is new since seen answer tokens.
+// output returns the progress since the given number of answer tokens.
 func (s *sequence) output(seen int) Output {
 	return Output{
 		Text:         string(s.answer[seen*BytesPerToken : s.generated*BytesPerToken]),
@@ -150,7 +150,7 @@ func (s *sequence) output(seen int) Output {
 	}
 }
 
-// signal tells the caller that something is new, and never blocks.
+// signal tells the caller that there is news, and never blocks.
 func (s *sequence) signal() {
 	select {
 	case s.changed <- struct{}{}:

@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// Totals only grow. All are in tokens.
+// Totals are in tokens, and never decrease.
 type Totals struct {
-	PromptTokens     int // of prompts that were computed or found
+	PromptTokens     int // of prompts that were computed or found in the cache
 	GenerationTokens int
 	CacheQueries     int // prompt tokens looked up in the prefix cache
 	CacheHits        int // prompt tokens found there
@@ -19,19 +19,19 @@ type Stats struct {
 	Running, Waiting      int
 	UsedBlocks, NumBlocks int
 	Totals                Totals
-	// LoRAs are the sets of adapters of the last while, the present one last.
-	// It is empty where MaxLoRAs is 0.
+	// LoRAs are the recent sets of adapters, the current one last. It is empty if
+	// MaxLoRAs is 0.
 	LoRAs []LoRASet
 }
 
 // LoRASet names the adapters of running and waiting requests, sorted and joined
-// by commas, and when that was last so.
+// by commas, and the last time at which that was so.
 type LoRASet struct {
 	Running, Waiting string
 	At               time.Time
 }
 
-// Stats returns the present state.
+// Stats returns the current state.
 func (e *Engine) Stats() Stats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -65,11 +65,11 @@ func adaptersOf(sequences []*sequence) string {
 }
 
 // maxLoRASets bounds the history. vLLM keeps a series for each set it ever saw,
-// and readers must find the newest; the last 16 make them do so here as well,
-// on a page whose size stays bounded.
+// and readers must find the newest. With the last 16 sets they must do so here
+// too, and the page's size stays bounded.
 const maxLoRASets = 16
 
-// loraHistory holds different sets, the latest last.
+// loraHistory holds distinct sets, the latest last.
 type loraHistory struct{ sets []LoRASet }
 
 func (h *loraHistory) note(set LoRASet) {

@@ -7,7 +7,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 )
 
-// vocabulary is what answers are made of: each word is one token.
+// vocabulary holds the words of answers: each word is one token.
 var vocabulary = [...]string{
 	"all ", "and ", "any ", "are ", "ask ", "bad ", "big ", "bit ",
 	"but ", "buy ", "can ", "car ", "cut ", "day ", "did ", "dry ",
@@ -19,17 +19,17 @@ var vocabulary = [...]string{
 	"set ", "she ", "sun ", "the ", "two ", "use ", "was ", "you ",
 }
 
-// lastWord is the token of an answer that ends by itself.
+// lastWord is the last token of an answer that ends by itself.
 const lastWord = "yes."
 
-// seedOf starts a chain of block hashes. Texts under different names or salts
-// share no block.
+// seedOf is the start of a chain of block hashes. Texts with different names or
+// salts share no block.
 func seedOf(name, salt string) uint64 {
 	return xxhash.Sum64String(name + "\x00" + salt)
 }
 
-// blockHashes returns the hash of every full block of text, each over its own
-// bytes and the hash before it.
+// blockHashes returns the hash of each full block of text, computed from the
+// block's bytes and the previous hash.
 func blockHashes(seed uint64, text []byte, blockBytes int) []uint64 {
 	hashes := make([]uint64, 0, len(text)/blockBytes)
 	buf := make([]byte, 8+blockBytes)
@@ -42,10 +42,10 @@ func blockHashes(seed uint64, text []byte, blockBytes int) []uint64 {
 	return hashes
 }
 
-// answer returns the tokens that follow a prompt, at most limit of them, and
-// whether they end by themselves. The same seed and prompt always give the
-// same answer. Its length is spread evenly from half the mean to one and a
-// half times the mean; endless answers fill the limit.
+// answer returns the tokens after a prompt, at most limit, and whether they end
+// by themselves. The same seed and prompt always give the same answer. Lengths
+// are uniform from half the mean to one and a half times the mean; endless
+// answers fill the limit.
 func answer(seed uint64, prompt []byte, limit, mean int, endless bool) (text []byte, ends bool) {
 	rng := rand.New(rand.NewPCG(seed, xxhash.Sum64(prompt)))
 	natural := max(1, mean/2+rng.IntN(mean+1))

@@ -1,17 +1,16 @@
-// Package kvcache holds the block store of the model server: which KV blocks
-// are in use, which hold reusable content, and which is given up next. It
-// knows nothing of time, requests, text or adapters: callers hand in block
-// hashes.
+// Package kvcache is the model server's block store: which KV blocks are in use,
+// which hold reusable content, and which is evicted next. It knows nothing of
+// time, requests, text or adapters: callers pass block hashes.
 //
-// The policy is that of vLLM's block pool. Blocks that nobody uses wait in a
-// queue, least recently used first; a request's blocks enter it last block
-// first, so that a prefix loses its tail before its head. A block's content
-// stays findable until the block is taken for something else.
+// The policy is that of vLLM's block pool. Unused blocks wait in a queue, least
+// recently used first. A request's blocks enter the queue last block first, so
+// that a prefix loses its tail before its head. A block's content stays findable until the
+// block is used for other content.
 package kvcache
 
 // Cache is a fixed number of blocks. It is not safe for concurrent use.
 type Cache struct {
-	// blocks has one element more than the cache has blocks: the last is the
+	// blocks has one element more than the cache has blocks: the last one is the
 	// sentinel of the circular queue of free blocks.
 	blocks   []block
 	byHash   map[uint64]int
@@ -40,12 +39,12 @@ func New(n int) *Cache {
 // Total returns the number of blocks.
 func (c *Cache) Total() int { return len(c.blocks) - 1 }
 
-// Used returns the number of blocks that some lease holds. Cached blocks that
-// nobody uses are free, as in vLLM's kv_cache_usage_perc.
+// Used returns the number of blocks that leases hold. Cached blocks without a
+// lease are free, as in vLLM's kv_cache_usage_perc.
 func (c *Cache) Used() int { return c.Total() - c.free }
 
-// Reset forgets all content. It refuses, and returns false, while any block is
-// in use or promised to a lease.
+// Reset forgets all content. It does nothing and returns false if a lease holds
+// or reserves any block.
 func (c *Cache) Reset() bool {
 	if c.Used() > 0 || c.reserved > 0 {
 		return false
@@ -57,11 +56,11 @@ func (c *Cache) Reset() bool {
 	return true
 }
 
-// Open leases total blocks: the longest leading run of prefix that is cached
-// is shared, and the rest is promised, to be taken by Extend. It returns false,
-// and changes nothing, when the cache has not that many blocks to give.
+// Open leases total blocks. It shares the longest cached leading run of prefix,
+// and reserves the rest for Extend. If the cache has too few blocks, it changes
+// nothing and returns false.
 //
-// The promise is why a running request never has to be preempted.
+// The reservation is why a running request is never preempted.
 func (c *Cache) Open(prefix []uint64, total int) (*Lease, bool) {
 	shared := make([]int, 0, total)
 	idle := 0
@@ -89,8 +88,8 @@ func (c *Cache) Open(prefix []uint64, total int) (*Lease, bool) {
 	return &Lease{cache: c, blocks: shared, published: len(shared), cached: len(shared), reserved: fresh}, true
 }
 
-// take gives out the free block that was least recently used, and forgets its
-// content. The caller holds a reservation, so there is one.
+// take takes the least recently used free block, and forgets its content. The
+// caller has a reservation, so there is one.
 func (c *Cache) take() int {
 	i := c.blocks[c.sentinel()].next
 	c.dequeue(i)
@@ -103,8 +102,8 @@ func (c *Cache) take() int {
 	return i
 }
 
-// release drops one use of a block. A block without content is the first to
-// be taken again, one with content the last.
+// release ends one use of a block. A block without content is taken again first,
+// one with content last.
 func (c *Cache) release(i int) {
 	b := &c.blocks[i]
 	b.users--
@@ -122,7 +121,7 @@ func (c *Cache) sentinel() int { return len(c.blocks) - 1 }
 func (c *Cache) enqueueLast(i int)  { c.link(c.blocks[c.sentinel()].prev, i) }
 func (c *Cache) enqueueFirst(i int) { c.link(c.sentinel(), i) }
 
-// link puts free block i behind block at in the queue.
+// link puts free block i after block at in the queue.
 func (c *Cache) link(at, i int) {
 	next := c.blocks[at].next
 	c.blocks[i].prev, c.blocks[i].next = at, next
@@ -136,7 +135,7 @@ func (c *Cache) dequeue(i int) {
 	c.free--
 }
 
-// Lease is one request's hold on blocks, in the order of its text.
+// Lease is one request's blocks, in the order of its text.
 type Lease struct {
 	cache     *Cache
 	blocks    []int
@@ -145,12 +144,10 @@ type Lease struct {
 	reserved  int
 }
 
-// Cached returns how many leading blocks were found filled when the lease was
-// opened.
+// Cached returns the number of leading blocks that Open found in the cache.
 func (l *Lease) Cached() int { return l.cached }
 
-// Extend takes promised blocks until the lease holds n, or all that it was
-// promised.
+// Extend takes reserved blocks until the lease holds n, or all that it reserved.
 func (l *Lease) Extend(n int) {
 	for len(l.blocks) < n && l.reserved > 0 {
 		l.blocks = append(l.blocks, l.cache.take())
@@ -159,9 +156,9 @@ func (l *Lease) Extend(n int) {
 	}
 }
 
-// Publish makes the leading blocks findable: hashes[i] names the content of
-// the lease's block i. Where another block already holds the same content,
-// because two requests computed it side by side, that one stays the one found.
+// Publish makes the leading blocks findable: hashes[i] names the content of the
+// lease's block i. If another block has the same content, because two requests
+// computed it at the same time, that other block stays findable.
 func (l *Lease) Publish(hashes []uint64) {
 	for ; l.published < min(len(hashes), len(l.blocks)); l.published++ {
 		i, hash := l.blocks[l.published], hashes[l.published]
@@ -173,7 +170,7 @@ func (l *Lease) Publish(hashes []uint64) {
 	}
 }
 
-// Close gives everything back, last block first. Closing twice is harmless.
+// Close releases all blocks, the last first. Closing twice is harmless.
 func (l *Lease) Close() {
 	for k := len(l.blocks) - 1; k >= 0; k-- {
 		l.cache.release(l.blocks[k])

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// fill computes a text of the given blocks from start to end and lets it go.
+// fill computes the given blocks of a text and releases them.
 func fill(t *testing.T, c *Cache, hashes ...uint64) (cached int) {
 	t.Helper()
 	l, ok := c.Open(hashes, len(hashes))
@@ -18,8 +18,8 @@ func fill(t *testing.T, c *Cache, hashes ...uint64) (cached int) {
 	return l.Cached()
 }
 
-// found returns how many leading blocks are cached, and leaves the cache's
-// order of eviction as it was for texts that are looked at in full.
+// found returns the number of cached leading blocks. For texts given in full it
+// keeps the cache's order of eviction.
 func found(c *Cache, hashes ...uint64) int {
 	n := 0
 	for _, h := range hashes {
@@ -134,7 +134,7 @@ func TestPromisedBlocksAreNotGivenTwice(t *testing.T) {
 	}
 }
 
-// A hit on idle blocks takes them from the free ones, so it leaves less room.
+// A hit on idle blocks takes them from the free ones, so fewer are left.
 func TestIdleHitsCountAgainstTheRoom(t *testing.T) {
 	c := New(4)
 	fill(t, c, 1, 2)
@@ -161,7 +161,7 @@ func TestSameContentComputedTwice(t *testing.T) {
 	}
 	a.Close()
 	b.Close()
-	// The copy that is not findable goes first, though it was freed last.
+	// The duplicate that is not findable is evicted first, though it was freed last.
 	fill(t, c, 2, 3, 4)
 	if found(c, 1) != 1 {
 		t.Error("content was evicted while blocks without any were free")

@@ -1,9 +1,9 @@
-// Package metrics is the server's metrics page, with the names, labels and
-// buckets of vLLM's. It reads the engine's state when the page is asked for;
-// it decides nothing.
+// Package metrics is the server's metrics page, with vLLM's names, labels and
+// buckets. It reads the engine's state at each request of the page. It decides
+// nothing.
 //
-// Latencies are those that callers saw: with a time scale of 20 they are 20
-// times shorter than the modelled ones.
+// Latencies are those of callers: with a time scale of 20 they are 20 times
+// shorter than the model's.
 package metrics
 
 import (
@@ -21,7 +21,7 @@ import (
 // engineLabel is the index of the only engine.
 const engineLabel = "0"
 
-// Metrics is the page of one server.
+// Metrics is the metrics page of one server.
 type Metrics struct {
 	registry   *prometheus.Registry
 	firstToken prometheus.Observer
@@ -29,7 +29,7 @@ type Metrics struct {
 	finished   *prometheus.CounterVec
 }
 
-// New returns the page of a server whose base model has the given name.
+// New returns the page of a server for a base model with this name.
 func New(model string, e *engine.Engine) *Metrics {
 	labels := prometheus.Labels{"model_name": model, "engine": engineLabel}
 	firstToken := prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -60,7 +60,7 @@ func (m *Metrics) Handler() http.Handler {
 // FirstToken records the time from a request's arrival to its first token.
 func (m *Metrics) FirstToken(d time.Duration) { m.firstToken.Observe(d.Seconds()) }
 
-// Finished records why a request ended, and after what time if it ran to its end.
+// Finished records why a request ended and, if it ended by itself, its duration.
 func (m *Metrics) Finished(reason engine.FinishReason, d time.Duration) {
 	m.finished.WithLabelValues(string(reason)).Inc()
 	if reason != engine.FinishAbort {
@@ -68,7 +68,7 @@ func (m *Metrics) Finished(reason engine.FinishReason, d time.Duration) {
 	}
 }
 
-// engineCollector turns the engine's state into metrics.
+// engineCollector exports the engine's state as metrics.
 type engineCollector struct {
 	engine *engine.Engine
 
@@ -91,7 +91,7 @@ func newEngineCollector(labels prometheus.Labels, e *engine.Engine) *engineColle
 		generation:   desc("vllm:generation_tokens_total", "Tokens generated."),
 		cacheQueries: desc("vllm:prefix_cache_queries_total", "Tokens looked up in the prefix cache."),
 		cacheHits:    desc("vllm:prefix_cache_hits_total", "Tokens found in the prefix cache."),
-		// vLLM gives neither of these two a model_name, nor the second an engine.
+		// In vLLM neither of these two has a model_name, and the second has no engine.
 		cacheConfig: prometheus.NewDesc("vllm:cache_config_info", "The cache's configuration.",
 			[]string{"block_size", "num_gpu_blocks"}, prometheus.Labels{
 				"engine": engineLabel, "cache_dtype": "auto", "enable_prefix_caching": "True",
@@ -112,7 +112,7 @@ func (c *engineCollector) Describe(descs chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect reads the engine once, so that one page is of one moment.
+// Collect reads the engine once, so that all values are of the same moment.
 func (c *engineCollector) Collect(metrics chan<- prometheus.Metric) {
 	stats, cfg := c.engine.Stats(), c.engine.Config()
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {

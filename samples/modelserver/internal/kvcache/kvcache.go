@@ -4,8 +4,8 @@
 //
 // The policy is that of vLLM's block pool. Unused blocks wait in a queue, least
 // recently used first. A request's blocks enter the queue last block first, so
-// that a prefix loses its tail before its head. A block's content stays findable until the
-// block is used for other content.
+// that a prefix loses its tail before its head. A block's content stays findable
+// until the block is used for other content.
 package kvcache
 
 // Cache is a fixed number of blocks. It is not safe for concurrent use.

@@ -33,7 +33,7 @@ var attacksByNumber = []attack{
 	{"pools and routes by the hundred", manyPools},
 }
 
-// idlePods makes pods of the tenant that run nothing, and waits for their addresses.
+// idlePods makes pods of the tenant that run no program, and waits for their addresses.
 func (m *hostile) idlePods(ctx context.Context, t *testing.T, n int, labels map[string]string) []corev1.Pod {
 	t.Helper()
 	for i := range n {
@@ -59,7 +59,7 @@ func (m *hostile) idlePods(ctx context.Context, t *testing.T, n int, labels map[
 	return out
 }
 
-// poolOver puts a pool over pods by their label app, at eight ports of each.
+// poolOver makes a pool over the pods with this label app, at eight ports of each.
 func (m *hostile) poolOver(ctx context.Context, t *testing.T, app string) {
 	t.Helper()
 	var ports []string
@@ -78,13 +78,13 @@ func serveOn(ctx context.Context, t *testing.T, pods []corev1.Pod, handler http.
 			listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(p.Status.PodIP, strconv.Itoa(8000+port)))
 			must(t, err)
 			server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Second}
-			go func() { _ = server.Serve(listener) }() // ends with Close
+			go func() { _ = server.Serve(listener) }() // ends at Close
 			t.Cleanup(func() { _ = server.Close() })
 		}
 	}
 }
 
-// outside keeps pods from the mesh's tunnel: there is nothing behind it.
+// outside keeps pods out of the mesh: no HBONE listener is behind their addresses.
 func outside(app string) map[string]string {
 	return map[string]string{"app": app, "istio.io/dataplane-mode": "none"}
 }
@@ -92,7 +92,7 @@ func outside(app string) map[string]string {
 func serveBadPages(ctx context.Context, t *testing.T, m *hostile) {
 	var mu sync.Mutex
 	asked := map[string]int{}
-	// What it takes to make the pools is not the attack, and keeps both cores busy.
+	// Making the pools is not part of the attack, and keeps both cores busy.
 	var begun atomic.Bool
 	page := func(kind string, serve func(w io.Writer) error) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
@@ -125,7 +125,7 @@ func serveBadPages(ctx context.Context, t *testing.T, m *hostile) {
 		serveOn(ctx, t, m.idlePods(ctx, t, 3, outside(kind)), page(kind, serve))
 		m.poolOver(ctx, t, kind)
 	}
-	time.Sleep(time.Second) // until istiod and the waypoint have taken the pools up
+	time.Sleep(time.Second) // until istiod and the waypoint have the pools
 	begun.Store(true)
 	eventually(ctx, t, "readings of all kinds", func(context.Context) error {
 		mu.Lock()
@@ -139,7 +139,7 @@ func serveBadPages(ctx context.Context, t *testing.T, m *hostile) {
 	m.victim.wantKnown(ctx, t)
 }
 
-// serveLies tells of an empty queue, of a cache without end, and of numbers that are none.
+// serveLies has metrics that report an empty queue, an endless cache, and values that are not numbers.
 func serveLies(ctx context.Context, t *testing.T, m *hostile) {
 	const lies = `# TYPE vllm:num_requests_waiting gauge
 vllm:num_requests_waiting{model_name="sample-model"} -1e308
@@ -161,7 +161,7 @@ vllm:cache_config_info{block_size="1073741824",num_gpu_blocks="1073741824",cache
 	}
 }
 
-// manyEndpoints has pods by the hundred, and names the victim's addresses in objects of its own.
+// manyEndpoints makes hundreds of pods, and names the victim's addresses in objects of the tenant.
 func manyEndpoints(ctx context.Context, t *testing.T, m *hostile) {
 	theirs := pods(ctx, t, "victim", client.MatchingLabels{"app": "llama"})[0].Status.PodIP
 	must(t, m.apply(ctx, t, strings.ReplaceAll(`
@@ -195,7 +195,7 @@ spec: {address: ADDRESS, labels: {app: many}}
 	m.victim.wantKnown(ctx, t)
 }
 
-// resemble makes a Gateway named as the victim's, and a pod that looks like one of its waypoint's.
+// resemble makes a Gateway with the name of the victim's, and a pod that looks like one of its waypoint's.
 func resemble(ctx context.Context, t *testing.T, m *hostile) {
 	must(t, m.apply(ctx, t, strings.NewReplacer("NAME", victimWaypoint).Replace(`
 apiVersion: gateway.networking.k8s.io/v1
@@ -231,7 +231,7 @@ metadata: {name: NAME, namespace: mallory}
 	}
 }
 
-// editVictim edits the victim's route and tells how long it takes to be in force.
+// editVictim edits the victim's route and returns the time until the edit is in force.
 func editVictim(ctx context.Context, t *testing.T, n int) time.Duration {
 	t.Helper()
 	began := time.Now()
@@ -248,11 +248,11 @@ func editVictim(ctx context.Context, t *testing.T, n int) time.Duration {
 	return time.Since(began)
 }
 
-// debounced is for how long istiod gathers changes at most, as long as they keep coming (PILOT_DEBOUNCE_MAX), whoever makes
-// them: no controller of ours can shorten that.
+// debounced is the longest time for which istiod collects continuous changes of anybody (PILOT_DEBOUNCE_MAX). Our
+// controller cannot shorten it.
 const debounced = 10 * time.Second
 
-// editsInTime makes edits of the victim's. None may take much longer than before the attack, but for some time.
+// editsInTime edits the victim's route. No edit may take more than three times quiet plus longer.
 func editsInTime(ctx context.Context, t *testing.T, quiet, longer time.Duration) {
 	t.Helper()
 	var slowest time.Duration
@@ -309,5 +309,5 @@ func manyPools(ctx context.Context, t *testing.T, m *hostile) {
 		})
 	}
 	must(t, group.Wait())
-	editsInTime(ctx, t, quiet, debounced+time.Second) // the controller writes what becomes of the pools for as long
+	editsInTime(ctx, t, quiet, debounced+time.Second) // the controller writes the pools' status for as long
 }

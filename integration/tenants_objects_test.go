@@ -21,7 +21,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/manifest"
 )
 
-// attacksOnObjects are made with what a tenant may write in its namespace.
+// attacksOnObjects are made with objects that a tenant may write in its namespace.
 var attacksOnObjects = []attack{
 	{"claims the victim's host", claimVictimsHost},
 	{"claims hosts of others and outside", claimOthersHosts},
@@ -36,7 +36,7 @@ var attacksOnObjects = []attack{
 	{"a Gateway whose service account is 200 KB long", swellAccess},
 }
 
-// applyYAML writes objects as the tenant. What was taken goes with the test.
+// apply writes objects as the tenant. Accepted objects are deleted after the test.
 func (m *hostile) apply(ctx context.Context, t *testing.T, stream string) error {
 	t.Helper()
 	objects, err := manifest.Decode([]byte(stream))
@@ -54,7 +54,7 @@ func (m *hostile) write(ctx context.Context, o *unstructured.Unstructured) error
 	return m.Apply(ctx, client.ApplyConfigurationFromUnstructured(o.DeepCopy()), client.FieldOwner("mallory"), client.ForceOwnership)
 }
 
-// wantRefusal checks that the API server refuses what was written, and says why.
+// wantRefusal checks that the API server refused the object, with this text as the reason.
 func wantRefusal(t *testing.T, what string, err error, text string) {
 	t.Helper()
 	if !apierrors.IsInvalid(err) && !apierrors.IsForbidden(err) || !strings.Contains(fmt.Sprint(err), text) {
@@ -62,14 +62,14 @@ func wantRefusal(t *testing.T, what string, err error, text string) {
 	}
 }
 
-// poolOf is a pool of the tenant.
+// poolOf returns a pool of the tenant.
 func poolOf(name string) *inferencev1.InferencePool {
 	p := pool(name)
 	p.Namespace = "mallory"
 	return p
 }
 
-// wantPoolSays waits until the status of a pool of the tenant says all of the texts.
+// wantPoolSays waits until the status of a pool of the tenant has all of the texts.
 func wantPoolSays(ctx context.Context, t *testing.T, name string, texts ...string) {
 	t.Helper()
 	eventually(ctx, t, "the status of pool "+name, func(ctx context.Context) error {
@@ -92,7 +92,7 @@ func wantPoolSays(ctx context.Context, t *testing.T, name string, texts ...strin
 	})
 }
 
-// claim has a pool claim hosts, and checks that it gets none and is told why.
+// claim has a pool claim hosts, and checks that the pool gets none and that its status says why.
 func (m *hostile) claim(ctx context.Context, t *testing.T, name, hosts string, told ...string) {
 	t.Helper()
 	must(t, patchAs(ctx, m, poolOf(name), fmt.Sprintf(`{"metadata":{"annotations":{"inference-waypoint.io/hosts":%q}}}`, hosts)))
@@ -161,7 +161,7 @@ spec:
 	must(t, m.apply(ctx, t, strings.NewReplacer("NAME", "own", "HOST", "own.example").Replace(entry)))
 }
 
-// wantStatusOf waits until a host answers with a status.
+// wantStatusOf waits until a host answers with this status.
 func wantStatusOf(ctx context.Context, t *testing.T, host string, status int) {
 	t.Helper()
 	eventually(ctx, t, fmt.Sprintf("status %d of %s", status, host), func(ctx context.Context) error {
@@ -173,7 +173,7 @@ func wantStatusOf(ctx context.Context, t *testing.T, host string, status int) {
 	})
 }
 
-// plainOfMallory is a Service of the tenant at its own waypoint, by which is seen that istiod has taken up what it wrote.
+// plainOfMallory is a Service of the tenant at its own waypoint. It shows when istiod has applied changes.
 const plainOfMallory = "plain.mallory.svc.cluster.local"
 
 func writeVirtualService(ctx context.Context, t *testing.T, m *hostile) {
@@ -238,7 +238,7 @@ func alterOwned(ctx context.Context, t *testing.T, m *hostile) {
 	for what, o := range map[string]client.Object{"the ServiceEntry": entry, "the EnvoyFilter": filters[0], "the Gateway": gateway} {
 		wantRefusal(t, "deleting "+what, m.Delete(ctx, o), makes)
 		if o == client.Object(gateway) {
-			continue // what a tenant asks of its waypoint is its own affair
+			continue // a tenant may change its own Gateway
 		}
 		wantRefusal(t, "unmarking "+what, patchAs(ctx, m, o, `{"metadata":{"labels":{"inference-waypoint.io/owned":null}}}`), makes)
 	}
@@ -291,7 +291,7 @@ func writeRoutes(ctx context.Context, t *testing.T, m *hostile) {
 	wantStatusOf(ctx, t, victimHost, http.StatusOK)
 }
 
-// routeSays fails where no condition of a route of the tenant has a reason.
+// routeSays fails if no condition of the tenant's route has this reason.
 func routeSays(ctx context.Context, name, reason string) error {
 	var r gatewayv1.HTTPRoute
 	if err := the.Client.Get(ctx, client.ObjectKey{Namespace: "mallory", Name: name}, &r); err != nil {
@@ -316,8 +316,8 @@ func bindToVictimsWaypoint(ctx context.Context, t *testing.T, m *hostile) {
 	}
 }
 
-// swellAccess has the controller write of a service account that no waypoint can have into the one policy that admits all
-// waypoints. Six of them would be more than the API server keeps.
+// swellAccess names an impossible, very long service account for a waypoint, so that the controller would write it into
+// the one policy that admits all waypoints. With six of them the policy would exceed the API server's limit.
 func swellAccess(ctx context.Context, t *testing.T, m *hostile) {
 	must(t, m.apply(ctx, t, fmt.Sprintf(`
 apiVersion: gateway.networking.k8s.io/v1

@@ -43,7 +43,7 @@ var attacksOnThePicker = []attack{
 	{"ever new prompts fill the index", fillIndex},
 }
 
-// askByName asks with service accounts of its namespace that are named as others' are.
+// askByName calls the picker with service accounts of the tenant's namespace that have the names of others.
 func askByName(ctx context.Context, t *testing.T, _ *hostile) {
 	for _, account := range []string{"waypoint", victimWaypoint, pickerAccount, controllerAccount, "default"} {
 		from, err := the.NewCaller(ctx, "mallory", "as-"+account, account)
@@ -59,7 +59,7 @@ func askByName(ctx context.Context, t *testing.T, _ *hostile) {
 	}
 }
 
-// asWaypoint is a client of the picker that has the identity of the tenant's own waypoint.
+// asWaypoint makes a client of the picker with the identity of the tenant's own waypoint.
 func (m *hostile) asWaypoint(ctx context.Context, t *testing.T) extprocv3.ExternalProcessorClient {
 	t.Helper()
 	pod := picker(ctx, t)
@@ -70,7 +70,7 @@ func (m *hostile) asWaypoint(ctx context.Context, t *testing.T) extprocv3.Extern
 	return extprocv3.NewExternalProcessorClient(conn)
 }
 
-// headersOf begins a call, which is whole where it has no body.
+// headersOf is the first message of a call. Without a body it is the whole call.
 func headersOf(hasBody bool) *extprocv3.ProcessingRequest {
 	return &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestHeaders{RequestHeaders: &extprocv3.HttpHeaders{
 		EndOfStream: !hasBody, Headers: &corev3.HeaderMap{Headers: []*corev3.HeaderValue{
@@ -86,7 +86,7 @@ func bodyOf(text string, end bool) *extprocv3.ProcessingRequest {
 	}}
 }
 
-// openStream opens a stream about a pool, with the one token that the tenant has, and sends messages.
+// openStream opens a stream for a pool, with the tenant's only token, and sends messages.
 func (m *hostile) openStream(ctx context.Context, to extprocv3.ExternalProcessorClient, pool string, messages ...*extprocv3.ProcessingRequest) (extprocv3.ExternalProcessor_ProcessClient, error) {
 	stream, err := to.Process(metadata.AppendToOutgoingContext(ctx, poolapi.NameHeader, pool, poolapi.TokenHeader, m.token))
 	for _, message := range messages {
@@ -110,7 +110,7 @@ func askAboutVictim(ctx context.Context, t *testing.T, m *hostile) {
 	}
 }
 
-// askAsProbe asks in the name under which the picker probes itself, which no limit keeps back.
+// askAsProbe uses the name under which the picker probes itself, to which no limit applies.
 func askAsProbe(ctx context.Context, t *testing.T, m *hostile) {
 	f := m.flood(ctx, t, tenantsStreams+500, "/probe", headersOf(false))
 	if ended := f.settle(ctx, t); ended[codes.PermissionDenied] < int(f.opened.Load()) {
@@ -121,14 +121,14 @@ func askAsProbe(ctx context.Context, t *testing.T, m *hostile) {
 // floodPause comes after each 20 streams of a flood.
 const floodPause = 10 * time.Millisecond
 
-// flood is many streams that are kept open.
+// flood is a set of streams that are kept open.
 type flood struct {
 	opened, answered atomic.Int64
 	mu               sync.Mutex
 	ended            map[codes.Code]int
 }
 
-// flood opens streams about a pool, each with the same messages, and keeps them open until the end of the test.
+// flood opens streams for a pool, each with the same messages, and keeps them open until the end of the test.
 func (m *hostile) flood(ctx context.Context, t *testing.T, streams int, pool string, messages ...*extprocv3.ProcessingRequest) *flood {
 	t.Helper()
 	f := &flood{ended: map[codes.Code]int{}}
@@ -138,10 +138,10 @@ func (m *hostile) flood(ctx context.Context, t *testing.T, streams int, pool str
 	t.Cleanup(func() { cancel(); wait.Wait() })
 	for n := range streams {
 		if n%20 == 0 {
-			time.Sleep(floodPause) // what it costs the tenant itself must not slow the victim here
+			time.Sleep(floodPause) // the tenant's own processor time must not slow the victim here
 		}
 		stream, err := m.openStream(ctx, to, pool, messages...)
-		if err != nil && !errors.Is(err, io.EOF) { // which says that the stream has ended with another error
+		if err != nil && !errors.Is(err, io.EOF) { // io.EOF means that the stream has ended with another error
 			t.Fatalf("after %d streams: %v", f.opened.Load(), err)
 		}
 		f.opened.Add(1)
@@ -150,7 +150,7 @@ func (m *hostile) flood(ctx context.Context, t *testing.T, streams int, pool str
 	return f
 }
 
-// listen hears what becomes of a stream.
+// listen receives from a stream and counts its result.
 func (f *flood) listen(stream extprocv3.ExternalProcessor_ProcessClient) {
 	_, err := stream.Recv()
 	if err == nil {
@@ -167,7 +167,7 @@ func (f *flood) listen(stream extprocv3.ExternalProcessor_ProcessClient) {
 	f.ended[status.Code(err)]++
 }
 
-// settle waits until nothing has become of a stream for half a second.
+// settle waits until no stream has had a result for half a second.
 func (f *flood) settle(ctx context.Context, t *testing.T) map[codes.Code]int {
 	t.Helper()
 	last, since := -1, time.Now()
@@ -193,8 +193,7 @@ func (f *flood) settle(ctx context.Context, t *testing.T) map[codes.Code]int {
 	return out
 }
 
-// wantKept checks how many calls of the tenant the picker has, of so many that it was sent: no more than four fifths of
-// all that it takes.
+// wantKept checks how many of the tenant's calls the picker has accepted: at most four fifths of its limit.
 func (f *flood) wantKept(ctx context.Context, t *testing.T) {
 	t.Helper()
 	ended := f.settle(ctx, t)
@@ -225,7 +224,7 @@ func openEndless(ctx context.Context, t *testing.T, m *hostile) {
 	m.flood(ctx, t, large(tenantsStreams*5/4), "mallory/elder", headersOf(false)).wantKept(ctx, t)
 }
 
-// forgeHeaders calls the victim's pool, which is for all, and its own, with headers that proxies and pickers go by.
+// forgeHeaders calls the victim's pool, which is open to all, and its own, with headers that proxies and pickers use.
 func forgeHeaders(ctx context.Context, t *testing.T, m *hostile) {
 	theirs, own := pods(ctx, t, "victim", map[string]string{"app": "llama"}), pods(ctx, t, "mallory", map[string]string{"app": "elder"})
 	for host, test := range map[string]struct {
@@ -255,7 +254,7 @@ func forgeHeaders(ctx context.Context, t *testing.T, m *hostile) {
 	}
 }
 
-// askPage asks a picker for what it tells people.
+// askPage requests a page of a picker.
 func askPage(ctx context.Context, t *testing.T, at *corev1.Pod, method, path, token string) (int, string) {
 	t.Helper()
 	request, err := http.NewRequestWithContext(ctx, method, "http://"+net.JoinHostPort(at.Status.PodIP, "9091")+path, strings.NewReader("{}"))
@@ -302,7 +301,7 @@ func readVictim(ctx context.Context, t *testing.T, _ *hostile) {
 	}
 }
 
-// reviewWithoutEnd shows ever new tokens, each of which is a question to the API server.
+// reviewWithoutEnd sends ever new tokens, each of which costs a request to the API server.
 func reviewWithoutEnd(ctx context.Context, t *testing.T, _ *hostile) {
 	var mu sync.Mutex
 	at, counts := picker(ctx, t), map[int]int{}
@@ -320,7 +319,7 @@ func reviewWithoutEnd(ctx context.Context, t *testing.T, _ *hostile) {
 	}
 }
 
-// busily does something from several places for a while, and says how often.
+// busily calls do from several goroutines for a while, and returns the number of calls.
 func busily(ctx context.Context, t *testing.T, places int, do func(context.Context) error) int64 {
 	t.Helper()
 	var wait sync.WaitGroup
@@ -357,7 +356,7 @@ func sendLarge(ctx context.Context, t *testing.T, m *hostile) {
 	}
 }
 
-// fillIndex has the picker note ever new prompts, as a waypoint would that serves calls.
+// fillIndex has the picker store ever new prompts, as the calls of a waypoint would.
 func fillIndex(ctx context.Context, t *testing.T, m *hostile) {
 	to := m.asWaypoint(ctx, t)
 	answer := &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extprocv3.HttpHeaders{

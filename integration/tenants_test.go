@@ -31,19 +31,19 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
 )
 
-// The tests here are of a tenant that attacks another. mallory has every right in its own namespace and none elsewhere;
-// victim calls its pool all the while.
+// The tests in this file have a tenant that attacks another. mallory has all rights in its own namespace and none
+// elsewhere. victim calls its pool all the while.
 
 const (
-	// tenantsLarge is the environment variable that makes the attacks that are a matter of number ten times as large.
+	// tenantsLarge is the environment variable that makes attacks with many objects or calls ten times as large.
 	tenantsLarge = "TENANTS_LARGE"
-	// attackTime is the least time for which the victim's calls are watched under an attack, and quietTime before it.
+	// attackTime is the least time for which the victim's calls are measured under an attack, and quietTime before it.
 	attackTime, quietTime = 3 * time.Second, 1500 * time.Millisecond
-	// slowerBy and longerBy together are what an attack may not add to the 99th percentile of the victim's calls. Those of
-	// a starved picker are 300 ms longer, which is how long waypoints wait for it. A busy machine alone adds up to 150 ms.
+	// An attack fails the test if the 99th percentile of the victim's calls exceeds both slowerBy times and longerBy more
+	// than the quiet one. With a starved picker calls wait 300 ms longer. A busy machine alone adds up to 150 ms.
 	slowerBy, longerBy = 1.2, 250 * time.Millisecond
-	// attackTries is how often an attack is made at most. The percentile of the calls of one try is its slowest call; one
-	// alone proves nothing. That of two tries leaves one out.
+	// attackTries is the highest number of tries of an attack. The 99th percentile of one try is its slowest call, which
+	// alone proves nothing. That of two tries leaves one call out.
 	attackTries     = 3
 	victimCallers   = 6
 	victimHost      = "llama.victim.inference.internal"
@@ -58,7 +58,7 @@ const (
 	tenantsFlags   = `["--log-level=info","--max-streams=4000","--max-held-bytes=33554432","--max-index-bytes=33554432"]`
 )
 
-// large is how many there are of something in the attacks that are a matter of number.
+// large is the number n of something in the attacks that depend on numbers, or ten times n in the large form.
 func large(n int) int {
 	if os.Getenv(tenantsLarge) != "" {
 		return 10 * n
@@ -113,35 +113,35 @@ metadata: {name: plain, namespace: mallory, labels: {istio.io/use-waypoint: gate
 spec: {selector: {app: elder}, ports: [{name: http, port: 80, targetPort: 8000}]}
 `
 
-// hostile is the tenant that attacks.
+// hostile is the attacking tenant.
 type hostile struct {
 	client.Client // with all rights in its namespace, and none elsewhere
-	// caller is a service of its, and gate a pod of its that runs as the service account of its waypoint.
+	// caller is a service of the tenant. gate is a pod of the tenant with the service account of its waypoint.
 	caller, gate *mesh.Caller
-	// token is that of its own pool, as the EnvoyFilters of its namespace have it.
+	// token is the token of its own pool, read from the EnvoyFilters of its namespace.
 	token  string
 	victim *victim
 }
 
-// An attack is made while the victim calls. It fails the test where it does not come to nothing in the way that it should.
+// attack is made while the victim calls. It fails the test if the attack is not stopped as it should be.
 type attack struct {
 	name string
 	make func(ctx context.Context, t *testing.T, m *hostile)
 }
 
-// A tenant that attacks another in every way that we know costs it no call and no pick, and little time.
+// No known attack of a tenant on another costs the victim a call or a pick, or much time.
 func TestTenants(t *testing.T) {
 	ctx := begin(t, 10*time.Minute)
 	m := setUpTenants(ctx, t)
 	t.Cleanup(func() { t.Log("what attacks cost the victim:\n" + m.victim.table()) })
 	m.victim.quiet(ctx, t)
-	m.victim.rows = nil // from now on its conversations are cached
+	m.victim.rows = nil // from now on the victim's conversations are cached
 	for _, a := range slices.Concat(attacksOnObjects, attacksOnThePicker, attacksByNumber) {
 		for try := 0; try == 0 || try < attackTries && m.victim.slowed(a.name); try++ {
 			t.Run(a.name, func(t *testing.T) {
 				m.victim.quiet(ctx, t)
 				end := m.victim.watch(ctx, t, a.name)
-				t.Cleanup(func() { m.victim.check(t, end()) }) // after what the attack made has gone
+				t.Cleanup(func() { m.victim.check(t, end()) }) // after the attack's objects are gone
 				least := time.Now().Add(attackTime)
 				a.make(begin(t, time.Minute), t, m)
 				time.Sleep(time.Until(least))
@@ -153,7 +153,7 @@ func TestTenants(t *testing.T) {
 	}
 }
 
-// setUpTenants puts up both. Of mallory's two pools one is older than the victim's.
+// setUpTenants makes both tenants. Of mallory's two pools one is older than the victim's.
 func setUpTenants(ctx context.Context, t *testing.T) *hostile {
 	t.Helper()
 	_, err := plugin()
@@ -162,7 +162,7 @@ func setUpTenants(ctx context.Context, t *testing.T) *hostile {
 	limitPicker(ctx, t)
 	must(t, the.ApplyYAML(ctx, tenantsYAML))
 	serve(ctx, t, "mallory", "elder", modelServer, 1)
-	time.Sleep(1100 * time.Millisecond) // ages are told in whole seconds
+	time.Sleep(1100 * time.Millisecond) // creation times have whole seconds
 	serve(ctx, t, "victim", "llama", modelServer, 3)
 	time.Sleep(1100 * time.Millisecond)
 	must(t, the.ApplyYAML(ctx, strings.NewReplacer("NAME", "younger", "namespace: models", "namespace: mallory", "app: llama", "app: elder").Replace(poolYAML)))
@@ -195,8 +195,7 @@ func setUpTenants(ctx context.Context, t *testing.T) *hostile {
 	return m
 }
 
-// askForTokens has pickers that are started from now on serve nobody without a token, as they do ten minutes after an
-// installation.
+// askForTokens makes pickers that start from now on require tokens, as they do ten minutes after an installation.
 func askForTokens(ctx context.Context, t *testing.T) {
 	t.Helper()
 	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: poolkey.SecretName}}
@@ -205,7 +204,7 @@ func askForTokens(ctx context.Context, t *testing.T) {
 
 var tokenIn = regexp.MustCompile(`"key":"` + poolapi.TokenHeader + `","value":"([^"]+)"`)
 
-// findToken reads the token of pool elder in the tenant's namespace.
+// findToken reads the token of pool elder from the tenant's namespace.
 func (m *hostile) findToken(ctx context.Context) error {
 	var all networkingv1alpha3.EnvoyFilterList
 	if err := m.List(ctx, &all, client.InNamespace("mallory")); err != nil {
@@ -224,7 +223,7 @@ func (m *hostile) findToken(ctx context.Context) error {
 	return fmt.Errorf("none of its %d EnvoyFilters has one", len(all.Items))
 }
 
-// limitPicker runs the picker with small limits until the end of the test.
+// limitPicker runs the picker with low limits until the end of the test.
 func limitPicker(ctx context.Context, t *testing.T) {
 	t.Helper()
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: pickerAccount}}
@@ -251,27 +250,27 @@ func limitPicker(ctx context.Context, t *testing.T) {
 // victim is the tenant that calls its pool.
 type victim struct {
 	http          *http.Client
-	conversations []traffic.Message // what each caller's calls begin with
+	conversations []traffic.Message // the beginning of each caller's calls
 
 	mu    sync.Mutex
 	calls []victimCall
 	rows  []*attackCost
 }
 
-// victimCall is a call and what became of it.
+// victimCall is a call and its outcome.
 type victimCall struct {
-	at       time.Time // when it was answered
+	at       time.Time // end of the call
 	took     time.Duration
 	endpoint string
-	cached   float64 // the share of its prompt that the model server had
+	cached   float64 // the cached share of its prompt
 	err      error
 }
 
-// attackCost is what came of the victim's calls in a time.
+// attackCost is the outcome of the victim's calls during an attack or a quiet time.
 type attackCost struct {
 	attack                        string // empty for a quiet time
 	calls, lost, unpicked, unread int
-	by                            map[string]int // the lost ones
+	by                            map[string]int // the lost calls
 	p50, p99                      time.Duration
 	cached                        float64
 	cpu                           float64 // of the picker, in cores
@@ -287,7 +286,7 @@ func newVictim(c *mesh.Caller) *victim {
 	return v
 }
 
-// onceOnly keeps Go's client from sending a call a second time where its connection was closed: many clients do not.
+// onceOnly keeps Go's client from retrying a call on a closed connection, as many other clients do not retry.
 type onceOnly struct{ http.RoundTripper }
 
 func (o onceOnly) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -304,7 +303,7 @@ func (v *victim) say(ctx context.Context, conversation int) (*traffic.Answer, er
 	return traffic.Chat(ctx, v.http, "http://"+victimHost, "sample-model", messages, 14)
 }
 
-// watch calls from several places until the result is called, which gives what came of it.
+// watch calls from several goroutines until end is called, which returns the outcome.
 func (v *victim) watch(ctx context.Context, t *testing.T, attack string) (end func() *attackCost) {
 	t.Helper()
 	var wait sync.WaitGroup
@@ -340,13 +339,13 @@ func (v *victim) watch(ctx context.Context, t *testing.T, attack string) (end fu
 	}
 }
 
-// unread is how many picks of the victim's calls were made without reading their prompts.
+// unread counts the picks of the victim's calls without their prompts.
 func (v *victim) unread(ctx context.Context, t *testing.T) int {
 	t.Helper()
 	return countedIn(ctx, t, "picks_unread_total", "victim", "llama")
 }
 
-// tellSlow says of the calls that took long where they went and what was cached there.
+// tellSlow logs, for each slow call, its endpoint and the cached share of its prompt.
 func (v *victim) tellSlow(t *testing.T) {
 	t.Helper()
 	for _, c := range v.calls {
@@ -356,7 +355,7 @@ func (v *victim) tellSlow(t *testing.T) {
 	}
 }
 
-// once makes a call and notes what became of it.
+// once makes a call and records the outcome.
 func (v *victim) once(ctx context.Context, conversation int) {
 	began := time.Now()
 	answer, err := v.say(ctx, conversation)
@@ -372,7 +371,7 @@ func (v *victim) once(ctx context.Context, conversation int) {
 	v.calls = append(v.calls, c)
 }
 
-// allowed is how many calls the victim's waypoint let pass without a pick, by its own count.
+// allowed returns the waypoint's own count of the victim's calls that passed without a pick.
 func (v *victim) allowed(ctx context.Context, t *testing.T) (n int) {
 	t.Helper()
 	stats, err := the.WaypointStats(ctx, "victim", victimWaypoint)
@@ -385,14 +384,14 @@ func (v *victim) allowed(ctx context.Context, t *testing.T) (n int) {
 	return n
 }
 
-// pickerTime is how long the picker has kept a processor busy.
+// pickerTime returns the picker's processor time.
 func pickerTime(ctx context.Context, t *testing.T) time.Duration {
 	t.Helper()
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pickerProcess(ctx, t)))
 	must(t, err)
 	_, after, _ := strings.Cut(string(stat), ") ")
 	ticks := 0
-	for _, field := range strings.Fields(after)[11:13] { // in user mode and in the kernel's, in hundredths of a second
+	for _, field := range strings.Fields(after)[11:13] { // user and kernel time, in hundredths of a second
 		n, err := strconv.Atoi(field)
 		must(t, err)
 		ticks += n
@@ -419,7 +418,7 @@ func costOf(calls []victimCall) *attackCost {
 	return out
 }
 
-// quiet measures the victim's calls while nobody attacks.
+// quiet measures the victim's calls without an attack.
 func (v *victim) quiet(ctx context.Context, t *testing.T) {
 	t.Helper()
 	end := v.watch(ctx, t, "")
@@ -427,7 +426,7 @@ func (v *victim) quiet(ctx context.Context, t *testing.T) {
 	v.check(t, end())
 }
 
-// check fails where a call was lost or not picked.
+// check fails if a call was lost or not picked.
 func (v *victim) check(t *testing.T, c *attackCost) {
 	t.Helper()
 	if c.lost > 0 || c.unpicked > 0 || c.calls < victimCallers {
@@ -435,7 +434,7 @@ func (v *victim) check(t *testing.T, c *attackCost) {
 	}
 }
 
-// quietP99 is the median of the 99th percentiles of the quiet times.
+// quietP99 is the median of the quiet times' 99th percentiles.
 func (v *victim) quietP99() time.Duration {
 	var all []time.Duration
 	for _, row := range v.rows {
@@ -450,7 +449,7 @@ func (v *victim) quietP99() time.Duration {
 	return all[len(all)/2]
 }
 
-// under is what came of the victim's calls in all tries of an attack.
+// under is the outcome of the victim's calls in all tries of an attack.
 func (v *victim) under(attack string) *attackCost {
 	var all []victimCall
 	for _, row := range v.rows {
@@ -461,13 +460,13 @@ func (v *victim) under(attack string) *attackCost {
 	return costOf(all)
 }
 
-// slowed says whether an attack made the victim's calls slow.
+// slowed reports whether an attack made the victim's calls slow.
 func (v *victim) slowed(attack string) bool {
 	quiet, p99 := v.quietP99(), v.under(attack).p99
 	return p99.Seconds() > slowerBy*quiet.Seconds() && p99 > quiet+longerBy
 }
 
-// table is of all attacks, and of the quiet times together.
+// table returns a table of all attacks, and of the quiet times together.
 func (v *victim) table() string {
 	var out strings.Builder
 	columns := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)

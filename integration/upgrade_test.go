@@ -30,8 +30,8 @@ spec:
   rules: [{}]
 `
 
-// testUpgrade has the controllers of now find the pool's EnvoyFilter in the form that it had when its chain held its
-// routes. The chain becomes another, so that may cost what it costs a plain Service.
+// testUpgrade starts the current controllers with the pool's EnvoyFilter in the form that held the routes in the chain.
+// The upgrade replaces the chain, so it may cost what that costs a plain Service.
 func (e *editing) testUpgrade(t *testing.T) {
 	ctx := begin(t, 5*time.Minute)
 	kind := func(name string, edit func(*editKind, int) error) *editKind {
@@ -49,14 +49,14 @@ func (e *editing) testUpgrade(t *testing.T) {
 		e.awaitForm(k)
 		return nil
 	})
-	// The end of a chain's drain may meet a call on each of the callers' connections; how many it met may differ by chance.
+	// The end of a chain's drain may hit a call on each of the callers' connections. The number of these calls varies.
 	upgrade.allowed = &editCost{lost: map[string]int{"of a chain": max(total(plain.lost), 8)}, cut: plain.cut}
 	must(t, e.putBack(upgrade))
 	e.settle(upgrade)
 	e.run(upgrade)
 }
 
-// putBack makes of the pool's EnvoyFilter what the version before wrote, and takes away what it did not know.
+// putBack gives the pool's EnvoyFilter its previous form, and deletes the objects that the previous version did not make.
 func (e *editing) putBack(k *editKind) error {
 	runControllers(k.ctx, k.t, 0)
 	text, err := os.ReadFile(filepath.Join("testdata", "previous-form.yaml"))
@@ -91,7 +91,7 @@ func (e *editing) deletePickers(ctx context.Context) error {
 	return errors.New("the waypoint has no EnvoyFilter about pickers")
 }
 
-// awaitForm waits until the pool's EnvoyFilter has the form of now.
+// awaitForm waits until the pool's EnvoyFilter has the current form.
 func (e *editing) awaitForm(k *editKind) {
 	eventually(k.ctx, k.t, "an EnvoyFilter whose chain fetches its routes", func(ctx context.Context) error {
 		filters, err := filtersAt(ctx, "models", strings.TrimPrefix(e.host, "http://"))
@@ -107,7 +107,7 @@ func (e *editing) awaitForm(k *editKind) {
 	})
 }
 
-// runControllers runs so many controllers and waits until they are ready and no others are there.
+// runControllers runs so many controllers and waits until exactly these are ready.
 func runControllers(ctx context.Context, t *testing.T, replicas int) {
 	t.Helper()
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "inference-controller"}}

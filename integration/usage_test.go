@@ -20,11 +20,11 @@ import (
 
 const metered = "http://metered.models.inference.internal"
 
-// longAnswer is so many tokens long: two seconds, so that what happens then happens in the middle of it.
+// longAnswer is a number of tokens that takes two seconds, so that an event can happen in the middle of the answer.
 const longAnswer = 400
 
-// TestUsageIsCounted has the tokens of a pool counted. What the picker counts is what callers are told, and callers get
-// each answer as it is, also where the picker ends or hangs in the middle of it.
+// TestUsageIsCounted counts the tokens of a pool. The picker's counts equal those that callers are told, and callers get
+// each answer unchanged, even if the picker ends or hangs in the middle of it.
 func TestUsageIsCounted(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	must(t, the.ApplyYAML(ctx, `
@@ -46,7 +46,7 @@ spec:
 	})
 	forms := map[string]struct {
 		more  map[string]any
-		usage string // what becomes of each answer's
+		usage string // each answer's label usage
 	}{
 		"plain":                {nil, "read"},
 		"stream":               {map[string]any{"stream": true, "stream_options": map[string]bool{"include_usage": true}}, "read"},
@@ -103,7 +103,7 @@ spec:
 	}
 }
 
-// openMetered calls the pool whose tokens are counted, and returns the answer's body.
+// openMetered calls the pool with counted tokens, and returns the answer's body.
 func openMetered(ctx context.Context, t *testing.T, maxTokens int, more map[string]any) io.Reader {
 	t.Helper()
 	call := map[string]any{"model": model, "prompt": strings.Repeat("All that was said so far. ", 200), "max_tokens": maxTokens}
@@ -132,7 +132,7 @@ type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
-// usageTold is what an answer tells of its tokens, by their kind; of a stream, its last event that does.
+// usageTold returns an answer's token counts, by kind. In a stream they are in the last event that has usage.
 func usageTold(t *testing.T, answer []byte) map[string]int {
 	t.Helper()
 	var told map[string]int
@@ -144,7 +144,7 @@ func usageTold(t *testing.T, answer []byte) map[string]int {
 	return told
 }
 
-// textOf is the text of an answer.
+// textOf returns the text of an answer.
 func textOf(t *testing.T, answer []byte) string {
 	t.Helper()
 	var text strings.Builder
@@ -183,7 +183,7 @@ func piecesOf(t *testing.T, answer []byte) []piece {
 	return out
 }
 
-// usageCounts are the picker's counts of usage for the pool, each by its label "kind=…" or "usage=…".
+// usageCounts returns the picker's usage counts for the pool, each by its label "kind=…" or "usage=…".
 func usageCounts(ctx context.Context, t *testing.T) map[string]int {
 	t.Helper()
 	page, err := metricsOf(ctx, picker(ctx, t), "9090")
@@ -205,7 +205,7 @@ func usageCounts(ctx context.Context, t *testing.T) map[string]int {
 	return out
 }
 
-// settledUsage waits until what came before is counted, as an answer is counted a moment after its caller has it.
+// settledUsage waits until earlier answers are counted, which happens a moment after the caller has them.
 func settledUsage(ctx context.Context, t *testing.T) map[string]int {
 	t.Helper()
 	last := usageCounts(ctx, t)

@@ -17,8 +17,8 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
-// A namespace that is labelled for it gets a waypoint, which serves its pools and nothing else; without the label both
-// go, and what others made stays.
+// A labelled namespace gets a waypoint, which serves only the namespace's pools. Without the label both waypoint and
+// configuration go, and objects of others stay.
 func TestLabelledNamespaceGetsAWaypoint(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	must(t, the.ApplyYAML(ctx, `
@@ -70,7 +70,7 @@ spec: {selector: {app: echo}, ports: [{name: http, port: 80, targetPort: 8000}]}
 	must(t, the.Client.Get(ctx, client.ObjectKey{Namespace: "labelled", Name: "theirs"}, &gatewayv1.Gateway{}))
 }
 
-// nothingSaid fails where the pool still has a filter at its waypoint or an entry in its status.
+// nothingSaid fails if the pool still has a filter at its waypoint or an entry in its status.
 func nothingSaid(ctx context.Context, t *testing.T) error {
 	if n := filtersOf(ctx, t, "labelled", "echo.labelled.inference.internal"); n != 0 {
 		return fmt.Errorf("%d EnvoyFilters are left", n)
@@ -90,7 +90,7 @@ func wantHeard(ctx context.Context, url, server string, headers ...string) error
 	return nil
 }
 
-// A waypoint of another namespace serves a pool, and nothing of it is left there when the pool has gone.
+// A waypoint of another namespace serves a pool, and keeps nothing of the pool after its deletion.
 func TestWaypointOfAnotherNamespace(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	must(t, the.ApplyYAML(ctx, `
@@ -126,8 +126,8 @@ spec:
 	})
 }
 
-// A pool's own label binds it, whatever its namespace says; `none` unbinds it; a waypoint that is missing, or a Gateway
-// that is none, is told in status. Each heals.
+// A pool's own label binds it, whatever its namespace's label; `none` unbinds it. The pool's status reports a missing
+// waypoint, or a Gateway that is no waypoint. Each case heals.
 func TestPoolsOwnWaypoint(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	must(t, the.ApplyYAML(ctx, strings.ReplaceAll(poolYAML, "NAME", "bound")))

@@ -19,13 +19,13 @@ import (
 
 // meshManifests are the suite's manifests, with replacements for what only an ingress Gateway has:
 //
-//   - A Gateway is a waypoint: its listener is HBONE's.
-//   - What a route is attached to is a host in the mesh, not a Gateway: for each Gateway there is a pool of its name, the
-//     front, without endpoints of its own. It is bound to that waypoint, and the routes' parent is its ServiceEntry. No
-//     other pool is bound to a waypoint, so that a status speaks of routes alone, as it does for the suite.
-//   - A host without any route serves its own pool, where a Gateway without one answers 404. Each front has one more
-//     route, for a path that no test calls, so that it always has one.
-//   - The suite's endpoint pickers serve TLS under certificates that nobody signed, which a DestinationRule allows.
+//   - A Gateway becomes a waypoint, with an HBONE listener.
+//   - A route is attached to a host in the mesh, not to a Gateway. Each Gateway gets a pool of its name without endpoints,
+//     the front, which is bound to that waypoint. The front's ServiceEntry is the parent of the routes. No other pool is
+//     bound to a waypoint, so that statuses are about routes alone, as the suite expects.
+//   - A host without routes serves its own pool, while a Gateway without routes answers 404. So each front has one more
+//     route, for a path that no test calls.
+//   - The suite's endpoint pickers serve TLS with self-signed certificates, which a DestinationRule allows.
 func meshManifests() (fs.FS, error) {
 	out := fstest.MapFS{}
 	err := fs.WalkDir(suite.Manifests, ".", func(name string, entry fs.DirEntry, err error) error {

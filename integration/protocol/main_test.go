@@ -7,15 +7,15 @@
 //	implement the external processing service             TestBodies: each way of sending bodies that Envoy has
 //	support streaming for requests and responses          TestStreaming
 //	only select from the subset's list                    TestSubset
-//	503 as ImmediateResponse where none of it is eligible TestSubset
+//	503 as ImmediateResponse if none of it is eligible    TestSubset
 //	without a subset, select from the pool                TestDestination
-//	communicate endpoints by header and metadata          TestDestination, with Envoy led by the one and by the other
+//	communicate endpoints by header and metadata          TestDestination, with Envoy reading the one and the other
 //	metadata in envoy.lb, under the header's name         TestDestination
-//	at least one endpoint, as ip:port[,ip:port…]          TestDestination; that a retry goes down the list: TestRetry
-//	not two values in header and metadata                 TestDestination, also where the client brings the header
-//	503 as ImmediateResponse where none is ready          TestRefusals
-//	429 as ImmediateResponse for what is to be dropped    nothing is: what there is no room for ends by the failure mode, TestRefusals
-//	(the proxy) communicate the endpoint that served      TestRetry: it is read, and the reservation moves
+//	at least one endpoint, as ip:port[,ip:port…]          TestDestination; a retry goes to the next one: TestRetry
+//	not two values in header and metadata                 TestDestination, also if the client sends the header
+//	503 as ImmediateResponse if none is ready             TestRefusals
+//	429 as ImmediateResponse for dropped requests         none is dropped: over the limits the failure mode decides, TestRefusals
+//	(the proxy) communicate the endpoint that served      TestRetry: the picker reads it and moves the reservation
 //	implement health checking                             TestHealth, TestEnvoyChecksHealth, TestDrain
 //
 // Two more sentences bind only the proxy: it wraps subset and pick in the namespaces that the picker reads.

@@ -42,7 +42,7 @@ func AwaitReady(ctx context.Context, c *cluster.Cluster) error {
 	return awaitValidator(ctx, c)
 }
 
-// awaitValidator waits until istiod's webhook checks each write of an Istio object. Before that, writes fail.
+// awaitValidator waits until istiod's webhook checks each write of an Istio object, so that unchecked writes fail.
 func awaitValidator(ctx context.Context, c *cluster.Cluster) error {
 	return c.Await(ctx, "istiod's webhook", func(ctx context.Context) error {
 		var w admissionv1.ValidatingWebhookConfiguration

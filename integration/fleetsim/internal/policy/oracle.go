@@ -31,7 +31,7 @@ const (
 	// othersShare is the cost of a token to prefill for later calls, as a multiple of its own time: ρ/(1-ρ) in an M/G/1 queue
 	// with a utilisation ρ of one half.
 	othersShare = 1
-	// The patient oracle derives that multiple from the shortest queue: 1 for each patience seconds of it, from othersShare
+	// The patient oracle derives that multiple from the shortest queue: 1 per patience seconds of it, from othersShare
 	// up to mostShare.
 	patience, mostShare = 2, 8
 	// decodeTokens is the cost of a call in flight for a new one, in tokens to prefill.

@@ -1,27 +1,27 @@
-// Package server is a model server in virtual time, with the parts that decide how long a call waits: the scheduler of
-// steps, the prefix cache and the slots for adapters. It knows no clock but the times it is given, no chance, and
-// nothing of pickers.
+// Package server simulates a model server in virtual time, with the parts that determine a call's wait: the scheduler of
+// steps, the prefix cache and the slots for adapters. It has no clock of its own and no randomness, and knows nothing of
+// pickers.
 //
 // It follows vLLM's V1 engine where that is published:
 //
-//   - A step has a budget of tokens. Calls that decode take one each, then the prompts in progress take the rest in
-//     the order of arrival, the last of them in part (chunked prefill; "Optimization and Tuning", and
-//     max_num_batched_tokens and max_num_seqs of SchedulerConfig, whose defaults are taken).
-//   - A prompt's whole blocks are found by name when the call is first scheduled, from the head without a gap, and the
-//     last token is always computed; blocks are found by others as soon as they are scheduled; what is freed is kept
-//     and evicted in the order of freeing, a prompt's tail first ("Automatic Prefix Caching").
-//   - A call is admitted when the blocks for its next chunk are free. Where a running one finds none, the last that
-//     was admitted is preempted, loses its blocks and begins anew at the head of the queue ("Preemption", recompute).
-//   - A call whose adapter finds no slot is passed over; adapters are loaded between steps, the least recently used
-//     makes room (max_loras; LRUCacheWorkerLoRAManager).
+//   - A step has a budget of tokens. Each decoding call takes one. The prompts in progress take the rest in the order of
+//     arrival, the last of them in part (chunked prefill; "Optimization and Tuning", and max_num_batched_tokens and
+//     max_num_seqs of SchedulerConfig with their defaults).
+//   - When a call is first scheduled, its prompt's whole blocks are found by name, from the head without a gap. The last
+//     token is always computed. A block can be found once its tokens are scheduled. Freed blocks are kept and evicted in
+//     the order of freeing, a prompt's tail first ("Automatic Prefix Caching").
+//   - A call is admitted when the blocks for its next chunk are free. If a running call finds none, the call admitted
+//     last is preempted, loses its blocks and starts again at the head of the queue ("Preemption", recompute).
+//   - A call whose adapter finds no slot is skipped. Adapters are loaded between steps, and the least recently used one
+//     is evicted (max_loras; LRUCacheWorkerLoRAManager).
 //
-// How long a step takes is a sum: a constant (the weights are read once), the prompt tokens at the prefill rate
-// (prefill is bound by computing), and for each decoding call a constant and its context (decoding is bound by reading
-// the keys and values of all tokens before).
+// The time of a step is a sum: a constant (the weights are read once), the prompt tokens at the prefill rate (prefill is
+// bound by computing), and for each decoding call a constant and its context (decoding is bound by reading the keys and
+// values of all earlier tokens).
 //
-// Simplified: blocks are 512 tokens long (vLLM's are 16; a hit is so rounded down by 256 tokens in the mean), blocks
-// without a name are reused before any named one, and what a call generated is not found by the next turn, because
-// the traces do not tell which of a prompt's tokens were generated.
+// Simplified: blocks are 512 tokens long (vLLM's are 16; a hit is rounded down by 256 tokens on average). Unnamed blocks
+// are reused before any named one. The next turn does not find the tokens that a call generated, because the traces do
+// not say which of a prompt's tokens were generated.
 package server
 
 import (

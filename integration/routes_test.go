@@ -203,8 +203,7 @@ var routeTests = map[string]struct {
 	},
 }
 
-// testWeights splits calls 90 to 10 over two pools. Of 300 calls 30 should reach the canary, with a standard deviation of
-// 5.2.
+// testWeights splits calls 90 to 10 over two pools. Of 300 calls the canary should get 30, standard deviation 5.2.
 func testWeights(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	route(ctx, t, "weights", `  - filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: X-Split, value: "yes"}]}}]

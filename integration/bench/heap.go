@@ -35,7 +35,6 @@ func (b *bench) heap(ctx context.Context) error {
 	before := liveHeap()
 	var (
 		facts       request.Facts
-		subset      poolstate.Subset
 		reservation poolstate.Reservation
 		rows        [][]string
 		held        []float64
@@ -44,7 +43,7 @@ func (b *bench) heap(ctx context.Context) error {
 	for n := range b.plan.prompts {
 		prompt.SetSerial(serial, uint64(n))
 		facts.Read("/v1/chat/completions", body)
-		if _, err := pools.Pool(name).Pick(&poolstate.Call{Facts: &facts, Subset: subset}, &reservation); err != nil {
+		if _, err := pools.Pool(name).Pick(&poolstate.Call{Facts: &facts}, &reservation); err != nil {
 			return fmt.Errorf("picking for the heap: %w", err)
 		}
 		reservation.Release(poolstate.Answered)

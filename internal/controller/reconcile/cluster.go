@@ -8,6 +8,7 @@ import (
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
@@ -90,25 +91,27 @@ func (r *reader) Entries(host string) []*networkingv1.ServiceEntry {
 
 // VirtualServices are the VirtualServices for a host or for a wildcard that matches it.
 func (r *reader) VirtualServices(host string) []*networkingv1.VirtualService {
-	var out []*networkingv1.VirtualService
-	for _, pattern := range patternsOf(host) {
-		out = append(out, list[networkingv1.VirtualService](r, &networkingv1.VirtualServiceList{}, hostIndex, pattern)...)
-	}
-	return out
+	return listForHost[networkingv1.VirtualService](r, &networkingv1.VirtualServiceList{}, host)
 }
 
 // DestinationRules are the DestinationRules for a host or for a wildcard that matches it.
 func (r *reader) DestinationRules(host string) []*networkingv1.DestinationRule {
-	var out []*networkingv1.DestinationRule
-	for _, pattern := range patternsOf(host) {
-		out = append(out, list[networkingv1.DestinationRule](r, &networkingv1.DestinationRuleList{}, hostIndex, pattern)...)
-	}
-	return out
+	return listForHost[networkingv1.DestinationRule](r, &networkingv1.DestinationRuleList{}, host)
 }
 
 // EnvoyFilters are the EnvoyFilters attached to an object that are not ours.
 func (r *reader) EnvoyFilters(target routes.Object) []*networkingv1alpha3.EnvoyFilter {
 	return list[networkingv1alpha3.EnvoyFilter](r, &networkingv1alpha3.EnvoyFilterList{}, targetIndex, keyOf(target))
+}
+
+// listForHost reads the objects that hostIndex has for a host and for the wildcards that match it, each into a copy of the
+// empty list.
+func listForHost[T any, O object[T]](r *reader, empty client.ObjectList, host string) []*T {
+	var out []*T
+	for _, pattern := range patternsOf(host) {
+		out = append(out, list[T, O](r, empty.DeepCopyObject().(client.ObjectList), hostIndex, pattern)...)
+	}
+	return out
 }
 
 // patternsOf are the keys of hostIndex for a host: the host itself and the wildcards that match it.

@@ -16,8 +16,6 @@ import (
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
-	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/routes"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
@@ -75,20 +73,15 @@ func (r *grpcRouteReconciler) Reconcile(ctx context.Context, request reconcile.R
 		return reconcile.Result{}, g.err
 	}
 	reads.end()
-	const controller = gatewayv1.GatewayController(poolstatus.ControllerName)
-	parents, changed, err := routes.MergeStatus(route.Status.Parents, ours, controller, route.Generation, r.now())
+	next, changed, err := withVerdicts(route, statusOfGRPCRoute, ours, r.now())
 	if err != nil || !changed {
 		return reconcile.Result{}, err
 	}
-	next := route.DeepCopy()
-	next.Status.Parents = parents
-	// The list is replaced as a whole, so the write must fail if another controller wrote its entry meanwhile.
-	patch := client.MergeFromWithOptions(route, client.MergeFromWithOptimisticLock{})
-	switch err := r.client.Status().Patch(ctx, next, patch, apply.FieldOwner); {
+	switch err := writeRouteStatus(ctx, r.client, "GRPCRoute", route, next); {
 	case apierrors.IsConflict(err):
 		return reconcile.Result{RequeueAfter: conflictRetry}, nil
 	case client.IgnoreNotFound(err) != nil: // the route may have been deleted meanwhile
-		return reconcile.Result{}, fmt.Errorf("writing the status of GRPCRoute %s: %w", request, err)
+		return reconcile.Result{}, err
 	}
 	return reconcile.Result{}, nil
 }

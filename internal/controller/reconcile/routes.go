@@ -63,19 +63,36 @@ func (r *routeReconciler) Reconcile(ctx context.Context, request reconcile.Reque
 }
 
 func (r *routeReconciler) writeStatus(ctx context.Context, route *gatewayv1.HTTPRoute, ours []routes.Verdict) (bool, error) {
-	const controller = gatewayv1.GatewayController(poolstatus.ControllerName)
-	parents, changed, err := routes.MergeStatus(route.Status.Parents, ours, controller, route.Generation, r.now())
+	next, changed, err := withVerdicts(route, statusOfHTTPRoute, ours, r.now())
 	if err != nil || !changed {
 		return false, err
 	}
-	next := route.DeepCopy()
-	next.Status.Parents = parents
-	// The list is replaced as a whole, so the write must fail if another controller wrote its entry meanwhile.
-	patch := client.MergeFromWithOptions(route, client.MergeFromWithOptimisticLock{})
-	if err := r.client.Status().Patch(ctx, next, patch, apply.FieldOwner); err != nil {
-		return false, fmt.Errorf("writing the status of HTTPRoute %s/%s: %w", route.Namespace, route.Name, err)
+	return true, writeRouteStatus(ctx, r.client, "HTTPRoute", route, next)
+}
+
+func statusOfHTTPRoute(r *gatewayv1.HTTPRoute) *gatewayv1.RouteStatus { return &r.Status.RouteStatus }
+func statusOfGRPCRoute(r *gatewayv1.GRPCRoute) *gatewayv1.RouteStatus { return &r.Status.RouteStatus }
+
+// withVerdicts returns a copy of a route with these verdicts as our part of its status, and whether the copy differs.
+func withVerdicts[R interface {
+	client.Object
+	DeepCopy() R
+}](route R, status func(R) *gatewayv1.RouteStatus, ours []routes.Verdict, now time.Time) (next R, changed bool, err error) {
+	const controller = gatewayv1.GatewayController(poolstatus.ControllerName)
+	parents, changed, err := routes.MergeStatus(status(route).Parents, ours, controller, route.GetGeneration(), now)
+	next = route.DeepCopy()
+	status(next).Parents = parents
+	return next, changed, err
+}
+
+// writeRouteStatus writes a route's status. The list of parents is replaced as a whole, so the write fails if another
+// controller has written its entry since the route was read.
+func writeRouteStatus(ctx context.Context, c client.Client, kind string, before, next client.Object) error {
+	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
+	if err := c.Status().Patch(ctx, next, patch, apply.FieldOwner); err != nil {
+		return fmt.Errorf("writing the status of %s %s: %w", kind, client.ObjectKeyFromObject(before), err)
 	}
-	return true, nil
+	return nil
 }
 
 // emitEvents emits events about new faults of the route.

@@ -19,7 +19,6 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
-	"github.com/inference-waypoint/inference-waypoint/internal/controller/routes"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/poolkey"
 )
@@ -118,7 +117,7 @@ func clearRoutes(ctx context.Context, c client.Client) error {
 	}
 	var errs []error
 	for i := range list.Items {
-		errs = append(errs, clearRoute(ctx, c, &list.Items[i], func(r *gatewayv1.HTTPRoute) *gatewayv1.RouteStatus { return &r.Status.RouteStatus }))
+		errs = append(errs, clearRoute(ctx, c, &list.Items[i], statusOfHTTPRoute))
 	}
 	return errors.Join(errs...)
 }
@@ -133,7 +132,7 @@ func clearGRPCRoutes(ctx context.Context, c client.Client) error {
 	}
 	var errs []error
 	for i := range list.Items {
-		errs = append(errs, clearRoute(ctx, c, &list.Items[i], func(r *gatewayv1.GRPCRoute) *gatewayv1.RouteStatus { return &r.Status.RouteStatus }))
+		errs = append(errs, clearRoute(ctx, c, &list.Items[i], statusOfGRPCRoute))
 	}
 	return errors.Join(errs...)
 }
@@ -143,11 +142,7 @@ func clearRoute[R interface {
 	DeepCopy() R
 }](ctx context.Context, c client.Client, route R, status func(R) *gatewayv1.RouteStatus) error {
 	return clearStatus(ctx, c, route, func() (client.Object, bool, error) {
-		const controller = gatewayv1.GatewayController(poolstatus.ControllerName)
-		parents, changed, err := routes.MergeStatus(status(route).Parents, nil, controller, route.GetGeneration(), time.Time{})
-		next := route.DeepCopy()
-		status(next).Parents = parents
-		return next, changed, err
+		return withVerdicts(route, status, nil, time.Time{})
 	})
 }
 

@@ -77,5 +77,6 @@ func addAccess(m manager.Manager, settings translate.Settings) error {
 		Watches(&securityv1.AuthorizationPolicy{}, one(ours)).
 		Watches(&gatewayv1.Gateway{}, one(whatever)).
 		Watches(&corev1.Service{}, one(itself)).
+		WithOptions(fairOptions(1)).
 		Complete(newAccessReconciler(m.GetClient(), settings, clock.RealClock{}))
 }

@@ -1,6 +1,9 @@
 package reconcile
 
 import (
+	"math/rand/v2"
+	"time"
+
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -41,10 +44,35 @@ func (q *fairQueue) Pop() reconcile.Request {
 	return line[0]
 }
 
+const (
+	// firstRetry is when a request that failed is tried again; after each further failure the time doubles.
+	firstRetry = 5 * time.Millisecond
+	// longestRetry bounds that time. While istiod is away the API server refuses Istio's objects, which istiod validates.
+	// However long that lasts, pools follow soon after it is back.
+	longestRetry = 30 * time.Second
+)
+
+// retries gives each request a time of its own until its next try.
+type retries struct {
+	workqueue.TypedRateLimiter[reconcile.Request]
+}
+
+// When spreads the tries over the second half of the time, so that requests that failed together are not tried together.
+func (r retries) When(request reconcile.Request) time.Duration {
+	wait := r.TypedRateLimiter.When(request)
+	return wait/2 + rand.N(wait/2+1)
+}
+
 // fairOptions gives a controller a queue that is fair among namespaces, and this many parallel reconciles. A reconcile mostly
 // waits for the API server.
+//
+// controller-runtime's limiter also gives all failed requests together ten
+// tries a second, in the order of their failures, so that one namespace's hundreds would make another's wait for a minute.
 func fairOptions(parallel int) controller.Options {
-	return controller.Options{MaxConcurrentReconciles: parallel, NewQueue: newTurns}
+	return controller.Options{
+		MaxConcurrentReconciles: parallel, NewQueue: newTurns,
+		RateLimiter: retries{workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](firstRetry, longestRetry)},
+	}
 }
 
 func newTurns(name string, limiter workqueue.TypedRateLimiter[reconcile.Request]) workqueue.TypedRateLimitingInterface[reconcile.Request] {

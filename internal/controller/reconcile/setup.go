@@ -125,6 +125,7 @@ func Add(ctx context.Context, m manager.Manager, settings translate.Settings, ti
 		Named(name+"-waypoints").
 		For(&corev1.Namespace{}).
 		Watches(&gatewayv1.Gateway{}, handler.EnqueueRequestsFromMapFunc(namespacesOf)).
+		WithOptions(fairOptions(1)).
 		Complete(newWaypointReconciler(m.GetClient(), recorder, times, clock.RealClock{}))
 	if err != nil {
 		return fmt.Errorf("adding the controller of waypoints: %w", err)

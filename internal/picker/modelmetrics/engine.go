@@ -57,7 +57,9 @@ const (
 	usage
 	blockSize
 	blocks
-	capacity // in tokens, of servers that do not report blocks
+	capacity     // in tokens, where the server tells it outright
+	waitingRoom  // of the waiting calls, those that wait for capacity
+	waitingApart // calls that wait for something else, and that waiting does not count
 
 	numGauges
 )
@@ -67,19 +69,32 @@ const (
 	cacheQueries
 	cacheHits
 	firstTokens
+	generatedTokens
+	computedTokens
+	transferredTokens
+	endedCalls
+	endedTokens
+
+	// A restart is not seen by the counters from here on: they are sums of times, which a server can set back.
 	firstTokenSeconds
+	prefillSeconds
+	queueSeconds
+	decodeSeconds
 
 	endOfCounters
 	numCounters = endOfCounters - numGauges
+	numCounts   = firstTokenSeconds - numGauges // the counters that never drop
 )
 
 const (
-	cacheConfig   field = endOfCounters + iota // labels: block size, number of blocks
-	loraRequests                               // labels: slots, running adapters, waiting adapters; value: Unix time
-	requestsBy                                 // label: which gauge the sample is
-	blocksBy                                   // label: which gauge the sample is
-	processStart                               // Unix time
-	unknownMetric                              // any other metric
+	cacheConfig    field = endOfCounters + iota // labels: block size, number of blocks, capacity in tokens
+	loraRequests                                // labels: slots, running adapters, waiting adapters; value: Unix time
+	requestsBy                                  // label: which gauge the sample is
+	blocksBy                                    // label: which gauge the sample is
+	waitingBy                                   // label: why the calls wait
+	promptTokensBy                              // label: which counter the sample is
+	processStart                                // Unix time
+	unknownMetric                               // any other metric
 )
 
 // maxLabels is the greatest number of labels that are read of a metric.
@@ -104,40 +119,63 @@ var shardLabels = [numEngines]string{
 // observability/metrics_collector.py (page_size and num_pages became gauges in 0.5.11), TensorRT-LLM's
 // metrics/collector.py, and the README of Triton's tensorrtllm_backend.
 var metrics = map[string]metric{
-	"vllm:num_requests_waiting":              {engine: VLLM, field: waiting},
-	"vllm:num_requests_running":              {engine: VLLM, field: running},
-	"vllm:kv_cache_usage_perc":               {engine: VLLM, field: usage},
-	"vllm:gpu_cache_usage_perc":              {engine: VLLM, field: usage}, // before 0.10; for a while both were shown, equal
-	"vllm:cache_config_info":                 {engine: VLLM, field: cacheConfig, labels: [maxLabels]string{"block_size", "num_gpu_blocks"}},
-	"vllm:prompt_tokens_total":               {engine: VLLM, field: promptTokens},
-	"vllm:prefix_cache_queries_total":        {engine: VLLM, field: cacheQueries},
-	"vllm:prefix_cache_hits_total":           {engine: VLLM, field: cacheHits},
-	"vllm:time_to_first_token_seconds_count": {engine: VLLM, field: firstTokens},
-	"vllm:time_to_first_token_seconds_sum":   {engine: VLLM, field: firstTokenSeconds},
+	"vllm:num_requests_waiting": {engine: VLLM, field: waiting},
+	"vllm:num_requests_waiting_by_reason": {engine: VLLM, field: waitingBy,
+		labels: [maxLabels]string{"reason"}},
+	"vllm:num_requests_running": {engine: VLLM, field: running},
+	"vllm:kv_cache_usage_perc":  {engine: VLLM, field: usage},
+	"vllm:gpu_cache_usage_perc": {engine: VLLM, field: usage}, // before 0.10; for a while both were shown, equal
+	"vllm:cache_config_info": {engine: VLLM, field: cacheConfig,
+		labels: [maxLabels]string{"block_size", "num_gpu_blocks", "kv_cache_size_tokens"}},
+	"vllm:prompt_tokens_total": {engine: VLLM, field: promptTokens},
+	"vllm:prompt_tokens_by_source_total": {engine: VLLM, field: promptTokensBy,
+		labels: [maxLabels]string{"source"}},
+	"vllm:generation_tokens_total":                  {engine: VLLM, field: generatedTokens},
+	"vllm:prefix_cache_queries_total":               {engine: VLLM, field: cacheQueries},
+	"vllm:prefix_cache_hits_total":                  {engine: VLLM, field: cacheHits},
+	"vllm:time_to_first_token_seconds_count":        {engine: VLLM, field: firstTokens},
+	"vllm:time_to_first_token_seconds_sum":          {engine: VLLM, field: firstTokenSeconds},
+	"vllm:request_prefill_kv_computed_tokens_count": {engine: VLLM, field: endedCalls},
+	"vllm:request_prefill_kv_computed_tokens_sum":   {engine: VLLM, field: endedTokens},
+	"vllm:request_prefill_time_seconds_sum":         {engine: VLLM, field: prefillSeconds},
+	"vllm:request_queue_time_seconds_sum":           {engine: VLLM, field: queueSeconds},
+	"vllm:request_decode_time_seconds_sum":          {engine: VLLM, field: decodeSeconds},
 	"vllm:lora_requests_info": {engine: VLLM, field: loraRequests,
 		labels: [maxLabels]string{"max_lora", "running_lora_adapters", "waiting_lora_adapters"}},
 
-	"sglang:num_queue_reqs":                    {engine: SGLang, field: waiting},
-	"sglang:num_running_reqs":                  {engine: SGLang, field: running},
-	"sglang:token_usage":                       {engine: SGLang, field: usage},
-	"sglang:page_size":                         {engine: SGLang, field: blockSize},
-	"sglang:num_pages":                         {engine: SGLang, field: blocks},
-	"sglang:max_total_num_tokens":              {engine: SGLang, field: capacity},
-	"sglang:cache_config_info":                 {engine: SGLang, field: cacheConfig, labels: [maxLabels]string{"page_size", "num_pages"}},
-	"sglang:prompt_tokens_total":               {engine: SGLang, field: promptTokens},
-	"sglang:cached_tokens_total":               {engine: SGLang, field: cacheHits},
-	"sglang:time_to_first_token_seconds_count": {engine: SGLang, field: firstTokens},
-	"sglang:time_to_first_token_seconds_sum":   {engine: SGLang, field: firstTokenSeconds},
+	"sglang:num_queue_reqs":         {engine: SGLang, field: waiting},
+	"sglang:num_grammar_queue_reqs": {engine: SGLang, field: waitingApart},
+	"sglang:num_running_reqs":       {engine: SGLang, field: running},
+	"sglang:token_usage":            {engine: SGLang, field: usage},
+	"sglang:page_size":              {engine: SGLang, field: blockSize},
+	"sglang:num_pages":              {engine: SGLang, field: blocks},
+	"sglang:max_total_num_tokens":   {engine: SGLang, field: capacity},
+	"sglang:cache_config_info":      {engine: SGLang, field: cacheConfig, labels: [maxLabels]string{"page_size", "num_pages"}},
+	"sglang:prompt_tokens_total":    {engine: SGLang, field: promptTokens},
+	"sglang:realtime_tokens_total": {engine: SGLang, field: promptTokensBy,
+		labels: [maxLabels]string{"mode"}},
+	"sglang:generation_tokens_total":                {engine: SGLang, field: generatedTokens},
+	"sglang:cached_tokens_total":                    {engine: SGLang, field: cacheHits},
+	"sglang:time_to_first_token_seconds_count":      {engine: SGLang, field: firstTokens},
+	"sglang:time_to_first_token_seconds_sum":        {engine: SGLang, field: firstTokenSeconds},
+	"sglang:uncached_prompt_tokens_histogram_count": {engine: SGLang, field: endedCalls},
+	"sglang:uncached_prompt_tokens_histogram_sum":   {engine: SGLang, field: endedTokens},
+	"sglang:queue_time_seconds_sum":                 {engine: SGLang, field: queueSeconds},
 
-	"trtllm_num_requests_waiting":              {engine: TRTLLMServe, field: waiting},
-	"trtllm_num_requests_running":              {engine: TRTLLMServe, field: running},
-	"trtllm_kv_cache_utilization":              {engine: TRTLLMServe, field: usage},
-	"trtllm_kv_cache_tokens_per_block":         {engine: TRTLLMServe, field: blockSize},
-	"trtllm_kv_cache_max_blocks":               {engine: TRTLLMServe, field: blocks},
-	"trtllm_prompt_tokens_total":               {engine: TRTLLMServe, field: promptTokens},
-	"trtllm_prompt_cached_tokens_total":        {engine: TRTLLMServe, field: cacheHits},
-	"trtllm_time_to_first_token_seconds_count": {engine: TRTLLMServe, field: firstTokens},
-	"trtllm_time_to_first_token_seconds_sum":   {engine: TRTLLMServe, field: firstTokenSeconds},
+	"trtllm_num_requests_waiting":               {engine: TRTLLMServe, field: waiting},
+	"trtllm_num_requests_running":               {engine: TRTLLMServe, field: running},
+	"trtllm_kv_cache_utilization":               {engine: TRTLLMServe, field: usage},
+	"trtllm_kv_cache_tokens_per_block":          {engine: TRTLLMServe, field: blockSize},
+	"trtllm_kv_cache_max_blocks":                {engine: TRTLLMServe, field: blocks},
+	"trtllm_prompt_tokens_total":                {engine: TRTLLMServe, field: promptTokens},
+	"trtllm_generation_tokens_total":            {engine: TRTLLMServe, field: generatedTokens},
+	"trtllm_prompt_cached_tokens_total":         {engine: TRTLLMServe, field: cacheHits},
+	"trtllm_time_to_first_token_seconds_count":  {engine: TRTLLMServe, field: firstTokens},
+	"trtllm_time_to_first_token_seconds_sum":    {engine: TRTLLMServe, field: firstTokenSeconds},
+	"trtllm_request_prefill_time_seconds_count": {engine: TRTLLMServe, field: endedCalls},
+	"trtllm_request_prefill_time_seconds_sum":   {engine: TRTLLMServe, field: prefillSeconds},
+	"trtllm_request_queue_time_seconds_sum":     {engine: TRTLLMServe, field: queueSeconds},
+	"trtllm_request_decode_time_seconds_sum":    {engine: TRTLLMServe, field: decodeSeconds},
 
 	"nv_trt_llm_request_metrics":        {engine: TritonTRTLLM, field: requestsBy, labels: [maxLabels]string{"request_type"}},
 	"nv_trt_llm_kv_cache_block_metrics": {engine: TritonTRTLLM, field: blocksBy, labels: [maxLabels]string{"kv_cache_block_type"}},
@@ -165,6 +203,26 @@ func blockGauge(kind []byte) field {
 		return blockSize
 	case "max":
 		return blocks
+	}
+	return unknownMetric
+}
+
+// waitingGauge returns the gauge of vLLM's waiting calls that wait for a reason. The other reasons, of which there is
+// one in 0.32, are what is left of all waiting calls.
+func waitingGauge(reason []byte) field {
+	if string(reason) == "capacity" {
+		return waitingRoom
+	}
+	return unknownMetric
+}
+
+// promptCounter returns the counter of prompt tokens from a source in vLLM's words, or of a mode in SGLang's.
+func promptCounter(source []byte) field {
+	switch string(source) {
+	case "local_compute", "prefill_compute":
+		return computedTokens
+	case "external_kv_transfer":
+		return transferredTokens
 	}
 	return unknownMetric
 }

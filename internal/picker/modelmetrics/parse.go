@@ -36,7 +36,7 @@ type Parser struct {
 	adapters adapters
 	last     struct {
 		engine   Engine
-		counters [numCounters]float64
+		counts   [numCounts]float64
 		start    float64
 		restarts int
 	}
@@ -68,12 +68,22 @@ type shard struct {
 // gauges are -1 where the page does not have them.
 type gauges [numGauges]float64
 
-// tokens returns the capacity of the KV cache, 0 if the page does not have it.
+// tokens returns the capacity of the KV cache, 0 if the page does not have it. Where the server tells the capacity
+// outright, that counts: in a model with several kinds of attention, a block of tokens takes several blocks.
 func (g *gauges) tokens() float64 {
-	if g[blockSize] > 0 && g[blocks] > 0 {
-		return g[blockSize] * g[blocks]
+	if g[capacity] > 0 {
+		return g[capacity]
 	}
-	return max(0, g[capacity])
+	return max(0, g[blockSize]) * max(0, g[blocks])
+}
+
+// queue returns the calls that wait for capacity, and those that wait for something else.
+func (g *gauges) queue() (queued, deferred float64) {
+	queued, deferred = g[waiting], max(0, g[waitingApart])
+	if g[waitingRoom] >= 0 {
+		queued, deferred = g[waitingRoom], deferred+max(0, g[waiting]-g[waitingRoom])
+	}
+	return queued, deferred
 }
 
 // loraSets are the adapters of one series. vLLM keeps a series for every set that there ever was, whose value is the
@@ -162,10 +172,7 @@ func startsMetric(c byte) bool {
 }
 
 func (t *tally) add(m metric, labels []byte, v float64) {
-	if m.field >= numGauges && m.field < endOfCounters {
-		// Counters have labels of many kinds (engine, priority, source of the cached tokens). The sum over all series is
-		// always the total.
-		t.counters[m.field-numGauges] = max(0, t.counters[m.field-numGauges]) + v
+	if t.count(m.field, v) {
 		return
 	}
 	shardLabel, values := wanted(m, labels)
@@ -176,7 +183,7 @@ func (t *tally) add(m metric, labels []byte, v float64) {
 			t.lora = loraSets{seen: true, at: v, slots: slots, running: values[1], waiting: values[2]}
 		}
 	case cacheConfig:
-		for i, gauge := range [...]field{blockSize, blocks} {
+		for i, gauge := range [...]field{blockSize, blocks, capacity} {
 			if n, ok := number(values[i]); ok {
 				t.gauge(shardLabel, gauge, n)
 			}
@@ -185,10 +192,27 @@ func (t *tally) add(m metric, labels []byte, v float64) {
 		t.gauge(shardLabel, requestGauge(values[0]), v)
 	case blocksBy:
 		t.gauge(shardLabel, blockGauge(values[0]), v)
+	case waitingBy:
+		t.gauge(shardLabel, waitingGauge(values[0]), v)
+	case promptTokensBy:
+		t.count(promptCounter(values[0]), v)
 	default:
 		t.gauge(shardLabel, m.field, v)
 	}
 }
+
+// count adds to a counter, and reports whether the field is one. Counters have labels of many kinds (engine, priority,
+// source of the cached tokens). The sum over all series is always the total.
+func (t *tally) count(f field, v float64) bool {
+	if f < numGauges || f >= endOfCounters {
+		return false
+	}
+	t.counters[f-numGauges] = max(0, t.counters[f-numGauges]) + v
+	return true
+}
+
+// counter returns a counter, 0 if the page does not have it.
+func (t *tally) counter(f field) float64 { return max(0, t.counters[f-numGauges]) }
 
 // wanted returns the values of the labels that are read with a metric.
 func wanted(m metric, labels []byte) (shardLabel []byte, values [maxLabels][]byte) {
@@ -299,7 +323,8 @@ func (t *tally) complete() bool {
 
 // fill adds up the shards.
 func (t *tally) fill(r *Reading) {
-	var queued, batch, used, loads, tokens float64
+	var queued, deferred, batch, used, loads, tokens float64
+	split := true
 	for i := range t.shards {
 		g := &t.shards[i].gauges
 		tokens += g.tokens()
@@ -307,20 +332,38 @@ func (t *tally) fill(r *Reading) {
 			continue
 		}
 		loads++
-		queued += g[waiting]
+		q, d := g.queue()
+		queued += q
+		deferred += d
+		split = split && g[waitingRoom] >= 0
 		batch += g[running]
 		used += min(1, g[usage])
 	}
 	r.Waiting, r.Running, r.KVUsage = int(count(queued)), int(count(batch)), used/loads
+	r.Deferred, r.WaitingSplit = int(count(deferred)), split
 	r.CapacityTokens = count(tokens)
 	r.MaxLoRA = int(count(t.lora.slots))
-	r.PromptTokens = count(t.counters[promptTokens-numGauges])
-	r.CacheHits = count(t.counters[cacheHits-numGauges])
-	r.FirstTokens = count(t.counters[firstTokens-numGauges])
-	r.FirstTokenSeconds = max(0, t.counters[firstTokenSeconds-numGauges])
+	t.fillCounters(r)
+}
+
+func (t *tally) fillCounters(r *Reading) {
+	r.PromptTokens = count(t.counter(promptTokens))
+	r.CacheHits = count(t.counter(cacheHits))
+	r.FirstTokens = count(t.counter(firstTokens))
+	r.FirstTokenSeconds = t.counter(firstTokenSeconds)
 	r.CacheQueries = r.PromptTokens // servers that do not count look-ups look up every prompt
 	if r.Engine == VLLM {
-		r.CacheQueries = count(t.counters[cacheQueries-numGauges])
+		r.CacheQueries = count(t.counter(cacheQueries))
+	}
+	r.Prefill = Prefill{
+		Computed:       count(t.counter(computedTokens)),
+		Transferred:    count(t.counter(transferredTokens)),
+		Generated:      count(t.counter(generatedTokens)),
+		Ended:          count(t.counter(endedCalls)),
+		EndedComputed:  count(t.counter(endedTokens)),
+		PrefillSeconds: t.counter(prefillSeconds),
+		QueueSeconds:   t.counter(queueSeconds),
+		DecodeSeconds:  t.counter(decodeSeconds),
 	}
 }
 
@@ -338,23 +381,23 @@ const startSlack = 1
 // counter that dropped. A missing counter shows nothing: SGLang has none before its first request, and the end of an
 // overlong page is not read.
 func (p *Parser) restarts(engine Engine) int {
-	last, counters := &p.last, &p.tallies[engine].counters
+	last, counts := &p.last, p.tallies[engine].counters[:numCounts]
 	anew := last.engine != Detect && last.engine != engine
 	anew = anew || (last.start > 0 && p.start > last.start+startSlack)
-	for i, c := range counters {
-		anew = anew || (c >= 0 && c < last.counters[i])
+	for i, c := range counts {
+		anew = anew || (c >= 0 && c < last.counts[i])
 	}
 	if anew {
 		last.restarts++
-		last.counters = [numCounters]float64{}
+		last.counts = [numCounts]float64{}
 	}
 	last.engine = engine
 	if p.start > 0 {
 		last.start = p.start
 	}
-	for i, c := range counters {
+	for i, c := range counts {
 		if c >= 0 {
-			last.counters[i] = c
+			last.counts[i] = c
 		}
 	}
 	return last.restarts

@@ -41,10 +41,13 @@ func TestParseEngines(t *testing.T) {
 		"vLLM, a whole page": {
 			page: string(vllmPage()),
 			want: Reading{
-				Engine: VLLM, At: now, Waiting: 12, Running: 37, KVUsage: 0.8125, CapacityTokens: 27684 * 16,
+				Engine: VLLM, At: now, Waiting: 9, Running: 37, Deferred: 3, WaitingSplit: true, KVUsage: 0.8125, CapacityTokens: 27684 * 16,
 				MaxLoRA: 4, RunningAdapters: []string{"sql", "chat"}, WaitingAdapters: []string{"summary"},
 				PromptTokens: 8128903, CacheQueries: 8128902, CacheHits: 4028902,
 				FirstTokens: 61234, FirstTokenSeconds: 123456.78901234,
+				Prefill: Prefill{
+					Generated: 7557572, PrefillSeconds: 123456.78901234, QueueSeconds: 123456.78901234, DecodeSeconds: 123456.78901234,
+				},
 			},
 		},
 		"vLLM, its older name of the usage": {
@@ -70,6 +73,35 @@ vllm:prompt_tokens_total{engine="1"} 20
 			page: load + `vllm:cache_config_info{block_size="16",num_gpu_blocks="100"} 1` + "\n",
 			want: with(loadReading(), func(r *Reading) { r.CapacityTokens = 1600 }),
 		},
+		"vLLM, capacity told outright": {
+			page: load + `vllm:cache_config_info{block_size="16",engine="0",kv_cache_size_tokens="700",num_gpu_blocks="100"} 1` + "\n",
+			want: with(loadReading(), func(r *Reading) { r.CapacityTokens = 700 }),
+		},
+		"vLLM, waiting for a reason": {
+			page: load + `vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 1
+vllm:num_requests_waiting_by_reason{engine="0",reason="deferred"} 1
+`,
+			want: with(loadReading(), func(r *Reading) { r.Waiting, r.Deferred, r.WaitingSplit = 1, 1, true }),
+		},
+		"vLLM, waiting for a reason that is not known": {
+			page: load + `vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 0
+vllm:num_requests_waiting_by_reason{engine="0",reason="moonlight"} 2
+`,
+			want: with(loadReading(), func(r *Reading) { r.Waiting, r.Deferred, r.WaitingSplit = 0, 2, true }),
+		},
+		"vLLM, two engines of which one tells why": {
+			page: load + strings.ReplaceAll(load, `engine="0"`, `engine="1"`) +
+				`vllm:num_requests_waiting_by_reason{engine="1",reason="capacity"} 0` + "\n",
+			want: Reading{Engine: VLLM, At: now, Running: 6, Waiting: 2, Deferred: 2, KVUsage: 0.25},
+		},
+		"vLLM, prompt tokens by source": {
+			page: load + `vllm:prompt_tokens_by_source_total{engine="0",source="local_compute"} 10
+vllm:prompt_tokens_by_source_total{engine="1",source="local_compute"} 20
+vllm:prompt_tokens_by_source_total{engine="0",source="local_cache_hit"} 4
+vllm:prompt_tokens_by_source_total{engine="0",source="external_kv_transfer"} 2
+`,
+			want: with(loadReading(), func(r *Reading) { r.Prefill = Prefill{Computed: 30, Transferred: 2} }),
+		},
 		"vLLM, number of blocks not known yet": {
 			page: load + `vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="None"} 1` + "\n",
 			want: loadReading(),
@@ -87,7 +119,7 @@ sglang:cached_tokens_total{cache_source="host",model_name="m"} 500.0
 `,
 			want: Reading{
 				Engine: SGLang, At: now, Running: 7, Waiting: 4, KVUsage: 0.28, CapacityTokens: 64 * 11147,
-				PromptTokens: 8128902, CacheQueries: 8128902, CacheHits: 1500,
+				PromptTokens: 8128902, CacheQueries: 8128902, CacheHits: 1500, Prefill: Prefill{Generated: 7557572},
 			},
 		},
 		"SGLang, ranks repeat, priorities divide, data parallelism adds": {
@@ -108,6 +140,23 @@ sglang:num_pages{dp_rank="1",tp_rank="2"} 1200
 `,
 			want: Reading{Engine: SGLang, At: now, Running: 8, Waiting: 4, KVUsage: 0.3, CapacityTokens: 2200},
 		},
+		"SGLang, what it counts of prefill, and calls that wait for their grammar": {
+			page: `sglang:num_running_reqs 1
+sglang:num_queue_reqs 3
+sglang:num_grammar_queue_reqs 2
+sglang:token_usage 0
+sglang:realtime_tokens_total{mode="prefill_compute"} 500
+sglang:realtime_tokens_total{mode="prefill_cache"} 300
+sglang:realtime_tokens_total{mode="decode"} 90
+sglang:uncached_prompt_tokens_histogram_sum 400
+sglang:uncached_prompt_tokens_histogram_count 4
+sglang:queue_time_seconds_sum 1.5
+`,
+			want: Reading{
+				Engine: SGLang, At: now, Running: 1, Waiting: 3, Deferred: 2,
+				Prefill: Prefill{Computed: 500, Ended: 4, EndedComputed: 400, QueueSeconds: 1.5},
+			},
+		},
 		"SGLang, capacity in tokens": {
 			page: "sglang:num_running_reqs 1\nsglang:num_queue_reqs 0\nsglang:token_usage 0\nsglang:max_total_num_tokens 161721\n",
 			want: Reading{Engine: SGLang, At: now, Running: 1, CapacityTokens: 161721},
@@ -121,10 +170,15 @@ trtllm_kv_cache_tokens_per_block{engine_type="trtllm",model_name="m"} 32.0
 trtllm_prompt_tokens_total{engine_type="trtllm",model_name="m"} 100.0
 trtllm_generation_tokens_total{engine_type="trtllm",model_name="m"} 50.0
 trtllm_prompt_cached_tokens_total{engine_type="trtllm",model_name="m"} 64.0
+trtllm_request_prefill_time_seconds_count{engine_type="trtllm",model_name="m"} 7.0
+trtllm_request_prefill_time_seconds_sum{engine_type="trtllm",model_name="m"} 1.25
+trtllm_request_queue_time_seconds_sum{engine_type="trtllm",model_name="m"} 0.5
+trtllm_request_decode_time_seconds_sum{engine_type="trtllm",model_name="m"} 9.5
 `,
 			want: Reading{
 				Engine: TRTLLMServe, At: now, Running: 9, Waiting: 5, KVUsage: 0.75, CapacityTokens: 6400,
 				PromptTokens: 100, CacheQueries: 100, CacheHits: 64,
+				Prefill: Prefill{Generated: 50, Ended: 7, PrefillSeconds: 1.25, QueueSeconds: 0.5, DecodeSeconds: 9.5},
 			},
 		},
 		"Triton": {
@@ -162,7 +216,11 @@ nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="max",model="tensorrt_llm"
 			want: Reading{Engine: VLLM, At: now, Running: 1 << 53, Waiting: 2, KVUsage: 1},
 		},
 		"names that only begin alike": {
-			page: load + "vllm:num_requests_waiting_by_reason{engine=\"0\",reason=\"deferred\"} 50\nvllm:num_requests_running_total 7\n",
+			page: load + "vllm:num_requests_waiting_long{engine=\"0\"} 50\nvllm:num_requests_running_total 7\n",
+			want: loadReading(),
+		},
+		"a reason that does not tell what waits for capacity": {
+			page: load + "vllm:num_requests_waiting_by_reason{engine=\"0\",reason=\"deferred\"} 50\n",
 			want: loadReading(),
 		},
 		"numbers that are none, where they may be missing": {
@@ -238,6 +296,8 @@ func TestParseRestarts(t *testing.T) {
 		"start not told once":                   {{started(100), 0}, {load, 0}, {started(100), 0}, {started(200), 1}},
 		"another engine":                        {{load, 0}, {otherEngine, 1}, {otherEngine, 1}, {load, 2}},
 		"a later start and a drop are one":      {{started(1) + tokens(9), 0}, {started(9) + tokens(1), 1}, {started(9) + tokens(2), 1}},
+		"a sum of times may drop":               {{load + "vllm:request_queue_time_seconds_sum 9", 0}, {load + "vllm:request_queue_time_seconds_sum 8", 0}},
+		"prefill counted anew":                  {{load + "vllm:request_prefill_kv_computed_tokens_sum 9", 0}, {load + "vllm:request_prefill_kv_computed_tokens_sum 8", 1}},
 		"a drop of one of two engines' counter": {{tokens(10) + `vllm:prompt_tokens_total{engine="1"} 10`, 0}, {tokens(11), 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -386,6 +446,8 @@ func TestEngineNames(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	whole := vllmPage()
 	f.Add(whole, whole[:len(whole)/2])
+	f.Add([]byte(load+"vllm:num_requests_waiting_by_reason{engine=\"0\",reason=\"capacity\"} 1\n"),
+		[]byte(load+"vllm:prompt_tokens_by_source_total{source=\"local_compute\"} 1\nvllm:request_prefill_time_seconds_sum -1\n"))
 	f.Add([]byte(load), []byte("sglang:num_running_reqs 1\nsglang:num_queue_reqs{dp_rank=\"1\"} 2\nsglang:token_usage 0.5\n"))
 	f.Add([]byte(load+`vllm:lora_requests_info{max_lora="2",running_lora_adapters="a,\"b",waiting_lora_adapters="\\"} 1`), []byte("{} {"))
 	f.Add([]byte("trtllm_kv_cache_utilization 1e999\n"), []byte(`nv_trt_llm_request_metrics{request_type="waiting"} NaN`))
@@ -405,7 +467,8 @@ func FuzzParse(f *testing.F) {
 			switch {
 			case r.Engine == Detect || r.Engine >= numEngines,
 				r.Waiting < 0, r.Running < 0, !(r.KVUsage >= 0 && r.KVUsage <= 1),
-				r.CapacityTokens < 0, r.MaxLoRA < 0,
+				r.CapacityTokens < 0, r.MaxLoRA < 0, r.Deferred < 0,
+				r.Prefill.Computed < 0, r.Prefill.Ended < 0, r.Prefill.EndedComputed < 0, !(r.Prefill.PrefillSeconds >= 0),
 				r.PromptTokens < 0, r.CacheQueries < 0, r.CacheHits < 0,
 				len(slices.Compact(slices.Clone(adapters))) != len(adapters), len(adapters) > maxAdapters:
 				t.Fatalf("not a sane reading: %+v", r)

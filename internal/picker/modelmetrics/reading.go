@@ -16,6 +16,13 @@ type Reading struct {
 
 	// Waiting and Running are the requests in the server's queue and in its batch.
 	Waiting, Running int
+	// Deferred are the requests that wait for something else than capacity: a slot for their adapter, a transfer of KV
+	// cache, a grammar. Other requests run past them, so they are no queue, and Waiting does not count them where the page
+	// tells them apart. A request that vLLM deferred once stays deferred until it runs.
+	Deferred int
+	// WaitingSplit says that the page tells waiting requests apart by reason. Where it does not, Waiting may have deferred
+	// ones among them.
+	WaitingSplit bool
 	// KVUsage is the share of the KV cache that running requests use, 0 to 1.
 	KVUsage float64
 
@@ -25,7 +32,9 @@ type Reading struct {
 	// MaxLoRA is how many adapters can be resident at once; 0 where there are none or the server does not report it.
 	MaxLoRA int
 	// RunningAdapters are the adapters of running requests, WaitingAdapters those of waiting requests alone: no name is in
-	// both, or twice in one. Readings share these slices; they must not be changed.
+	// both, or twice in one. Readings share these slices; they must not be changed. Recent versions of vLLM list a name in
+	// both from the first token of its first request to the end of its last one, and list no adapter whose requests all
+	// wait for their first token.
 	RunningAdapters, WaitingAdapters []string
 
 	// PromptTokens counts prompt tokens since the server's start, cached ones too; CacheQueries those looked up in the
@@ -38,9 +47,35 @@ type Reading struct {
 	FirstTokens       int64
 	FirstTokenSeconds float64
 
+	// Prefill is what the server counts of its prefill.
+	Prefill Prefill
+
 	// Restarts is how often the server was seen to restart since the endpoint is scraped. Where it differs from that of an
 	// earlier reading, the server's cache was emptied in between.
 	Restarts int
+}
+
+// Prefill is what a server counts of its own prefill since its start; each number is 0 where the server does not report
+// it. The comments say when a request is counted. Numbers of different times do not belong to the same requests: those
+// in flight are in one and not yet in the other.
+type Prefill struct {
+	// Computed are the prompt tokens that were computed, and Transferred those whose KV cache came from elsewhere. vLLM
+	// counts a request's tokens at its first token, SGLang with each batch of prefill. SGLang counts no transfers, and with
+	// --enable-metrics-for-all-schedulers it counts each token once for each rank.
+	Computed, Transferred int64
+	// Generated are the generated tokens. vLLM counts with each step, SGLang and trtllm-serve when a request ends.
+	Generated int64
+
+	// Ended are the requests that ended, and EndedComputed is the sum of their computed prompt tokens. All engines count
+	// when a request ends. vLLM leaves out requests whose callers left. trtllm-serve has no such sum; its PromptTokens and
+	// CacheHits are counted then too.
+	Ended, EndedComputed int64
+	// PrefillSeconds is the sum of the times from a request's first step to its first token, and DecodeSeconds the sum from
+	// there to the last token, both with the steps of other requests in between. QueueSeconds is the sum of the times from
+	// arrival to the first step. vLLM and trtllm-serve count all three when a request ends. SGLang reports QueueSeconds
+	// alone, and counts it at the first step. vLLM's sums can jump or drop by the server's uptime, as a request that the
+	// server ends before its first step has no time of that step.
+	PrefillSeconds, QueueSeconds, DecodeSeconds float64
 }
 
 // Age is how long before now the reading was taken, at least 0. If now is from time.Now, both times have Go's monotonic

@@ -167,6 +167,8 @@ func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 		At:              now - age,
 		Running:         r.Running,
 		Waiting:         r.Waiting,
+		Deferred:        r.Deferred,
+		WaitingSplit:    r.WaitingSplit,
 		KVUsage:         r.KVUsage,
 		KVTokens:        int(min(r.CapacityTokens, picksettings.MostTokens)),
 		MaxAdapters:     r.MaxLoRA,

@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -90,7 +92,7 @@ func TestSpeedIsReadFromCounters(t *testing.T) {
 		for _, e := range numbered(2) {
 			// Each second a call of 3,000 tokens, 1,000 of them cached, with its first token after 100 ms: 20,000 a second.
 			p.Observe(e.Address, modelmetrics.Reading{
-				At: time.Unix(n+1, 0), PromptTokens: 3000 * n, CacheHits: 1000 * n, FirstTokens: n, FirstTokenSeconds: 0.1 * float64(n),
+				At: time.Unix(n+1, 0), MaxLoRA: 2, Waiting: 1, WaitingSplit: true, PromptTokens: 3000 * n, CacheHits: 1000 * n, FirstTokens: n, FirstTokenSeconds: 0.1 * float64(n),
 			}, 0)
 		}
 	}
@@ -114,6 +116,51 @@ func TestReadingsSteer(t *testing.T) {
 			t.Fatalf("call %d goes to %s, want the one with the fewest calls", i, e)
 		} else {
 			r.Release(Answered)
+		}
+	}
+}
+
+// realReading reads a page that a real vLLM wrote.
+func realReading(t *testing.T, page string) modelmetrics.Reading {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", "modelmetrics", "testdata", "vllm-0.32.0", page))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := modelmetrics.NewParser(modelmetrics.VLLM).Parse(text, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// At a server that defers calls for want of an adapter slot, calls to the base model run past them, and a call for
+// another adapter would wait.
+func TestRealServerThatDefersCalls(t *testing.T) {
+	const crowded, idle = "10.0.0.1:8000", "10.0.0.2:8000"
+	p, clock := poolOf(t, numbered(2)...)
+	adapters := modelmetrics.Reading{MaxLoRA: 2, WaitingAdapters: []string{"chat", "third"}}
+	p.Observe(addressOf(crowded), adapters, 0)
+	pickAt(t, p, crowded, prompt(1, 20)).Release(Answered)
+	for i := range uint64(2) {
+		facts := prompt(10+i, 200)
+		facts.Model = "chat"
+		pickAt(t, p, crowded, facts)
+	}
+	clock.now += time.Second
+	p.Observe(addressOf(crowded), realReading(t, "metrics-lora-deferred.txt"), 0)
+	p.Observe(addressOf(idle), realReading(t, "metrics-idle.txt"), 0)
+	if got := p.queue(crowded); got > 1 {
+		t.Errorf("%v tokens are taken to wait ahead of a call to the base model", got)
+	}
+	if _, e := pick(t, p, prompt(1, 21)); e != crowded {
+		t.Errorf("a call to the base model avoids the server that has its prefix, and goes to %s", e)
+	}
+	for _, model := range []string{"third", "chat"} {
+		facts := prompt(20, 1)
+		facts.Model = model
+		if _, e := pick(t, p, facts); e != idle {
+			t.Errorf("a call for %s goes to %s, where it waits for a slot", model, e)
 		}
 	}
 }

@@ -18,6 +18,8 @@ const (
 	// maxUnproven is how many calls in flight with one model name keep together while it is not known whether the name is an
 	// adapter's. More calls could as well be for a base model, and must be spread.
 	maxUnproven = 3
+	// never is when a reading listed an adapter that none has listed: before all readings.
+	never = -1e300
 	// homing is the difference in cost between an adapter's best and worst endpoint by rendezvous hashing, as a multiple
 	// of the adapter's load time.
 	homing = 1
@@ -33,6 +35,10 @@ const (
 // A reading should list a call's adapter from the call's first token on. Recent versions of vLLM list it when the front
 // end hears from the engine that the call was queued and scheduled, older ones when the call arrives. So a call that
 // waits for a slot or its turn, or is being prefilled, is counted and not yet listed.
+//
+// An adapter was served where a reading listed it as running, or where a call of the picker's own with it was answered
+// and its prompt is taken to be prefilled. An adapter that only waits is not known to be loaded: its calls wait as long
+// as other adapters use all slots.
 type adapters struct {
 	ids   map[string]int32
 	names []adapter // by id
@@ -61,13 +67,18 @@ const (
 // least recently used is evicted first.
 type slots struct {
 	max      int
-	resident []resident
+	resident []resident // in the order in which they came
+	read     float64    // when the endpoint was last read
+	deferred bool       // calls waited for a slot then
 }
 
 type resident struct {
 	id    int32
 	calls int32
 	used  float64
+	// served says that the endpoint served the adapter, and listed is when a reading last listed it as running.
+	served bool
+	listed float64
 	// Readings from the time due on should list the adapter for watched of its calls, and from the time latest on for all.
 	watched     int32
 	due, latest float64
@@ -113,6 +124,17 @@ func (r *resident) end(due float64) {
 		r.watched, r.due = r.calls, r.latest
 	}
 }
+
+// lists reports whether the endpoint's last reading lists an adapter as running, and is fresh enough to count.
+func (s *slots) lists(r *resident, now float64) bool {
+	return r.listed == s.read && weight(now-s.read) > 0
+}
+
+// busy reports whether an adapter keeps its slot: it has calls of the picker's own or, by the last reading, of others.
+func (s *slots) busy(r *resident, now float64) bool { return r.calls > 0 || s.lists(r, now) }
+
+// crowded reports whether calls wait for a slot, by the last reading. A slot that seems free is then theirs.
+func (s *slots) crowded(now float64) bool { return s.deferred && weight(now-s.read) > 0 }
 
 func newAdapters() adapters { return adapters{ids: map[string]int32{}} }
 
@@ -175,19 +197,19 @@ func (a *adapters) drop(id int32) {
 	a.free = append(a.free, id)
 }
 
-// reserve notes a call with a model at endpoint n.
-func (a *adapters) reserve(n int32, c arrival, model string) use {
+// wanted returns the id of what may be the adapter of a call with a model; none where the call needs no adapter.
+func (a *adapters) wanted(model string, now float64) int32 {
 	if a.with == 0 || model == "" || len(model) > longestName {
-		return use{id: none}
+		return none
 	}
-	id := a.intern(model, c.at)
+	id := a.intern(model, now)
 	if id == none || a.names[id].kind == base {
-		return use{id: none}
+		return none
 	}
-	return a.hold(n, id, c)
+	return id
 }
 
-// hold notes a call with an adapter at endpoint n, which makes it resident there.
+// hold notes a call with an adapter at endpoint n, which holds the adapter there until the call ends.
 func (a *adapters) hold(n, id int32, c arrival) use {
 	if id == none {
 		return use{id: none}
@@ -195,13 +217,13 @@ func (a *adapters) hold(n, id int32, c arrival) use {
 	a.names[id].calls++
 	a.names[id].used = c.at
 	due := a.touch(n, id, c.at).begin(c)
-	a.evict(n)
+	a.evict(n, c.at)
 	return use{id: id, due: due}
 }
 
-// release notes the end of a call at endpoint n. A name that is not proven to be an adapter's leaves with its last
-// call; then there is no id any more.
-func (a *adapters) release(n int32, u use, now float64) (id int32) {
+// release notes the end of a call at endpoint n. An adapter that was never served there leaves with its last call, and
+// so does a name that is not proven to be an adapter's; then there may be no id any more.
+func (a *adapters) release(n int32, u use, now float64, served bool) (id int32) {
 	if u.id == none {
 		return none
 	}
@@ -212,7 +234,11 @@ func (a *adapters) release(n int32, u use, now float64) (id int32) {
 		r := &a.slots[n].resident[i]
 		r.end(u.due)
 		r.used = now
-		if r.calls == 0 && name.kind != proven {
+		r.served = r.served || served
+		if r.calls == 0 {
+			r.listed = never // the last reading may have listed the adapter for this call alone
+		}
+		if r.calls == 0 && (name.kind != proven || !r.served) {
 			a.remove(n, i)
 		}
 	}
@@ -227,13 +253,13 @@ func (s *slots) index(id int32) int {
 	return slices.IndexFunc(s.resident, func(r resident) bool { return r.id == id })
 }
 
-// touch makes an adapter resident at endpoint n, and used now.
+// touch notes that an adapter is held at endpoint n, and used now.
 func (a *adapters) touch(n, id int32, now float64) *resident {
 	s := &a.slots[n]
 	i := s.index(id)
 	if i < 0 {
 		i = len(s.resident)
-		s.resident = append(s.resident, resident{id: id})
+		s.resident = append(s.resident, resident{id: id, listed: never})
 		a.names[id].holders = append(a.names[id].holders, n)
 	}
 	s.resident[i].used = max(s.resident[i].used, now)
@@ -250,9 +276,9 @@ func (a *adapters) remove(n int32, i int) {
 }
 
 // evict brings endpoint n back to its number of slots, as far as idle adapters allow.
-func (a *adapters) evict(n int32) {
+func (a *adapters) evict(n int32, now float64) {
 	for {
-		free, victim := a.spare(n)
+		free, victim := a.spare(n, now)
 		if free >= 0 || victim < 0 {
 			return
 		}
@@ -261,20 +287,45 @@ func (a *adapters) evict(n int32) {
 }
 
 // spare returns the number of endpoint n's free slots, negative where there are more adapters than slots. It also
-// returns the idle adapter that would be evicted next, -1 where all adapters have calls.
-func (a *adapters) spare(n int32) (free, victim int) {
+// returns the idle adapter that would be evicted next, -1 where all adapters have calls, of the picker's own or others'.
+func (a *adapters) spare(n int32, now float64) (free, victim int) {
 	s := &a.slots[n]
 	free, victim = s.max, -1
-	for i, r := range s.resident {
+	for i := range s.resident {
+		r := &s.resident[i]
 		if a.names[r.id].kind != proven {
 			continue
 		}
 		free--
-		if r.calls == 0 && (victim < 0 || r.used < s.resident[victim].used) {
+		if !s.busy(r, now) && (victim < 0 || r.used < s.resident[victim].used) {
 			victim = i
 		}
 	}
 	return free, victim
+}
+
+// waits reports whether a call for an adapter that is held at endpoint n would wait for a slot there: other adapters use
+// all slots, and this one has none. An adapter that was not served yet gets its slot after those that came before it.
+func (a *adapters) waits(n, id int32, now float64) bool {
+	s := &a.slots[n]
+	at := s.index(id)
+	if at < 0 || s.max == 0 {
+		return false
+	}
+	if r := &s.resident[at]; r.served && s.busy(r, now) {
+		return false
+	}
+	if s.crowded(now) {
+		return true
+	}
+	before := 0
+	for i := range s.resident {
+		r := &s.resident[i]
+		if i != at && (i < at || r.served) && a.proven(r.id) && s.busy(r, now) {
+			before++
+		}
+	}
+	return before >= s.max
 }
 
 // forget empties endpoint n.
@@ -282,6 +333,7 @@ func (a *adapters) forget(n int32) {
 	for last := len(a.slots[n].resident) - 1; last >= 0; last-- {
 		a.remove(n, last)
 	}
+	a.slots[n].read, a.slots[n].deferred = 0, false
 	a.setMax(n, 0)
 }
 
@@ -295,37 +347,75 @@ func (a *adapters) setMax(n int32, most int) {
 	a.slots[n].max = max(0, most)
 }
 
-// observe takes in what a reading of endpoint n says of adapters.
-func (a *adapters) observe(n int32, now float64, r *Reading) {
+// observe takes in what a reading of endpoint n, taken at the time at, says of adapters.
+func (a *adapters) observe(n int32, now, at float64, r *Reading) {
 	if r.MaxAdapters <= 0 {
 		return
 	}
 	a.setMax(n, r.MaxAdapters)
-	at := r.At.Seconds()
-	for _, names := range [...][]string{r.WaitingAdapters, r.RunningAdapters} {
-		for _, name := range names {
-			a.prove(n, name, now, at)
+	s := &a.slots[n]
+	s.read = at
+	// Calls are deferred for other reasons than adapters too. Those that wait for a slot wait for running adapters.
+	s.deferred = r.Deferred > 0 && len(r.RunningAdapters) > 0
+	for _, name := range r.WaitingAdapters {
+		a.prove(name, now)
+	}
+	for _, name := range r.RunningAdapters {
+		if id := a.prove(name, now); id != none {
+			held := a.touch(n, id, at)
+			held.served = true
+			if held.calls > 0 || held.used <= at { // else a call of the picker's own has ended since, and explains it
+				held.listed = at
+			}
 		}
 	}
+	a.doubtServed(n, at)
 	a.exposeBases(n, at, r)
-	a.evict(n)
+	a.evict(n, now)
 }
 
-// prove notes that a reading of endpoint n, taken at the time at, lists a name.
-func (a *adapters) prove(n int32, name string, now, at float64) {
+// prove notes that a reading lists a name, and returns its id; none where the name cannot be remembered.
+func (a *adapters) prove(name string, now float64) int32 {
 	if name == "" || len(name) > longestName {
+		return none
+	}
+	id := a.intern(name, now)
+	if id != none {
+		a.names[id].kind = proven
+	}
+	return id
+}
+
+// doubtServed finds the adapters that endpoint n has evicted since it served them: calls wait for a slot, and the
+// reading should list the adapter and does not.
+func (a *adapters) doubtServed(n int32, at float64) {
+	s := &a.slots[n]
+	if !s.deferred {
 		return
 	}
-	if id := a.intern(name, now); id != none {
-		a.names[id].kind = proven
-		a.touch(n, id, at)
+	for i := range s.resident {
+		if r := &s.resident[i]; r.watched > 0 && r.due < at && r.listed != at {
+			r.served = false
+		}
 	}
+}
+
+// mayBeDeferred reports whether a call for an adapter may be one of those that endpoint n deferred at its last reading:
+// the adapter is known to be one, and the reading does not list it as running.
+func (a *adapters) mayBeDeferred(n, id int32) bool {
+	if id == none || !a.proven(id) {
+		return false
+	}
+	s := &a.slots[n]
+	i := s.index(id)
+	return i < 0 || s.resident[i].listed != s.read
 }
 
 // exposeBases finds the names in flight at endpoint n that its reading should list if they were adapters. It skips a
-// reading whose adapters use all slots, as others may wait, and one without running calls, which is outdated.
+// reading with deferred calls or whose adapters use all slots, as others may wait, and one without running calls, which
+// is outdated.
 func (a *adapters) exposeBases(n int32, at float64, reading *Reading) {
-	if reading.Running == 0 || len(reading.RunningAdapters) >= reading.MaxAdapters {
+	if reading.Running == 0 || reading.Deferred > 0 || len(reading.RunningAdapters) >= reading.MaxAdapters {
 		return
 	}
 	for i := len(a.slots[n].resident) - 1; i >= 0; i-- {
@@ -344,10 +434,12 @@ func (a *adapters) exposeBases(n int32, at float64, reading *Reading) {
 
 // cost is what it costs, in seconds, to serve an adapter at an endpoint where it is not resident: the time to load it,
 // and the time to load the evicted adapter again, as far as that one is still wanted. full says that all slots are in
-// use.
+// use, or that other calls wait for the next one.
 func (a *adapters) cost(n int32, now, loadTime float64) (cost float64, full bool) {
-	free, victim := a.spare(n)
+	free, victim := a.spare(n, now)
 	switch {
+	case a.slots[n].crowded(now):
+		return 2 * loadTime, true
 	case free > 0:
 		return loadTime, false
 	case victim >= 0:

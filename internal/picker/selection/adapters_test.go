@@ -29,6 +29,20 @@ func (w *world) read(n int32, others int, running ...string) {
 	w.Observe(n, w.now, &Reading{At: w.now, MaxAdapters: w.slots, RunningAdapters: running, Running: len(running) + others})
 }
 
+// defers makes a reading of endpoint n with running adapters, on which so many calls are deferred.
+func (w *world) defers(n int32, deferred int, running ...string) {
+	w.now += time.Millisecond
+	w.Observe(n, w.now, &Reading{
+		At: w.now, MaxAdapters: w.slots, RunningAdapters: running, Running: len(running), Deferred: deferred, WaitingSplit: true,
+	})
+}
+
+// reason explains endpoint n's cost for a call with a model.
+func (w *world) reason(n int32, model string) Reason {
+	w.Age(w.now, w.Candidates)
+	return w.Explain(w.of(callFor(model, 100)), w.now)[n]
+}
+
 // know makes a name known as an adapter's that is resident nowhere.
 func (w *world) know(model string) {
 	w.read(0, 0, model)
@@ -47,12 +61,25 @@ func (w *world) serve(model string, seed uint64) Claim {
 	return w.Reserve(c.Endpoint, w.now, call, c.Uncached)
 }
 
+// serveAndEnd has endpoint n serve a call.
+func (w *world) serveAndEnd(n int32, model string) {
+	c := w.Reserve(n, w.now, callFor(model, 100), 100)
+	w.Release(&c, Answered, w.now)
+}
+
 func TestAdapterGoesWhereItIs(t *testing.T) {
 	tests := map[string]func(w *world){
 		"running, by a reading": func(w *world) { w.read(3, 0, "sql") },
-		"waiting, by a reading": func(w *world) {
-			w.now += time.Millisecond
-			w.Observe(3, w.now, &Reading{At: w.now, MaxAdapters: 4, WaitingAdapters: []string{"sql"}, Waiting: 1})
+		"by the picker's own call, whose streamed answer took its time": func(w *world) {
+			w.know("sql")
+			c := w.Reserve(3, w.now, callFor("sql", 100), 100)
+			w.now += 2 * s
+			w.Release(&c, Ended, w.now)
+		},
+		"by the picker's own call that was answered": func(w *world) {
+			w.know("sql")
+			c := w.Reserve(3, w.now, callFor("sql", 100), 100)
+			w.Release(&c, Answered, w.now)
 		},
 		"idle since, and remembered": func(w *world) {
 			w.read(3, 0, "sql")
@@ -80,6 +107,143 @@ func TestAdapterGoesWhereItIs(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An adapter is not loaded because a call for it waits, or was there and not answered.
+func TestAdapterThatWasNotServedIsNotResident(t *testing.T) {
+	for name, prepare := range map[string]func(w *world){
+		"waiting, by a reading": func(w *world) {
+			w.now += time.Millisecond
+			w.Observe(3, w.now, &Reading{At: w.now, MaxAdapters: 4, WaitingAdapters: []string{"sql"}, Waiting: 1})
+		},
+		"in a call whose answer ended at once": func(w *world) {
+			w.know("sql")
+			c := w.Reserve(3, w.now, callFor("sql", 4000), 4000)
+			w.Release(&c, Ended, w.now)
+		},
+		"in a call that its caller left": func(w *world) {
+			w.know("sql")
+			c := w.Reserve(3, w.now, callFor("sql", 100), 100)
+			w.Release(&c, Abandoned, w.now)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(8, 4)
+			prepare(w)
+			if w.adapters.find("sql") == none {
+				t.Error("it is not taken for an adapter")
+			}
+			if got := w.reason(3, "sql").AdapterState; got != AdapterFits {
+				t.Errorf("endpoint 3 is told as %q, want %q", got, AdapterFits)
+			}
+		})
+	}
+}
+
+// Slots are full of adapters that others' calls run, until a reading no longer lists these or is old.
+func TestSlotsOfOthersAreInUse(t *testing.T) {
+	for name, tt := range map[string]struct {
+		then func(w *world)
+		want string
+	}{
+		"while they run":           {func(*world) {}, AdapterFull},
+		"one of them has ended":    {func(w *world) { w.read(0, 0, "a") }, AdapterPushes},
+		"the reading is old":       {func(w *world) { w.now += 10 * s }, AdapterPushes},
+		"one is of our ended call": {func(w *world) { w.serveAndEnd(0, "a") }, AdapterPushes},
+		"one is of our call that ended since it was read": {func(w *world) {
+			w.now += 10 * time.Millisecond
+			w.serveAndEnd(0, "a")
+			w.Observe(0, w.now, &Reading{At: w.now - time.Millisecond, MaxAdapters: 2, RunningAdapters: []string{"a", "b"}, Running: 2})
+		}, AdapterPushes},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(3, 2)
+			w.know("new")
+			w.read(0, 0, "a", "b")
+			w.read(1, 0, "c", "d")
+			w.read(2, 0, "c")
+			tt.then(w)
+			if got := w.reason(0, "new"); got.AdapterState != tt.want || (got.Class == ClassNoSlot) != (tt.want == AdapterFull) {
+				t.Errorf("endpoint 0 is told as %q and %q, want %q", got.AdapterState, got.Class, tt.want)
+			}
+			for seed := range uint64(10) {
+				if got := w.pick("new", seed); name == "while they run" && got != 2 {
+					t.Errorf("a new adapter goes to endpoint %d, want 2, which alone has a free slot", got)
+				}
+			}
+		})
+	}
+}
+
+// Where calls wait for a slot, the slot that seems free is theirs, also where the adapter was loaded a moment ago.
+func TestCrowdedSlotsAreFull(t *testing.T) {
+	w := newWorld(2, 2)
+	w.know("new")
+	w.read(0, 0, "code", "sql")
+	w.defers(0, 2, "code")
+	for _, adapter := range []string{"new", "sql"} {
+		if got := w.reason(0, adapter); got.Class != ClassNoSlot {
+			t.Errorf("%s: endpoint 0 is not ruled out, with adapter %q", adapter, got.AdapterState)
+		}
+		for seed := range uint64(10) {
+			if got := w.pick(adapter, seed); got != 1 {
+				t.Errorf("%s goes to endpoint %d, where calls wait for a slot", adapter, got)
+			}
+		}
+	}
+	if got := w.reason(0, "code").AdapterState; got != AdapterResident {
+		t.Errorf("the adapter that runs is told as %q, want %q", got, AdapterResident)
+	}
+	w.defers(0, 0, "code")
+	if got := w.reason(0, "new"); got.AdapterState == AdapterFull {
+		t.Error("endpoint 0 is full when no call waits any more")
+	}
+	w.defers(0, 2)
+	if got := w.reason(0, "new"); got.AdapterState == AdapterFull {
+		t.Error("calls that are deferred where no adapter runs make slots full")
+	}
+}
+
+// Calls for an adapter do not gather where its first call waits for a slot.
+func TestAdapterGoesOnWhereItNeedNotWait(t *testing.T) {
+	for name, prepare := range map[string]func(w *world){
+		"it was never served there": func(w *world) { w.know("chat") },
+		"it was evicted since":      func(w *world) { w.read(0, 0, "chat"); w.read(0, 0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(2, 2)
+			prepare(w)
+			w.Reserve(0, w.now, callFor("chat", 100), 100)
+			if got := w.pick("chat", 1); got != 0 {
+				t.Fatalf("the second call goes to endpoint %d, want 0", got)
+			}
+			w.now += 2 * s
+			w.defers(0, 1, "code", "sql")
+			if got := w.pick("chat", 1); got != 1 {
+				t.Errorf("the second call goes to endpoint %d, where the first waits for a slot", got)
+			}
+			w.now += s
+			w.defers(0, 0, "chat", "sql")
+			if got := w.pick("chat", 1); got != 0 {
+				t.Errorf("the second call goes to endpoint %d, want 0, which serves the first", got)
+			}
+		})
+	}
+}
+
+// Of two adapters that want the only slot, the first one gets it.
+func TestFirstAdapterGetsTheSlot(t *testing.T) {
+	w := newWorld(2, 1)
+	for i, adapter := range []string{"first", "second"} {
+		w.know(adapter)
+		defer func() {
+			if got := w.pick(adapter, 1); got != int32(i) {
+				t.Errorf("the next call for the %s adapter goes to endpoint %d, want %d", adapter, got, i)
+			}
+		}()
+	}
+	w.Reserve(0, w.now, callFor("first", 100), 100)
+	w.Reserve(0, w.now, callFor("second", 100), 100)
 }
 
 // Replicas with the same readings send an adapter that is resident nowhere to the same endpoint, whatever their random
@@ -164,7 +328,7 @@ func TestNeverOverMaxWhenAvoidable(t *testing.T) {
 			}
 		}
 		for n := range int32(6) {
-			if free, _ := w.adapters.spare(n); free < 0 {
+			if free, _ := w.adapters.spare(n, w.now.Seconds()); free < 0 {
 				t.Fatalf("round %d: endpoint %d is %d adapters over its slots", round, n, -free)
 			}
 		}
@@ -250,6 +414,13 @@ func TestUnlistedAdapterStaysOne(t *testing.T) {
 			for range 10 {
 				w.now += 10 * s
 				w.read(n, 0, "a", "b", "c", "d")
+			}
+		},
+		"it waits for a slot, while one seems free": func(w *world, n int32) {
+			w.Reserve(n, w.now, callFor("sql", 100), 100)
+			for range 10 {
+				w.now += 10 * s
+				w.defers(n, 1, "a", "b", "c")
 			}
 		},
 		"one call has ended and the next has just come": func(w *world, n int32) {

@@ -17,7 +17,7 @@ type counted struct {
 	open   bool
 	opened float64 // when from was read
 	since  float64 // the last reading by which no call of the stretch had its first token
-	// deferred says that calls may have waited for an adapter slot: their times to first token tell no speed.
+	// deferred says that calls may have been deferred: their times to first token tell no speed.
 	deferred bool
 }
 
@@ -37,7 +37,7 @@ const (
 // take adds a reading. Where it ends a stretch, take returns the tokens prefilled and the time spent on prefill.
 func (c *counted) take(at float64, r *Reading) (tokens, seconds float64, ok bool) {
 	calls := float64(r.FirstTokens - c.from.FirstTokens)
-	c.deferred = c.deferred || r.Waiting > 0 && r.MaxAdapters > 0
+	c.deferred = c.deferred || r.mayDefer()
 	switch {
 	case !c.open || calls < 0:
 		*c = counted{from: r.Counters, open: true, opened: at, since: at}
@@ -54,6 +54,12 @@ func (c *counted) take(at float64, r *Reading) (tokens, seconds float64, ok bool
 	ok = first > 0 && tokens >= leastPrefill*calls && !c.deferred
 	*c = counted{from: r.Counters, open: true, opened: at, since: at}
 	return tokens, busy(calls, first, lasted), ok
+}
+
+// mayDefer reports whether calls are deferred. Where the server does not tell them apart, any call that waits at one with
+// adapters may be.
+func (r *Reading) mayDefer() bool {
+	return r.Deferred > 0 || !r.WaitingSplit && r.Waiting > 0 && r.MaxAdapters > 0
 }
 
 // busy returns for how long a server prefilled, from the sum of the times to first token of the calls in a stretch.

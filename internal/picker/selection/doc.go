@@ -44,8 +44,8 @@
 // as decoding shares its steps with prefill. The term also shows a slow endpoint before its speed is learned, as calls
 // pile up.
 //
-// The adapter's term is 0 where the adapter is resident, the load time where a slot is free, and up to twice the load
-// time where another adapter must be evicted, by how recently that one was used. Rendezvous hashing of adapter and
+// The adapter's term is 0 where the adapter is resident or a call in flight has it loaded, the load time where a slot is
+// free, and up to twice the load time where another adapter must be evicted, by how recently that one was used. Rendezvous hashing of adapter and
 // endpoint adds up to one load time. So all replicas of the picker give an adapter that is resident nowhere the same
 // home. It spreads from there in one order, and only when the other terms have grown by as much.
 //
@@ -59,6 +59,11 @@
 // which of the picker's own calls have not begun. It bounds the queue from both sides, up to one call that may be
 // anywhere in its prefill, and the fluid is held within the bounds. Both together are better than either alone: in a
 // simulated fleet, the queue from readings alone made the 90th percentile of the time to first token 8 to 11 % longer.
+//
+// A call that waits for something else than its turn, such as an adapter's slot, is deferred: others run past it. Where
+// the server tells deferred calls apart, they are no part of the queue and no sign of the order of prefill. While there
+// are any, no speed is learned. Of the picker's own calls, those that came last for an adapter which the reading does not
+// list are taken to be the deferred ones, and nothing of their prompts counts as prefilled.
 //
 // Speeds are learned in two ways. Two calls whose prefills began one after the other, with no pause between, give an
 // endpoint's speed under its real load. Where no queue is long enough for that, the server's own counters give the
@@ -79,10 +84,10 @@
 // # Bounds
 //
 // Some endpoints are picked only when no other endpoint is left. From the least to the most avoided they are: those
-// with more calls in flight than a multiple of the mean; those whose adapter slots are all in use by other adapters,
-// for a call that is known to name an adapter; those that shed calls lately; those that do not answer; those that
-// failed lately. No cost outweighs such a class. Within a class, cost decides: where all endpoints shed or fail, one of
-// them is picked all the same.
+// with more calls in flight than a multiple of the mean; those whose adapter slots are all in use by other adapters, of
+// the picker's own calls or of others', for a call that is known to name an adapter; those that shed calls lately; those
+// that do not answer; those that failed lately. No cost outweighs such a class. Within a class, cost decides: where all
+// endpoints shed or fail, one of them is picked all the same.
 //
 // An endpoint that failed is tried again with one call at a time, until an answer begins. One that sheds (429, 503) is
 // well and only full, so it is avoided briefly. An endpoint counts as silent when its calls wait for any answer to

@@ -61,8 +61,8 @@ func (s *State) Explain(c *Call, now time.Duration) []Reason {
 	out := make([]Reason, len(p.Candidates))
 	p.ensureHolds()
 	if r.id != none {
-		p.markHolders(&r, true)
-		defer p.markHolders(&r, false)
+		p.markHolders(&r)
+		defer p.unmarkHolders(&r)
 	}
 	for i, e := range p.Candidates {
 		out[i] = p.reason(&r, e, i == home)
@@ -106,7 +106,7 @@ func (p *pick) explainAdapter(r *rule, e int32, why *Reason) {
 	}
 	var full bool
 	why.Adapter, full = p.adapterCost(r, e)
-	free, _ := p.adapters.spare(e)
+	free, _ := p.adapters.spare(e, r.now)
 	switch {
 	case full:
 		why.AdapterState = AdapterFull

@@ -28,6 +28,8 @@ type load struct {
 	speed   speed
 	fill    fill
 	reading lastReading
+	// deferred are the calls in flight that the last reading showed as deferred.
+	deferred []place
 }
 
 // place is one call's place in an endpoint's queue.
@@ -36,6 +38,7 @@ type place struct {
 	due        float64 // when its first token was expected on its arrival
 	start, end float64 // positions
 	alone      bool    // nothing was ahead of it
+	adapter    int32   // the id of what may be its adapter; none where it needs none
 }
 
 // tokens is the number of uncached prompt tokens that the call brought.
@@ -47,12 +50,12 @@ func (h *hot) queue(now float64) float64 { return max(0, h.empty-now) / h.perTok
 // setQueue sets how many tokens wait at the given time.
 func (h *hot) setQueue(now, tokens float64) { h.empty = now + max(0, tokens)*h.perToken }
 
-// add puts a call with so many uncached tokens at the end of endpoint n's queue.
-func (s *State) add(n int32, now, tokens float64) place {
+// add puts a call with so many uncached tokens, and perhaps an adapter, at the end of endpoint n's queue.
+func (s *State) add(n int32, now, tokens float64, adapter int32) place {
 	h, l := &s.hot[n], &s.loads[n]
 	ahead := h.queue(now)
 	h.setQueue(now, ahead+tokens)
-	t := place{at: now, due: h.empty, start: l.arrived, end: l.arrived + tokens, alone: ahead == 0}
+	t := place{at: now, due: h.empty, start: l.arrived, end: l.arrived + tokens, alone: ahead == 0, adapter: adapter}
 	l.arrived = t.end
 	l.fill.add(now, tokens)
 	s.setDisplaces(n, now)
@@ -104,7 +107,13 @@ func (s *State) answered(n int32, now float64, t place) {
 func (s *State) withdraw(n int32, now float64, t place) (prefilled bool) {
 	drained := s.drained(n, now)
 	s.remove(n, now, t, drained+max(0, t.end-max(drained, t.start)))
-	return drained >= t.end
+	return drained >= t.end && !s.isDeferred(n, now, t)
+}
+
+// isDeferred reports whether a call was deferred at endpoint n's last reading, and that reading is fresh.
+func (s *State) isDeferred(n int32, now float64, t place) bool {
+	l := &s.loads[n]
+	return weight(now-l.reading.at) > 0 && slices.Contains(l.deferred, t)
 }
 
 // doubtObserved and doubtAssumed are how many times faster than assumed an endpoint may be, when a call's duration
@@ -115,6 +124,9 @@ const doubtObserved, doubtAssumed = 4, 32
 // likelyPrefilled says whether a call whose answer began was there for so long that its prompt is prefilled. With a
 // fresh reading the time of the call's turn is known. Without one, the whole wait is as uncertain as the speed.
 func (s *State) likelyPrefilled(n int32, now float64, t place) bool {
+	if s.isDeferred(n, now, t) {
+		return false
+	}
 	l, doubt := &s.loads[n], doubtAssumed
 	if l.speed.seconds >= priorSeconds {
 		doubt = doubtObserved

@@ -68,13 +68,14 @@ type pick struct {
 	*Call
 }
 
-// scratch is the working memory of a pick. It holds nothing between picks.
+// scratch is the working memory of a pick or of a reading. It holds nothing between them.
 type scratch struct {
 	costs   []float64
 	classes []class
 	short   []int32
 	equals  []int32
-	holds   []bool // by endpoint number; all false between picks
+	holds   []bool  // by endpoint number; all false between picks
+	queue   []place // of one endpoint, while it is observed
 }
 
 // Choice is one place of a ranking.
@@ -210,10 +211,10 @@ func Uncached(prompt int, blocks int32) int {
 	return 1
 }
 
-// addAdapter adds the adapter's cost at the candidates where the adapter is not resident.
+// addAdapter adds the adapter's cost at the candidates where the adapter is not held, or has no slot.
 func (p *pick) addAdapter(r *rule) {
 	p.ensureHolds()
-	p.markHolders(r, true)
+	p.markHolders(r)
 	for i, e := range p.Candidates {
 		if !p.scratch.holds[e] {
 			cost, full := p.adapterCost(r, e)
@@ -223,7 +224,7 @@ func (p *pick) addAdapter(r *rule) {
 			p.scratch.costs[i] += cost
 		}
 	}
-	p.markHolders(r, false)
+	p.unmarkHolders(r)
 }
 
 func (p *pick) ensureHolds() {
@@ -232,9 +233,16 @@ func (p *pick) ensureHolds() {
 	}
 }
 
-func (p *pick) markHolders(r *rule, as bool) {
+// markHolders marks the endpoints at which a call finds its adapter loaded, or soon will.
+func (p *pick) markHolders(r *rule) {
 	for _, e := range p.adapters.names[r.id].holders {
-		p.scratch.holds[e] = as
+		p.scratch.holds[e] = !p.adapters.waits(e, r.id, r.now)
+	}
+}
+
+func (p *pick) unmarkHolders(r *rule) {
+	for _, e := range p.adapters.names[r.id].holders {
+		p.scratch.holds[e] = false
 	}
 }
 

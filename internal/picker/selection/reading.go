@@ -2,6 +2,7 @@ package selection
 
 import (
 	"math"
+	"slices"
 	"time"
 )
 
@@ -9,8 +10,12 @@ import (
 type Reading struct {
 	// At is when the endpoint was read, on the pool's clock.
 	At time.Duration
-	// Running and Waiting are the calls that the server works on and the calls that it has not begun.
+	// Running and Waiting are the calls that the server works on and the calls in its queue, which it has not begun.
 	Running, Waiting int
+	// Deferred are the calls that wait for something else than their turn, such as an adapter's slot. WaitingSplit says that
+	// the server tells them apart; where it does not, they are among the waiting ones.
+	Deferred     int
+	WaitingSplit bool
 	// KVUsage is the share of the KV cache that running calls use, 0 to 1; negative or NaN where it is not reported.
 	KVUsage float64
 	// KVTokens is how many tokens the KV cache holds; 0 where it is not reported.
@@ -63,30 +68,34 @@ const (
 func (s *State) Observe(n int32, now time.Duration, r *Reading) {
 	at, t := min(r.At, now).Seconds(), now.Seconds()
 	l := &s.loads[n]
-	if at <= l.reading.at || r.Running < 0 || r.Waiting < 0 {
+	if at <= l.reading.at || r.Running < 0 || r.Waiting < 0 || r.Deferred < 0 {
 		return
 	}
-	// 1. Which of the endpoint's calls are the picker's own, and which of the own calls wait.
+	// 1. Adapters, which tell the deferred calls.
+	s.adapters.observe(n, t, at, r)
+	// 2. Which of the endpoint's calls are the picker's own, and which of the own calls wait. Deferred ones are in no queue.
 	arrived := l.arrivedBy(at)
-	foreign := max(0, float64(r.Running)+float64(r.Waiting)-float64(arrived))
-	waiting := l.ownWaiting(at, r.Waiting, arrived, foreign)
+	queue := s.queued(n, arrived, r)
+	foreign := max(0, float64(r.Running)+float64(r.Waiting)-float64(len(queue)))
+	waiting := l.ownWaiting(at, r.Waiting, queue, foreign)
 	others := float64(r.Waiting - waiting)
-	// 2. How fast the server prefills, by the queue since the last reading, or by the server's counters.
-	begun := l.begun(at, arrived, waiting)
-	timed := s.learn(n, t, begun)
+	// 3. How fast the server prefills, by the queue since the last reading, or by the server's counters. While calls are
+	// deferred, the order of arrival is not that of prefill.
+	begun := l.begun(at, queue, waiting)
+	begun.busy = begun.busy && r.Deferred == 0
+	timed := r.Deferred == 0 && s.learn(n, t, begun)
 	counted := s.learnFromCounters(n, t, at, r, timed)
-	// 3. What is left of the queue.
+	// 4. What is left of the queue.
 	l.reading = lastReading{
 		at: at, foreign: foreign, ran: max(0, foreign-others), behind: others / float64(max(waiting, 1)),
 		room: freeTokens(r), waiting: math.Inf(1), begun: begun, counted: counted,
 	}
 	if waiting > 0 {
-		l.reading.waiting = l.places[arrived-waiting].start
+		l.reading.waiting = queue[len(queue)-waiting].start
 	}
-	s.correct(n, t, arrived, waiting, others)
-	// 4. Adapters, and the other values that picks read.
+	s.correct(n, t, arrived, queue, waiting, others)
+	// 5. The other values that picks read.
 	l.fill.size = float64(max(0, r.KVTokens))
-	s.adapters.observe(n, t, r)
 	s.weigh(n, t)
 }
 
@@ -99,26 +108,48 @@ func (l *load) arrivedBy(at float64) int {
 	return n
 }
 
+// queued returns the first so many calls at endpoint n without the deferred ones, in the order of arrival, and notes the
+// deferred ones. Of the calls that may be deferred those that came last are, as a free slot goes to the first. Where the
+// server has no adapters, nothing tells which calls are deferred, and none is left out.
+func (s *State) queued(n int32, arrived int, r *Reading) []place {
+	l := &s.loads[n]
+	l.deferred = l.deferred[:0]
+	if r.Deferred == 0 || r.MaxAdapters <= 0 {
+		return l.places[:arrived]
+	}
+	queue := s.scratch.queue[:0]
+	for i := arrived - 1; i >= 0; i-- {
+		if t := l.places[i]; len(l.deferred) < r.Deferred && s.adapters.mayBeDeferred(n, t.adapter) {
+			l.deferred = append(l.deferred, t)
+		} else {
+			queue = append(queue, t)
+		}
+	}
+	slices.Reverse(queue)
+	s.scratch.queue = queue
+	return queue
+}
+
 // ownWaiting returns how many of the waiting calls are the picker's own. A call that ran at the last reading does not
 // wait at this one. Of the other calls, the picker's own are as likely to wait as foreign ones.
-func (l *load) ownWaiting(at float64, waiting, arrived int, foreign float64) int {
-	own := arrived
-	for own > 0 && l.places[arrived-own].start < l.reading.waiting && l.places[arrived-own].at <= l.reading.at {
+func (l *load) ownWaiting(at float64, waiting int, queue []place, foreign float64) int {
+	own := len(queue)
+	for own > 0 && queue[len(queue)-own].start < l.reading.waiting && queue[len(queue)-own].at <= l.reading.at {
 		own--
 	}
 	others := max(0, foreign-l.reading.ran*weight(at-l.reading.at))
 	all := float64(waiting)
 	wait := max(math.Round(all*float64(own)/max(1, float64(own)+others)), all-others)
-	return int(min(wait, float64(arrived)))
+	return int(min(wait, float64(len(queue))))
 }
 
 // begun finds the last call of which it is known when its prefill began: one that waited at the last reading and does
 // not now, or one that came to an empty queue. Where there is none since the last reading, the earlier one stays.
-func (l *load) begun(at float64, arrived, waiting int) begun {
-	last := arrived - waiting - 1
-	busy := waiting > 0 && l.places[last+1].at <= at-step
-	for i := last; i >= 0 && l.places[i].start > l.reading.begun.position; i-- {
-		switch t := l.places[i]; {
+func (l *load) begun(at float64, queue []place, waiting int) begun {
+	last := len(queue) - waiting - 1
+	busy := waiting > 0 && queue[last+1].at <= at-step
+	for i := last; i >= 0 && queue[i].start > l.reading.begun.position; i-- {
+		switch t := queue[i]; {
 		case t.start >= l.reading.waiting && t.at <= l.reading.at:
 			return begun{position: t.start, at: at, busy: busy && i == last}
 		case t.alone:
@@ -126,7 +157,7 @@ func (l *load) begun(at float64, arrived, waiting int) begun {
 		}
 	}
 	before := l.reading.begun
-	before.busy = busy && last >= 0 && l.places[last].start == before.position
+	before.busy = busy && last >= 0 && queue[last].start == before.position
 	return before
 }
 
@@ -144,19 +175,19 @@ func (s *State) learn(n int32, now float64, next begun) bool {
 	return true
 }
 
-// correct bounds the queue by the last reading. Of the calls arrived by then, the last ones wait, as many as waiting
-// says, and so many foreign ones with them; the call before them may be anywhere in its prefill. Later calls are behind
-// them.
-func (s *State) correct(n int32, now float64, arrived, waiting int, others float64) {
+// correct bounds the queue by the last reading. Of the calls that were in the queue or had begun by then, the last ones
+// wait, as many as waiting says, and so many foreign ones with them; the call before them may be anywhere in its prefill.
+// Calls that arrived later are behind them.
+func (s *State) correct(n int32, now float64, arrived int, queue []place, waiting int, others float64) {
 	h, l := &s.hot[n], &s.loads[n]
-	first := arrived - waiting
+	first := len(queue) - waiting
 	least := l.arrived - l.arrivedAt(arrived) + others*s.meanTokens()
-	for _, t := range l.places[first:arrived] {
+	for _, t := range queue[first:] {
 		least += t.tokens()
 	}
 	most := least
 	if first > 0 {
-		most += l.places[first-1].tokens()
+		most += queue[first-1].tokens()
 	}
 	since := (now - l.reading.at) / h.perToken
 	h.setQueue(now, min(max(h.queue(now), least-since), most))

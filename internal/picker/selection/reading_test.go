@@ -46,12 +46,107 @@ func TestObserveCorrectsTheQueue(t *testing.T) {
 	}
 }
 
+// A deferred call is in no queue: others run past it. Nothing shows that its prompt was prefilled.
+func TestDeferredCallsAreNoQueue(t *testing.T) {
+	prepare := func(r Reading) (state *State, deferred Claim) {
+		state = newState(1)
+		state.Observe(0, s/4, &Reading{At: s / 4, MaxAdapters: 2, WaitingAdapters: []string{"chat"}})
+		add(state, s, 100)
+		deferred = state.Reserve(0, s, callFor("chat", 5000), 5000)
+		state.Reserve(0, s, callFor("chat", 5000), 5000)
+		add(state, s, 200)
+		r.At, r.MaxAdapters, r.RunningAdapters = 2*s, 2, []string{"code", "sql"}
+		state.Observe(0, 2*s, &r)
+		return state, deferred
+	}
+	for name, tt := range map[string]struct {
+		reading     Reading
+		wantQueue   float64
+		wantForeign float64
+	}{
+		"none waits for its turn":       {Reading{Running: 4, Deferred: 2, WaitingSplit: true}, 200, 2},
+		"one waits for its turn":        {Reading{Running: 3, Waiting: 1, Deferred: 2, WaitingSplit: true}, 300, 2},
+		"others' calls are deferred":    {Reading{Running: 4, Deferred: 9, WaitingSplit: true}, 200, 2},
+		"nobody tells them apart":       {Reading{Running: 4, Waiting: 2}, 5200 + 5000, 2},
+		"one of ours may be prefilling": {Reading{Running: 5, Deferred: 1, WaitingSplit: true}, 200, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			state, _ := prepare(tt.reading)
+			if got := state.Queue(0, 2*s); got > tt.wantQueue+1 || name == "nobody tells them apart" && got < 5000 {
+				t.Errorf("queue is %v tokens, want at most %v", got, tt.wantQueue)
+			}
+			if got := state.loads[0].reading.foreign; got != tt.wantForeign {
+				t.Errorf("%v calls are foreign, want %v", got, tt.wantForeign)
+			}
+		})
+	}
+	state, c := prepare(Reading{Running: 4, Deferred: 2, WaitingSplit: true})
+	if got := state.Computed(&c, 3*s); got != 0 {
+		t.Errorf("%d tokens of a deferred call are taken to be prefilled", got)
+	}
+	if state.Release(&c, Ended, 3*s) {
+		t.Error("the prompt of a deferred call is taken to be prefilled")
+	}
+}
+
+// While calls are deferred, neither the queue nor the counters tell a speed.
+func TestDeferredCallsTellNoSpeed(t *testing.T) {
+	for name, tt := range map[string]struct {
+		deferred int
+		learns   bool
+	}{"none": {0, true}, "some": {1, false}} {
+		t.Run("the queue, deferred: "+name, func(t *testing.T) {
+			state := newState(1)
+			for range 8 {
+				add(state, s, 100)
+			}
+			state.Observe(0, 2*s, &Reading{At: 2 * s, Running: 1, Waiting: 7, WaitingSplit: true})
+			state.Observe(0, 3*s, &Reading{At: 3 * s, Running: 2, Waiting: 6, WaitingSplit: true})
+			state.Observe(0, 5*s, &Reading{At: 5 * s, Running: 4, Waiting: 4, Deferred: tt.deferred, WaitingSplit: true})
+			state.Observe(0, 7*s, &Reading{At: 7 * s, Running: 6, Waiting: 2, Deferred: tt.deferred, WaitingSplit: true})
+			state.Observe(0, 8*s, &Reading{At: 8 * s, Running: 7, Waiting: 1, WaitingSplit: true})
+			if got := state.loads[0].speed.seconds > 2; got != tt.learns {
+				t.Errorf("a speed was observed for %v s", state.loads[0].speed.seconds)
+			}
+		})
+		t.Run("the counters, deferred: "+name, func(t *testing.T) {
+			state := stateWith(1, picksettings.Defaults())
+			for i := range int64(20) {
+				at := time.Duration(i+1) * s
+				state.Observe(0, at, &Reading{
+					At: at, MaxAdapters: 2, Waiting: 1, Deferred: tt.deferred, WaitingSplit: true,
+					Counters: Counters{Prefilled: 2000 * i, FirstTokens: i, FirstTokenSeconds: 0.1 * float64(i)},
+				})
+			}
+			if got := state.loads[0].speed.seconds > 0; got != tt.learns {
+				t.Errorf("a speed was observed for %v s", state.loads[0].speed.seconds)
+			}
+		})
+	}
+	t.Run("the counters of a server that does not tell", func(t *testing.T) {
+		for adapters, learns := range map[int]bool{0: true, 2: false} {
+			state := stateWith(1, picksettings.Defaults())
+			for i := range int64(20) {
+				at := time.Duration(i+1) * s
+				state.Observe(0, at, &Reading{
+					At: at, MaxAdapters: adapters, Waiting: 1,
+					Counters: Counters{Prefilled: 2000 * i, FirstTokens: i, FirstTokenSeconds: 0.1 * float64(i)},
+				})
+			}
+			if got := state.loads[0].speed.seconds > 0; got != learns {
+				t.Errorf("with %d slots a speed was observed for %v s", adapters, state.loads[0].speed.seconds)
+			}
+		}
+	})
+}
+
 func TestObserveRefusesWhatCannotBe(t *testing.T) {
 	tests := map[string]Reading{
 		"older than the last": {At: s, Waiting: 2},
 		"as old as the last":  {At: 2 * s, Waiting: 2},
 		"negative waiting":    {At: 3 * s, Waiting: -1},
 		"negative running":    {At: 3 * s, Waiting: 2, Running: -5},
+		"negative deferred":   {At: 3 * s, Waiting: 2, Deferred: -1},
 	}
 	for name, reading := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -73,7 +168,7 @@ func TestObserveSurvives(t *testing.T) {
 		{At: -time.Hour}, {At: math.MaxInt64, Waiting: 1}, {At: s, KVUsage: math.NaN(), KVTokens: 5},
 		{At: 2 * s, KVUsage: 1e300, KVTokens: math.MaxInt}, {At: 3 * s, KVUsage: math.Inf(1), KVTokens: 1},
 		{At: 4 * s, Running: math.MaxInt, Waiting: math.MaxInt}, {At: 5 * s, MaxAdapters: math.MaxInt, RunningAdapters: []string{"", "a"}},
-		{At: 6 * s, MaxAdapters: -1},
+		{At: 6 * s, MaxAdapters: -1}, {At: 7 * s, MaxAdapters: 1, Deferred: math.MaxInt, RunningAdapters: []string{"a"}},
 	}
 	state := stateWith(2, picksettings.Defaults())
 	for i, r := range readings {

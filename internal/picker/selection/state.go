@@ -94,7 +94,8 @@ func (s *State) Reserve(n int32, now time.Duration, c *Call, uncached int) Claim
 	s.picks++
 	s.hot[n].lastPick = s.picks
 	s.work.add(t, float64(uncached))
-	place := s.add(n, t, float64(uncached))
+	id := s.adapters.wanted(c.Facts.Model, t)
+	place := s.add(n, t, float64(uncached), id)
 	kind := whole
 	if c.Facts.Stream {
 		kind = streamed
@@ -103,7 +104,7 @@ func (s *State) Reserve(n int32, now time.Duration, c *Call, uncached int) Claim
 	return Claim{
 		Endpoint: n,
 		place:    place,
-		adapter:  s.adapters.reserve(n, s.arrival(n, t), c.Facts.Model),
+		adapter:  s.adapters.hold(n, id, s.arrival(n, t)),
 		kind:     kind,
 		waits:    true,
 		probe:    s.probe(n, t),
@@ -122,9 +123,9 @@ func (s *State) Move(c *Claim, to int32, uncached int, now time.Duration) {
 	s.withdraw(c.Endpoint, t, c.place)
 	s.stopWaiting(c, t)
 	s.skipped(c.Endpoint, t, c)
-	id := s.adapters.release(c.Endpoint, c.adapter, t)
+	id := s.adapters.release(c.Endpoint, c.adapter, t, false)
 	c.Endpoint, c.probe, c.moved = to, false, true
-	c.place = s.add(to, t, float64(uncached))
+	c.place = s.add(to, t, float64(uncached), id)
 	c.adapter = s.adapters.hold(to, id, s.arrival(to, t))
 }
 
@@ -189,8 +190,11 @@ func (s *State) stopWaiting(c *Claim, now float64) {
 }
 
 // Computed returns how many of a call's uncached tokens its endpoint has had the time to prefill since the call's turn
-// came, at the speed that the endpoint is taken to have.
+// came, at the speed that the endpoint is taken to have. Of a deferred call it has prefilled nothing.
 func (s *State) Computed(c *Claim, now time.Duration) int {
+	if s.isDeferred(c.Endpoint, now.Seconds(), c.place) {
+		return 0
+	}
 	return int(math.Round(min(max(0, s.drained(c.Endpoint, now.Seconds())-c.place.start), c.place.tokens())))
 }
 
@@ -203,19 +207,20 @@ func (s *State) Release(c *Claim, outcome Outcome, now time.Duration) (prefilled
 	if c.probe {
 		s.unprobe(n, t)
 	}
-	s.adapters.release(n, c.adapter, t)
 	switch outcome {
 	case Answered:
 		s.answered(n, t, c.place)
-		return true
+		prefilled = true
 	case Ended:
 		likely := s.likelyPrefilled(n, t, c.place)
-		return s.withdraw(n, t, c.place) || likely
+		prefilled = s.withdraw(n, t, c.place) || likely
 	case Abandoned:
-		return s.withdraw(n, t, c.place) && !mayHang
+		prefilled = s.withdraw(n, t, c.place) && !mayHang
+	default:
+		s.withdraw(n, t, c.place)
 	}
-	s.withdraw(n, t, c.place)
-	return false
+	s.adapters.release(n, c.adapter, t, prefilled && outcome != Abandoned)
+	return prefilled
 }
 
 // work is what the pool's calls brought lately.

@@ -33,7 +33,7 @@ func TestScrapeSampleModelServer(t *testing.T) {
 	s := newScraper(t, quick(), sink)
 	set(t, s, "http://"+address+"/metrics")
 	idle := sink.await(t, "a reading", isReading).reading
-	want := Reading{Engine: VLLM, CapacityTokens: 1000 * 16, MaxLoRA: 1}
+	want := Reading{Engine: VLLM, WaitingSplit: true, CapacityTokens: 1000 * 16, MaxLoRA: 1}
 	if diff := cmp.Diff(want, idle, cmpopts.IgnoreFields(Reading{}, "At"), equateNone); diff != "" {
 		t.Errorf("idle (-want +got):\n%s", diff)
 	}
@@ -44,11 +44,14 @@ func TestScrapeSampleModelServer(t *testing.T) {
 	go ask(ctx, address, "sql")
 	sink.await(t, "a running request", func(e event) bool { return e.reading.Running == 1 })
 	go ask(ctx, address, "chat")
-	busy := sink.await(t, "a waiting request", func(e event) bool { return e.reading.Waiting == 1 && e.reading.Running == 1 }).reading
-	if diff := cmp.Diff([][]string{{"sql"}, {"chat"}}, [][]string{busy.RunningAdapters, busy.WaitingAdapters}); diff != "" {
+	busy := sink.await(t, "a deferred request", func(e event) bool { return e.reading.Deferred == 1 && e.reading.Running == 1 }).reading
+	if diff := cmp.Diff([][]string{{"sql"}, {}}, [][]string{busy.RunningAdapters, busy.WaitingAdapters}, equateNone); diff != "" {
 		t.Errorf("adapters (-want +got):\n%s", diff)
 	}
-	if busy.KVUsage <= 0 || busy.PromptTokens == 0 || busy.CacheQueries == 0 {
+	if busy.Waiting != 0 {
+		t.Errorf("%d requests wait for capacity, want none", busy.Waiting)
+	}
+	if busy.KVUsage <= 0 || busy.PromptTokens == 0 || busy.CacheQueries == 0 || busy.Prefill.Computed == 0 || busy.Prefill.Generated == 0 {
 		t.Errorf("no sign of work in %+v", busy)
 	}
 	cancel()

@@ -92,7 +92,7 @@ func (s *Server) generate(w http.ResponseWriter, r *http.Request, g *generation)
 	if g.stream {
 		answer = newStreamResponder(w, g)
 	}
-	finish, first := engine.FinishAbort, true
+	last, first := engine.Output{Finish: engine.FinishAbort}, true
 	for out, err := range outputs {
 		if err != nil {
 			answer.fail(err)
@@ -106,8 +106,8 @@ func (s *Server) generate(w http.ResponseWriter, r *http.Request, g *generation)
 			break // the caller has left, so an error would not reach it
 		}
 		if out.Finish != "" {
-			finish = out.Finish
+			last = out
 		}
 	}
-	s.metrics.Finished(finish, time.Since(g.arrived))
+	s.metrics.Finished(last, time.Since(g.arrived))
 }

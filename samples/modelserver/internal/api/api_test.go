@@ -356,10 +356,20 @@ func TestMetricsPage(t *testing.T) {
 		"vllm:e2e_request_latency_seconds_count" + labels + "} 2",
 		`vllm:request_success_total{engine="0",finished_reason="length",model_name="base"} 2`,
 		`vllm:request_success_total{engine="0",finished_reason="stop",model_name="base"} 0`,
-		`vllm:cache_config_info{block_size="16",cache_dtype="auto",enable_prefix_caching="True",engine="0",num_gpu_blocks="4096"} 1`,
+		`vllm:cache_config_info{block_size="16",cache_dtype="auto",enable_prefix_caching="True",engine="0",` +
+			`kv_cache_size_tokens="65536",num_gpu_blocks="4096"} 1`,
 		`vllm:lora_requests_info{max_lora="2",running_lora_adapters="",waiting_lora_adapters=""} 1.`,
-		`vllm:lora_requests_info{max_lora="2",running_lora_adapters="lora-a",waiting_lora_adapters=""} 1.`,
-		`vllm:lora_requests_info{max_lora="2",running_lora_adapters="",waiting_lora_adapters="lora-a"} 1.`,
+		`vllm:lora_requests_info{max_lora="2",running_lora_adapters="lora-a",waiting_lora_adapters="lora-a"} 1.`,
+		`vllm:num_requests_waiting_by_reason{engine="0",model_name="base",reason="capacity"} 0`,
+		`vllm:num_requests_waiting_by_reason{engine="0",model_name="base",reason="deferred"} 0`,
+		`vllm:prompt_tokens_by_source_total{engine="0",model_name="base",source="local_compute"} 80`,
+		`vllm:prompt_tokens_by_source_total{engine="0",model_name="base",source="local_cache_hit"} 48`,
+		`vllm:prompt_tokens_by_source_total{engine="0",model_name="base",source="external_kv_transfer"} 0`,
+		"vllm:request_prefill_kv_computed_tokens_sum" + labels + "} 80",
+		"vllm:request_prefill_kv_computed_tokens_count" + labels + "} 2",
+		"vllm:request_prefill_time_seconds_count" + labels + "} 2",
+		"vllm:request_queue_time_seconds_count" + labels + "} 2",
+		"vllm:request_decode_time_seconds_count" + labels + "} 2",
 	} {
 		if !strings.Contains(page, "\n"+want) {
 			t.Errorf("no %s on the page", want)

@@ -100,7 +100,6 @@ func (e *Engine) submit(req Request) (*sequence, error) {
 		return nil, ErrStopped
 	}
 	e.waiting = append(e.waiting, s)
-	e.noteLoRAs(time.Now())
 	e.wakeUp()
 	return s, nil
 }
@@ -272,31 +271,28 @@ func (e *Engine) admit(now time.Time, p *plan) {
 			break
 		}
 		if s.adapter != "" && !e.loras.ready(s.adapter, now) {
+			s.skipped = true
 			left = append(left, s)
 			continue
 		}
-		if !e.begin(s) {
+		if !e.begin(s, now) {
 			left = append(left, e.waiting[i:]...)
 			break
 		}
 		p.addPrompt(s)
 	}
-	admitted := len(left) < len(e.waiting)
 	clear(e.waiting[len(left):])
 	e.waiting = left
-	if admitted {
-		e.noteLoRAs(now)
-	}
 }
 
 // begin gives the sequence its blocks and its place in the batch. It returns
 // false if there are too few blocks yet.
-func (e *Engine) begin(s *sequence) bool {
+func (e *Engine) begin(s *sequence, now time.Time) bool {
 	lease, ok := e.cache.Open(s.reusable(), s.blocks())
 	if !ok {
 		return false
 	}
-	s.lease = lease
+	s.lease, s.began = lease, now
 	s.cached = lease.Cached() * e.cfg.BlockSize
 	s.prefilled = s.cached
 	if s.adapter != "" {
@@ -310,14 +306,17 @@ func (e *Engine) begin(s *sequence) bool {
 
 // complete outputs the tokens of a finished step.
 func (e *Engine) complete(p *plan) {
+	now := time.Now()
 	for _, s := range p.emit {
 		if s.finish != "" {
 			continue // aborted while the step ran
 		}
 		if !s.decoding() {
 			e.totals.PromptTokens += s.promptTokens
+			e.totals.Computed += s.promptTokens - s.cached
+			e.totals.Reused += s.cached
 		}
-		s.generated++
+		s.emit(now)
 		e.totals.GenerationTokens++
 		if s.generated < s.answerTokens {
 			s.signal()
@@ -329,6 +328,7 @@ func (e *Engine) complete(p *plan) {
 		}
 		e.finish(s, reason)
 	}
+	e.noteLoRAs(now)
 }
 
 // finish removes a sequence and frees what it holds.

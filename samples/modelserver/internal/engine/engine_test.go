@@ -381,9 +381,12 @@ func TestAdapterWaitsWhileAllSlotsAreBusy(t *testing.T) {
 			synctest.Wait()
 		}
 		time.Sleep(5 * time.Second)
-		sets := e.Stats().LoRAs
-		if got := sets[len(sets)-1]; got.Running != "a" || got.Waiting != "b" || !got.At.Equal(time.Now()) {
-			t.Errorf("adapters in use: %+v, want a running and b waiting", got)
+		stats := e.Stats()
+		if got := stats.LoRAs[len(stats.LoRAs)-1]; got.Adapters != "a" || !got.At.Equal(time.Now()) {
+			t.Errorf("adapters in use: %+v, want a alone", got)
+		}
+		if stats.Waiting != 1 || stats.Deferred != 1 {
+			t.Errorf("%d requests wait, %d of them for their adapter, want 1 and 1", stats.Waiting, stats.Deferred)
 		}
 		wg.Wait()
 		if got := results[""].first; got > time.Second {
@@ -391,6 +394,52 @@ func TestAdapterWaitsWhileAllSlotsAreBusy(t *testing.T) {
 		}
 		if a, b := results["a"].last, results["b"].first; b < a+3*time.Second {
 			t.Errorf("b started after %v, though a held the only slot until %v and a load takes 3s", b, a)
+		}
+	})
+}
+
+// A request that waits for a place in the batch is not deferred, and its adapter is in use from its first token on.
+func TestWaitingForAPlaceIsNoDeferral(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := testConfig()
+		cfg.MaxNumSeqs, cfg.LoRALoadTime = 1, 0
+		e := start(t, cfg)
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() {
+				generate(t, e, Request{Adapter: "a", Prompt: prompt("p", 1000), MaxTokens: 41, IgnoreEOS: true})
+			})
+			synctest.Wait()
+		}
+		time.Sleep(time.Second / 2) // the prefill takes 1 s
+		if stats := e.Stats(); stats.Waiting != 1 || stats.Deferred != 0 || stats.LoRAs[len(stats.LoRAs)-1].Adapters != "" {
+			t.Errorf("before the first token: %+v, want one request waiting, none deferred, no adapter in use", stats)
+		}
+		wg.Wait()
+	})
+}
+
+// A request's time is that in the queue, that of its prefill and that of its answer.
+func TestTimeOfARequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := testConfig()
+		cfg.MaxNumSeqs = 1
+		e := start(t, cfg)
+		results := make([]result, 2)
+		var wg sync.WaitGroup
+		for i := range results {
+			wg.Go(func() {
+				results[i] = generate(t, e, Request{Prompt: prompt(fmt.Sprint(i), 1000), MaxTokens: 11, IgnoreEOS: true})
+			})
+			synctest.Wait()
+		}
+		wg.Wait()
+		one, two := results[0], results[1]
+		if got := one.Timing; got.Queue != 0 || got.Prefill != one.first || got.Decode != one.last-one.first {
+			t.Errorf("the first request's time is %+v, with tokens at %v and %v", got, one.first, one.last)
+		}
+		if got := two.Timing; got.Queue < one.last || got.Queue+got.Prefill != two.first {
+			t.Errorf("the second request's time is %+v, after a first that ended at %v", got, one.last)
 		}
 	})
 }
@@ -410,9 +459,9 @@ func TestUnloadedAdapterIsLoadedAgain(t *testing.T) {
 func TestLoRAHistoryIsBoundedAndNewestLast(t *testing.T) {
 	var h loraHistory
 	for i := range 40 {
-		h.note(LoRASet{Running: fmt.Sprint(i % 20), At: time.Unix(int64(i), 0)})
+		h.note(LoRASet{Adapters: fmt.Sprint(i % 20), At: time.Unix(int64(i), 0)})
 	}
-	if len(h.sets) != maxLoRASets || h.sets[len(h.sets)-1].Running != "19" {
+	if len(h.sets) != maxLoRASets || h.sets[len(h.sets)-1].Adapters != "19" {
 		t.Errorf("%d sets, last %+v", len(h.sets), h.sets[len(h.sets)-1])
 	}
 }

@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/inference-waypoint/inference-waypoint/samples/modelserver/internal/kvcache"
 )
@@ -39,7 +40,13 @@ type Output struct {
 	PromptTokens, CachedTokens, AnswerTokens int
 	// Finish is empty until the last output.
 	Finish FinishReason
+	// Timing is that of the last output, once there was a token.
+	Timing Timing
 }
+
+// Timing is where a request's time went: in the queue, from its first step to its
+// first token, and from there to its last token.
+type Timing struct{ Queue, Prefill, Decode time.Duration }
 
 // ContextLengthError refuses a request that exceeds the context's length.
 type ContextLengthError struct {
@@ -65,12 +72,15 @@ type sequence struct {
 	hashes       []uint64
 	blockSize    int
 
+	skipped   bool           // for want of its adapter
 	lease     *kvcache.Lease // nil while the sequence waits
 	cached    int            // prompt tokens found in the cache
 	prefilled int            // prompt tokens computed or found
 	generated int            // answer tokens
 	finish    FinishReason
 	err       error
+
+	arrived, began, first, last time.Time // first and last are the times of tokens
 
 	// changed holds one signal when there is news for the caller.
 	changed chan struct{}
@@ -103,6 +113,7 @@ func newSequence(cfg Config, req Request) (*sequence, error) {
 		ends:         ends,
 		hashes:       blockHashes(seed, whole, cfg.BlockSize*BytesPerToken),
 		blockSize:    cfg.BlockSize,
+		arrived:      time.Now(),
 		changed:      make(chan struct{}, 1),
 	}, nil
 }
@@ -120,6 +131,23 @@ func (s *sequence) blocks() int {
 }
 
 func (s *sequence) decoding() bool { return s.generated > 0 }
+
+// emit counts one more answer token.
+func (s *sequence) emit(now time.Time) {
+	if !s.decoding() {
+		s.first = now
+	}
+	s.last = now
+	s.generated++
+}
+
+// timing is zero until the sequence has finished and if it never had a token.
+func (s *sequence) timing() Timing {
+	if s.finish == "" || !s.decoding() {
+		return Timing{}
+	}
+	return Timing{Queue: s.began.Sub(s.arrived), Prefill: s.first.Sub(s.began), Decode: s.last.Sub(s.first)}
+}
 
 // computePrompt takes the blocks for n more prompt tokens and fills them.
 func (s *sequence) computePrompt(n int) {
@@ -147,6 +175,7 @@ func (s *sequence) output(seen int) Output {
 		CachedTokens: s.cached,
 		AnswerTokens: s.generated,
 		Finish:       s.finish,
+		Timing:       s.timing(),
 	}
 }
 

@@ -99,15 +99,21 @@ func (p *ours) Scraped(now time.Duration, metrics []server.Metrics) {
 		p.pool.Observe(address(n), modelmetrics.Reading{
 			Running:           m.Running,
 			Waiting:           m.Waiting,
+			Deferred:          m.Deferred,
+			WaitingSplit:      true,
 			KVUsage:           m.KVUsage,
 			CapacityTokens:    int64(m.CacheTokens),
 			MaxLoRA:           m.Slots,
-			RunningAdapters:   m.RunningAdapters,
-			WaitingAdapters:   m.WaitingAdapters,
+			RunningAdapters:   m.Adapters,
 			PromptTokens:      int64(m.PromptTokens),
 			CacheHits:         int64(m.CacheHits),
 			FirstTokens:       int64(m.FirstTokens),
 			FirstTokenSeconds: m.FirstTokenTime.Seconds(),
+			Prefill: modelmetrics.Prefill{
+				Computed: int64(m.ComputedTokens), Generated: int64(m.Generated),
+				Ended: int64(m.Ended), EndedComputed: int64(m.EndedComputed),
+				PrefillSeconds: m.PrefillTime.Seconds(), QueueSeconds: m.QueueTime.Seconds(), DecodeSeconds: m.DecodeTime.Seconds(),
+			},
 		}, 0)
 	}
 }

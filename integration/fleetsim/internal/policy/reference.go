@@ -46,14 +46,14 @@ func (p *reference) Pick(_ time.Duration, _ int, c *workload.Call) int {
 	matched := p.match(c.Blocks)
 	shortest, longest := math.MaxInt, 0
 	for _, m := range p.members {
-		shortest = min(shortest, p.metrics[m].Waiting)
-		longest = max(longest, p.metrics[m].Waiting)
+		shortest = min(shortest, queued(p.metrics[m]))
+		longest = max(longest, queued(p.metrics[m]))
 	}
 	best, highest, equal := 0, -1.0, 0
 	for _, m := range p.members {
 		queue := 1.0
 		if longest > shortest {
-			queue = float64(longest-p.metrics[m].Waiting) / float64(longest-shortest)
+			queue = float64(longest-queued(p.metrics[m])) / float64(longest-shortest)
 		}
 		prefix := 0.0
 		if len(c.Blocks) > 0 {
@@ -139,3 +139,6 @@ func (m *memory) use(block uint64) (evicted uint64, any bool) {
 	e.prev.next, e.next.prev = e, e
 	return evicted, any
 }
+
+// queued is num_requests_waiting, which does not tell deferred calls apart.
+func queued(m server.Metrics) int { return m.Waiting + m.Deferred }

@@ -77,12 +77,13 @@ type Server struct {
 	slowness float64
 	cache    *cache
 	adapters adapters
-	wanted   map[string]int // waiting calls by adapter
+	inUse    map[string]int // calls between their first and their last token, by adapter
 
-	waiting []*request // the next to be admitted is the last
-	running []*request // in the order of admission
-	growing []*request // need a block for the next step's token
-	due     dues
+	waiting  []*request // the next to be admitted is the last
+	deferred int        // waiting calls that were skipped for want of a slot
+	running  []*request // in the order of admission
+	growing  []*request // need a block for the next step's token
+	due      dues
 
 	// pending counts, by name, the blocks that this server's calls will compute; see Cached.
 	pending map[uint64]int
@@ -110,11 +111,13 @@ type request struct {
 	behind   int
 	cached   int
 	resident bool
-	// scheduled: it was in the batch at least once. admitted: it is in the batch. began: it has its first token.
-	scheduled, admitted, began bool
-	first                      time.Duration
-	held                       []*block
-	unnamed                    int
+	// scheduled: it was in the batch at least once. admitted: it is in the batch. began: it has its first token. skipped: it
+	// waits, and was skipped for want of a slot.
+	scheduled, admitted, began, skipped bool
+	// started is when it was first in the batch, and first when it had its first token.
+	started, first time.Duration
+	held           []*block
+	unnamed        int
 	// decodes says that the request generates, since step since. It is looked at next after step dueAt.
 	decodes      bool
 	since, dueAt int
@@ -139,7 +142,7 @@ func New(c Config) *Server {
 		slowness: 1,
 		cache:    newCache(c.Blocks),
 		adapters: adapters{slots: c.AdapterSlots},
-		wanted:   map[string]int{},
+		inUse:    map[string]int{},
 		pending:  map[uint64]int{},
 	}
 }
@@ -170,7 +173,6 @@ func (s *Server) Submit(now time.Duration, id int, c *workload.Call) {
 		s.pending[blockName(c, i)]++
 	}
 	s.waiting = slices.Insert(s.waiting, 0, r)
-	s.want(r.adapter, 1)
 	if !s.stepping {
 		s.begin(now)
 	}
@@ -201,14 +203,16 @@ func (s *Server) Backlog() int { return s.backlog }
 
 // Metrics are the metrics that a server exposes.
 type Metrics struct {
-	Waiting, Running int
+	// Waiting are the calls that wait for capacity, Deferred those that were skipped for want of an adapter slot.
+	Waiting, Deferred, Running int
 	// KVUsage is the part of the cache's blocks that calls hold, 0 to 1. CacheTokens is the size of the cache.
 	KVUsage     float64
 	CacheTokens int
 	// Slots is the number of LoRA adapters that fit; 0 for a server without adapters.
 	Slots int
-	// RunningAdapters and WaitingAdapters are the adapters of running and of waiting calls, sorted, each once.
-	RunningAdapters, WaitingAdapters []string
+	// Adapters are the adapters of the calls between their first and their last token, sorted, each once. vLLM lists these as
+	// the running and as the waiting ones.
+	Adapters []string
 	Counters
 }
 
@@ -220,12 +224,19 @@ type Counters struct {
 	// from their arrival to that token.
 	PromptTokens, FirstTokens int
 	FirstTokenTime            time.Duration
+	// ComputedTokens counts, of PromptTokens, those that were not in the cache.
+	ComputedTokens int
+	// Ended counts the calls that ended, EndedComputed their computed prompt tokens and Generated their generated ones. The
+	// times are the sums of theirs from arrival to the first step, from there to the first token, and to the last.
+	Ended, EndedComputed, Generated    int
+	QueueTime, PrefillTime, DecodeTime time.Duration
 }
 
 // Metrics returns the current metrics.
 func (s *Server) Metrics() Metrics {
 	m := Metrics{
-		Waiting:     len(s.waiting),
+		Waiting:     len(s.waiting) - s.deferred,
+		Deferred:    s.deferred,
 		Running:     len(s.running),
 		KVUsage:     float64(s.cache.size-s.cache.free()) / float64(s.cache.size),
 		CacheTokens: s.cache.size * BlockTokens,
@@ -233,13 +244,7 @@ func (s *Server) Metrics() Metrics {
 		Counters:    s.counters,
 	}
 	if m.Slots > 0 {
-		m.WaitingAdapters = slices.Sorted(maps.Keys(s.wanted))
-		for _, l := range s.adapters.loaded {
-			if l.running > 0 {
-				m.RunningAdapters = append(m.RunningAdapters, l.name)
-			}
-		}
-		slices.Sort(m.RunningAdapters)
+		m.Adapters = slices.Sorted(maps.Keys(s.inUse))
 	}
 	return m
 }
@@ -269,14 +274,36 @@ func (s *Server) Adapters() []AdapterSlot {
 // Slots is the number of adapters that fit.
 func (s *Server) Slots() int { return s.config.AdapterSlots }
 
-// want counts the adapters of waiting calls.
-func (s *Server) want(adapter string, n int) {
+// use counts the calls between their first and their last token by adapter.
+func (s *Server) use(adapter string, n int) {
 	if adapter == "" {
 		return
 	}
-	if s.wanted[adapter] += n; s.wanted[adapter] == 0 {
-		delete(s.wanted, adapter)
+	if s.inUse[adapter] += n; s.inUse[adapter] == 0 {
+		delete(s.inUse, adapter)
 	}
+}
+
+// skip notes whether a call waits for want of a slot. A call that was skipped once counts until it runs.
+func (s *Server) skip(r *request, skipped bool) {
+	switch {
+	case skipped && !r.skipped:
+		s.deferred++
+	case !skipped && r.skipped:
+		s.deferred--
+	}
+	r.skipped = skipped
+}
+
+// count counts a call that ends.
+func (s *Server) count(r *request) {
+	c := &s.counters
+	c.Ended++
+	c.EndedComputed += r.call.Prompt - r.cached
+	c.Generated += r.generated
+	c.QueueTime += r.started - r.came
+	c.PrefillTime += r.first - r.started
+	c.DecodeTime += s.stepEnd - r.first
 }
 
 // wholeBlocks is the number of cache blocks that a call can find: whole ones, without the prompt's last token.

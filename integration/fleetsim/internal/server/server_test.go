@@ -3,6 +3,7 @@ package server
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -192,12 +193,26 @@ func TestMetrics(t *testing.T) {
 	s := New(even(10))
 	s.Submit(0, 0, with("a", call(1, 1024, 10)))
 	s.Submit(0, 1, with("b", call(2, 1024, 10)))
-	want := Metrics{
-		Waiting: 1, Running: 1, KVUsage: 0.2, CacheTokens: 5120, Slots: 1,
-		RunningAdapters: []string{"a"}, WaitingAdapters: []string{"b"},
-	}
+	want := Metrics{Waiting: 1, Running: 1, KVUsage: 0.2, CacheTokens: 5120, Slots: 1}
 	if diff := cmp.Diff(want, s.Metrics()); diff != "" {
-		t.Errorf("Metrics differ (-want +got):\n%s", diff)
+		t.Errorf("Metrics before a step ends differ (-want +got):\n%s", diff)
+	}
+	s.Advance(s.stepEnd, func(Ended) {})
+	m := s.Metrics()
+	if m.Waiting != 0 || m.Deferred != 1 || !slices.Equal(m.Adapters, []string{"a"}) || m.ComputedTokens != 1024 || m.Ended != 0 {
+		t.Errorf("with one call deferred: %+v", m)
+	}
+	var ended []Ended
+	for len(ended) < 2 {
+		s.Advance(s.stepEnd, func(e Ended) { ended = append(ended, e) })
+	}
+	m = s.Metrics()
+	if m.Deferred != 0 || len(m.Adapters) != 0 || m.Ended != 2 || m.EndedComputed != 2048 || m.Generated != 20 {
+		t.Errorf("when both calls have ended: %+v", m)
+	}
+	first, last := ended[0].First+ended[1].First, ended[0].Last+ended[1].Last
+	if m.QueueTime < ended[0].Last || m.QueueTime+m.PrefillTime != first || m.DecodeTime != last-first {
+		t.Errorf("times of %+v are %v, %v and %v", ended, m.QueueTime, m.PrefillTime, m.DecodeTime)
 	}
 }
 

@@ -12,7 +12,7 @@ func (s *Server) begin(now time.Duration) {
 	left, short := s.prefill(budget)
 	loads := 0
 	if !preempted && !short {
-		left, loads = s.admit(left)
+		left, loads = s.admit(now, left)
 	}
 	prompt := budget - left
 	if s.stepping = prompt+s.decoding > 0; !s.stepping {
@@ -63,10 +63,11 @@ func (s *Server) prefill(budget int) (left int, short bool) {
 
 // admit takes waiting calls into the batch, in the order of arrival. It skips calls whose adapter has no slot, and stops at
 // the first that finds no blocks.
-func (s *Server) admit(budget int) (left, loads int) {
+func (s *Server) admit(now time.Duration, budget int) (left, loads int) {
 	for i := len(s.waiting) - 1; i >= 0 && budget > 0 && len(s.running) < s.config.BatchCalls; i-- {
 		r := s.waiting[i]
 		if !s.adapters.possible(r.adapter) {
+			s.skip(r, true)
 			continue
 		}
 		n, ok := s.start(r, budget)
@@ -74,13 +75,13 @@ func (s *Server) admit(budget int) (left, loads int) {
 			break
 		}
 		s.waiting = slices.Delete(s.waiting, i, i+1)
-		s.want(r.adapter, -1)
+		s.skip(r, false)
 		resident, _ := s.adapters.admit(r.adapter)
 		if !resident {
 			loads++
 		}
 		if !r.scheduled {
-			r.scheduled, r.resident, r.cached = true, resident, r.computed
+			r.scheduled, r.resident, r.cached, r.started = true, resident, r.computed, now
 			s.counters.CacheHits += r.cached
 		}
 		s.running = append(s.running, r)
@@ -144,7 +145,6 @@ func (s *Server) preempt(r *request) {
 	s.backlog += r.tokens - r.behind
 	r.behind = r.tokens
 	s.waiting = append(s.waiting, r)
-	s.want(r.adapter, 1)
 }
 
 // leave removes a call from the batch, with its blocks and its adapter.
@@ -197,7 +197,9 @@ func (s *Server) end(ended func(Ended)) {
 func (s *Server) generateFirst(r *request, ended func(Ended)) {
 	if !r.began {
 		r.began, r.first = true, s.stepEnd
+		s.use(r.adapter, 1)
 		s.counters.PromptTokens += r.call.Prompt
+		s.counters.ComputedTokens += r.call.Prompt - r.cached
 		s.counters.FirstTokens++
 		s.counters.FirstTokenTime += r.first - r.came
 	}
@@ -229,6 +231,8 @@ func (s *Server) look(r *request, ended func(Ended)) {
 	left := r.call.Output - r.generated
 	if left <= 0 {
 		s.leave(r)
+		s.use(r.adapter, -1)
+		s.count(r)
 		r.decodes = false
 		ended(Ended{ID: r.id, First: r.first, Last: s.stepEnd, Cached: r.cached, Resident: r.resident})
 		return

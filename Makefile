@@ -40,13 +40,27 @@ modules: ## Download the Go modules that tests and checks read, since namespaces
 	@integration/tools/install.sh --modules
 
 .PHONY: demo
-demo: ## Start a mesh, call a model through its waypoint, compare with round robin. KEEP=1 leaves it running.
-	@integration/demo/run.sh $(TOOLS_DIR) "$(MESH_TOOLS)" $(if $(KEEP),-keep)
+demo: $(if $(filter vllm,$(ENGINE)),engines) ## Start a mesh, call a model through its waypoint, compare with round robin. KEEP=1 leaves it running; ENGINE=vllm has real engines.
+	@integration/demo/run.sh $(TOOLS_DIR) "$(MESH_TOOLS)" $(if $(KEEP),-keep) $(if $(ENGINE),-engine=$(ENGINE))
 
 .PHONY: preview
 preview: ## Show picking with Envoy, the picker and model servers alone: no mesh, no root, three minutes at most.
 	@integration/preview/build.sh $(TOOLS_DIR) bin/standalone
 	@bin/standalone/preview -bin bin/standalone -envoy $(TOOLS_DIR)/envoy
+
+# Real engines need no GPU, and no model that would have to be downloaded.
+ENGINE_MODEL := bin/engines/tiny
+.PHONY: engines
+engines: $(ENGINE_MODEL)/config.json ## Install a real vLLM for the CPU, and make a small model for it (once a version; 2.5 GB).
+
+$(ENGINE_MODEL)/config.json: integration/engines/model.py integration/tools/vllm/requirements.txt integration/tools/vllm/no-cuda.py
+	@integration/tools/install.sh $(TOOLS_DIR) vllm
+	@echo "engines: making a small model, its tokenizer and its adapters in $(ENGINE_MODEL) (about 20 s)"
+	@"$$(dirname "$$(readlink -f $(TOOLS_DIR)/vllm)")/python" $< . $(ENGINE_MODEL)
+
+.PHONY: test-engines
+test-engines: tools modules engines ## Run the tests with real engines: several minutes. They are no part of make test.
+	@cd integration && go test -tags engines -count=1 -v -timeout 60m ./engines/...
 
 .PHONY: test
 test: tools modules ## Run all tests, those in the real mesh among them, and some with the race detector.
@@ -114,6 +128,7 @@ check: modules ## Check format, vet, lint and that generated files and modules a
 	@awk '$$1 == "require" { sub(/^require /, "") } $$2 ~ /^v[0-9]/ { if (($$1 in v) && v[$$1] != $$2) { \
 		print FILENAME ": " $$1 " " $$2 ": another go.mod has " v[$$1]; bad = 1 } v[$$1] = $$2 } END { exit bad }' $(SAME_VERSIONS:%=%/go.mod)
 	go vet -tags standalone ./cmd/picker
+	go vet -C integration -tags engines ./engines
 	go run -C integration ./reference -check
 	go test -C integration ./manifests
 	@test "$$(integration/tools/install.sh --version istiod)" = "$$(integration/tools/install.sh --version istioctl)" || { echo "istiod and istioctl are of different versions"; exit 1; }

@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// Model is the model that is called.
-	Model = "llama-3.1-8b"
+	// StandIn is the model that the stand-ins for model servers have.
+	StandIn = "llama-3.1-8b"
 	// NextTokens is the length of each question after the first.
 	NextTokens = 130
 	// AnswerTokens is the length of an answer.
@@ -30,7 +30,16 @@ const (
 var Services = []string{"checkout", "search", "support"}
 
 // ServerFlags are the flags of model servers whose caches are too small for all conversations, as in samples/quickstart.
-var ServerFlags = []string{"--model=" + Model, "--num-gpu-blocks=1152", "--time-scale=4"}
+var ServerFlags = []string{"--model=" + StandIn, "--num-gpu-blocks=1152", "--time-scale=4"}
+
+// Everyone is the Models of services that all call one model.
+func Everyone(model string) map[string]string {
+	out := map[string]string{}
+	for _, service := range Services {
+		out[service] = model
+	}
+	return out
+}
 
 // Call is one line of the table.
 type Call struct {
@@ -44,6 +53,8 @@ type Call struct {
 type Run struct {
 	Out     io.Writer
 	Callers map[string]*http.Client // by service
+	// Models are the models that the services call, by service: base models or adapters.
+	Models map[string]string
 	// Last is the first conversation, up to its last turn.
 	Last *traffic.Conversation
 }
@@ -92,7 +103,7 @@ func (r *Run) takeTurns(ctx context.Context, host string, turn int, held []*traf
 		for range 2 {
 			workers.Go(func() {
 				for n := range waiting[service] {
-					answer, err := held[n].Ask(ctx, r.Callers[service], host, Model, tokens, AnswerTokens)
+					answer, err := held[n].Ask(ctx, r.Callers[service], host, r.Models[service], tokens, AnswerTokens)
 					results <- Call{Service: service, Conversation: n + 1, Turn: turn + 1, Answer: answer, Err: err}
 				}
 			})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,20 +18,18 @@ import (
 )
 
 const (
-	pickedHost  = "http://llama.models.inference.internal"
-	rotatedHost = "http://llama-rotated.models.example"
-
-	// showLimit bounds the demo without the mesh's start. It takes half a minute, and longer on a machine under heavy load.
-	showLimit = 10 * time.Minute
+	pickedHost   = "http://llama.models.inference.internal"
+	unpickedHost = "http://llama-unpicked.models.example"
 )
 
-// rotated is a ServiceEntry over the same pods without anything of ours: it shows what Istio does by itself.
-const rotated = `
+// unpicked is a ServiceEntry over the same pods without anything of ours: it shows what Istio does by itself. %s is a
+// load balancer's name.
+const unpicked = `
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
-metadata: {name: llama-rotated, namespace: models}
+metadata: {name: llama-unpicked, namespace: models}
 spec:
-  hosts: [llama-rotated.models.example]
+  hosts: [llama-unpicked.models.example]
   resolution: STATIC
   location: MESH_INTERNAL
   workloadSelector: {labels: {app: llama}}
@@ -38,10 +37,10 @@ spec:
 ---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
-metadata: {name: llama-rotated, namespace: models}
+metadata: {name: llama-unpicked, namespace: models}
 spec:
-  host: llama-rotated.models.example
-  trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}
+  host: llama-unpicked.models.example
+  trafficPolicy: {loadBalancer: {simple: %s}}
 ---
 apiVersion: v1
 kind: Namespace
@@ -51,32 +50,26 @@ metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
 type demo struct {
 	mesh    *mesh.Mesh
 	out     io.Writer
+	served  *served
 	callers map[string]*mesh.Caller
 	held    *conversations.Run
 }
 
 func (d *demo) show(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, showLimit, fmt.Errorf("the demo was not over within %s", showLimit))
+	ctx, cancel := context.WithTimeoutCause(ctx, d.served.limit, fmt.Errorf("the demo was not over within %s", d.served.limit))
 	defer cancel()
 	if err := d.install(ctx); err != nil {
 		return err
 	}
-	picked, err := d.held.Hold(ctx, "with picking", pickedHost)
-	if err != nil {
-		return err
+	for _, c := range d.served.comparisons {
+		if err := d.compare(ctx, c); err != nil {
+			return err
+		}
 	}
-	if err := d.emptyCaches(ctx); err != nil {
-		return err
-	}
-	roundRobin, err := d.held.Hold(ctx, "with the waypoint's round robin", rotatedHost)
-	if err != nil {
-		return err
-	}
-	if err := conversations.Compare(d.out, picked, roundRobin); err != nil {
-		return err
-	}
-	if err := d.split(ctx); err != nil {
-		return err
+	if d.served.split {
+		if err := d.split(ctx); err != nil {
+			return err
+		}
 	}
 	for _, refusal := range d.mesh.Refusals() {
 		return refusal
@@ -84,16 +77,37 @@ func (d *demo) show(ctx context.Context) error {
 	return d.plugin(ctx)
 }
 
-// install applies the quickstart, the host that it is compared with, and the callers.
-func (d *demo) install(ctx context.Context) error {
-	if err := d.mesh.InstallQuickstart(ctx); err != nil {
+// compare holds the same conversations with picking and without.
+func (d *demo) compare(ctx context.Context, c comparison) error {
+	d.held.Models = c.models
+	if err := d.emptyCaches(ctx); err != nil {
 		return err
 	}
-	if err := d.mesh.ApplyYAML(ctx, rotated); err != nil {
+	picked, err := d.held.Hold(ctx, "with picking"+c.suffix, pickedHost)
+	if err != nil {
+		return err
+	}
+	if err := d.emptyCaches(ctx); err != nil {
+		return err
+	}
+	balancer := strings.ToLower(strings.ReplaceAll(d.served.balancer, "_", " "))
+	others, err := d.held.Hold(ctx, "with the waypoint's "+balancer+c.suffix, unpickedHost)
+	if err != nil {
+		return err
+	}
+	return conversations.Compare(d.out, picked, balancer, others, c.goal)
+}
+
+// install applies what serves the model, the host that it is compared with, and the callers.
+func (d *demo) install(ctx context.Context) error {
+	if err := d.served.install(ctx, d.mesh); err != nil {
+		return err
+	}
+	if err := d.mesh.ApplyYAML(ctx, fmt.Sprintf(unpicked, d.served.balancer)); err != nil {
 		return err
 	}
 	d.callers = map[string]*mesh.Caller{}
-	d.held = &conversations.Run{Out: d.out, Callers: map[string]*http.Client{}}
+	d.held = &conversations.Run{Out: d.out, Callers: map[string]*http.Client{}, Models: d.served.comparisons[0].models}
 	for _, service := range conversations.Services {
 		caller, err := d.mesh.NewCaller(ctx, "shop", service, service)
 		if err != nil {
@@ -102,13 +116,13 @@ func (d *demo) install(ctx context.Context) error {
 		d.callers[service] = caller
 		d.held.Callers[service] = caller.HTTP
 	}
-	_, _ = fmt.Fprintln(d.out, "\nThe controller, the picker, a waypoint and 4 model servers are up.")
-	for _, host := range []string{pickedHost, rotatedHost} {
+	_, _ = fmt.Fprintf(d.out, "\nThe controller, the picker, a waypoint and %s are up.\n", d.served.what)
+	for _, host := range []string{pickedHost, unpickedHost} {
 		if err := d.awaitServed(ctx, host); err != nil {
 			return err
 		}
 	}
-	return d.emptyCaches(ctx)
+	return nil
 }
 
 // awaitServed waits until a model server answers a call to a host.
@@ -118,7 +132,8 @@ func (d *demo) awaitServed(ctx context.Context, host string) error {
 	return d.mesh.Await(ctx, host, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		_, err := traffic.Chat(ctx, d.callers[conversations.Services[0]].HTTP, host, conversations.Model, []traffic.Message{{Role: "user", Content: "Are you there?"}}, 1)
+		service := conversations.Services[0]
+		_, err := traffic.Chat(ctx, d.callers[service].HTTP, host, d.held.Models[service], []traffic.Message{{Role: "user", Content: "Are you there?"}}, 1)
 		return err
 	})
 }

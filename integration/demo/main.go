@@ -31,15 +31,20 @@ func main() {
 func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
 	keep := flags.Bool("keep", false, "leave the mesh running after the demo, until Ctrl-C")
+	engine := flags.String("engine", standIn, "what serves the model: "+standIn+" or "+vllm)
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	m, err := mesh.Start(ctx, mesh.Options{Progress: out})
+	served, err := servedBy(*engine)
+	if err != nil {
+		return err
+	}
+	m, err := mesh.Start(ctx, mesh.Options{Progress: out, Images: served.images})
 	if err != nil {
 		return err
 	}
 	defer m.Close()
-	demo := &demo{mesh: m, out: out}
+	demo := &demo{mesh: m, out: out, served: served}
 	if err := demo.show(ctx); err != nil {
 		return withLogs(m, err)
 	}

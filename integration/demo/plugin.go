@@ -27,11 +27,11 @@ func (d *demo) plugin(ctx context.Context) error {
 	if err := d.kubectl(ctx, nil, "status", "-A"); err != nil {
 		return err
 	}
-	if _, err := d.held.Last.Ask(ctx, d.callers[conversations.Services[0]].HTTP, pickedHost, conversations.Model, conversations.NextTokens, conversations.AnswerTokens); err != nil {
+	if _, err := d.held.Last.Ask(ctx, d.callers[conversations.Services[0]].HTTP, pickedHost, d.held.Models[conversations.Services[0]], conversations.NextTokens, conversations.AnswerTokens); err != nil {
 		return fmt.Errorf("taking one more turn of conversation 1: %w", err)
 	}
 	next := append(slices.Clone(d.held.Last.Messages), traffic.Message{Role: "user", Content: "And then?"})
-	return d.kubectl(ctx, bytes.NewReader(traffic.Body(conversations.Model, next, conversations.AnswerTokens)), "explain", "-f", "-", "llama", "-n", "models")
+	return d.kubectl(ctx, bytes.NewReader(traffic.Body(d.held.Models[conversations.Services[0]], next, conversations.AnswerTokens)), "explain", "-f", "-", "llama", "-n", "models")
 }
 
 // picked fails until each pool's status says that its calls are picked. The controller reads waypoints every five seconds.

@@ -80,7 +80,7 @@ func Start(ctx context.Context, o Options) (*Mesh, error) {
 	root := o.Root
 	if root == "" {
 		var err error
-		if root, err = findRoot(); err != nil {
+		if root, err = FindRoot(); err != nil {
 			return nil, err
 		}
 	}

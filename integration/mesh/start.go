@@ -93,8 +93,8 @@ func async[T any](work func() (T, error)) func() (T, error) {
 	}
 }
 
-// findRoot looks for the checkout upwards from the working directory.
-func findRoot() (string, error) {
+// FindRoot looks for the checkout upwards from the working directory.
+func FindRoot() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", fmt.Errorf("finding the checkout: %w", err)

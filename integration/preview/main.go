@@ -87,7 +87,7 @@ func (p *preview) show(ctx context.Context) error {
 		return err
 	}
 	_, _ = fmt.Fprintf(p.out, "\nEnvoy, configured as a waypoint, the picker and %d model servers are up; there is no Kubernetes.\n", servers)
-	run := &conversations.Run{Out: p.out, Callers: map[string]*http.Client{}}
+	run := &conversations.Run{Out: p.out, Callers: map[string]*http.Client{}, Models: conversations.Everyone(conversations.StandIn)}
 	for _, service := range conversations.Services {
 		run.Callers[service] = &http.Client{}
 	}
@@ -102,7 +102,7 @@ func (p *preview) show(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return conversations.Compare(p.out, withPicking, without)
+	return conversations.Compare(p.out, withPicking, roundRobin, without, conversations.Clearly)
 }
 
 // start starts all programs, each with a log in the folder.

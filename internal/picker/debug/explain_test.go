@@ -1,6 +1,8 @@
 package debug
 
 import (
+	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -47,7 +49,7 @@ func TestExplainHandler(t *testing.T) {
 	f.SetPool(pool.Pool{Name: types.NamespacedName{Namespace: "models", Name: "empty"}}, nil)
 	body := `{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("word ", 2000) + `"}]}`
 	var facts request.Facts
-	facts.Read("/v1/chat/completions", []byte(body))
+	facts.Read(request.Head{Path: "/v1/chat/completions"}, []byte(body))
 	var r poolstate.Reservation
 	if _, err := f.Pool(llama).Pick(&poolstate.Call{Facts: &facts}, &r); err != nil {
 		t.Fatal(err)
@@ -59,6 +61,7 @@ func TestExplainHandler(t *testing.T) {
 	tests := map[string]struct {
 		query      url.Values
 		body       io.Reader
+		encoding   string
 		wantStatus int
 		wantFirst  string
 		wantCount  int
@@ -69,6 +72,9 @@ func TestExplainHandler(t *testing.T) {
 		},
 		"in a subset": {
 			query: url.Values{"pool": {"models/llama"}, "subset": {"10.0.0.9:1", home}}, wantStatus: 200, wantFirst: home, wantCount: 1,
+		},
+		"a body that is encoded": {
+			query: url.Values{"pool": {"models/llama"}}, body: gzipped(t, body), encoding: "gzip", wantStatus: 200, wantFirst: home, wantCount: 4,
 		},
 		"nothing in the subset": {query: url.Values{"pool": {"models/llama"}, "subset": {"10.0.0.9:1"}}, wantStatus: 503, wantError: "proxy allows"},
 		"no pool named":         {wantStatus: 400, wantError: "namespace/name"},
@@ -83,7 +89,12 @@ func TestExplainHandler(t *testing.T) {
 			if tt.body == nil {
 				tt.body = strings.NewReader(body)
 			}
-			response, err := http.Post(server.URL+"/debug/explain?"+tt.query.Encode(), "application/json", tt.body)
+			asked, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+"/debug/explain?"+tt.query.Encode(), tt.body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			asked.Header.Set("Content-Encoding", tt.encoding)
+			response, err := http.DefaultClient.Do(asked)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -115,6 +126,19 @@ func TestExplainHandler(t *testing.T) {
 			t.Errorf("%d calls are reserved at %s by explanations", e.InFlight, e.Address)
 		}
 	}
+}
+
+func gzipped(t *testing.T, text string) io.Reader {
+	t.Helper()
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	if _, err := w.Write([]byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return &out
 }
 
 // zeros is a body without end.

@@ -34,7 +34,7 @@ func (s *Server) logPanic(pool string, fault any) {
 
 func (x *session) logPick(took time.Duration) {
 	if log := x.server.options.Log; x.pool != probePool && log.Enabled(context.Background(), slog.LevelDebug) {
-		log.Debug("picked", "pool", x.pool, "path", clipped(x.path), "model", clipped(x.facts.Model), "endpoints", string(x.endpoints),
+		log.Debug("picked", "pool", x.pool, "path", clipped(x.head.Path), "model", clipped(x.facts.Model), "endpoints", string(x.endpoints),
 			"promptTokens", x.reservation.PromptTokens, "cachedTokens", x.reservation.CachedTokens,
 			"subset", x.subset.Given, "took", took)
 	}

@@ -48,7 +48,8 @@ type Options struct {
 	MaxStreams int
 	// MaxHeldBytes bounds the bytes of bodies, of all calls together, that are held before the pick. The pools of a
 	// namespace may hold four times as much as is free. Above the limit a call is picked on the part of its body that has
-	// come. As many bytes may be on their way back to proxies; streams above that are ended. 0 sets no limit.
+	// come. An encoded body takes request.DecodingBytes while it is decoded, and is not read above the limit. As many bytes
+	// may be on their way back to proxies; streams above that are ended. 0 sets no limit.
 	MaxHeldBytes int
 	// Admits says whether a proxy that sends this token may ask about the pool of this name; nil admits all.
 	Admits admission.Check

@@ -824,7 +824,7 @@ func TestAnswerLeavesThePrompt(t *testing.T) {
 			w.quiet(t)
 
 			var facts request.Facts
-			facts.Read("/v1/completions", completion(1, 10_000))
+			facts.Read(request.Head{Path: "/v1/completions"}, completion(1, 10_000))
 			why, err := w.fleet.Pool(types.NamespacedName{Namespace: "models", Name: "llama"}).Rank(&poolstate.Call{Facts: &facts})
 			if err != nil {
 				t.Fatal(err)

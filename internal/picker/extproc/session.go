@@ -41,8 +41,8 @@ const (
 	// subsetKept is how many endpoints of a subset a call keeps after its pick, and a session for the next call.
 	subsetKept = 64
 
-	// textKept is how many bytes are kept of the path and of the session header's value until the pick, which may be five
-	// minutes later. Envoy's own limit is 60 KiB for all headers.
+	// textKept is how many bytes are kept of each header's value until the pick, which may be five minutes later. Envoy's
+	// own limit is 60 KiB for all headers.
 	textKept = 4 << 10
 )
 
@@ -97,7 +97,7 @@ type session struct {
 	reply   reply
 
 	requestMode, answerMode bodyMode
-	path                    string
+	head                    request.Head
 	session                 string // the value of the pool's session header
 	subset                  poolstate.Subset
 	held                    heldBody // the head of a streamed body, before the pick
@@ -176,7 +176,7 @@ func (x *session) requestHeaders() error {
 	if x.phase.decided() {
 		return x.sendPick(onRequestHeaders)
 	}
-	x.path = headOf(x.message.path)
+	x.head = x.message.head()
 	if p := x.server.find(x.pool); p != nil && p.SessionHeader() != "" {
 		x.session = headOf(x.message.header(p.SessionHeader()))
 	}
@@ -193,6 +193,24 @@ func (x *session) requestHeaders() error {
 		x.phase = awaitsBody
 		return x.sendPlain()
 	}
+}
+
+// head copies what is needed of the headers until the pick.
+func (r *received) head() request.Head {
+	return request.Head{
+		Path:            headOf(r.path),
+		ContentType:     contentTypeOf(r.contentType),
+		ContentEncoding: headOf(r.contentEncoding),
+	}
+}
+
+// contentTypeOf copies a content type. That of nearly all calls needs no copy.
+func contentTypeOf(value []byte) string {
+	const usual = "application/json"
+	if string(value) == usual {
+		return usual
+	}
+	return headOf(value)
 }
 
 // headOf copies the head of a header's value, up to textKept.
@@ -406,7 +424,7 @@ func (x *session) decide(body []byte, next phase) {
 		x.pick(nil)
 	}
 	// The call may last for minutes without what was for the pick.
-	x.path, x.session = "", ""
+	x.head, x.session = request.Head{}, ""
 	if cap(x.subset.Endpoints) > subsetKept {
 		x.subset.Endpoints = nil
 	}
@@ -420,16 +438,16 @@ func (x *session) pick(body []byte) {
 		x.refuse(refusal.New(refusal.UnknownPool, "there is no pool %q", x.pool))
 		return
 	}
-	if len(body) > cheapBody {
-		if x.server.reading.Enter(x.tenant, turnPatience) {
-			defer x.server.reading.Leave()
+	if x.costly(body) {
+		if x.enter() {
+			defer x.leave()
 		} else {
 			p.Metrics().PickedUnread()
 			body = nil
 		}
 	}
 	x.facts.Seed = x.server.fleet.Seed()
-	x.facts.Read(x.path, body)
+	x.facts.Read(x.head, body)
 	call := poolstate.Call{Facts: &x.facts, Subset: x.subset, Session: x.session, Explained: x.recording()}
 	why, err := p.Pick(&call, &x.reservation)
 	if err != nil {
@@ -441,6 +459,31 @@ func (x *session) pick(body []byte) {
 	took := time.Since(begin)
 	p.Metrics().Picked(x.reservation.PromptTokens, x.reservation.CachedTokens, took)
 	x.logPick(took)
+}
+
+// costly says whether reading a body needs a turn at the processors.
+func (x *session) costly(body []byte) bool {
+	return len(body) > cheapBody || len(body) > 0 && x.head.Encoded()
+}
+
+// enter takes a turn at the processors and, for an encoded body, room to decode it in. It reports whether the tenant may
+// have both. If it returns true, leave must follow.
+func (x *session) enter() bool {
+	if !x.server.reading.Enter(x.tenant, turnPatience) {
+		return false
+	}
+	if x.head.Encoded() && !x.server.held.Of(x.tenant).Take(request.DecodingBytes) {
+		x.leave()
+		return false
+	}
+	return true
+}
+
+func (x *session) leave() {
+	if x.head.Encoded() {
+		x.server.held.Of(x.tenant).Give(request.DecodingBytes)
+	}
+	x.server.reading.Leave()
 }
 
 func (x *session) refuse(e *refusal.Error) {

@@ -97,7 +97,8 @@ type received struct {
 	requestMode   int32 // of envoy.extensions.filters.http.ext_proc.v3.ProcessingMode.BodySendMode
 	answerMode    int32
 
-	method, path, contentType, status, trace []byte // the headers of these names, nil where they are missing
+	// The headers of these names, nil where they are missing.
+	method, path, contentType, contentEncoding, status, trace []byte
 
 	headers []byte // all headers, an encoded HeaderMap
 	body    []byte
@@ -245,6 +246,8 @@ func (r *received) decodeHeaderMap(b []byte) error {
 			into = &r.path
 		case "content-type":
 			into = &r.contentType
+		case "content-encoding":
+			into = &r.contentEncoding
 		case ":status":
 			into = &r.status
 		case traceHeader:

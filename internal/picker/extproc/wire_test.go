@@ -27,6 +27,7 @@ type seen struct {
 	ModesTold               bool
 	RequestMode, AnswerMode int32
 	Path, Status, Trace     string
+	ContentType, Encoding   string
 	Body                    string
 	End                     bool
 	Subset                  poolstate.Subset
@@ -40,6 +41,7 @@ func byHand(t testing.TB, r *received) seen {
 		Kind: r.kind, Observability: r.observability,
 		ModesTold: r.modesTold, RequestMode: r.requestMode, AnswerMode: r.answerMode,
 		Path: string(r.path), Status: string(r.status), Trace: string(r.trace),
+		ContentType: string(r.contentType), Encoding: string(r.contentEncoding),
 		Body: string(r.body), End: r.end, Served: string(r.served),
 	}
 	if r.subset != nil {
@@ -59,6 +61,7 @@ func byGenerated(m *extprocv3.ProcessingRequest) seen {
 	headers := func(k kind, h *extprocv3.HttpHeaders) {
 		s.Kind, s.End = k, h.GetEndOfStream()
 		s.Path, s.Status, s.Trace = generatedHeader(h.GetHeaders(), ":path"), generatedHeader(h.GetHeaders(), ":status"), generatedHeader(h.GetHeaders(), "traceparent")
+		s.ContentType, s.Encoding = generatedHeader(h.GetHeaders(), "content-type"), generatedHeader(h.GetHeaders(), "content-encoding")
 	}
 	body := func(k kind, b *extprocv3.HttpBody) {
 		s.Kind, s.Body, s.End = k, string(b.GetBody()), b.GetEndOfStream()
@@ -127,7 +130,8 @@ func wireSamples(t testing.TB) []*extprocv3.ProcessingRequest {
 			{Key: ":path", Value: "/v1/completions"}, {Key: ":path", Value: "/second"}, {Key: "traceparent"},
 		}},
 	}}}
-	first := requestHeaders(false, "traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "x-other", "y")
+	first := requestHeaders(false, "traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "x-other", "y",
+		"content-type", "application/json", "content-encoding", "gzip", "content-encoding", "zstd")
 	withModes(partial, full)(first)
 	return []*extprocv3.ProcessingRequest{
 		{}, first, observed, attributes, oldHeaders,

@@ -47,11 +47,11 @@ func BenchmarkRead(b *testing.B) {
 			b.Run(fmt.Sprintf("%s/%dKB", kind.name, kb), func(b *testing.B) {
 				body := bytes.ReplaceAll(chatBody(kb<<10, kind.sample), []byte(`\\u`), []byte(`\u`))
 				var f Facts
-				f.Read("/v1/chat/completions", body)
+				f.Read(Head{Path: "/v1/chat/completions", ContentType: "application/json"}, body)
 				b.SetBytes(int64(len(body)))
 				b.ReportAllocs()
 				for b.Loop() {
-					f.Read("/v1/chat/completions", body)
+					f.Read(Head{Path: "/v1/chat/completions", ContentType: "application/json"}, body)
 				}
 			})
 		}

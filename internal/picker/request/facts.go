@@ -6,7 +6,10 @@
 // facts are those that were read until then.
 package request
 
-import "strings"
+import (
+	"strings"
+	"time"
+)
 
 const (
 	// BlockBytes is the length of one prefix block, in bytes of the prompt's text: 64 tokens at four bytes a token.
@@ -30,15 +33,16 @@ type Facts struct {
 	// API is the kind of call.
 	API API
 	// Model is the model's name in the body or, without one there, in the path, cut to MaxModelBytes at a whole character.
-	// A LoRA adapter is named in the same field.
+	// A LoRA adapter is named in the same field. SGLang's lora_path names an adapter beside the model, and wins.
 	Model string
 	// Stream says that the client asked for a streamed answer.
 	Stream bool
 	// PromptBytes is the length of the prompt's text that was read, in bytes: unescaped, with a few bytes for each role
-	// and each part, MediaBytes for each image, and four bytes for each token id. All prompts of a batch count.
+	// and each part, MediaBytes for each image, and four bytes for each token id. All prompts of a batch count. Where one
+	// query is scored with many documents, the query counts with each of them, up to MaxPairs and MaxRepeated.
 	PromptBytes int
 	// Blocks are the chained hashes of the prompt's whole blocks, from its head, at most MaxBlocks; of a batch, those of
-	// the first prompt. Each hash also stands for everything before its block, from the model's name and the cache salt
+	// the first prompt or pair. Each hash also stands for everything before its block, from the model's name and the salt
 	// on. So two prompts agree in their first n blocks if their n-th hashes are equal.
 	//
 	// Equal text gives equal hashes under one Seed, and the hashes are not cryptographic. Whoever knows the Seed and
@@ -66,10 +70,17 @@ const (
 	Completions
 	// Responses is OpenAI's /v1/responses.
 	Responses
-	// Embeddings is OpenAI's /v1/embeddings.
+	// Embeddings is OpenAI's /v1/embeddings, which vLLM also takes chats at.
 	Embeddings
 	// Messages is Anthropic's /v1/messages.
 	Messages
+	// Pooling is vLLM's /pooling, and vLLM's and SGLang's /classify.
+	Pooling
+	// Pairs are /rerank and /score, in the forms of Cohere, Jina, vLLM and SGLang, and vLLM's /generative_scoring: a query is
+	// scored with each of several documents.
+	Pairs
+	// Speech is OpenAI's /v1/audio/transcriptions and /v1/audio/translations.
+	Speech
 )
 
 // ends are the ends of paths that show an API; of two that match, the longer comes first. The part before an end
@@ -85,12 +96,24 @@ var ends = []struct {
 	{"/responses", Responses},
 	{"/embeddings", Embeddings},
 	{"/messages", Messages},
+	{"/pooling", Pooling},
+	{"/classify", Pooling},
+	{"/rerank", Pairs},
+	{"/score", Pairs},
+	{"/generative_scoring", Pairs},
+	{"/audio/transcriptions", Speech},
+	{"/audio/translations", Speech},
 	{"/count_tokens", NoPrompt},
 	{"/input_tokens", NoPrompt},
 	{"/tokenize", NoPrompt},
 	{"/detokenize", NoPrompt},
 	{"/moderations", NoPrompt},
+	{"/render", NoPrompt},
+	{"/derender", NoPrompt},
+	{"/parse_function_call", NoPrompt},
+	{"/separate_reasoning", NoPrompt},
 	{"/images/generations", NoPrompt},
+	{"/images/edits", NoPrompt},
 	{"/audio/speech", NoPrompt},
 	{"/load_lora_adapter", NoPrompt},
 	{"/unload_lora_adapter", NoPrompt},
@@ -128,32 +151,63 @@ func modelIn(path string) string {
 // PromptTokens estimates the prompt's length in tokens, at four bytes a token.
 func (f *Facts) PromptTokens() int { return f.PromptBytes / bytesPerToken }
 
-// Read reads the facts of one request into f. The path may have a query, and the body may be only the first part of
-// what the client sent. A body that is not understood is no error: the facts are then those that could be read, or
-// zero.
+// Head is what Read needs of a request's headers.
+type Head struct {
+	// Path may have a query.
+	Path string
+	// ContentType is the header's value. Only that of a form matters: all other bodies are read as JSON. Curl calls JSON a
+	// form of the other kind, application/x-www-form-urlencoded, which no model server takes.
+	ContentType string
+	// ContentEncoding is the header's value.
+	ContentEncoding string
+}
+
+// Read reads the facts of one request into f. The body may be only the first part of what the client sent. A body that
+// is not understood is no error: the facts are then those that could be read, or zero.
 //
-// Where the path does not show the API, the body's members do: messages, prompt, input or text_input (Triton's) hold
-// the prompt, with tools, system and instructions before it. An input that is a list of objects is read as of
-// Responses, any other as of Embeddings.
+// Where the path does not show the API, the body's members do: messages, prompt, input, text_input (Triton's), text and
+// input_ids (SGLang's), token_ids (vLLM's) or inputs (TGI's) hold the prompt, with tools, system and instructions before
+// it. An input that is a list of objects is read as of Responses, any other as of Embeddings.
 //
 // The prompt's text is in the order in which a model sees it, whatever the order in the body. In a request: tools, then
 // system prompt or instructions, then messages, input or prompt. In a message: its role, then its content, then its
-// calls. In a tool: its name, description and parameters. Blocks do not depend on whitespace between JSON tokens, on
-// escapes in strings and keys, or on the order of keys of the request, a message, a content part, a tool or a call. A
-// content of one text part is the same as a string. Blocks do depend on the order of keys inside a tool's parameters
-// and a call's JSON arguments, which model servers print in the order given, and on the spelling of numbers there.
+// calls. In a tool: its name, description and parameters. In a pair: instruction, query, document. Blocks do not depend
+// on whitespace between JSON tokens, on escapes in strings and keys, or on the order of keys of the request, a message,
+// a content part, a tool or a call. A content of one text part is the same as a string. Blocks do depend on the order of
+// keys inside a tool's parameters and a call's JSON arguments, which model servers print in the order given, and on the
+// spelling of numbers there.
 //
 // Members that no model sees (ids, cache_control, detail, unknown ones) are left out. Of a repeated key the last value
 // counts for the model's name, the salt and the stream, as in the servers' parsers, and the first value for everything
 // in the prompt.
 //
 // A body that is cut anywhere gives the first blocks of the whole body, if the model's name, the salt, and what a model
-// sees before the messages (tools, system prompt) lie before the cut. Otherwise its blocks are those of a body without
-// these members. They are still the same for the same head, so calls with an equal head still go to one endpoint.
-func (f *Facts) Read(path string, body []byte) {
+// sees before the messages (tools, system prompt, query) lie before the cut. Otherwise its blocks are those of a body
+// without these members. They are still the same for the same head, so calls with an equal head still go to one
+// endpoint.
+//
+// An encoded body has the facts of the first DecodedLimit bytes of the plain body, or, in an unknown encoding, those of
+// an empty one. A form has a model and a stream; the prompt and the recording of Speech count, but give no blocks.
+func (f *Facts) Read(head Head, body []byte) {
+	if head.ContentEncoding == "" || len(body) == 0 || !head.Encoded() {
+		f.read(head, body)
+		return
+	}
+	d := decoders.Get().(*decoder)
+	f.read(head, d.decode(head.ContentEncoding, body, time.Now().Add(decodingTime)))
+	d.end()
+	decoders.Put(d)
+}
+
+// read reads the facts of a body that is not encoded.
+func (f *Facts) read(head Head, body []byte) {
+	path := cleaned(head.Path)
 	name := f.Model
-	path = cleaned(path)
 	*f = Facts{Seed: f.Seed, API: apiOf(path), Blocks: f.Blocks[:0]}
+	if head.isForm() {
+		f.readForm(modelIn(path), name, head.ContentType, body)
+		return
+	}
 	r := readers.Get().(*reader)
 	r.begin(f, modelIn(path), body)
 	r.request()

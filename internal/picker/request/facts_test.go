@@ -14,6 +14,11 @@ const (
 	responsesPath   = "/v1/responses"
 	embeddingsPath  = "/v1/embeddings"
 	messagesPath    = "/v1/messages"
+	poolingPath     = "/pooling"
+	rerankPath      = "/v1/rerank"
+	scoringPath     = "/generative_scoring"
+	generatePath    = "/generate"
+	speechPath      = "/v1/audio/transcriptions"
 )
 
 // long is a text of n blocks that has no repeats.
@@ -29,7 +34,7 @@ func long(seed string, n int) string {
 
 func read(path, body string) Facts {
 	var f Facts
-	f.Read(path, []byte(body))
+	f.Read(Head{Path: path}, []byte(body))
 	return f
 }
 
@@ -80,6 +85,103 @@ func TestRead(t *testing.T) {
 		"the body tells texts to embed": {
 			path: "/llama", body: `{"input":["` + long("x", 2) + `","y"]}`,
 			want: Facts{PromptBytes: 2*BlockBytes + 1}, wantBlocks: 2,
+		},
+		"SGLang's generate, whose adapter is named beside the text": {
+			path: generatePath, body: `{"text":"` + long("t", 2) + `","lora_path":"adapter","sampling_params":{"text":"x"},"stream":true}`,
+			want: Facts{Model: "adapter", Stream: true, PromptBytes: 2 * BlockBytes}, wantBlocks: 2,
+		},
+		"SGLang's generate, a batch of token ids and of adapters": {
+			path: generatePath, body: `{"input_ids":[[` + strings.Repeat("12,", 63) + `3],[4]],"lora_path":[null,"a","b"]}`,
+			want: Facts{Model: "a", PromptBytes: BlockBytes + 4}, wantBlocks: 1,
+		},
+		"an adapter beside a model, whatever the order": {
+			path: chatPath, body: `{"lora_path":["a\/b"],"model":"m"}`, want: Facts{API: ChatCompletions, Model: "a/b"},
+		},
+		"no adapter":         {path: chatPath, body: `{"model":"m","lora_path":""}`, want: Facts{API: ChatCompletions, Model: "m"}},
+		"a list of none":     {path: chatPath, body: `{"model":"m","lora_path":[null,7]}`, want: Facts{API: ChatCompletions, Model: "m"}},
+		"an adapter cut off": {path: chatPath, body: `{"model":"m","lora_path":["a"`, want: Facts{API: ChatCompletions, Model: "m"}},
+		"vLLM's generate": {
+			path: "/inference/v1/generate", body: `{"model":"m","token_ids":[` + strings.Repeat("12,", 127) + `3],"token_offsets":[[0,1]],"sampling_params":{}}`,
+			want: Facts{Model: "m", PromptBytes: 2 * BlockBytes}, wantBlocks: 2,
+		},
+		"TGI's generate": {
+			path: generatePath, body: `{"inputs":"` + long("t", 2) + `","parameters":{"max_new_tokens":4}}`,
+			want: Facts{PromptBytes: 2 * BlockBytes}, wantBlocks: 2,
+		},
+		"pooling of texts": {
+			path: poolingPath, body: `{"model":"m","task":"embed","input":["` + long("p", 1) + `","abc"]}`,
+			want: Facts{API: Pooling, Model: "m", PromptBytes: BlockBytes + 3}, wantBlocks: 1,
+		},
+		"pooling of a chat": {
+			path: poolingPath, body: `{"messages":[{"role":"user","content":"` + long("x", 2) + `"}]}`,
+			want: Facts{API: Pooling, PromptBytes: 2*BlockBytes + 8}, wantBlocks: 2,
+		},
+		"pooling of a plugin's data": {
+			path: poolingPath, body: `{"model":"m","data":{"data":"` + strings.Repeat("A", 1<<20) + `","data_format":"b64_json"}}`,
+			want: Facts{API: Pooling, Model: "m", PromptBytes: MediaBytes + 2}, wantBlocks: 16,
+		},
+		"classifying token ids": {
+			path: "/classify", body: `{"input":[[` + strings.Repeat("12,", 63) + `3]]}`,
+			want: Facts{API: Pooling, PromptBytes: BlockBytes}, wantBlocks: 1,
+		},
+		"SGLang's classifying": {
+			path: "/classify", body: `{"text":["` + long("p", 1) + `","` + long("q", 1) + `"]}`,
+			want: Facts{API: Pooling, PromptBytes: 2 * BlockBytes}, wantBlocks: 1,
+		},
+		"embedding a chat": {
+			path: embeddingsPath, body: `{"input":[{"role":"user","content":"` + long("x", 2) + `"}]}`,
+			want: Facts{API: Embeddings, PromptBytes: 2*BlockBytes + 8}, wantBlocks: 2,
+		},
+		"rerank: each document has the query and the instruction before it": {
+			path: rerankPath, body: `{"model":"m","instruct":"` + long("i", 1) + `","query":"` + long("q", 1) + `","documents":["` + long("d", 2) + `","xy","z"],"top_n":2}`,
+			want: Facts{API: Pairs, Model: "m", PromptBytes: 3*2*BlockBytes + 2*BlockBytes + 3}, wantBlocks: 4,
+		},
+		"rerank of objects and parts": {
+			path: "/v2/rerank", body: `{"query":[{"type":"text","text":"` + long("q", 1) + `"}],"documents":[{"text":"` + long("d", 1) + `"},[{"type":"text","text":"ab"}],{"other":"x"}]}`,
+			want: Facts{API: Pairs, PromptBytes: 3*BlockBytes + BlockBytes + 2}, wantBlocks: 2,
+		},
+		"a query of two parts is one query": {
+			path: rerankPath, body: `{"query":[{"text":"ab"},{"text":"cd"}],"documents":["x","y"]}`,
+			want: Facts{API: Pairs, PromptBytes: 2*(len("ab")+2+len("cd")) + 2},
+		},
+		"rerank of TEI": {
+			path: "/rerank", body: `{"query":"` + long("q", 1) + `","texts":["` + long("d", 1) + `"]}`,
+			want: Facts{API: Pairs, PromptBytes: 2 * BlockBytes}, wantBlocks: 2,
+		},
+		"score of as many texts as texts": {
+			path: "/score", body: `{"text_1":["` + long("a", 1) + `","` + long("b", 1) + `"],"text_2":["` + long("c", 1) + `","d"]}`,
+			want: Facts{API: Pairs, PromptBytes: 3*BlockBytes + 1}, wantBlocks: 2,
+		},
+		"score of one text and one text": {
+			path: "/v1/score", body: `{"data_1":"` + long("a", 1) + `","data_2":"` + long("c", 1) + `"}`,
+			want: Facts{API: Pairs, PromptBytes: 2 * BlockBytes}, wantBlocks: 2,
+		},
+		"scoring of token ids": {
+			path: scoringPath, body: `{"query":[` + strings.Repeat("12,", 63) + `3],"items":[[` + strings.Repeat("12,", 63) + `3],[4]],"label_token_ids":[1,2]}`,
+			want: Facts{API: Pairs, PromptBytes: 3*BlockBytes + 4}, wantBlocks: 2,
+		},
+		"documents beside messages are no pairs": {
+			path: "/v2/chat", body: `{"documents":["` + long("d", 3) + `"],"messages":[{"role":"user","content":"` + long("m", 2) + `"}]}`,
+			want: Facts{PromptBytes: 2*BlockBytes + 8}, wantBlocks: 2,
+		},
+		"what pairs repeat is bounded": {
+			path: rerankPath, body: `{"query":"` + long("q", 1000) + `","documents":[` + strings.Repeat(`"",`, MaxPairs) + `""]}`,
+			want: Facts{API: Pairs, PromptBytes: 1000*BlockBytes + MaxRepeated}, wantBlocks: 1000,
+		},
+		"a query counts with a bounded number of documents": {
+			path: rerankPath, body: `{"query":"abcd","documents":[` + strings.Repeat(`"",`, 3*MaxPairs) + `""]}`,
+			want: Facts{API: Pairs, PromptBytes: 4 * MaxPairs},
+		},
+		"a query without documents": {path: rerankPath, body: `{"query":"abcd"}`, want: Facts{API: Pairs, PromptBytes: 4}},
+		"of a repeated query the first that is not empty": {
+			path: rerankPath, body: `{"query":"","query":"abcd","query":"x","documents":["a"]}`, want: Facts{API: Pairs, PromptBytes: 5},
+		},
+		"rendering a chat": {
+			path: "/v1/chat/completions/render", body: `{"messages":[{"content":"x"}],"model":"m"}`,
+			want: Facts{API: NoPrompt, Model: "m"},
+		},
+		"JSON in the place of a recording": {
+			path: speechPath, body: `{"model":"m","prompt":"x","file":"y"}`, want: Facts{API: Speech, Model: "m"},
 		},
 		"an input that is cut": {path: "/llama", body: `{"model":"m","input":[`, want: Facts{Model: "m"}},
 		"a call that prefills nothing has a model and no prompt": {
@@ -170,7 +272,7 @@ func TestRead(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := Facts{Model: "before", Stream: true, PromptBytes: 4, Blocks: []uint64{1, 2}}
-			got.Read(tc.path, []byte(tc.body))
+			got.Read(Head{Path: tc.path}, []byte(tc.body))
 			ignore := cmpopts.IgnoreFields(Facts{}, "Blocks")
 			if diff := cmp.Diff(tc.want, got, ignore); diff != "" {
 				t.Errorf("facts (-want +got):\n%s", diff)
@@ -235,6 +337,31 @@ func TestSameBlocks(t *testing.T) {
 			chatPath,
 			`{"tools":[{"function":{"name":"f","parameters":{"a":[1,true,"x y"]}}}],"messages":[{"role":"user","content":"` + text + `"}]}`,
 			"{\"tools\":[{\"function\":{\"name\":\"f\",\"parameters\":{ \"a\" :\r\n[\t1 , true,\"x\\u0020y\"] }}}],\"messages\":[{\"role\":\"user\",\"content\":\"" + text + `"}]}`,
+		},
+		"sides of pairs, by any name, in any order": {
+			"/score",
+			`{"instruction":"be brief","text_1":"` + text + `","text_2":["` + text + `","x"]}`,
+			`{"documents":["` + text + `","x"],"queries":["` + text + `"],"instruction":"be brief"}`,
+		},
+		"a query behind an empty one": {
+			rerankPath,
+			`{"query":"q` + text + `","documents":["` + text + `"]}`,
+			`{"query":"","query":"q` + text + `","documents":["` + text + `"]}`,
+		},
+		"a query and documents of one part": {
+			rerankPath,
+			`{"query":"` + text + `","documents":["` + text + `"]}`,
+			`{"query":[{"text":"` + text + `","type":"text"}],"documents":[{"text":"` + text + `"}]}`,
+		},
+		"the document first, in any order": {
+			scoringPath,
+			`{"item_first":true,"items":["` + text + `xy","z"],"query":"q` + text + `"}`,
+			`{"query":"q` + text + `","items":["` + text + `xy","z"],"item_first":true}`,
+		},
+		"whitespace inside of data": {
+			poolingPath,
+			`{"model":"m","data":{"a":["x","y"]}}`,
+			`{"data": { "a" : [ "\u0078","y" ] },"model":"m"}`,
 		},
 		"details of an image": {
 			chatPath,
@@ -330,6 +457,42 @@ func TestOtherBlocks(t *testing.T) {
 			`{"prompt":[` + strings.Repeat("1,", 64) + strings.Repeat("2,", 64) + `1]}`,
 			`{"prompt":[` + strings.Repeat("1,", 64) + strings.Repeat("3,", 64) + `1]}`, 1,
 		},
+		"where a query ends": {
+			rerankPath,
+			`{"query":"` + text + `a","documents":["` + tail + `"]}`,
+			`{"query":"` + text + `","documents":["a` + tail + `"]}`, 3,
+		},
+		"an instruction": {
+			rerankPath,
+			`{"instruct":"a","query":"` + text + `","documents":["` + tail + `"]}`,
+			`{"query":"` + text + `","documents":["` + tail + `"]}`, 0,
+		},
+		"the first document": {
+			rerankPath,
+			`{"query":"` + text + `","documents":["` + tail + `","b"]}`,
+			`{"query":"` + text + `","documents":["b` + tail + `","` + tail + `"]}`, 3,
+		},
+		"the last bytes of a query, of two": {
+			"/score",
+			`{"text_1":["` + text + `a","x"],"text_2":["` + tail + `","x"]}`,
+			`{"text_1":["` + text + `b","x"],"text_2":["` + tail + `","x"]}`, 3,
+		},
+		"which side is first": {
+			scoringPath,
+			`{"query":"` + text + `","items":["` + tail + `"]}`,
+			`{"item_first":true,"query":"` + text + `","items":["` + tail + `"]}`, 0,
+		},
+		"the second side, where documents are first": {
+			scoringPath,
+			`{"item_first":true,"query":"` + tail + `","items":["` + text + `","x"]}`,
+			`{"item_first":true,"query":"a` + tail + `","items":["` + text + `","x"]}`, 3,
+		},
+		"data": {
+			poolingPath, `{"data":{"data":"a","b":1}}`, `{"data":{"data":"a","b":2}}`, 0,
+		},
+		"an adapter": {
+			generatePath, `{"text":"` + text + `","lora_path":"a"}`, `{"text":"` + text + `","lora_path":"b"}`, 0,
+		},
 		"a later byte": {
 			completionsPath, `{"prompt":"` + text + "a" + tail + `"}`, `{"prompt":"` + text + "b" + tail + `"}`, 3,
 		},
@@ -345,6 +508,16 @@ func TestOtherBlocks(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestCutQuery cuts a query that comes behind the documents in the body, and before them in the prompt: the documents
+// must not follow a part of the query.
+func TestCutQuery(t *testing.T) {
+	body := `{"documents":["` + long("d", 3) + `"],"query":"` + long("q", 4) + `"}`
+	whole, head := read(rerankPath, body).Blocks, read(rerankPath, body[:len(body)-2*BlockBytes]).Blocks
+	if diff := cmp.Diff(whole[:2], head); diff != "" {
+		t.Errorf("blocks (-of the whole +of the head):\n%s", diff)
 	}
 }
 
@@ -369,8 +542,8 @@ func TestReadDoesNotAllocate(t *testing.T) {
 	for name, sample := range map[string]string{"prose": prose, "code": code} {
 		body := chatBody(64<<10, sample)
 		var f Facts
-		f.Read(chatPath, body)
-		if n := testing.AllocsPerRun(10, func() { f.Read(chatPath, body) }); n != 0 {
+		f.Read(Head{Path: chatPath}, body)
+		if n := testing.AllocsPerRun(10, func() { f.Read(Head{Path: chatPath}, body) }); n != 0 {
 			t.Errorf("%s: %v allocations, want none", name, n)
 		}
 	}

@@ -13,7 +13,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-var paths = []string{chatPath, completionsPath, responsesPath, embeddingsPath, messagesPath, "/health", "/deployments/m/x", "/tokenize"}
+var paths = []string{
+	chatPath, completionsPath, responsesPath, embeddingsPath, messagesPath, "/health", "/deployments/m/x", "/tokenize",
+	poolingPath, rerankPath, scoringPath, generatePath, speechPath,
+}
 
 // FuzzRead reads any body: without a panic, within the bounds that Facts promises, and twice with the same result.
 func FuzzRead(f *testing.F) {
@@ -24,25 +27,28 @@ func FuzzRead(f *testing.F) {
 		`{"input":[[1,2,3],[4]],"model":"\u"}`,
 		`{"tools":[{"name":"f","input_schema":{"a":[1,{"b":"c"}]}}],"system":[{"text":"s"}],"messages":[{"content":[{"content":[{"text":"t"}]}],"role":"u"}]}`,
 		"{\"model\":\"\xff\xfe\",\"a\":[[[[{}}}}]]]]",
+		`{"data":{"a":[1]},"input_ids":[[1],2],"text":["a",{}],"lora_path":[null,"a",[`,
+		`{"query":[{"text":"a"}],"documents":["b",[1,2],{"image_url":"x"},null,[],3],"item_first":true,"instruct":["c"]}`,
+		`{"text_1":["a","b"],"text_2":[[1,2],[3]],"queries":[],"items":"x","item_first":tru`,
 	} {
 		f.Add(uint8(i), []byte(body))
 	}
 	f.Fuzz(func(t *testing.T, path uint8, body []byte) {
 		p := paths[int(path)%len(paths)]
 		var a Facts
-		a.Read(p, body)
+		a.Read(Head{Path: p}, body)
 		if len(a.Blocks) > MaxBlocks || len(a.Blocks)*BlockBytes > a.PromptBytes {
 			t.Errorf("%d blocks of %d bytes", len(a.Blocks), a.PromptBytes)
 		}
-		if longest := len(body) * MediaBytes; a.PromptBytes > longest {
+		if longest := len(body) * MediaBytes * MaxPairs; a.PromptBytes > longest {
 			t.Errorf("%d bytes of prompt in %d of body", a.PromptBytes, len(body))
 		}
-		if len(a.Model) > 3*len(body) {
+		if len(a.Model) > max(3*len(body), len(p)) { // a name may be in the path
 			t.Errorf("a model's name of %d bytes", len(a.Model))
 		}
 		b := a
 		b.Blocks = slices.Clone(a.Blocks)
-		b.Read(p, body)
+		b.Read(Head{Path: p}, body)
 		if !reflect.DeepEqual(a, b) {
 			t.Errorf("read again (-first +second):\n%s", cmp.Diff(a, b))
 		}
@@ -69,18 +75,18 @@ func FuzzInvariance(f *testing.F) {
 		wild.write(value)
 
 		var a, b, head Facts
-		a.Read(path, plain.out)
-		b.Read(path, wild.out)
+		a.Read(Head{Path: path}, plain.out)
+		b.Read(Head{Path: path}, wild.out)
 		if !reflect.DeepEqual(a, b) {
 			t.Fatalf("facts differ (-plain +wild):\n%s\n%s\n%s", cmp.Diff(a, b), plain.out, wild.out)
 		}
 		at := int(cut) % (len(plain.out) + 1)
-		head.Read(path, plain.out[:at])
+		head.Read(Head{Path: path}, plain.out[:at])
 		// The plain order has the model's name and the salt first.
 		if len(head.Blocks) > len(a.Blocks) || len(head.Blocks) > 0 && head.Blocks[len(head.Blocks)-1] != a.Blocks[len(head.Blocks)-1] {
 			t.Fatalf("cut at %d, %d blocks are no prefix of the %d\n%s", at, len(head.Blocks), len(a.Blocks), plain.out)
 		}
-		head.Read(path, wild.out[:min(at, len(wild.out))]) // no panic
+		head.Read(Head{Path: path}, wild.out[:min(at, len(wild.out))]) // no panic
 	})
 }
 
@@ -114,6 +120,16 @@ func request(rng *rand.Rand, path, text string) object {
 		r = append(r, member{key: "prompt", value: g.prompt()})
 	case embeddingsPath:
 		r = append(r, member{key: "input", value: g.prompt()})
+	case generatePath:
+		r = append(r, member{key: "lora_path", value: g.list(2, func() any { return g.text() })})
+		r = append(r, member{key: []string{"text", "input_ids", "token_ids", "inputs"}[rng.IntN(4)], value: g.prompt()})
+	case poolingPath:
+		r = append(r, []member{
+			{key: "input", value: g.prompt()}, {key: "input", value: g.list(5, g.message)}, {key: "messages", value: g.list(5, g.message)},
+			{key: "data", value: g.schema(), fixed: true}, {key: "text", value: g.prompt()},
+		}[rng.IntN(5)])
+	case rerankPath, scoringPath:
+		r = append(r, g.pairs()...)
 	}
 	return append(r, member{key: "stream", value: rng.IntN(2) == 0}, member{key: "n", value: g.text()})
 }
@@ -196,6 +212,36 @@ func (g generator) prompt() any {
 		return g.list(3, func() any { return g.text() })
 	}
 	return g.text()
+}
+
+// pairs are the members of a call that scores pairs.
+func (g generator) pairs() object {
+	first := g.rng.IntN(2) == 0
+	query := member{key: []string{"query", "queries", "text_1"}[g.rng.IntN(3)], value: g.side(0)}
+	documents := member{key: []string{"documents", "items", "texts", "text_2"}[g.rng.IntN(4)], value: g.side(4)}
+	if first {
+		return object{{key: "item_first", value: true}, {key: "instruct", value: g.text()}, documents, query}
+	}
+	return object{{key: "item_first", value: false}, {key: "instruct", value: g.text()}, query, documents}
+}
+
+// side is one side of pairs: a text, or a list of n at most.
+func (g generator) side(n int) any {
+	one := func() any {
+		switch g.rng.IntN(4) {
+		case 0:
+			return g.list(200, func() any { return g.rng.IntN(150_000) })
+		case 1:
+			return object{{key: "text", value: g.text()}, {key: "id", value: g.text()}}
+		case 2:
+			return object{{key: "content", value: g.content(1)}}
+		}
+		return g.text()
+	}
+	if n == 0 || g.rng.IntN(4) == 0 {
+		return one()
+	}
+	return g.list(n, one)
 }
 
 // writer prints a value as JSON: plainly, or in a random way if it has a source of randomness.

@@ -10,20 +10,21 @@ const (
 	keyRole
 	keyContent
 	keyOutput
-	keyText
+	keyText // of a part; also the prompt of SGLang's own calls
 	keyThinking
 	keyFunction
 	keyName
 	keyDescription
 	keyParameters
 	keyArguments
-	keyInput // of a call; also the prompt of responses and embeddings
+	keyInput // of a call; also the prompt of responses, embeddings and pooling
 	keyToolCalls
 	keyMedium
 	keyRefusal
 	itemKeys // the number of the keys above
 
-	keyLocator // where a medium is, or its bytes
+	keyURL  // where a medium is
+	keyData // a medium's bytes; also the input of vLLM's plugins
 	keyModel
 	keyStream
 	keyCacheSalt
@@ -33,6 +34,14 @@ const (
 	keyMessages
 	keyPrompt
 	keyTextInput
+	keyInputs
+	keyTokenIDs
+	keyInstruction
+	keyQuery
+	keyQueries
+	keyDocuments
+	keyItemFirst
+	keyAdapter
 )
 
 // longestKey bounds the length of keys that are unescaped before they are looked up.
@@ -88,8 +97,10 @@ func lookUp(name []byte) key {
 		return keyMedium
 	case "refusal":
 		return keyRefusal
-	case "url", "data":
-		return keyLocator
+	case "url":
+		return keyURL
+	case "data":
+		return keyData
 	case "model":
 		return keyModel
 	case "stream":
@@ -108,6 +119,22 @@ func lookUp(name []byte) key {
 		return keyPrompt
 	case "text_input":
 		return keyTextInput
+	case "inputs":
+		return keyInputs
+	case "input_ids", "token_ids":
+		return keyTokenIDs
+	case "instruction", "instruct":
+		return keyInstruction
+	case "query":
+		return keyQuery
+	case "queries", "text_1", "data_1":
+		return keyQueries
+	case "documents", "items", "texts", "text_2", "data_2":
+		return keyDocuments
+	case "item_first":
+		return keyItemFirst
+	case "lora_path":
+		return keyAdapter
 	}
 	return keyOther
 }

@@ -11,16 +11,26 @@ import (
 // sections' hashes are chained in the model's order.
 type section struct {
 	seen     bool
-	from, to int // in text.hashes
+	cut      bool // the body ends, or is no JSON any more, inside of it
+	from, to int  // in text.hashes
 	rest     uint64
 	restLen  int
+	length   int // in bytes
+	texts    int // how many texts there are; more than one in a batch, or in a side of pairs
+	side     bool
 }
 
+// The sections, in the order in which a model sees them. Pairs have the instruction in the place of tools, the query in
+// that of the system prompt, and the document in that of messages.
 const (
 	toolsSection = iota
 	systemSection
 	messagesSection
 	sectionCount
+
+	instructionSection = toolsSection
+	querySection       = systemSection
+	documentSection    = messagesSection
 )
 
 // markByte never occurs in UTF-8. It ends the strings inside a structure. Before an item's key it marks whose value
@@ -36,10 +46,13 @@ func (r *reader) mark(k key) {
 type shape uint8
 
 const (
-	noSection   shape = iota
-	partsShape        // a string or a list of parts, tools
-	itemsShape        // a list of messages or of other items, or the user's one message as a string
-	promptShape       // a string, token ids, or a batch of them
+	noSection    shape = iota
+	partsShape         // a string or a list of parts, tools
+	itemsShape         // a list of messages or of other items, or the user's one message as a string
+	promptShape        // a string, token ids, or a batch of them
+	sideShape          // one side of pairs: a text, or a list of texts
+	contentShape       // one side of pairs: a text, whose parts a list has
+	dataShape          // any value, of which only its digest matters
 )
 
 // request reads all members of the body.
@@ -54,12 +67,22 @@ func (r *reader) request() {
 		case keyCacheSalt:
 			r.keep(&r.salt)
 		case keyStream:
-			s := r.skip()
-			r.stream = string(r.body[s.from:s.to]) == "true"
+			r.stream = r.isTrue()
+		case keyItemFirst:
+			r.itemFirst = r.isTrue()
+		case keyAdapter:
+			r.keepFirst(&r.adapter)
 		default:
 			r.section(r.sectionOf(k))
 		}
 	}
+	r.pair()
+}
+
+// isTrue reads a value, and says whether it is true.
+func (r *reader) isTrue() bool {
+	s := r.skip()
+	return string(r.body[s.from:s.to]) == "true"
 }
 
 // sectionOf returns the section of the prompt that a member of the request is, and its shape.
@@ -79,38 +102,60 @@ func (r *reader) sectionOf(k key) (int, shape) {
 			return systemSection, partsShape
 		}
 	case keyMessages:
-		if unknown || r.api == ChatCompletions || r.api == Messages {
+		if unknown || r.api == ChatCompletions || r.api == Messages || r.api == Embeddings || r.api == Pooling {
 			return messagesSection, itemsShape
 		}
 	case keyInput:
+		embeds := unknown || r.api == Embeddings || r.api == Pooling
 		switch {
-		case r.api == Responses, unknown && r.listsObjects():
+		case r.api == Responses, embeds && r.listsObjects():
 			return messagesSection, itemsShape
-		case r.api == Embeddings, unknown:
+		case embeds:
 			return messagesSection, promptShape
 		}
 	case keyPrompt:
 		if unknown || r.api == Completions {
 			return messagesSection, promptShape
 		}
-	case keyTextInput:
+	case keyTextInput, keyInputs:
 		if unknown {
 			return messagesSection, promptShape
+		}
+	case keyText, keyTokenIDs:
+		if unknown || r.api == Pooling {
+			return messagesSection, promptShape
+		}
+	case keyData:
+		if r.api == Pooling {
+			return messagesSection, dataShape
+		}
+	default:
+		if r.api == Pairs { // other calls have documents too, beside their messages
+			return sideOf(k)
 		}
 	}
 	return 0, noSection
 }
 
 // listsObjects says whether the next value is a list whose first element is an object.
-func (r *reader) listsObjects() bool {
+func (r *reader) listsObjects() bool { return r.listed() == '{' }
+
+// listsTokenIDs says whether the next value is a list whose first element is a number.
+func (r *reader) listsTokenIDs() bool {
+	c := r.listed()
+	return c >= '0' && c <= '9'
+}
+
+// listed returns the first byte of the first element, if the next value is a list that has one; else another byte.
+func (r *reader) listed() byte {
 	if r.peek() != '[' {
-		return false
+		return 0
 	}
 	at := r.at
 	r.at++
-	object := r.peek() == '{'
+	c := r.peek()
 	r.at, r.broken = at, false
-	return object
+	return c
 }
 
 func (r *reader) section(i int, how shape) {
@@ -119,7 +164,7 @@ func (r *reader) section(i int, how shape) {
 		r.skip()
 		return
 	}
-	s.from = len(r.prompt.hashes)
+	*s = section{from: len(r.prompt.hashes)}
 	r.prompt.limit = s.from + MaxBlocks
 	r.prompt.blocks = 0
 	switch how {
@@ -128,17 +173,36 @@ func (r *reader) section(i int, how shape) {
 	case itemsShape:
 		r.messages()
 	case promptShape:
-		r.prompts()
+		r.prompts(s)
+	case sideShape, contentShape:
+		s.side = true
+		r.side(s, how)
+	case dataShape:
+		r.data()
 	}
-	length := r.prompt.len()
-	r.promptBytes += length
-	s.seen = length > 0
-	s.rest, s.restLen = r.prompt.rest()
+	if s.texts == 0 || r.prompt.len() > 0 {
+		r.endText(s)
+	}
+	r.promptBytes += s.length
+	s.seen = s.length > 0
+	s.cut = r.broken
 	s.to = len(r.prompt.hashes)
 }
 
+// endText ends a text of the section. The first one gives the section's blocks; all count for its length.
+func (r *reader) endText(s *section) {
+	s.length += r.prompt.len()
+	rest, restLen := r.prompt.rest()
+	if s.texts == 0 {
+		s.rest, s.restLen = rest, restLen
+	}
+	s.texts++
+	r.prompt.limit, r.prompt.blocks = 0, 0
+}
+
 // chain puts the sections' hashes in the model's order and makes each stand for all before it. The last bytes of a
-// section that fill no block go into the hash of the next section's first block.
+// section that fill no block go into the hash of the next section's first block. A section that is cut is the last, as
+// the whole body has other blocks behind it.
 func (r *reader) chain() []uint64 {
 	hashes := r.prompt.hashes
 	seed := r.prompt.seed
@@ -157,6 +221,9 @@ func (r *reader) chain() []uint64 {
 			hashes[j] = h
 		}
 		done = end
+		if s.cut {
+			break
+		}
 		if s.restLen > 0 {
 			h = joinRest.with(seed, h, s.rest)
 		}
@@ -320,7 +387,7 @@ func (r *reader) medium() {
 		r.at++
 		found := false
 		for k, ok := r.member(); ok; k, ok = r.member() {
-			if (k == keyLocator || k == keyMedium) && !found && r.peek() == '"' {
+			if (k == keyURL || k == keyData || k == keyMedium) && !found && r.peek() == '"' {
 				r.str(&r.digest)
 				found = true
 			} else {
@@ -332,6 +399,17 @@ func (r *reader) medium() {
 	default:
 		r.tokens(&r.digest)
 	}
+	r.standIn()
+}
+
+// data reads a value of any form, which a plugin of the server makes the model's input of, as a medium.
+func (r *reader) data() {
+	r.tokens(&r.digest)
+	r.standIn()
+}
+
+// standIn writes MediaBytes bytes made of the digest, in the place of what was digested.
+func (r *reader) standIn() {
 	sum := r.digest.sum()
 	if r.broken {
 		return
@@ -348,7 +426,7 @@ func (r *reader) medium() {
 
 // prompts reads the prompt of completions and the input of embeddings: a string, token ids, or a list of strings or of
 // lists of ids. Such a list is a batch of prompts, whose first one gives the blocks.
-func (r *reader) prompts() {
+func (r *reader) prompts(s *section) {
 	if r.peek() == '"' {
 		r.str(&r.prompt)
 		return
@@ -363,15 +441,19 @@ func (r *reader) prompts() {
 			r.str(&r.prompt)
 		case '[':
 			r.at++
-			for r.element() {
-				r.tokenID()
-			}
+			r.tokenIDs()
 		default:
 			r.tokenID()
 			continue
 		}
-		r.prompt.spill()
-		r.prompt.limit = 0
+		r.endText(s)
+	}
+}
+
+// tokenIDs reads the rest of a list of token ids.
+func (r *reader) tokenIDs() {
+	for r.element() {
+		r.tokenID()
 	}
 }
 
@@ -406,6 +488,29 @@ func (r *reader) keep(s *span) {
 	}
 }
 
+// keepFirst notes where a string lies or, of a list, its first string. An empty one counts as missing.
+func (r *reader) keepFirst(s *span) {
+	var first span
+	if r.enter('[') {
+		for r.element() {
+			if first.to == 0 {
+				r.keep(&first)
+			} else {
+				r.skip()
+			}
+		}
+	} else {
+		r.keep(&first)
+	}
+	if r.broken {
+		return
+	}
+	*s = span{}
+	if first.to-first.from > len(`""`) {
+		*s = first
+	}
+}
+
 // digestOf returns the digest of a string of the body.
 func (r *reader) digestOf(s span) uint64 {
 	if s.to > 0 {
@@ -415,25 +520,39 @@ func (r *reader) digestOf(s span) uint64 {
 	return r.digest.sum()
 }
 
+// named returns where the body names the adapter or, without one, the model.
+func (r *reader) named() span {
+	if r.adapter.to > 0 {
+		return r.adapter
+	}
+	return r.model
+}
+
 // modelDigest returns the digest of the model's whole name.
 func (r *reader) modelDigest() uint64 {
-	if r.model.to == 0 {
+	at := r.named()
+	if at.to == 0 {
 		r.digest.write([]byte(r.modelInPath))
 		return r.digest.sum()
 	}
-	return r.digestOf(r.model)
+	return r.digestOf(at)
 }
 
 // modelName returns the model's name, or last if it is the same.
 func (r *reader) modelName(last string) string {
 	name := []byte(r.modelInPath)
-	if r.model.to > 0 {
-		name = r.body[r.model.from+1 : r.model.to-1]
+	if at := r.named(); at.to > 0 {
+		name = r.body[at.from+1 : at.to-1]
 		name = name[:min(len(name), MaxModelBytes*len(`\u0000`))] // escapes may take six bytes for one
 		if nextQuote(name) < len(name) {
 			name = unescaped(name)
 		}
 	}
+	return nameOf(name, last)
+}
+
+// nameOf returns a model's name, or last if it is the same.
+func nameOf(name []byte, last string) string {
 	name = clipped(name, MaxModelBytes)
 	if string(name) == last {
 		return last

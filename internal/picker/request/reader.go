@@ -22,9 +22,11 @@ type reader struct {
 	sections    [sectionCount]section
 	promptBytes int
 
-	model  span
-	salt   span
-	stream bool
+	model     span
+	adapter   span
+	salt      span
+	stream    bool
+	itemFirst bool // the document comes before the query
 }
 
 // readers is the pool of readers. On the stack their 4 KiB would make the runtime grow and copy the stack of each
@@ -45,7 +47,7 @@ func (r *reader) end() {
 	r.body, r.at, r.broken, r.modelInPath = nil, 0, false, ""
 	r.prompt.hashes = nil
 	r.sections, r.promptBytes = [sectionCount]section{}, 0
-	r.model, r.salt, r.stream = span{}, span{}, false
+	r.model, r.adapter, r.salt, r.stream, r.itemFirst = span{}, span{}, span{}, false, false
 }
 
 // span is where a value lies in the body. The empty span stands for no value.

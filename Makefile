@@ -51,16 +51,17 @@ preview: ## Show picking with Envoy, the picker and model servers alone: no mesh
 # Real engines need no GPU, and no model that would have to be downloaded.
 ENGINE_MODEL := bin/engines/tiny
 .PHONY: engines
-engines: $(ENGINE_MODEL)/config.json ## Install a real vLLM for the CPU, and make a small model for it (once a version; 2.5 GB).
-
-$(ENGINE_MODEL)/config.json: integration/engines/model.py integration/tools/vllm/requirements.txt integration/tools/vllm/no-cuda.py
+engines: ## Install a real vLLM for the CPU, and make a small model for it (once a version; 2.5 GB).
 	@integration/tools/install.sh $(TOOLS_DIR) vllm
+	@$(MAKE) --no-print-directory $(ENGINE_MODEL)/config.json
+
+$(ENGINE_MODEL)/config.json: integration/engines/model.py
 	@echo "engines: making a small model, its tokenizer and its adapters in $(ENGINE_MODEL) (about 20 s)"
 	@"$$(dirname "$$(readlink -f $(TOOLS_DIR)/vllm)")/python" $< . $(ENGINE_MODEL)
 
 .PHONY: test-engines
 test-engines: tools modules engines ## Run the tests with real engines: several minutes. They are no part of make test.
-	@cd integration && go test -tags engines -count=1 -v -timeout 60m ./engines/...
+	@cd integration && go test -tags engines -count=1 -v -timeout 60m ./engines
 
 .PHONY: test
 test: tools modules ## Run all tests, those in the real mesh among them, and some with the race detector.

@@ -76,7 +76,7 @@ func vllms() (*served, error) {
 		install:  engines.Install,
 		balancer: "LEAST_REQUEST",
 		comparisons: []comparison{
-			{models: conversations.Everyone(engines.Model), goal: conversations.Goal{Cached: 1, FirstToken: 0.4}},
+			{models: conversations.Everyone(engines.Model), goal: conversations.Goal{Cached: 1.2, FirstToken: 0.8}},
 			{suffix: ", each service with its LoRA adapter", models: adapters, goal: conversations.Goal{Cached: 1, FirstToken: 1}},
 		},
 		limit: 40 * time.Minute,

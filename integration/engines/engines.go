@@ -37,7 +37,7 @@ func Images(root string) (map[string]mesh.Image, error) {
 		}
 	}
 	return map[string]mesh.Image{vllmImage: {
-		Path:        program,
+		Path: program,
 		// served_by.py is in the checkout, where Python leaves nothing.
 		Environment: map[string]string{"PYTHONPATH": filepath.Join(root, "integration", "engines"), "PYTHONDONTWRITEBYTECODE": "1"},
 		Args: func(p *corev1.Pod, _ string, args []string) ([]string, error) {

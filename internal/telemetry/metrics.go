@@ -36,6 +36,7 @@ type Metrics struct {
 	shown     *prometheus.CounterVec
 	unread    *prometheus.CounterVec
 	broken    *prometheus.CounterVec
+	expected  *prometheus.HistogramVec
 }
 
 // NewMetrics makes the metrics and registers them. It panics if they are registered already, which is a bug of the
@@ -82,13 +83,16 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			"Picks by load alone, because prompts of the pool's namespace came faster than its share of the processors can read them.", pool...),
 		broken: counterVec("broken_off_total",
 			"Streamed answers that were broken off before their first byte and before their whole prompt can have been prefilled. The rest of such a prompt does not count as cached.", pool...),
+		expected: histogramVec("first_token_expected_ratio",
+			"The time to first token that was expected when a call was picked, as a multiple of the time that the server measured. Calls whose first tokens a server counted together have the ratio of their sums.",
+			[]float64{1. / 16, 1. / 8, 1. / 4, 1. / 2, 1 / 1.25, 1.25, 2, 4, 8, 16}),
 	}
 	for _, awaited := range []string{"headers", "body"} { // from 0 on, so that the first one shows as an increase
 		m.timeouts.WithLabelValues(awaited)
 	}
 	m.poolless = m.streams.WithLabelValues("")
 	reg.MustRegister(buildInfo(), m.streams, m.held, m.panics, m.timeouts, m.pools, m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched,
-		m.duration, m.hitRatio, m.hitLength, m.inFlight, m.endpoints, m.invalid, m.used, m.shown, m.unread, m.broken)
+		m.duration, m.hitRatio, m.hitLength, m.inFlight, m.endpoints, m.invalid, m.used, m.shown, m.unread, m.broken, m.expected)
 	return m
 }
 
@@ -129,6 +133,7 @@ type PoolMetrics struct {
 	streams          prometheus.Gauge
 	unread           prometheus.Counter
 	broken           prometheus.Counter
+	expected         prometheus.Observer
 	responses        [4]prometheus.Counter // in the order of responseClasses
 }
 
@@ -153,6 +158,7 @@ func (m *Metrics) ForPool(name string) *PoolMetrics {
 		streams:   m.streams.WithLabelValues(name),
 		unread:    m.unread.WithLabelValues(name),
 		broken:    m.broken.WithLabelValues(name),
+		expected:  m.expected.WithLabelValues(name),
 	}
 	for i, class := range responseClasses {
 		p.responses[i] = m.responses.WithLabelValues(name, class)
@@ -165,7 +171,7 @@ func (m *Metrics) DropPool(name string) {
 	labels := prometheus.Labels{"pool": name}
 	for _, v := range []interface{ DeletePartialMatch(prometheus.Labels) int }{
 		m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched, m.duration, m.hitRatio, m.hitLength,
-		m.inFlight, m.endpoints, m.invalid, m.streams, m.used, m.shown, m.unread, m.broken,
+		m.inFlight, m.endpoints, m.invalid, m.streams, m.used, m.shown, m.unread, m.broken, m.expected,
 	} {
 		v.DeletePartialMatch(labels)
 	}
@@ -212,6 +218,15 @@ func (p *PoolMetrics) ServedElsewhere() { p.elsewhere.Inc() }
 
 // BrokenOff notes a call that was broken off while its prompt was prefilled.
 func (p *PoolMetrics) BrokenOff() { p.broken.Inc() }
+
+// FirstTokens notes the first tokens of so many calls, and the sums of the times to them, in seconds, as they were expected
+// and as the server measured them.
+func (p *PoolMetrics) FirstTokens(calls int, expected, observed float64) {
+	const most = 1000 // whatever a server's counters say, so that the histogram's sum means something
+	for range calls {
+		p.expected.Observe(min(max(expected/observed, 1.0/most), most))
+	}
+}
 
 // StreamOpened notes that a stream of the pool began; StreamClosed must follow.
 func (p *PoolMetrics) StreamOpened() { p.streams.Inc() }

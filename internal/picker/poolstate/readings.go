@@ -163,7 +163,7 @@ func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 		s.observed = &observed{}
 	}
 	s.observed.take(r, now-age)
-	p.choice.Observe(n, now, &selection.Reading{
+	first := p.choice.Observe(n, now, &selection.Reading{
 		At:              now - age,
 		Running:         r.Running,
 		Waiting:         r.Waiting,
@@ -175,11 +175,23 @@ func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 		RunningAdapters: r.RunningAdapters,
 		WaitingAdapters: r.WaitingAdapters,
 		Counters: selection.Counters{
-			Prefilled:         r.PromptTokens - r.CacheHits,
+			Prefilled:         prefilled(&r),
 			FirstTokens:       r.FirstTokens,
 			FirstTokenSeconds: r.FirstTokenSeconds,
 		},
 	})
+	p.metrics.FirstTokens(first.Calls, first.Expected, first.Observed)
+}
+
+// prefilled returns how many prompt tokens a server computed, where it counts them by the calls' first tokens; else 0.
+func prefilled(r *modelmetrics.Reading) int64 {
+	switch {
+	case r.Prefill.Computed > 0:
+		return r.Prefill.Computed
+	case r.Engine == modelmetrics.SGLang || r.Engine == modelmetrics.TRTLLMServe:
+		return 0 // without that counter they count when a call ends
+	}
+	return r.PromptTokens - r.CacheHits
 }
 
 // learnCapacity sets how many blocks an endpoint's cache holds.

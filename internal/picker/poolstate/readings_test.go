@@ -355,3 +355,21 @@ func TestEnginesOfSettingsAreKnown(t *testing.T) {
 		t.Errorf("engines (-that can be read +that can be named):\n%s", diff)
 	}
 }
+
+// The tokens that a server computed are those of the calls that have their first token, or none.
+func TestPrefilledAtTheFirstToken(t *testing.T) {
+	for name, tt := range map[string]struct {
+		reading modelmetrics.Reading
+		want    int64
+	}{
+		"vLLM":            {modelmetrics.Reading{Engine: modelmetrics.VLLM, PromptTokens: 100, CacheHits: 60, Prefill: modelmetrics.Prefill{Computed: 30}}, 30},
+		"an older vLLM":   {modelmetrics.Reading{Engine: modelmetrics.VLLM, PromptTokens: 100, CacheHits: 60}, 40},
+		"SGLang":          {modelmetrics.Reading{Engine: modelmetrics.SGLang, PromptTokens: 100, CacheHits: 60, Prefill: modelmetrics.Prefill{Computed: 50}}, 50},
+		"an older SGLang": {modelmetrics.Reading{Engine: modelmetrics.SGLang, PromptTokens: 100, CacheHits: 60}, 0},
+		"trtllm-serve":    {modelmetrics.Reading{Engine: modelmetrics.TRTLLMServe, PromptTokens: 100, CacheHits: 60}, 0},
+	} {
+		if got := prefilled(&tt.reading); got != tt.want {
+			t.Errorf("%s: %d tokens, want %d", name, got, tt.want)
+		}
+	}
+}

@@ -221,6 +221,15 @@ func (a *adapters) hold(n, id int32, c arrival) use {
 	return use{id: id, due: due}
 }
 
+// loaded reports whether endpoint n is known to have an adapter loaded, or a call needs none.
+func (a *adapters) loaded(n, id int32) bool {
+	if id == none || a.names[id].kind != proven {
+		return true
+	}
+	i := a.slots[n].index(id)
+	return i >= 0 && a.slots[n].resident[i].served
+}
+
 // release notes the end of a call at endpoint n. An adapter that was never served there leaves with its last call, and
 // so does a name that is not proven to be an adapter's; then there may be no id any more.
 func (a *adapters) release(n int32, u use, now float64, served bool) (id int32) {

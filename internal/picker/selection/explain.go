@@ -78,11 +78,12 @@ func (p *pick) reason(r *rule, e int32, home bool) Reason {
 		Endpoint: e, CachedTokens: r.prompt - own, UncachedTokens: own,
 		QueueTokens: h.queue(r.now), Rate: 1 / h.perToken,
 		InFlight: int(h.own), Calls: h.calls, ReadingAge: r.now - p.loads[e].reading.at,
-		Wait: max(0, h.empty-r.now), Prefill: float64(own) * h.perToken,
+		Wait: max(0, h.empty-r.now), Prefill: (float64(own) + p.perCall) * h.perToken,
 	}
-	why.Others = (r.share - 1 + h.displaces) * why.Prefill
+	tokens := float64(own) * h.perToken
+	why.Others = (r.share - 1 + h.displaces) * tokens
 	why.Batch = callTokens * h.perToken * h.calls
-	why.Memory = max(0, why.Wait+why.Prefill-h.room)
+	why.Memory = max(0, why.Wait+tokens-h.room)
 	if h.own >= r.bound {
 		why.ruleOut(ClassOverBound, overBound)
 	}

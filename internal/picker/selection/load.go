@@ -20,14 +20,16 @@ type hot struct {
 	lastPick uint64
 }
 
-// load is the rest of an endpoint's work. A position in its queue is a sum: the uncached prompt tokens that the picker
-// has sent to the endpoint so far.
+// load is the rest of an endpoint's work. A position in its queue is a sum: the work that the picker has sent to the
+// endpoint so far, in tokens to prefill, of which each call brings its uncached prompt tokens and its overhead.
 type load struct {
 	arrived float64 // the position of the queue's end
 	places  []place // calls in flight in the order of their arrival
 	speed   speed
 	fill    fill
 	reading lastReading
+	first   firstTokens
+	gone    []float64 // when calls left, of late
 	// deferred are the calls in flight that the last reading showed as deferred.
 	deferred []place
 }
@@ -37,11 +39,13 @@ type place struct {
 	at         float64 // when the call arrived, in seconds of the clock
 	due        float64 // when its first token was expected on its arrival
 	start, end float64 // positions
+	uncached   float64 // prompt tokens
 	alone      bool    // nothing was ahead of it
 	adapter    int32   // the id of what may be its adapter; none where it needs none
+	loads      bool    // its adapter was not known to be loaded when it came
 }
 
-// tokens is the number of uncached prompt tokens that the call brought.
+// tokens is the work that the call brought.
 func (t place) tokens() float64 { return t.end - t.start }
 
 // queue is the number of uncached prompt tokens that wait to be prefilled.
@@ -51,13 +55,22 @@ func (h *hot) queue(now float64) float64 { return max(0, h.empty-now) / h.perTok
 func (h *hot) setQueue(now, tokens float64) { h.empty = now + max(0, tokens)*h.perToken }
 
 // add puts a call with so many uncached tokens, and perhaps an adapter, at the end of endpoint n's queue.
-func (s *State) add(n int32, now, tokens float64, adapter int32) place {
+func (s *State) add(n int32, now, uncached float64, adapter int32) place {
 	h, l := &s.hot[n], &s.loads[n]
 	ahead := h.queue(now)
-	h.setQueue(now, ahead+tokens)
-	t := place{at: now, due: h.empty, start: l.arrived, end: l.arrived + tokens, alone: ahead == 0, adapter: adapter}
+	work := max(uncached, 1) // so that each call has a position of its own
+	if ahead == 0 {
+		work += s.perCall
+	}
+	h.setQueue(now, ahead+work)
+	due := h.empty
+	if ahead > 0 {
+		due += s.perCall * h.perToken
+	}
+	t := place{at: now, due: due, start: l.arrived, end: l.arrived + work, uncached: uncached, alone: ahead == 0,
+		adapter: adapter, loads: !s.adapters.loaded(n, adapter)}
 	l.arrived = t.end
-	l.fill.add(now, tokens)
+	l.fill.add(now, uncached)
 	s.setDisplaces(n, now)
 	l.places = append(l.places, t)
 	h.own++
@@ -82,6 +95,7 @@ func (s *State) remove(n int32, now float64, t place, drained float64) {
 		return
 	}
 	l.places = slices.Delete(l.places, i, i+1)
+	l.depart(now)
 	h.own--
 	h.calls = max(h.calls-1, float64(h.own))
 }
@@ -107,7 +121,7 @@ func (s *State) answered(n int32, now float64, t place) {
 func (s *State) withdraw(n int32, now float64, t place) (prefilled bool) {
 	drained := s.drained(n, now)
 	s.remove(n, now, t, drained+max(0, t.end-max(drained, t.start)))
-	return drained >= t.end && !s.isDeferred(n, now, t)
+	return (s.loads[n].first.has(t) || drained >= t.end) && !s.isDeferred(n, now, t)
 }
 
 // isDeferred reports whether a call was deferred at endpoint n's last reading, and that reading is fresh.
@@ -126,6 +140,9 @@ const doubtObserved, doubtAssumed = 4, 32
 func (s *State) likelyPrefilled(n int32, now float64, t place) bool {
 	if s.isDeferred(n, now, t) {
 		return false
+	}
+	if s.loads[n].first.has(t) {
+		return true
 	}
 	l, doubt := &s.loads[n], doubtAssumed
 	if l.speed.seconds >= priorSeconds {

@@ -129,7 +129,7 @@ func TestLoad(t *testing.T) {
 				l.Release(second, Answered, s)
 				l.Release(first, Answered, s)
 				add(l, s, 0)
-			}, at: s, wantRequests: 1,
+			}, at: s, wantQueue: 1, wantRequests: 1,
 		},
 		"a call that moves brings what is not cached there": {
 			do: func(l *State) {

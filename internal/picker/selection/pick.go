@@ -190,7 +190,7 @@ func (p *pick) costs(r *rule) {
 			wait = 0
 		}
 		prefill := float64(Uncached(r.prompt, p.Cached[e])) * h.perToken
-		cost := wait + (r.share+h.displaces)*prefill + callTokens*h.perToken*h.calls
+		cost := wait + (r.share+h.displaces)*prefill + (p.perCall+callTokens*h.calls)*h.perToken
 		if short := wait + prefill - h.room; short > 0 {
 			cost += short
 		}

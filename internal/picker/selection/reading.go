@@ -36,7 +36,6 @@ type lastReading struct {
 	room    float64 // KV cache head-room in tokens, +Inf where it is not reported
 	waiting float64 // the position of the picker's first waiting call; +Inf where none waited
 	begun   begun
-	counted counted
 }
 
 // noReading stands for the last reading of an endpoint without one.
@@ -64,12 +63,13 @@ const (
 	shortOfMemory = 0.5
 )
 
-// Observe takes a reading of endpoint n. A reading that is older than the last, or impossible, changes nothing.
-func (s *State) Observe(n int32, now time.Duration, r *Reading) {
+// Observe takes a reading of endpoint n. A reading that is older than the last, or impossible, changes nothing. Observe
+// returns what the reading shows of the times that were expected.
+func (s *State) Observe(n int32, now time.Duration, r *Reading) FirstTokens {
 	at, t := min(r.At, now).Seconds(), now.Seconds()
 	l := &s.loads[n]
 	if at <= l.reading.at || r.Running < 0 || r.Waiting < 0 || r.Deferred < 0 {
-		return
+		return FirstTokens{}
 	}
 	// 1. Adapters, which tell the deferred calls.
 	s.adapters.observe(n, t, at, r)
@@ -79,16 +79,22 @@ func (s *State) Observe(n int32, now time.Duration, r *Reading) {
 	foreign := max(0, float64(r.Running)+float64(r.Waiting)-float64(len(queue)))
 	waiting := l.ownWaiting(at, r.Waiting, queue, foreign)
 	others := float64(r.Waiting - waiting)
-	// 3. How fast the server prefills, by the queue since the last reading, or by the server's counters. While calls are
-	// deferred, the order of arrival is not that of prefill.
+	// 3. How fast the server prefills, by the first tokens since the last reading or, where it does not count them, by its
+	// queue. While calls are deferred, the order of arrival is not that of prefill.
 	begun := l.begun(at, queue, waiting)
 	begun.busy = begun.busy && r.Deferred == 0
-	timed := r.Deferred == 0 && s.learn(n, t, begun)
-	counted := s.learnFromCounters(n, t, at, r, timed)
+	prefilled := l.first.see(at, r, queue, l.strangers(at, foreign))
+	switch {
+	case r.mayDefer():
+	case r.FirstTokens > 0:
+		s.learnFromFirstTokens(n, t, prefilled)
+	default:
+		s.learn(n, t, begun)
+	}
 	// 4. What is left of the queue.
 	l.reading = lastReading{
 		at: at, foreign: foreign, ran: max(0, foreign-others), behind: others / float64(max(waiting, 1)),
-		room: freeTokens(r), waiting: math.Inf(1), begun: begun, counted: counted,
+		room: freeTokens(r), waiting: math.Inf(1), begun: begun,
 	}
 	if waiting > 0 {
 		l.reading.waiting = queue[len(queue)-waiting].start
@@ -97,6 +103,13 @@ func (s *State) Observe(n int32, now time.Duration, r *Reading) {
 	// 5. The other values that picks read.
 	l.fill.size = float64(max(0, r.KVTokens))
 	s.weigh(n, t)
+	return prefilled.firstTokens()
+}
+
+// mayDefer reports whether calls are deferred. Where the server does not tell them apart, any call that waits at one with
+// adapters may be.
+func (r *Reading) mayDefer() bool {
+	return r.Deferred > 0 || !r.WaitingSplit && r.Waiting > 0 && r.MaxAdapters > 0
 }
 
 // arrivedBy returns how many of the calls in flight had arrived by the time at.
@@ -175,9 +188,10 @@ func (s *State) learn(n int32, now float64, next begun) bool {
 	return true
 }
 
-// correct bounds the queue by the last reading. Of the calls that were in the queue or had begun by then, the last ones
-// wait, as many as waiting says, and so many foreign ones with them; the call before them may be anywhere in its prefill.
-// Calls that arrived later are behind them.
+// correct corrects the queue by the last reading. Of the calls that were in the queue or had begun by then, the last ones
+// wait, as many as waiting says, and so many foreign ones with them. Calls that arrived later are behind them. Where first
+// tokens are followed, they tell what is left. Else the call before the first waiting one may be anywhere in its prefill, and
+// bounds the queue.
 func (s *State) correct(n int32, now float64, arrived int, queue []place, waiting int, others float64) {
 	h, l := &s.hot[n], &s.loads[n]
 	first := len(queue) - waiting
@@ -185,11 +199,15 @@ func (s *State) correct(n int32, now float64, arrived int, queue []place, waitin
 	for _, t := range queue[first:] {
 		least += t.tokens()
 	}
+	since := (now - l.reading.at) / h.perToken
+	if l.first.known && len(l.deferred) == 0 {
+		h.setQueue(now, max(l.first.remaining(now, l.places, h.perToken), least-since))
+		return
+	}
 	most := least
 	if first > 0 {
 		most += queue[first-1].tokens()
 	}
-	since := (now - l.reading.at) / h.perToken
 	h.setQueue(now, min(max(h.queue(now), least-since), most))
 }
 

@@ -19,9 +19,18 @@ const (
 	// observation. After priorSeconds of observation its square is twice as much.
 	alike        = 0.3
 	priorSeconds = 2
+	// distinct is how many standard deviations an endpoint must be apart from the mean to have a speed of its own: of many
+	// endpoints some are one apart by chance, and more so in overload, where what is taken to be cached is often evicted.
+	distinct = 1.5
 	// surprise is how many times faster or slower than expected one observation can show an endpoint to be. A call that
 	// waits for KV memory, or whose prompt was not cached as expected, does not measure a speed.
 	surprise = 4
+
+	// leastPrefill is how many tokens calls must prefill on average for their time to tell a speed. With fewer, it is mostly
+	// that of one step.
+	leastPrefill = 4 * BlockTokens
+	// guessedWeight is the weight of a speed where it is a guess how calls overlapped, beside one of the picker's own calls.
+	guessedWeight = 0.25
 
 	slowest, fastest = 1, 1e7 // the bounds of a prefill speed, in tokens a second
 )
@@ -54,7 +63,7 @@ func (v *speed) perToken(mean float64) float64 {
 	rate := mean
 	if v.tokens > 0 && v.seconds > 0 {
 		apart := math.Log(v.tokens / v.seconds / mean)
-		if noise := alike * alike * (1 + priorSeconds/v.seconds); apart*apart > noise {
+		if noise := alike * alike * (1 + priorSeconds/v.seconds); apart*apart > distinct*distinct*noise {
 			rate *= math.Exp(apart * (1 - noise/(apart*apart)))
 		}
 	}
@@ -67,6 +76,43 @@ func (s *State) setSpeed(n int32, now float64) {
 	queue := h.queue(now)
 	h.perToken = s.loads[n].speed.perToken(s.meanRate)
 	h.setQueue(now, queue)
+}
+
+// learnFromFirstTokens takes endpoint n's speed from what it prefilled between two readings.
+func (s *State) learnFromFirstTokens(n int32, now float64, p prefills) {
+	if !(p.seconds > 0) || p.loads {
+		return
+	}
+	weight, least := 1.0, leastPrefill*float64(p.calls)
+	if p.own {
+		starts := max(1, p.starts)
+		s.learnOverhead(n, now, p.uncached/starts, p.seconds/starts)
+		least += p.tokens - p.uncached
+	} else {
+		weight = guessedWeight
+		p.tokens += s.perCall
+	}
+	if p.tokens < least {
+		return
+	}
+	s.loads[n].speed.observe(now, weight*p.tokens, weight*p.seconds, s.hot[n].perToken)
+	s.setSpeed(n, now)
+}
+
+// learnOverhead takes the pool's overhead of a call from what endpoint n prefilled without a pause. An endpoint whose speed is
+// far from the pool's is left out, as its counters may lie.
+func (s *State) learnOverhead(n int32, now, tokens, seconds float64) {
+	slowness := s.hot[n].perToken * s.meanRate
+	if slowness < 1.0/outlier || slowness > outlier {
+		return
+	}
+	within := float64(surprise)
+	if s.overhead.weight >= steady {
+		within = unlikely
+	}
+	expected := max(tokens+s.perCall, 1) * s.hot[n].perToken
+	s.overhead.observe(now, tokens, min(max(seconds, expected/within), expected*within)/slowness)
+	s.perCall = s.overhead.tokens()
 }
 
 // ageSpeeds decays the observations of speeds, and takes the pool's mean speed.

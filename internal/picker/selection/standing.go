@@ -28,7 +28,7 @@ func (s *State) Standing(n int32, now time.Duration) Standing {
 	h := &s.hot[n]
 	out := Standing{
 		InFlight: int(h.own), QueueTokens: h.queue(t), Rate: 1 / h.perToken,
-		FirstToken: max(0, h.empty-t) + s.meanTokens()*h.perToken,
+		FirstToken: max(0, h.empty-t) + (s.meanTokens()+s.perCall)*h.perToken,
 		Failures:   s.health[n].failed.count, AvoidedFor: max(0, s.health[n].failed.until-t, s.health[n].shed.until-t),
 	}
 	for _, r := range s.adapters.slots[n].resident {

@@ -25,6 +25,8 @@ type State struct {
 	meanRate    float64 // prefill speed of an endpoint, in tokens a second
 	observed    []observedSpeed
 	work        work
+	overhead    overhead
+	perCall     float64 // a call's overhead, in tokens to prefill
 	scratch     scratch
 }
 
@@ -65,7 +67,7 @@ func (s *State) Restarted(n int32) {
 	s.adapters.forget(n)
 	s.loads[n].fill = fill{}
 	s.hot[n].displaces = 0
-	s.loads[n].reading = noReading()
+	s.loads[n].reading, s.loads[n].first = noReading(), firstTokens{}
 }
 
 // InFlight is the number of the picker's own calls in flight at endpoint n.
@@ -195,7 +197,8 @@ func (s *State) Computed(c *Claim, now time.Duration) int {
 	if s.isDeferred(c.Endpoint, now.Seconds(), c.place) {
 		return 0
 	}
-	return int(math.Round(min(max(0, s.drained(c.Endpoint, now.Seconds())-c.place.start), c.place.tokens())))
+	computed := s.drained(c.Endpoint, now.Seconds()) - c.place.start - (c.place.tokens() - c.place.uncached)
+	return int(math.Round(min(max(0, computed), c.place.uncached)))
 }
 
 // Release ends a claim. It reports whether the endpoint is taken to have prefilled the prompt.
@@ -206,6 +209,9 @@ func (s *State) Release(c *Claim, outcome Outcome, now time.Duration) (prefilled
 	s.stopWaiting(c, t)
 	if c.probe {
 		s.unprobe(n, t)
+	}
+	if outcome == Answered || outcome == Ended || outcome == Abandoned && s.drained(n, t) >= c.place.end {
+		s.loads[n].first.note(t, c.place) // it has its first token, if perhaps no reading has counted it
 	}
 	switch outcome {
 	case Answered:

@@ -1,0 +1,244 @@
+package selection
+
+import (
+	"math"
+	"testing"
+	"time"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
+)
+
+// counting is a reading of an endpoint that has counted so many first tokens, after so many seconds in sum.
+func counting(at time.Duration, running int, firstTokens int64, seconds float64) *Reading {
+	return &Reading{At: at, Running: running, WaitingSplit: true,
+		Counters: Counters{Prefilled: 1000 * firstTokens, FirstTokens: firstTokens, FirstTokenSeconds: seconds}}
+}
+
+// followed is a state with one endpoint whose first tokens are followed.
+func followed() *State {
+	s := stateWith(1, picksettings.Defaults())
+	s.Observe(0, second(1), counting(second(1), 0, 1, 1))
+	s.Observe(0, second(2), counting(second(2), 0, 1, 1))
+	return s
+}
+
+func second(n float64) time.Duration { return time.Duration(n * float64(time.Second)) }
+
+// A server that takes many prompts into one batch shows none of them as waiting. They are work all the same, until their
+// first tokens are counted.
+func TestPromptsOfABatchAreWork(t *testing.T) {
+	s := followed()
+	for range 5 {
+		add(s, second(3), 8000)
+	}
+	if got := s.Observe(0, second(3.5), counting(second(3.5), 5, 1, 1)); got != (FirstTokens{}) {
+		t.Errorf("a reading without new first tokens tells of %+v", got)
+	}
+	if got := s.Queue(0, second(3.5)); math.Abs(got-36000) > 100 { // half a second of 8,000 tokens a second is done
+		t.Errorf("%.0f tokens wait, want 36,000", got)
+	}
+	got := s.Observe(0, second(8), counting(second(8), 5, 6, 1+25))
+	if got.Calls != 5 || got.Observed != 25 || math.Abs(got.Expected-15) > 0.1 {
+		t.Errorf("the reading tells of %+v, want 5 calls, after 25 s in sum, where 1 s, 2 s, … were expected", got)
+	}
+	if got := s.Queue(0, second(8)); got != 0 {
+		t.Errorf("%.0f tokens wait after all first tokens", got)
+	}
+}
+
+// The calls that came first get the first tokens, also those that ended before the reading.
+func TestFirstTokensGoByArrival(t *testing.T) {
+	s := followed()
+	ended := add(s, second(3), 800)
+	add(s, second(3.01), 4000)
+	s.Release(ended, Answered, second(3.2))
+	got := s.Observe(0, second(3.3), counting(second(3.3), 1, 2, 1+0.1))
+	if got.Calls != 1 || math.Abs(got.Observed-0.1) > 1e-9 {
+		t.Errorf("the reading tells of %+v, want the call that has ended", got)
+	}
+	if got := s.Queue(0, second(3.3)); got < 1000 {
+		t.Errorf("%.0f tokens wait, want most of the other call's 4,000", got)
+	}
+}
+
+// Where others call the server too, nobody knows whose first tokens are counted, until they have gone.
+func TestFirstTokensOfOthers(t *testing.T) {
+	s := followed()
+	add(s, second(3), 4000)
+	if got := s.Observe(0, second(3.1), counting(second(3.1), 3, 3, 2)); got != (FirstTokens{}) {
+		t.Errorf("with calls of others a reading tells of %+v", got)
+	}
+	s.Observe(0, second(5), counting(second(5), 1, 4, 3))
+	add(s, second(6), 4000)
+	if got := s.Observe(0, second(7), counting(second(7), 2, 5, 3.6)); got.Calls != 1 {
+		t.Errorf("after the others left, a reading tells of %+v, want one call", got)
+	}
+}
+
+// A server counts calls at the beginning of a step: one that has left is no call of others, and one that has just come has not
+// got its first token.
+func TestReadingsLag(t *testing.T) {
+	s := followed()
+	left := add(s, second(3), 800)
+	s.Release(left, Answered, second(3.2))
+	s.Observe(0, second(3.21), counting(second(3.21), 1, 2, 1.15)) // still counted as running
+	add(s, second(4), 4000)
+	s.Observe(0, second(4.01), counting(second(4.01), 0, 2, 1.15)) // not counted yet
+	if got := s.Observe(0, second(4.8), counting(second(4.8), 1, 3, 1.7)); got.Calls != 1 {
+		t.Errorf("a reading tells of %+v, want one call", got)
+	}
+}
+
+// A call that got its first token has prefilled its prompt, however soon it is broken off.
+func TestFirstTokenShowsAPrefill(t *testing.T) {
+	s := followed()
+	fast := add(s, second(3), 80_000) // ten seconds at the assumed speed
+	s.Observe(0, second(3.2), counting(second(3.2), 1, 2, 1.1))
+	if !s.Release(fast, Ended, second(3.3)) {
+		t.Error("a call with a first token is taken not to be prefilled")
+	}
+	slow := add(s, second(4), 80_000)
+	s.Observe(0, second(4.2), counting(second(4.2), 1, 2, 1.1))
+	if s.Release(slow, Abandoned, second(4.3)) {
+		t.Error("a call without a first token is taken to be prefilled")
+	}
+}
+
+// A call costs more than its tokens, and the pool learns how much. The time until an adapter is loaded is no part of it.
+func TestOverheadIsLearned(t *testing.T) {
+	for name, want := range map[string]float64{"none": 0, "a step of 20 ms": 160, "a step of 64 ms": 512} {
+		t.Run(name, func(t *testing.T) {
+			s := followed()
+			now, sum, count := 3.0, 1.0, int64(1)
+			for i := range 200 {
+				tokens := 50 + i*37%4000
+				c := add(s, second(now), tokens)
+				took := (float64(tokens) + want) / 8000
+				sum += took
+				count++
+				s.Observe(0, second(now+took+0.01), counting(second(now+took+0.01), 1, count, sum))
+				s.Release(c, Ended, second(now+took+0.1))
+				now += 2
+				s.Age(second(now), numbers(1))
+			}
+			if math.Abs(s.perCall-want) > 0.2*want+20 {
+				t.Errorf("a call is taken to cost %.0f tokens more, want %.0f", s.perCall, want)
+			}
+			if rate := s.Rate(0); math.Abs(rate-8000) > 400 {
+				t.Errorf("the speed is taken for %.0f tokens a second, want 8000", rate)
+			}
+		})
+	}
+}
+
+// Observations that are alike or impossible give a usual or a bounded overhead.
+func TestOverheadIsBounded(t *testing.T) {
+	for name, tt := range map[string]struct{ tokens, seconds, least, most float64 }{
+		"one length":      {1000, 0.125, usualOverhead - 1, usualOverhead + 1},
+		"no tokens":       {0, 1, 0, mostOverhead},
+		"no time":         {1000, 1e-300, 0, mostOverhead},
+		"an endless time": {1000, math.MaxFloat64, 0, mostOverhead},
+		"too many tokens": {math.MaxFloat64, 1, 0, mostOverhead},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var o overhead
+			for range 100 {
+				o.observe(1, tt.tokens, tt.seconds)
+			}
+			if got := o.tokens(); !(got >= tt.least && got <= tt.most) {
+				t.Errorf("the overhead is %v tokens, want %v to %v", got, tt.least, tt.most)
+			}
+		})
+	}
+}
+
+// What is remembered of calls between readings is bounded, as readings may never come.
+func TestGoneCallsAreBounded(t *testing.T) {
+	s := followed()
+	for i := range 10_000 {
+		s.Release(add(s, second(3+float64(i)/1e5), 1), Ended, second(3+float64(i)/1e5))
+	}
+	if l := &s.loads[0]; len(l.gone) > mostGone || len(l.first.ended) > mostEnded {
+		t.Errorf("%d and %d calls are remembered, want %d and %d at most", len(l.gone), len(l.first.ended), mostGone, mostEnded)
+	}
+}
+
+// A caller who left after the first token, and before the answer's headers, takes no other call's first token.
+func TestFirstTokenOfACallerWhoLeft(t *testing.T) {
+	s := followed()
+	left := add(s, second(3), 800)
+	add(s, second(3.1), 4000)
+	s.Release(left, Abandoned, second(3.3))
+	s.Observe(0, second(3.4), counting(second(3.4), 1, 2, 1.1))
+	if got := s.Queue(0, second(3.4)); got < 1000 {
+		t.Errorf("%.0f tokens wait, want most of the other call's 4,000", got)
+	}
+}
+
+// A call without prompt tokens takes one first token, however long it lives.
+func TestFirstTokenOfACallWithoutPrompt(t *testing.T) {
+	s := followed()
+	add(s, second(3), 0)
+	s.Observe(0, second(3.1), counting(second(3.1), 1, 2, 1.01))
+	add(s, second(4), 800)
+	if got := s.Observe(0, second(4.2), counting(second(4.2), 2, 3, 1.11)); got.Calls != 1 || got.Expected < 0.09 {
+		t.Errorf("the reading tells of %+v, want the later call, which was expected to take 0.1 s", got)
+	}
+	if got := s.Queue(0, second(4.2)); got != 0 {
+		t.Errorf("%.0f tokens wait after all first tokens", got)
+	}
+}
+
+// Where more first tokens are counted than calls are known, nobody knows whose they are.
+func TestMoreFirstTokensThanCalls(t *testing.T) {
+	s := followed()
+	waits := add(s, second(3), 80_000)
+	s.Observe(0, second(3.2), counting(second(3.2), 1, 50, 2))
+	if s.Release(waits, Abandoned, second(3.3)) {
+		t.Error("a call in flight is taken to be prefilled by the first tokens of others")
+	}
+}
+
+// Whatever one endpoint counts, the pool's overhead stays near what the others show, and is right again soon.
+func TestOverheadOfALiar(t *testing.T) {
+	for name, lie := range map[string]float64{"no time at all": 1e-9, "an hour": 3600} {
+		t.Run(name, func(t *testing.T) {
+			const overhead = 160
+			s := stateWith(4, picksettings.Defaults())
+			sums, now := [4]float64{1, 1, 1, 1}, 1.0
+			for n := range int32(4) {
+				s.Observe(n, second(0.5), counting(second(0.5), 0, 1, 1))
+				s.Observe(n, second(0.9), counting(second(0.9), 0, 1, 1))
+			}
+			for i := range 400 {
+				n := int32(i % 4)
+				tokens := 50 + i*37%4000
+				c := s.Reserve(n, second(now), callFor("", tokens), tokens)
+				took := (float64(tokens) + overhead) / 8000
+				if sums[n] += took; n == 0 {
+					sums[n] += lie - took
+				}
+				s.Observe(n, second(now+took+0.01), counting(second(now+took+0.01), 1, int64(2+i/4), sums[n]))
+				s.Release(&c, Ended, second(now+took+0.1))
+				now++
+				s.Age(second(now), numbers(4))
+			}
+			if s.perCall > 3*overhead || s.Rate(1) < 6500 || s.Rate(1) > 9500 {
+				t.Errorf("a call is taken to cost %.0f tokens more and an honest endpoint to prefill %.0f a second, want about %d and 8000",
+					s.perCall, s.Rate(1), overhead)
+			}
+		})
+	}
+}
+
+// After calls without prompts and without overhead, the overhead is still a number, and is learned again.
+func TestOverheadAfterEmptyCalls(t *testing.T) {
+	s := followed()
+	s.overhead = overhead{weight: 100, sum: 1, uu: 1, uv: 1, vv: 1, at: 2}
+	s.perCall = 0
+	add(s, second(3), 0)
+	s.Observe(0, second(3.1), counting(second(3.1), 1, 2, 1.05))
+	if o := &s.overhead; math.IsNaN(o.uu) || math.IsInf(o.uu, 0) || math.IsNaN(o.uv) || math.IsNaN(o.vv) {
+		t.Errorf("the sums are %+v", o)
+	}
+}

@@ -41,7 +41,8 @@ func Start(logs string, p Program) (*Process, error) {
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + sandbox.WorkDir}, p.Environment...)
 	cmd.Dir = p.Directory
 	cmd.Stdout, cmd.Stderr = log, log
-	// A process group of its own keeps a terminal's Ctrl-C from the program: the mesh stops its parts in order.
+	// A process group of its own keeps a terminal's Ctrl-C from the program: the mesh stops its parts in order. And it holds the
+	// program's children.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		_ = log.Close()
@@ -50,6 +51,7 @@ func Start(logs string, p Program) (*Process, error) {
 	out := &Process{name: p.Name, cmd: cmd, log: log, done: make(chan struct{})}
 	go func() {
 		out.err = cmd.Wait()
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what is left of its children, as in a container
 		_ = log.Close()
 		close(out.done)
 	}()
@@ -66,12 +68,19 @@ func (p *Process) Stop(grace time.Duration) {
 		case <-time.After(grace):
 		}
 	}
-	_ = p.cmd.Process.Kill()
+	_ = p.Kill()
 	<-p.done
 }
 
-// Kill kills the process at once, as a crash would, and does not wait for its end.
-func (p *Process) Kill() error { return p.cmd.Process.Kill() }
+// Kill kills the process and its children at once, as a crash of a container would, and does not wait for their end.
+func (p *Process) Kill() error {
+	select {
+	case <-p.done:
+		return os.ErrProcessDone
+	default:
+		return syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+	}
+}
 
 // ID is the process ID.
 func (p *Process) ID() int { return p.cmd.Process.Pid }

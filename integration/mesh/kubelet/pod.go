@@ -20,7 +20,7 @@ const (
 
 // runningPod is a pod that the kubelet has started.
 type runningPod struct {
-	pod    *corev1.Pod // as it was at its start; the status holds the address
+	pod    *corev1.Pod // as it was at its start; the status holds the address and, for live alone, the number of restarts
 	cancel context.CancelFunc
 	done   chan struct{} // closed when its program has ended and is not restarted
 
@@ -37,6 +37,7 @@ func (k *Kubelet) startPod(ctx context.Context, p *corev1.Pod, ns *corev1.Namesp
 	addr := k.nextAddr
 	k.mu.Unlock()
 	p.Status.PodIP = addr.String()
+	p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: p.Spec.Containers[0].Name, Image: p.Spec.Containers[0].Image}}
 
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	r := &runningPod{pod: p, cancel: cancel, done: make(chan struct{}), grace: graceOf(p), program: make(chan *process.Process, 1)}
@@ -93,6 +94,7 @@ func (k *Kubelet) live(ctx context.Context, r *runningPod, image Image) {
 		case <-ctx.Done():
 		case <-time.After(restartDelay):
 		}
+		r.pod.Status.ContainerStatuses[0].RestartCount++
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -33,12 +34,16 @@ func (k *Kubelet) reportPod(ctx context.Context, p *corev1.Pod, inMesh, ready bo
 	if ready {
 		condition = corev1.ConditionTrue
 	}
+	containers := slices.Clone(p.Status.ContainerStatuses)
+	for i := range containers {
+		containers[i].Ready = ready
+	}
 	now := metav1.Now()
 	status, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"uid": p.UID},
 		"status": corev1.PodStatus{
 			Phase: corev1.PodRunning, PodIP: p.Status.PodIP, PodIPs: []corev1.PodIP{{IP: p.Status.PodIP}},
-			HostIP: sandbox.NodeAddress, StartTime: &now,
+			HostIP: sandbox.NodeAddress, StartTime: &now, ContainerStatuses: containers,
 			Conditions: []corev1.PodCondition{
 				{Type: corev1.PodScheduled, Status: corev1.ConditionTrue},
 				{Type: corev1.PodInitialized, Status: corev1.ConditionTrue},

@@ -86,12 +86,16 @@ func bodyOf(text string, end bool) *extprocv3.ProcessingRequest {
 	}}
 }
 
-// openStream opens a stream for a pool, with the tenant's only token, and sends messages.
+// openStream opens a stream for a pool, with the tenant's only token, and sends messages. The picker may end the stream before it
+// has them all: then the next receipt tells why.
 func (m *hostile) openStream(ctx context.Context, to extprocv3.ExternalProcessorClient, pool string, messages ...*extprocv3.ProcessingRequest) (extprocv3.ExternalProcessor_ProcessClient, error) {
 	stream, err := to.Process(metadata.AppendToOutgoingContext(ctx, poolapi.NameHeader, pool, poolapi.TokenHeader, m.token))
 	for _, message := range messages {
 		if err == nil {
 			err = stream.Send(message)
+		}
+		if errors.Is(err, io.EOF) {
+			return stream, nil
 		}
 	}
 	return stream, err

@@ -50,18 +50,7 @@ func Images(root string) (map[string]mesh.Image, error) {
 	}}, nil
 }
 
-// Install applies the product, and a namespace "models" with a waypoint, vLLM's pods and the pool "llama" of them. It waits
-// until their pods are ready: an engine starts within a minute or two.
+// Install installs the product, vLLM's pods and a pool of them. An engine starts within a minute or two.
 func Install(ctx context.Context, m *mesh.Mesh) error {
-	if err := m.Apply(ctx, "manifests", "integration/engines/vllm"); err != nil {
-		return err
-	}
-	for _, name := range [][2]string{
-		{"inference-system", "inference-controller"}, {"inference-system", "inference-picker"}, {"models", "waypoint"}, {"models", "llama"},
-	} {
-		if err := m.AwaitDeployment(ctx, name[0], name[1]); err != nil {
-			return err
-		}
-	}
-	return nil
+	return m.Install(ctx, "integration/engines/vllm")
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -21,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/process"
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 )
@@ -283,16 +283,7 @@ func pageOf(ctx context.Context, p *corev1.Pod) (string, error) { return pageAt(
 func pageAt(ctx context.Context, p *corev1.Pod, port string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(p.Status.PodIP, port)+"/metrics", nil)
-	if err != nil {
-		return "", err
-	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = response.Body.Close() }()
-	page, err := io.ReadAll(response.Body)
+	page, err := process.Get(ctx, "http://"+net.JoinHostPort(p.Status.PodIP, port)+"/metrics")
 	return string(page), err
 }
 

@@ -40,10 +40,15 @@ func (m *Mesh) Read(path string) ([]*unstructured.Unstructured, error) {
 	return manifest.Read(path)
 }
 
-// InstallQuickstart applies the product, and a namespace with a waypoint, model servers and a pool. It waits until their
-// pods are ready.
+// InstallQuickstart applies the product and samples/quickstart, as Install does.
 func (m *Mesh) InstallQuickstart(ctx context.Context) error {
-	if err := m.Apply(ctx, "manifests", "samples/quickstart"); err != nil {
+	return m.Install(ctx, "samples/quickstart")
+}
+
+// Install applies the product, and a kustomization like samples/quickstart: a namespace "models" with a waypoint, model servers
+// and a pool "llama" of them. It waits until their pods are ready.
+func (m *Mesh) Install(ctx context.Context, quickstart string) error {
+	if err := m.Apply(ctx, "manifests", quickstart); err != nil {
 		return err
 	}
 	for _, name := range [][2]string{

@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/process"
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/modelmetrics"
 )
@@ -152,7 +153,7 @@ func (r *recorder) read(ctx context.Context, endpoint int) {
 	parser := modelmetrics.NewParser(modelmetrics.Detect)
 	for ctx.Err() == nil {
 		asked := time.Now()
-		page, err := get(ctx, "http://"+r.servers[endpoint]+"/metrics")
+		page, err := process.Get(ctx, "http://"+r.servers[endpoint]+"/metrics")
 		if err == nil {
 			var got modelmetrics.Reading
 			if got, err = parser.Parse(page, asked); err == nil {
@@ -172,19 +173,6 @@ func (r *recorder) read(ctx context.Context, endpoint int) {
 		case <-time.After(r.interval - time.Since(asked)):
 		}
 	}
-}
-
-func get(ctx context.Context, url string) ([]byte, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
-	if err != nil {
-		return nil, err
-	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = response.Body.Close() }()
-	return io.ReadAll(response.Body)
 }
 
 // conversation is a chat whose turns come one after the other.

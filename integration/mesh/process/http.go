@@ -27,6 +27,15 @@ func Answers(client *http.Client, url string) func(context.Context) error {
 	}
 }
 
+// Get returns the body of a URL. A status other than 200 is an error.
+func Get(ctx context.Context, url string) ([]byte, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	return Ask(request)
+}
+
 // Ask sends a request and returns the body of the answer. A status other than 200 is an error.
 func Ask(request *http.Request) ([]byte, error) {
 	response, err := http.DefaultClient.Do(request)

@@ -66,8 +66,8 @@ func (r retries) When(request reconcile.Request) time.Duration {
 // fairOptions gives a controller a queue that is fair among namespaces, and this many parallel reconciles. A reconcile mostly
 // waits for the API server.
 //
-// controller-runtime's limiter also gives all failed requests together ten
-// tries a second, in the order of their failures, so that one namespace's hundreds would make another's wait for a minute.
+// controller-runtime's limiter also gives all failed requests together ten tries a second, in the order of their failures, so
+// that one namespace's hundreds would make another's wait for a minute.
 func fairOptions(parallel int) controller.Options {
 	return controller.Options{
 		MaxConcurrentReconciles: parallel, NewQueue: newTurns,

@@ -104,7 +104,7 @@ func TestFirstTokenShowsAPrefill(t *testing.T) {
 	}
 }
 
-// A call costs more than its tokens, and the pool learns how much. The time until an adapter is loaded is no part of it.
+// A call costs more than its tokens, and the pool learns how much.
 func TestOverheadIsLearned(t *testing.T) {
 	for name, want := range map[string]float64{"none": 0, "a step of 20 ms": 160, "a step of 64 ms": 512} {
 		t.Run(name, func(t *testing.T) {

@@ -22,8 +22,10 @@ type Candidate struct {
 	Calls          float64  `json:"callsWithThoseOfOthers"`
 	ReadingAge     *float64 `json:"readingAgeSeconds"` // null where there is no reading
 	FirstToken     float64  `json:"expectedFirstTokenSeconds"`
-	AdapterState   string   `json:"adapter,omitempty"`
-	Cost           Cost     `json:"costSeconds"`
+	// ObservedToExpected tells how true FirstToken may be: the endpoint's field of the same name in Endpoint.
+	ObservedToExpected *float64 `json:"observedToExpectedFirstToken"`
+	AdapterState       string   `json:"adapter,omitempty"`
+	Cost               Cost     `json:"costSeconds"`
 }
 
 // Cost is an endpoint's cost and its terms, as in the package comment of selection.

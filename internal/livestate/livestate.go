@@ -43,6 +43,12 @@ type Endpoint struct {
 	FirstToken float64 `json:"expectedFirstTokenSeconds"`
 	// ObservedFirstToken is the recent mean time to first token, as the server measures it, in seconds.
 	ObservedFirstToken *float64 `json:"observedFirstTokenSeconds"`
+	// ObservedToExpected is how many times as long as expected the first tokens of this picker's recent calls took: the
+	// geometric mean of the observed times as multiples of those that were expected at the picks. 1.5 says that first
+	// tokens came late, 0.5 that they came early. It is not the quotient of the two times above: FirstToken is of a call that
+	// arrives now, and ObservedFirstToken is of all callers. It is nil where no first token was followed lately: where no
+	// call came, where the server does not count first tokens, and where others call the server too.
+	ObservedToExpected *float64 `json:"observedToExpectedFirstToken"`
 	// PrefillRate is the speed of prefill that the endpoint is taken to have, in tokens a second.
 	PrefillRate float64 `json:"prefillTokensPerSecond"`
 

@@ -2,7 +2,6 @@ package debug
 
 import (
 	"errors"
-	"math"
 	"net/http"
 	"slices"
 	"strings"
@@ -53,7 +52,8 @@ func endpoint(e *poolstate.EndpointState) livestate.Endpoint {
 		ReservedRequests: e.InFlight, ReservedTokens: poolstate.Rounded(e.QueueTokens),
 		FirstToken: poolstate.Rounded(e.FirstToken), PrefillRate: poolstate.Rounded(e.Rate),
 		Health:      livestate.Health{Failures: e.Failures, AvoidedFor: poolstate.Rounded(e.AvoidedFor)},
-		CachedShare: known(e.CachedShare), ObservedFirstToken: known(e.ObservedFirstToken),
+		CachedShare: poolstate.Known(e.CachedShare), ObservedFirstToken: poolstate.Known(e.ObservedFirstToken),
+		ObservedToExpected: poolstate.Known(e.ObservedToExpected),
 	}
 	r := e.Reading
 	if r == nil {
@@ -66,15 +66,6 @@ func endpoint(e *poolstate.EndpointState) livestate.Endpoint {
 		}
 	}
 	return out
-}
-
-// known returns nil for NaN, which stands for an unknown value.
-func known(v float64) *float64 {
-	if math.IsNaN(v) {
-		return nil
-	}
-	v = poolstate.Rounded(v)
-	return &v
 }
 
 // sorted returns a sorted copy, never nil, so that JSON has a list.

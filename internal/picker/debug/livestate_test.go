@@ -73,6 +73,57 @@ func TestLiveState(t *testing.T) {
 	}
 }
 
+// How true expected times were is in the state and in explanations, with null where it is not known.
+func TestObservedToExpected(t *testing.T) {
+	const followed, other = "10.0.0.1:8000", "10.0.0.2:8000"
+	f, clock := newFleet(t)
+	f.SetPool(pool.Pool{Name: llama}, numbered(2))
+	p := f.Pool(llama)
+	observe := func(at time.Duration, firstTokens int64, seconds float64) {
+		*clock = at
+		p.Observe(netip.MustParseAddrPort(followed), modelmetrics.Reading{
+			At: time.Unix(100, 0).Add(at), WaitingSplit: true, FirstTokens: firstTokens, FirstTokenSeconds: seconds,
+		}, 0)
+	}
+	observe(time.Second, 1, 1)
+	observe(2*time.Second, 1, 1)
+	var r poolstate.Reservation
+	only := poolstate.Subset{Given: true, Endpoints: []netip.AddrPort{netip.MustParseAddrPort(followed)}}
+	call := request.Facts{PromptBytes: 125 * request.BlockBytes} // 8,000 tokens, at the assumed 8,000 a second
+	if _, err := p.Pick(&poolstate.Call{Facts: &call, Subset: only}, &r); err != nil {
+		t.Fatal(err)
+	}
+	observe(4*time.Second, 2, 1+1.5)
+
+	type endpoint struct {
+		Address, Endpoint string
+		Of                json.RawMessage `json:"observedToExpectedFirstToken"`
+	}
+	var state struct {
+		Pools []struct{ Endpoints []endpoint }
+	}
+	w := httptest.NewRecorder()
+	LiveStateHandler(f).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/debug/pools", nil))
+	if err := json.Unmarshal(w.Body.Bytes(), &state); err != nil {
+		t.Fatal(err)
+	}
+	var explanation struct{ Candidates []endpoint }
+	w = httptest.NewRecorder()
+	ExplainHandler(f).ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/debug/explain?pool=models/llama", strings.NewReader(`{}`)))
+	if err := json.Unmarshal(w.Body.Bytes(), &explanation); err != nil {
+		t.Fatal(err)
+	}
+	for name, got := range map[string][]endpoint{"state": state.Pools[0].Endpoints, "explanation": explanation.Candidates} {
+		of := map[string]string{}
+		for _, e := range got {
+			of[e.Address+e.Endpoint] = fmt.Sprintf("%.3s", e.Of) // one of the names is empty
+		}
+		if diff := cmp.Diff(map[string]string{followed: "1.5", other: "nul"}, of); diff != "" {
+			t.Errorf("in the %s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
 func TestLiveStateHandler(t *testing.T) {
 	f, _ := newFleet(t)
 	f.SetPool(pool.Pool{Name: llama}, numbered(200))

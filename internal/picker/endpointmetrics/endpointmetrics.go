@@ -49,6 +49,9 @@ func New(state func() livestate.State) prometheus.Collector {
 			func(e *livestate.Endpoint) (float64, bool) { return known(e.CachedShare) }},
 		{describe("observed_first_token_seconds", "Recent mean time to first token, by the endpoint's metrics."),
 			func(e *livestate.Endpoint) (float64, bool) { return known(e.ObservedFirstToken) }},
+		{describe("observed_to_expected_first_token_ratio",
+			"Times to first token of this picker's recent calls, as multiples of the expected ones: their geometric mean."),
+			func(e *livestate.Endpoint) (float64, bool) { return known(e.ObservedToExpected) }},
 	}}
 }
 

@@ -11,10 +11,10 @@ import (
 )
 
 func TestCollector(t *testing.T) {
-	share := 0.5
+	share, late := 0.5, 1.5
 	state := livestate.State{Pools: []livestate.Pool{{Name: "models/llama", Endpoints: []livestate.Endpoint{{
 		Address: "10.0.0.1:8000", Ready: true, ReservedRequests: 2, ReservedTokens: 300, FirstToken: 0.25, CachedShare: &share,
-		Reading: &livestate.Reading{Age: 0.1, Running: 3, Waiting: 4, KVUse: 0.75}, ObservedFirstToken: &share,
+		Reading: &livestate.Reading{Age: 0.1, Running: 3, Waiting: 4, KVUse: 0.75}, ObservedFirstToken: &share, ObservedToExpected: &late,
 	}, {
 		Address: "10.0.0.2:8000", Health: livestate.Health{AvoidedFor: 1.5},
 	}}}}}
@@ -32,17 +32,18 @@ func TestCollector(t *testing.T) {
 	}
 	const one, two = "models/llama 10.0.0.1:8000 ", "models/llama 10.0.0.2:8000 "
 	want := map[string]string{
-		"inference_waypoint_endpoint_ready":                        one + "1 " + two + "0 ",
-		"inference_waypoint_endpoint_requests_reserved":            one + "2 " + two + "0 ",
-		"inference_waypoint_endpoint_tokens_reserved":              one + "300 " + two + "0 ",
-		"inference_waypoint_endpoint_expected_first_token_seconds": one + "0.25 " + two + "0 ",
-		"inference_waypoint_endpoint_avoided_seconds":              one + "0 " + two + "1.5 ",
-		"inference_waypoint_endpoint_reading_age_seconds":          one + "0.1 ",
-		"inference_waypoint_endpoint_requests_running":             one + "3 ",
-		"inference_waypoint_endpoint_requests_waiting":             one + "4 ",
-		"inference_waypoint_endpoint_kv_cache_usage_ratio":         one + "0.75 ",
-		"inference_waypoint_endpoint_cached_ratio":                 one + "0.5 ",
-		"inference_waypoint_endpoint_observed_first_token_seconds": one + "0.5 ",
+		"inference_waypoint_endpoint_ready":                                  one + "1 " + two + "0 ",
+		"inference_waypoint_endpoint_observed_to_expected_first_token_ratio": one + "1.5 ",
+		"inference_waypoint_endpoint_requests_reserved":                      one + "2 " + two + "0 ",
+		"inference_waypoint_endpoint_tokens_reserved":                        one + "300 " + two + "0 ",
+		"inference_waypoint_endpoint_expected_first_token_seconds":           one + "0.25 " + two + "0 ",
+		"inference_waypoint_endpoint_avoided_seconds":                        one + "0 " + two + "1.5 ",
+		"inference_waypoint_endpoint_reading_age_seconds":                    one + "0.1 ",
+		"inference_waypoint_endpoint_requests_running":                       one + "3 ",
+		"inference_waypoint_endpoint_requests_waiting":                       one + "4 ",
+		"inference_waypoint_endpoint_kv_cache_usage_ratio":                   one + "0.75 ",
+		"inference_waypoint_endpoint_cached_ratio":                           one + "0.5 ",
+		"inference_waypoint_endpoint_observed_first_token_seconds":           one + "0.5 ",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("metrics (-want +got):\n%s", diff)

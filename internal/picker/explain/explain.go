@@ -27,6 +27,7 @@ func candidate(r *poolstate.Ranked) livestate.Candidate {
 		CachedTokens: r.CachedTokens, UncachedTokens: r.UncachedTokens,
 		QueueTokens: math.Round(r.QueueTokens), TokensPerSec: math.Round(r.Rate),
 		InFlight: r.InFlight, Calls: poolstate.Rounded(r.Calls), FirstToken: poolstate.Rounded(r.Wait + r.Prefill),
+		ObservedToExpected: poolstate.Known(r.ObservedToExpected),
 		Cost: livestate.Cost{
 			Total: poolstate.Rounded(r.Cost), Wait: poolstate.Rounded(r.Wait), Prefill: poolstate.Rounded(r.Prefill), Others: poolstate.Rounded(r.Others),
 			Batch: poolstate.Rounded(r.Batch), Memory: poolstate.Rounded(r.Memory), Adapter: poolstate.Rounded(r.Adapter), Session: poolstate.Rounded(r.Session),

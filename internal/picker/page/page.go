@@ -21,7 +21,7 @@ import (
 var files embed.FS
 
 var templates = template.Must(template.New("").Funcs(template.FuncMap{
-	"total": total, "percent": percent, "seconds": seconds, "count": count, "clock": clock, "names": names, "note": note,
+	"total": total, "percent": percent, "seconds": seconds, "times": times, "count": count, "clock": clock, "names": names, "note": note,
 	"known": func(v float64) *float64 { return &v },
 }).ParseFS(files, "page.html"))
 
@@ -114,6 +114,18 @@ func seconds(v any) string {
 		return fmt.Sprintf("%.0f ms", 1000*s)
 	}
 	return fmt.Sprintf("%.1f s", s)
+}
+
+// times formats a multiple in two digits at least.
+func times(of *float64) string {
+	switch {
+	case of == nil:
+		return unknown
+	case *of < 9.95: // from here on %#.2g ends in a point
+		return fmt.Sprintf("%#.2g ×", *of)
+	default:
+		return fmt.Sprintf("%.0f ×", *of)
+	}
 }
 
 // count formats a number with commas between thousands; n is an int or a float64.

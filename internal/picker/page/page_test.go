@@ -24,7 +24,7 @@ func sample() livestate.State {
 				Slots: 4, Running: []string{"sql"}, Known: []string{"chat", "sql"},
 			}},
 			ReservedRequests: 7, ReservedTokens: 45678.4, CachedShare: ptr(0.305), FirstToken: 0.25, ObservedFirstToken: ptr(1.25),
-			PrefillRate: 8000,
+			ObservedToExpected: ptr(1.46), PrefillRate: 8000,
 		}, {
 			Address: "10.0.0.2:8000", Ready: true,
 		}, {
@@ -53,7 +53,7 @@ func TestPage(t *testing.T) {
 		body := get(t, sample(), path).Body.String()
 		for _, want := range []string{
 			"models/llama", "4 of 5 endpoints ready", "Running 1,234, waiting 5, in flight by this picker 7", "llama-1 <small>10.0.0.1:8000",
-			"62 %", "45,678", "30 %", "250 ms", "1.2 s", "200 ms ago", "<b>sql</b> running", "2 of 4 slots: chat, sql",
+			"62 %", "45,678", "30 %", "250 ms", "1.2 s", "<td>1.5 ×</td>", "200 ms ago", "<b>sql</b> running", "2 of 4 slots: chat, sql",
 			"not read", "avoided for 1.5 s", "leaving", "stale",
 			"shorter queue (2 s less)", "&lt;script&gt;alert(1)", "2.1 s", "03:04:05.6",
 			"models/empty", "calls to this pool get 503", "None yet.",

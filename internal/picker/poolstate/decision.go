@@ -30,6 +30,9 @@ type Decision struct {
 type Ranked struct {
 	Address string // ip:port
 	selection.Reason
+	// ObservedToExpected is how many times as long as expected the first tokens of the picker's recent calls to the endpoint
+	// took; NaN where none was followed.
+	ObservedToExpected float64
 }
 
 // Rank returns what Pick would decide now, and reserves nothing. The error is a *refusal.Error, as Pick's is.
@@ -57,7 +60,8 @@ func (p *Pool) rank(call *selection.Call, now time.Duration) []Ranked {
 	reasons := p.choice.Explain(call, now)
 	out := make([]Ranked, len(reasons))
 	for i, r := range reasons {
-		out[i] = Ranked{Address: p.slots[r.Endpoint].text, Reason: r}
+		s := &p.slots[r.Endpoint]
+		out[i] = Ranked{Address: s.text, Reason: r, ObservedToExpected: s.observed.toExpected()}
 	}
 	return out
 }
@@ -87,6 +91,15 @@ func (d *Decision) LogValue() slog.Value {
 
 // Rounded rounds a number of seconds for people to read: to a microsecond.
 func Rounded(v float64) float64 { return math.Round(v*1e6) / 1e6 }
+
+// Known returns a rounded number for people to read, or nil for NaN, which stands for an unknown one.
+func Known(v float64) *float64 {
+	if math.IsNaN(v) {
+		return nil
+	}
+	v = Rounded(v)
+	return &v
+}
 
 // clipped bounds a client's own text that is kept.
 func clipped(text string) string { return text[:min(len(text), 100)] }

@@ -180,6 +180,7 @@ func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 			FirstTokenSeconds: r.FirstTokenSeconds,
 		},
 	})
+	s.observed.compare(first)
 	p.metrics.FirstTokens(first.Calls, first.Expected, first.Observed)
 }
 

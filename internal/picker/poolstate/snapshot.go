@@ -30,6 +30,9 @@ type EndpointState struct {
 	// CachedShare is the share of recent prompt tokens that the endpoint found in its cache, and ObservedFirstToken its
 	// recent mean time to first token in seconds. NaN is not known.
 	CachedShare, ObservedFirstToken float64
+	// ObservedToExpected is how many times as long as expected the first tokens of the picker's recent calls took; NaN where
+	// none was followed.
+	ObservedToExpected float64
 }
 
 // copiedAtOnce is how many endpoints are copied between two releases of the mutex: some 20 µs.
@@ -66,7 +69,7 @@ func (p *Pool) endpointState(n int32, pod string, now time.Duration) EndpointSta
 	s := &p.slots[n]
 	out := EndpointState{
 		Pod: pod, Address: s.text, Member: s.member, Standing: p.choice.Standing(n, now),
-		CachedShare: math.NaN(), ObservedFirstToken: math.NaN(),
+		CachedShare: math.NaN(), ObservedFirstToken: math.NaN(), ObservedToExpected: s.observed.toExpected(),
 	}
 	if o := s.observed; o != nil {
 		reading := o.reading

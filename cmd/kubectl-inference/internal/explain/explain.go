@@ -36,7 +36,7 @@ func (r Report) Text(wide bool) string {
 	fmt.Fprintf(&out, "It has about %d prompt tokens%s. Asked: %s.\n\n", r.PromptTokens, model, r.Picker)
 	head := []string{"ENDPOINT", "CACHED", "TO PREFILL", "AHEAD", "IN FLIGHT", "FIRST TOKEN", "COST", "BEHIND THE BEST BY"}
 	if wide {
-		head = append(head, "ADDRESS", "WAIT", "PREFILL", "OTHERS", "BATCH", "MEMORY", "ADAPTER", "SESSION", "READING'S AGE")
+		head = append(head, "ADDRESS", "WAIT", "PREFILL", "OTHERS", "BATCH", "MEMORY", "ADAPTER", "SESSION", "READING'S AGE", "OBSERVED/EXPECTED")
 	}
 	rows := [][]string{head}
 	for i, c := range r.Candidates {
@@ -46,7 +46,7 @@ func (r Report) Text(wide bool) string {
 		}
 		if wide {
 			row = append(row, c.Endpoint, span(c.Cost.Wait), span(c.Cost.Prefill), span(c.Cost.Others), span(c.Cost.Batch),
-				span(c.Cost.Memory), adapter(c), span(c.Cost.Session), age(c.ReadingAge))
+				span(c.Cost.Memory), adapter(c), span(c.Cost.Session), age(c.ReadingAge), output.Times(c.ObservedToExpected))
 		}
 		rows = append(rows, row)
 	}
@@ -69,7 +69,11 @@ func because(best livestate.Candidate, prompt int) string {
 	case best.CachedTokens >= prompt:
 		said = "it holds the whole prompt"
 	}
-	return said + ", and the first token is expected in " + span(best.FirstToken)
+	said += ", and the first token is expected in " + span(best.FirstToken)
+	if best.ObservedToExpected != nil {
+		said += fmt.Sprintf(" (recent first tokens there took %s times as long as expected)", output.Times(best.ObservedToExpected))
+	}
+	return said
 }
 
 // behind names the bound that ranks a candidate lower, or else the term with the greatest extra cost over the best.

@@ -9,10 +9,10 @@ import (
 )
 
 func TestText(t *testing.T) {
-	age := 0.12
+	age, late, early := 0.12, 1.23, 0.0456
 	warm := livestate.Candidate{
 		Endpoint: "10.244.0.6:8000", CachedTokens: 1100, UncachedTokens: 134, InFlight: 2, ReadingAge: &age, FirstToken: 0.0201,
-		Cost: livestate.Cost{Total: 0.031, Prefill: 0.0201, Batch: 0.0109},
+		ObservedToExpected: &late, Cost: livestate.Cost{Total: 0.031, Prefill: 0.0201, Batch: 0.0109},
 	}
 	cold := livestate.Candidate{
 		Endpoint: "10.244.0.7:8000", UncachedTokens: 1234, ReadingAge: &age, FirstToken: 0.185,
@@ -20,7 +20,8 @@ func TestText(t *testing.T) {
 	}
 	full := livestate.Candidate{Endpoint: "10.244.0.8:8000", UncachedTokens: 1234, Class: "no adapter slot", AdapterState: "slots in use", FirstToken: 1.5}
 	busy := livestate.Candidate{
-		Endpoint: "10.244.0.9:8000", CachedTokens: 1234, QueueTokens: 30_000, FirstToken: 4.5, Cost: livestate.Cost{Total: 4.5, Wait: 4.5},
+		Endpoint: "10.244.0.9:8000", CachedTokens: 1234, QueueTokens: 30_000, FirstToken: 4.5, ObservedToExpected: &early,
+		Cost: livestate.Cost{Total: 4.5, Wait: 4.5},
 	}
 	names := map[string]string{"10.244.0.6:8000": "llama-0", "10.244.0.7:8000": "llama-1"}
 	tests := map[string]struct {

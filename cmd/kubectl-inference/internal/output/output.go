@@ -83,6 +83,18 @@ func Columns(rows [][]string) string {
 	return strings.Join(lines, "\n")
 }
 
+// Times formats a multiple in two digits at least; "-" stands for one that is not known.
+func Times(of *float64) string {
+	switch {
+	case of == nil:
+		return "-"
+	case *of < 9.95: // from here on %#.2g ends in a point
+		return fmt.Sprintf("%#.2g", *of)
+	default:
+		return fmt.Sprintf("%.0f", *of)
+	}
+}
+
 // OrDash is the text, or "-" if it is empty.
 func OrDash(s string) string {
 	if s == "" {

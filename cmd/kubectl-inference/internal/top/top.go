@@ -37,7 +37,7 @@ func (r Report) Text(wide bool) string {
 func table(p livestate.Pool, wide bool) string {
 	head := []string{"ENDPOINT", "RUNNING", "WAITING", "KV USE", "RESERVED", "TOKENS", "CACHED", "FIRST TOKEN", "ADAPTERS"}
 	if wide {
-		head = append(head, "ADDRESS", "EXPECTED", "PREFILL/S", "READ AGO", "STATE")
+		head = append(head, "ADDRESS", "EXPECTED", "OBSERVED/EXPECTED", "PREFILL/S", "READ AGO", "STATE")
 	}
 	rows := [][]string{head}
 	for _, e := range p.Endpoints {
@@ -57,7 +57,7 @@ func row(e livestate.Endpoint, wide bool) []string {
 		percent(e.CachedShare), span(e.ObservedFirstToken), adapters,
 	}
 	if wide {
-		out = append(out, e.Address, span(&e.FirstToken), fmt.Sprintf("%.0f", e.PrefillRate), ago, state(e))
+		out = append(out, e.Address, span(&e.FirstToken), output.Times(e.ObservedToExpected), fmt.Sprintf("%.0f", e.PrefillRate), ago, state(e))
 	}
 	return out
 }

@@ -6,10 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
+	"github.com/inference-waypoint/inference-waypoint/integration/mesh/process"
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
 )
 
@@ -143,16 +142,7 @@ func picker(ctx context.Context, t *testing.T) *corev1.Pod {
 
 // metricsOf returns the metrics page that a pod serves on a port.
 func metricsOf(ctx context.Context, p *corev1.Pod, port string) (string, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(p.Status.PodIP, port)+"/metrics", nil)
-	if err != nil {
-		return "", err
-	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = response.Body.Close() }()
-	page, err := io.ReadAll(response.Body)
+	page, err := process.Get(ctx, "http://"+net.JoinHostPort(p.Status.PodIP, port)+"/metrics")
 	return string(page), err
 }
 

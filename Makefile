@@ -117,9 +117,9 @@ soak: modules ## Run the picker at full speed for SOAK=5m; fails where memory gr
 
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME=10m.
-	@grep -rHoE '^func Fuzz[A-Za-z]+' --include='*_test.go' internal | sed 's/:func / /' | while read -r file target; do \
+	@grep -rHoE '^func Fuzz[A-Za-z]+' --include='*_test.go' internal samples | sed 's/:func / /' | while read -r file target; do \
 		echo "$$target in $$(dirname $$file)"; \
-		go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s ./$$(dirname $$file) || exit 1; \
+		go test -C $$(dirname $$file) -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s . || exit 1; \
 	done
 
 .PHONY: check

@@ -35,11 +35,8 @@ func Pick(d *poolstate.Decision, at time.Time) livestate.Pick {
 
 // reason names the first's greatest advantage over the second: a class, or the term of the cost that differs most.
 func reason(first, second *livestate.Candidate) string {
-	if first.Class != second.Class {
-		if second.Class != "" {
-			return "the next best: " + second.Class
-		}
-		return "others allow no choice"
+	if first.Class != second.Class { // the chosen endpoint's class is the lowest, so the second has one
+		return "the next best: " + second.Class
 	}
 	a, b := &first.Cost, &second.Cost
 	terms := []struct {

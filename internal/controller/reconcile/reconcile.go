@@ -118,22 +118,28 @@ var clientPort = regexp.MustCompile(`:\d+->`)
 // write is an event that reconciles the pool again at once.
 func stableText(err error) string { return clientPort.ReplaceAllString(oneLine(each(err)), "->") }
 
-// requeue decides when a pool is reconciled again: after a fixed time if a name is taken or another writer undoes our writes,
-// and with the queue's back-off after any other error.
+// requeue decides when a pool is reconciled again: after the shortest wait if names are taken or another writer undoes our
+// writes, and with the queue's back-off after any other error.
 func requeue(err error, result reconcile.Result, statusErr error) (reconcile.Result, error) {
-	var contested *apply.ContestedError
 	switch {
 	case statusErr != nil:
 		return reconcile.Result{}, statusErr
 	case err == nil:
 		return result, nil
-	case all[*apply.NotOursError](err):
-		return reconcile.Result{RequeueAfter: takenRetry}, nil
-	case all[*apply.ContestedError](err) && errors.As(err, &contested):
-		return reconcile.Result{RequeueAfter: contested.Wait}, nil
-	default:
-		return reconcile.Result{}, err
 	}
+	for _, e := range each(err) {
+		var notOurs *apply.NotOursError
+		var contested *apply.ContestedError
+		switch {
+		case errors.As(e, &notOurs):
+			result.RequeueAfter = handover.Sooner(result.RequeueAfter, takenRetry)
+		case errors.As(e, &contested):
+			result.RequeueAfter = handover.Sooner(result.RequeueAfter, contested.Wait)
+		default:
+			return reconcile.Result{}, err
+		}
+	}
+	return result, nil
 }
 
 // each splits joined errors.

@@ -28,6 +28,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/handover"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
@@ -84,6 +85,35 @@ func TestReconcileTakenName(t *testing.T) {
 	want := "False NotSupportedByParent: ServiceEntry models/llama exists and is not ours: it lacks the label " + pool.OwnedLabel
 	if got := accepted(t, c); got != want {
 		t.Errorf("status %q, want %q", got, want)
+	}
+}
+
+// TestRequeue has several waits meet: the shortest decides.
+func TestRequeue(t *testing.T) {
+	taken, soon, late := &apply.NotOursError{}, &apply.ContestedError{Wait: time.Second}, &apply.ContestedError{Wait: time.Minute}
+	refused := errors.New("admission webhook denied the request")
+	tests := map[string]struct {
+		err     error
+		wait    time.Duration
+		want    time.Duration
+		wantErr bool
+	}{
+		"no error":                         {nil, 2 * time.Second, 2 * time.Second, false},
+		"a taken name":                     {taken, 0, takenRetry, false},
+		"a taken name and a shorter wait":  {taken, 2 * time.Second, 2 * time.Second, false},
+		"a taken name and a longer wait":   {taken, time.Hour, takenRetry, false},
+		"a contest and a shorter wait":     {late, 2 * time.Second, 2 * time.Second, false},
+		"two contests":                     {errors.Join(late, soon), 0, time.Second, false},
+		"a taken name and a contest":       {errors.Join(taken, soon), 0, time.Second, false},
+		"a taken name and a refused write": {errors.Join(taken, refused), 2 * time.Second, 0, true},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := requeue(tt.err, reconcile.Result{RequeueAfter: tt.wait}, nil)
+			if got.RequeueAfter != tt.want || (err != nil) != tt.wantErr {
+				t.Errorf("wait %s, error %v", got.RequeueAfter, err)
+			}
+		})
 	}
 }
 

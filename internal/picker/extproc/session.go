@@ -142,9 +142,7 @@ func (x *session) step() (done bool, err error) {
 	if m.observability {
 		return false, nil // the proxy only shows its messages, and ignores replies
 	}
-	if m.modesTold { // in the first message only
-		x.requestMode, x.answerMode = modeOf(m.requestMode), modeOf(m.answerMode)
-	}
+	x.requestMode, x.answerMode = x.modes()
 	if m.subset != nil && !x.phase.decided() && !x.subset.Given {
 		if err := readSubset(m.subset, &x.subset); err != nil {
 			return false, err
@@ -170,6 +168,24 @@ func (x *session) step() (done bool, err error) {
 	default: // a message without a kind, or of an unknown kind, needs no reply
 	}
 	return x.refused != nil, err
+}
+
+// modes returns the modes in which the bodies come from the message on. Proxies tell them in their first message only.
+func (x *session) modes() (request, answer bodyMode) {
+	if m := &x.message; m.modesTold {
+		return modeOf(m.requestMode), modeOf(m.answerMode)
+	}
+	return x.requestMode, x.answerMode
+}
+
+// returns says whether the message is a chunk that is sent back.
+func (x *session) returns() bool {
+	request, answer := x.modes()
+	mode := request
+	if x.message.kind == onAnswerBody {
+		mode = answer
+	}
+	return mode == duplex && len(x.message.body) > 0 && !x.message.observability
 }
 
 func (x *session) requestHeaders() error {

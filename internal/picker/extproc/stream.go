@@ -159,9 +159,9 @@ func (x *session) advance(stream grpc.ServerStream, untilDecided bool) (over boo
 
 // take handles a message, and reports whether the exchange is over.
 func (x *session) take() (over bool, err error) {
-	if n := len(x.message.body); n > 0 && x.requestMode == duplex {
+	if x.returns() {
 		// A chunk is in memory until it is sent back, and a proxy may not read.
-		room := x.server.pieces.Of(x.tenant)
+		n, room := len(x.message.body), x.server.pieces.Of(x.tenant)
 		defer room.Give(int64(n))
 		if !room.Take(int64(n)) && (n > chunkLimit || x.decided()) {
 			x.message.free()
@@ -217,10 +217,7 @@ func (x *session) shed(err error) error {
 // the headers at once, and then refuses the call without a reason.
 func (x *session) refuseMidBody(reason refusal.Reason, err error, streaming bool) {
 	m := &x.message
-	mode := x.requestMode
-	if m.modesTold {
-		mode = modeOf(m.requestMode)
-	}
+	mode, _ := x.modes()
 	opens := m.kind == onRequestHeaders && mode == duplex && !m.end
 	if x.phase == parted || x.refused != nil || !opens && !streaming {
 		return

@@ -1,10 +1,14 @@
 package extproc
 
 import (
+	"errors"
+	"io"
 	"runtime"
 	"testing"
 	"time"
 
+	procmodev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -112,4 +116,57 @@ func TestPiecesThatNobodyTakesBack(t *testing.T) {
 	x := w.open(t, llama, withModes(full, none))
 	defer x.close()
 	fullDuplex(x, completion(1, 200_000), 50_000, false)
+}
+
+// Where the room for chunks on their way back is used up, streams end at chunks that would be sent back, and only there: a
+// body that comes whole, or is only shown, takes no such room.
+func TestOnlyChunksThatAreSentBackTakeRoom(t *testing.T) {
+	const most = leastPieces
+	long := completion(1, 2*chunkLimit)
+	observed := requestBody(long, false)
+	observed.ObservabilityMode = true
+	telling := requestBody(long, false)
+	withModes(full, none)(telling)
+	type messages []*extprocv3.ProcessingRequest
+	tests := map[string]struct {
+		request, answer procmodev3.ProcessingMode_BodySendMode
+		messages        messages
+		want            codes.Code
+	}{
+		"a request's chunk":                           {full, none, messages{requestHeaders(false), requestBody(long, false)}, codes.ResourceExhausted},
+		"a request's chunk, first":                    {full, none, messages{requestBody(long, false)}, codes.ResourceExhausted},
+		"a request's chunk that tells so":             {whole, none, messages{requestHeaders(false), telling}, codes.ResourceExhausted},
+		"a whole request, first":                      {whole, none, messages{requestBody(long, true)}, codes.OK},
+		"a shown request":                             {full, none, messages{observed}, codes.OK},
+		"an answer's chunk":                           {full, full, messages{requestHeaders(true), answerBody(long, false)}, codes.ResourceExhausted},
+		"an answer's chunk, where requests are whole": {whole, full, messages{requestHeaders(true), answerBody(long, false)}, codes.ResourceExhausted},
+		"a whole answer, where requests are chunks":   {full, whole, messages{requestHeaders(true), answerBody(long, true)}, codes.OK},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorldWith(t, poolstate.Options{Seed: 1}, Options{MaxHeldBytes: most}, fourEndpoints...)
+			w.server.pieces.Of(w.server.tenantOf(llama)).Take(most)
+			x := w.open(t, llama, withModes(tt.request, tt.answer))
+			for _, m := range tt.messages {
+				x.send(m)
+			}
+			if err := x.stream.CloseSend(); err != nil {
+				t.Fatal(err)
+			}
+			var err error
+			for err == nil {
+				_, err = x.stream.Recv()
+			}
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			if got := status.Code(err); got != tt.want {
+				t.Errorf("the stream ends with %v, want %v", err, tt.want)
+			}
+			w.quiet(t)
+			if got := w.server.pieces.Taken(); got != most {
+				t.Errorf("%d bytes are taken at the end, want %d", got, most)
+			}
+		})
+	}
 }

@@ -47,12 +47,15 @@ func (anothers) Get(context.Context) (*resourcelock.LeaderElectionRecord, []byte
 }
 
 // waitingManager is the manager of a replica that never leads.
-func waitingManager(t *testing.T) manager.Manager {
+func waitingManager(t *testing.T, mapper meta.RESTMapper) manager.Manager {
 	t.Helper()
+	scheme, err := reconcile.Scheme()
+	if err != nil {
+		t.Fatal(err)
+	}
 	m, err := ctrl.NewManager(&rest.Config{}, ctrl.Options{
-		MapperProvider: func(*rest.Config, *http.Client) (meta.RESTMapper, error) {
-			return meta.NewDefaultRESTMapper(nil), nil
-		},
+		Scheme:                              scheme,
+		MapperProvider:                      func(*rest.Config, *http.Client) (meta.RESTMapper, error) { return mapper, nil },
 		Metrics:                             metricsserver.Options{BindAddress: "0"},
 		HealthProbeBindAddress:              "0",
 		LeaderElection:                      true,
@@ -68,7 +71,7 @@ func waitingManager(t *testing.T) manager.Manager {
 // A replica without the lease ends too when the Secret has another key. Only the leading replica writes.
 func TestEveryReplicaKeepsTheKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, m := fakeClient(t), waitingManager(t)
+		c, m := fakeClient(t), waitingManager(t, meta.NewDefaultRESTMapper(nil))
 		acted := false
 		if err := m.Add(manager.RunnableFunc(func(context.Context) error { acted = true; return nil })); err != nil {
 			t.Fatal(err)

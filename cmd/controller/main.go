@@ -52,6 +52,9 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if settings.Key, err = o.key(ctx, manager); err != nil {
 		return err
 	}
+	if err := awaitKinds(manager); err != nil {
+		return err
+	}
 	if err := reconcile.Add(ctx, manager, settings, o.times(), o.watchWaypoints); err != nil {
 		return fmt.Errorf("adding the pool controller: %w", err)
 	}

@@ -76,8 +76,13 @@ func keepKey(m manager.Manager, c client.Client, namespace string, key poolkey.K
 	return m.Add(everyReplica(func(ctx context.Context) error { return poolkey.Keep(ctx, c, namespace, key) }))
 }
 
-// everyReplica is a runnable that does not wait for the lease. A replica without the lease has read the key too, and
-// would make tokens of an old key as soon as it leads.
+// awaitKinds stops the manager once the cluster has a kind that it lacks now.
+func awaitKinds(m manager.Manager) error {
+	return m.Add(everyReplica(reconcile.AwaitKinds(m.GetRESTMapper(), m.GetScheme())))
+}
+
+// everyReplica is a runnable that does not wait for the lease. A replica without the lease has read the key and looked for
+// kinds too. As soon as it leads, it would make tokens of an old key, and lack the watch of a new kind.
 type everyReplica func(context.Context) error
 
 func (f everyReplica) Start(ctx context.Context) error { return f(ctx) }

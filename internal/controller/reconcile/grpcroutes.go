@@ -2,13 +2,10 @@ package reconcile
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -29,16 +26,11 @@ type grpcRouteReconciler struct {
 	read     *dependents
 }
 
-// addGRPCRoutes adds the controller of GRPCRoutes if the cluster has that kind. If the kind is installed later, the
-// controller must be restarted.
+// addGRPCRoutes adds the controller of GRPCRoutes if the cluster has that kind.
 func addGRPCRoutes(m manager.Manager, settings translate.Settings) error {
-	kind := schema.GroupVersion(gatewayv1.GroupVersion).WithKind("GRPCRoute")
-	switch _, err := m.GetRESTMapper().RESTMapping(kind.GroupKind(), kind.Version); {
-	case meta.IsNoMatchError(err):
+	if !installed(m.GetRESTMapper(), m.GetScheme(), &gatewayv1.GRPCRoute{}) {
 		m.GetLogger().Info("the cluster has no kind GRPCRoute, so the controller writes no status of GRPCRoutes")
 		return nil
-	case err != nil:
-		return fmt.Errorf("looking for GRPCRoutes: %w", err)
 	}
 	w := watcher{&dependents{}, indexes(settings), noOwner}
 	return ctrl.NewControllerManagedBy(m).

@@ -8,12 +8,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
@@ -21,19 +19,6 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/routes"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
-
-// othersKinds are kinds that the controller reads only to report objects without effect. A cluster may lack them.
-var othersKinds = []client.Object{&networkingv1.VirtualService{}, &networkingv1.DestinationRule{}}
-
-// installed reports whether the API server has a kind. If the API server does not answer it is true, and the later watch
-// of the kind reports the error.
-func installed(mapper meta.RESTMapper, scheme *runtime.Scheme, kind client.Object) bool {
-	gvk, err := apiutil.GVKForObject(kind, scheme)
-	if err == nil {
-		_, err = mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
-	}
-	return !meta.IsNoMatchError(err)
-}
 
 // CacheOptions keep the cache small. Of VirtualServices and DestinationRules, of which there may be thousands, it keeps only
 // the fields that show whether they have an effect. It keeps AuthorizationPolicies of our picker's namespace only, and pods

@@ -84,6 +84,24 @@ func TestRestartForgets(t *testing.T) {
 	}
 }
 
+// A restart is read while calls are in flight. What those calls bring to the new server is remembered when they end there.
+func TestRestartLeavesCallsInFlight(t *testing.T) {
+	for outcome, want := range map[Outcome]int{Answered: 50*64 - 1, Failed: 0, Shed: 0} {
+		p, clock := poolOf(t, numbered(1)...)
+		home := numbered(1)[0].Address
+		p.Observe(home, modelmetrics.Reading{}, 0)
+		clock.now += time.Minute
+		r, on := pick(t, p, prompt(1, 50))
+		clock.now += time.Second
+		p.Observe(home, modelmetrics.Reading{Restarts: 1}, 0)
+		clock.now += time.Minute
+		r.Release(outcome)
+		if got := heldAt(t, p, prompt(1, 50), on); got != want {
+			t.Errorf("after outcome %v %d tokens are taken to be cached, want %d", outcome, got, want)
+		}
+	}
+}
+
 // The picker learns speeds from servers' counters, also of servers to which it sends no calls.
 func TestSpeedIsReadFromCounters(t *testing.T) {
 	p, clock := poolOf(t, numbered(2)...)

@@ -316,9 +316,11 @@ func (p *Pool) newSlot() int32 {
 	return int32(len(p.slots) - 1)
 }
 
-// forget drops the state of what an endpoint had in its memory.
+// forget drops the state of what an endpoint had in its memory. A restart is read late: calls in flight may be at the new
+// server, and insert their blocks again when they end. The calls of the old server ended with it.
 func (p *Pool) forget(n int32) {
 	p.index.Forget(int(n))
+	p.slots[n].withdrawn++
 	p.doubts.forget(n)
 	p.choice.Restarted(n)
 	p.slots[n].blocks = 0

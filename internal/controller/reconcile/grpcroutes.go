@@ -5,7 +5,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -44,36 +43,15 @@ func addGRPCRoutes(m manager.Manager, settings translate.Settings) error {
 
 // Reconcile is called with a route's name whenever the route or a front that may be its parent has changed.
 func (r *grpcRouteReconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
-	reads := r.read.begin(request.NamespacedName)
-	g := newReader(ctx, r.client, r.settings, reads)
-	route := get[gatewayv1.GRPCRoute](g, request.NamespacedName)
-	switch {
-	case g.err != nil:
-		return reconcile.Result{}, g.err
-	case route == nil || route.DeletionTimestamp != nil:
-		reads.forget()
-		return reconcile.Result{}, nil
-	}
-	var ours []routes.Verdict
-	for _, ref := range route.Spec.ParentRefs {
-		parent := routes.ParentOf(route.Namespace, ref)
-		if owner, is := translate.PoolOf(parent, g); is && g.Pool(owner) != nil {
-			ours = append(ours, routes.NotServed(ref))
+	g := newReader(ctx, r.client, r.settings, r.read.begin(request.NamespacedName))
+	judge := func(route *gatewayv1.GRPCRoute) (ours []routes.Verdict) {
+		for _, ref := range route.Spec.ParentRefs {
+			parent := routes.ParentOf(route.Namespace, ref)
+			if owner, is := translate.PoolOf(parent, g); is && g.Pool(owner) != nil {
+				ours = append(ours, routes.NotServed(ref))
+			}
 		}
+		return ours
 	}
-	if g.err != nil {
-		return reconcile.Result{}, g.err
-	}
-	reads.end()
-	next, changed, err := withVerdicts(route, statusOfGRPCRoute, ours, r.now())
-	if err != nil || !changed {
-		return reconcile.Result{}, err
-	}
-	switch err := writeRouteStatus(ctx, r.client, "GRPCRoute", route, next); {
-	case apierrors.IsConflict(err):
-		return reconcile.Result{RequeueAfter: conflictRetry}, nil
-	case client.IgnoreNotFound(err) != nil: // the route may have been deleted meanwhile
-		return reconcile.Result{}, err
-	}
-	return reconcile.Result{}, nil
+	return reconcileRoute(g, r.client, request.NamespacedName, r.now, statusOfGRPCRoute, judge, func(*gatewayv1.GRPCRoute, []routes.Verdict) {})
 }

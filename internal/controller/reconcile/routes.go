@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -32,42 +33,47 @@ type routeReconciler struct {
 
 // Reconcile is called with a route's name whenever something that its status depends on may have changed.
 func (r *routeReconciler) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
-	reads := r.read.begin(request.NamespacedName)
-	g := newReader(ctx, r.client, r.settings, reads)
-	route := get[gatewayv1.HTTPRoute](g, request.NamespacedName)
+	g := newReader(ctx, r.client, r.settings, r.read.begin(request.NamespacedName))
+	judge := func(route *gatewayv1.HTTPRoute) []routes.Verdict {
+		return translate.RouteVerdicts(route, g, r.settings)
+	}
+	return reconcileRoute(g, r.client, request.NamespacedName, r.now, statusOfHTTPRoute, judge, r.emitEvents)
+}
+
+// routeObject is a pointer to a type of routes.
+type routeObject[T, R any] interface {
+	object[T]
+	DeepCopy() R
+}
+
+// reconcileRoute reads a route, judges it, and writes the verdicts into its status. It calls tell after a write that changed
+// the status.
+func reconcileRoute[T any, R routeObject[T, R]](g *reader, c client.Client, name types.NamespacedName, now func() time.Time, status func(R) *gatewayv1.RouteStatus, judge func(R) []routes.Verdict, tell func(R, []routes.Verdict)) (reconcile.Result, error) {
+	route := R(get[T, R](g, name))
 	switch {
 	case g.err != nil:
 		return reconcile.Result{}, g.err
-	case route == nil || route.DeletionTimestamp != nil:
-		reads.forget()
+	case route == nil || route.GetDeletionTimestamp() != nil:
+		g.noted.forget()
 		return reconcile.Result{}, nil
 	}
-	verdicts := translate.RouteVerdicts(route, g, r.settings)
+	verdicts := judge(route)
 	if g.err != nil {
 		return reconcile.Result{}, g.err
 	}
-	reads.end()
-	changed, err := r.writeStatus(ctx, route, verdicts)
-	switch {
-	case apierrors.IsConflict(err):
-		return reconcile.Result{RequeueAfter: conflictRetry}, nil
-	case apierrors.IsNotFound(err):
-		return reconcile.Result{}, nil // the route was deleted meanwhile
-	case err != nil:
+	g.noted.end()
+	next, changed, err := withVerdicts(route, status, verdicts, now())
+	if err != nil || !changed {
 		return reconcile.Result{}, err
 	}
-	if changed {
-		r.emitEvents(route, verdicts)
+	switch err := writeRouteStatus(g.ctx, c, route, next); {
+	case apierrors.IsConflict(err):
+		return reconcile.Result{RequeueAfter: conflictRetry}, nil
+	case err != nil:
+		return reconcile.Result{}, client.IgnoreNotFound(err) // the route may have been deleted meanwhile
 	}
+	tell(route, verdicts)
 	return reconcile.Result{}, nil
-}
-
-func (r *routeReconciler) writeStatus(ctx context.Context, route *gatewayv1.HTTPRoute, ours []routes.Verdict) (bool, error) {
-	next, changed, err := withVerdicts(route, statusOfHTTPRoute, ours, r.now())
-	if err != nil || !changed {
-		return false, err
-	}
-	return true, writeRouteStatus(ctx, r.client, "HTTPRoute", route, next)
 }
 
 func statusOfHTTPRoute(r *gatewayv1.HTTPRoute) *gatewayv1.RouteStatus { return &r.Status.RouteStatus }
@@ -87,10 +93,10 @@ func withVerdicts[R interface {
 
 // writeRouteStatus writes a route's status. The list of parents is replaced as a whole, so the write fails if another
 // controller has written its entry since the route was read.
-func writeRouteStatus(ctx context.Context, c client.Client, kind string, before, next client.Object) error {
+func writeRouteStatus(ctx context.Context, c client.Client, before, next client.Object) error {
 	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
 	if err := c.Status().Patch(ctx, next, patch, apply.FieldOwner); err != nil {
-		return fmt.Errorf("writing the status of %s %s: %w", kind, client.ObjectKeyFromObject(before), err)
+		return fmt.Errorf("writing the status of %T %s: %w", before, client.ObjectKeyFromObject(before), err)
 	}
 	return nil
 }

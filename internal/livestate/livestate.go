@@ -51,6 +51,9 @@ type Endpoint struct {
 	ObservedToExpected *float64 `json:"observedToExpectedFirstToken"`
 	// PrefillRate is the speed of prefill that the endpoint is taken to have, in tokens a second.
 	PrefillRate float64 `json:"prefillTokensPerSecond"`
+	// BytesPerToken is how many bytes of a prompt's text a token of the server's has, as far as the picker has learned: 4 at
+	// first.
+	BytesPerToken float64 `json:"bytesPerToken"`
 
 	Health Health `json:"health"`
 }

@@ -50,7 +50,7 @@ func endpoint(e *poolstate.EndpointState) livestate.Endpoint {
 	out := livestate.Endpoint{
 		Name: e.Pod, Address: e.Address, Ready: e.Member,
 		ReservedRequests: e.InFlight, ReservedTokens: poolstate.Rounded(e.QueueTokens),
-		FirstToken: poolstate.Rounded(e.FirstToken), PrefillRate: poolstate.Rounded(e.Rate),
+		FirstToken: poolstate.Rounded(e.FirstToken), PrefillRate: poolstate.Rounded(e.Rate), BytesPerToken: poolstate.Rounded(e.BytesPerToken),
 		Health:      livestate.Health{Failures: e.Failures, AvoidedFor: poolstate.Rounded(e.AvoidedFor)},
 		CachedShare: poolstate.Known(e.CachedShare), ObservedFirstToken: poolstate.Known(e.ObservedFirstToken),
 		ObservedToExpected: poolstate.Known(e.ObservedToExpected),

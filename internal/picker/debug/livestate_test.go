@@ -55,9 +55,9 @@ func TestLiveState(t *testing.T) {
 			Reading: &livestate.Reading{Age: 0.5, Running: 3, Waiting: 1, KVUse: 0.25, Adapters: &livestate.Adapters{
 				Slots: 4, Running: []string{"chat", "sql"}, Waiting: []string{}, Known: []string{"chat", "sql"},
 			}},
-			CachedShare: ptr(0.25), ObservedFirstToken: ptr(0.5), FirstToken: 0.4, PrefillRate: 8000,
+			CachedShare: ptr(0.25), ObservedFirstToken: ptr(0.5), FirstToken: 0.4, PrefillRate: 8000, BytesPerToken: 4,
 		}, {
-			Address: "10.0.0.2:8000", ReservedRequests: 1, ReservedTokens: 0, FirstToken: 0.4, PrefillRate: 8000,
+			Address: "10.0.0.2:8000", ReservedRequests: 1, ReservedTokens: 0, FirstToken: 0.4, PrefillRate: 8000, BytesPerToken: 4,
 		}},
 		Picks: []livestate.Pick{{
 			Time: wall.Add(-500 * time.Millisecond), Endpoint: "10.0.0.2:8000", Reason: "no other endpoint may serve the call",

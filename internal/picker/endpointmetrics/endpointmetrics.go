@@ -35,6 +35,8 @@ func New(state func() livestate.State) prometheus.Collector {
 			func(e *livestate.Endpoint) float64 { return e.ReservedTokens }),
 		always("expected_first_token_seconds", "Expected time to first token of an average call that arrives now.",
 			func(e *livestate.Endpoint) float64 { return e.FirstToken }),
+		always("bytes_per_token", "Bytes of a prompt's text for each token that the endpoint counts, as the picker has learned. It begins at 4.",
+			func(e *livestate.Endpoint) float64 { return e.BytesPerToken }),
 		always("avoided_seconds", "Seconds for which the endpoint is still avoided after failures.",
 			func(e *livestate.Endpoint) float64 { return e.Health.AvoidedFor }),
 		read("reading_age_seconds", "Age of the last reading of the endpoint's metrics.",

@@ -73,13 +73,9 @@ const (
 	computedTokens
 	transferredTokens
 	endedCalls
-	endedTokens
 
-	// A restart is not seen by the counters from here on: they are sums of times, which a server can set back.
+	// A restart is not seen by this counter: it is a sum of times, which a server can set back.
 	firstTokenSeconds
-	prefillSeconds
-	queueSeconds
-	decodeSeconds
 
 	endOfCounters
 	numCounters = endOfCounters - numGauges
@@ -136,10 +132,6 @@ var metrics = map[string]metric{
 	"vllm:time_to_first_token_seconds_count":        {engine: VLLM, field: firstTokens},
 	"vllm:time_to_first_token_seconds_sum":          {engine: VLLM, field: firstTokenSeconds},
 	"vllm:request_prefill_kv_computed_tokens_count": {engine: VLLM, field: endedCalls},
-	"vllm:request_prefill_kv_computed_tokens_sum":   {engine: VLLM, field: endedTokens},
-	"vllm:request_prefill_time_seconds_sum":         {engine: VLLM, field: prefillSeconds},
-	"vllm:request_queue_time_seconds_sum":           {engine: VLLM, field: queueSeconds},
-	"vllm:request_decode_time_seconds_sum":          {engine: VLLM, field: decodeSeconds},
 	"vllm:lora_requests_info": {engine: VLLM, field: loraRequests,
 		labels: [maxLabels]string{"max_lora", "running_lora_adapters", "waiting_lora_adapters"}},
 
@@ -159,8 +151,6 @@ var metrics = map[string]metric{
 	"sglang:time_to_first_token_seconds_count":      {engine: SGLang, field: firstTokens},
 	"sglang:time_to_first_token_seconds_sum":        {engine: SGLang, field: firstTokenSeconds},
 	"sglang:uncached_prompt_tokens_histogram_count": {engine: SGLang, field: endedCalls},
-	"sglang:uncached_prompt_tokens_histogram_sum":   {engine: SGLang, field: endedTokens},
-	"sglang:queue_time_seconds_sum":                 {engine: SGLang, field: queueSeconds},
 
 	"trtllm_num_requests_waiting":               {engine: TRTLLMServe, field: waiting},
 	"trtllm_num_requests_running":               {engine: TRTLLMServe, field: running},
@@ -173,9 +163,6 @@ var metrics = map[string]metric{
 	"trtllm_time_to_first_token_seconds_count":  {engine: TRTLLMServe, field: firstTokens},
 	"trtllm_time_to_first_token_seconds_sum":    {engine: TRTLLMServe, field: firstTokenSeconds},
 	"trtllm_request_prefill_time_seconds_count": {engine: TRTLLMServe, field: endedCalls},
-	"trtllm_request_prefill_time_seconds_sum":   {engine: TRTLLMServe, field: prefillSeconds},
-	"trtllm_request_queue_time_seconds_sum":     {engine: TRTLLMServe, field: queueSeconds},
-	"trtllm_request_decode_time_seconds_sum":    {engine: TRTLLMServe, field: decodeSeconds},
 
 	"nv_trt_llm_request_metrics":        {engine: TritonTRTLLM, field: requestsBy, labels: [maxLabels]string{"request_type"}},
 	"nv_trt_llm_kv_cache_block_metrics": {engine: TritonTRTLLM, field: blocksBy, labels: [maxLabels]string{"kv_cache_block_type"}},

@@ -323,11 +323,12 @@ func (t *tally) complete() bool {
 
 // fill adds up the shards.
 func (t *tally) fill(r *Reading) {
-	var queued, deferred, batch, used, loads, tokens float64
+	var queued, deferred, batch, used, loads, tokens, block float64
 	split := true
 	for i := range t.shards {
 		g := &t.shards[i].gauges
 		tokens += g.tokens()
+		block = max(block, g[blockSize])
 		if g[waiting] < 0 {
 			continue
 		}
@@ -341,7 +342,7 @@ func (t *tally) fill(r *Reading) {
 	}
 	r.Waiting, r.Running, r.KVUsage = int(count(queued)), int(count(batch)), used/loads
 	r.Deferred, r.WaitingSplit = int(count(deferred)), split
-	r.CapacityTokens = count(tokens)
+	r.CapacityTokens, r.BlockTokens = count(tokens), count(block)
 	r.MaxLoRA = int(count(t.lora.slots))
 	t.fillCounters(r)
 }
@@ -355,16 +356,10 @@ func (t *tally) fillCounters(r *Reading) {
 	if r.Engine == VLLM {
 		r.CacheQueries = count(t.counter(cacheQueries))
 	}
-	r.Prefill = Prefill{
-		Computed:       count(t.counter(computedTokens)),
-		Transferred:    count(t.counter(transferredTokens)),
-		Generated:      count(t.counter(generatedTokens)),
-		Ended:          count(t.counter(endedCalls)),
-		EndedComputed:  count(t.counter(endedTokens)),
-		PrefillSeconds: t.counter(prefillSeconds),
-		QueueSeconds:   t.counter(queueSeconds),
-		DecodeSeconds:  t.counter(decodeSeconds),
-	}
+	r.ComputedTokens = count(t.counter(computedTokens))
+	r.TransferredTokens = count(t.counter(transferredTokens))
+	r.GeneratedTokens = count(t.counter(generatedTokens))
+	r.Ended = count(t.counter(endedCalls))
 }
 
 // count returns a number as an integer: rounded, and within the integers that a float holds exactly.

@@ -41,13 +41,11 @@ func TestParseEngines(t *testing.T) {
 		"vLLM, a whole page": {
 			page: string(vllmPage()),
 			want: Reading{
-				Engine: VLLM, At: now, Waiting: 9, Running: 37, Deferred: 3, WaitingSplit: true, KVUsage: 0.8125, CapacityTokens: 27684 * 16,
+				Engine: VLLM, At: now, Waiting: 9, Running: 37, Deferred: 3, WaitingSplit: true, KVUsage: 0.8125, CapacityTokens: 27684 * 16, BlockTokens: 16,
 				MaxLoRA: 4, RunningAdapters: []string{"sql", "chat"}, WaitingAdapters: []string{"summary"},
 				PromptTokens: 8128903, CacheQueries: 8128902, CacheHits: 4028902,
 				FirstTokens: 61234, FirstTokenSeconds: 123456.78901234,
-				Prefill: Prefill{
-					Generated: 7557572, PrefillSeconds: 123456.78901234, QueueSeconds: 123456.78901234, DecodeSeconds: 123456.78901234,
-				},
+				GeneratedTokens: 7557572,
 			},
 		},
 		"vLLM, its older name of the usage": {
@@ -67,15 +65,15 @@ vllm:cache_config_info{block_size="16",engine="1",num_gpu_blocks="110"} 1
 vllm:prompt_tokens_total{engine="0"} 10
 vllm:prompt_tokens_total{engine="1"} 20
 `,
-			want: Reading{Engine: VLLM, At: now, Running: 8, Waiting: 3, KVUsage: 0.5, CapacityTokens: 3360, PromptTokens: 30},
+			want: Reading{Engine: VLLM, At: now, Running: 8, Waiting: 3, KVUsage: 0.5, CapacityTokens: 3360, BlockTokens: 16, PromptTokens: 30},
 		},
 		"vLLM, capacity without the engine's label": {
 			page: load + `vllm:cache_config_info{block_size="16",num_gpu_blocks="100"} 1` + "\n",
-			want: with(loadReading(), func(r *Reading) { r.CapacityTokens = 1600 }),
+			want: with(loadReading(), func(r *Reading) { r.CapacityTokens, r.BlockTokens = 1600, 16 }),
 		},
 		"vLLM, capacity told outright": {
 			page: load + `vllm:cache_config_info{block_size="16",engine="0",kv_cache_size_tokens="700",num_gpu_blocks="100"} 1` + "\n",
-			want: with(loadReading(), func(r *Reading) { r.CapacityTokens = 700 }),
+			want: with(loadReading(), func(r *Reading) { r.CapacityTokens, r.BlockTokens = 700, 16 }),
 		},
 		"vLLM, waiting for a reason": {
 			page: load + `vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 1
@@ -100,11 +98,11 @@ vllm:prompt_tokens_by_source_total{engine="1",source="local_compute"} 20
 vllm:prompt_tokens_by_source_total{engine="0",source="local_cache_hit"} 4
 vllm:prompt_tokens_by_source_total{engine="0",source="external_kv_transfer"} 2
 `,
-			want: with(loadReading(), func(r *Reading) { r.Prefill = Prefill{Computed: 30, Transferred: 2} }),
+			want: with(loadReading(), func(r *Reading) { r.ComputedTokens, r.TransferredTokens = 30, 2 }),
 		},
 		"vLLM, number of blocks not known yet": {
 			page: load + `vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="None"} 1` + "\n",
-			want: loadReading(),
+			want: with(loadReading(), func(r *Reading) { r.BlockTokens = 16 }),
 		},
 		"SGLang": {
 			page: `# TYPE sglang:num_running_reqs gauge
@@ -118,8 +116,8 @@ sglang:cached_tokens_total{cache_source="device",model_name="m"} 1000.0
 sglang:cached_tokens_total{cache_source="host",model_name="m"} 500.0
 `,
 			want: Reading{
-				Engine: SGLang, At: now, Running: 7, Waiting: 4, KVUsage: 0.28, CapacityTokens: 64 * 11147,
-				PromptTokens: 8128902, CacheQueries: 8128902, CacheHits: 1500, Prefill: Prefill{Generated: 7557572},
+				Engine: SGLang, At: now, Running: 7, Waiting: 4, KVUsage: 0.28, CapacityTokens: 64 * 11147, BlockTokens: 64,
+				PromptTokens: 8128902, CacheQueries: 8128902, CacheHits: 1500, GeneratedTokens: 7557572,
 			},
 		},
 		"SGLang, ranks repeat, priorities divide, data parallelism adds": {
@@ -138,7 +136,7 @@ sglang:num_pages{dp_rank="0",tp_rank="0"} 1000
 sglang:num_pages{dp_rank="0",tp_rank="1"} 1000
 sglang:num_pages{dp_rank="1",tp_rank="2"} 1200
 `,
-			want: Reading{Engine: SGLang, At: now, Running: 8, Waiting: 4, KVUsage: 0.3, CapacityTokens: 2200},
+			want: Reading{Engine: SGLang, At: now, Running: 8, Waiting: 4, KVUsage: 0.3, CapacityTokens: 2200, BlockTokens: 1},
 		},
 		"SGLang, what it counts of prefill, and calls that wait for their grammar": {
 			page: `sglang:num_running_reqs 1
@@ -148,13 +146,11 @@ sglang:token_usage 0
 sglang:realtime_tokens_total{mode="prefill_compute"} 500
 sglang:realtime_tokens_total{mode="prefill_cache"} 300
 sglang:realtime_tokens_total{mode="decode"} 90
-sglang:uncached_prompt_tokens_histogram_sum 400
 sglang:uncached_prompt_tokens_histogram_count 4
-sglang:queue_time_seconds_sum 1.5
 `,
 			want: Reading{
 				Engine: SGLang, At: now, Running: 1, Waiting: 3, Deferred: 2,
-				Prefill: Prefill{Computed: 500, Ended: 4, EndedComputed: 400, QueueSeconds: 1.5},
+				ComputedTokens: 500, Ended: 4,
 			},
 		},
 		"SGLang, capacity in tokens": {
@@ -171,14 +167,11 @@ trtllm_prompt_tokens_total{engine_type="trtllm",model_name="m"} 100.0
 trtllm_generation_tokens_total{engine_type="trtllm",model_name="m"} 50.0
 trtllm_prompt_cached_tokens_total{engine_type="trtllm",model_name="m"} 64.0
 trtllm_request_prefill_time_seconds_count{engine_type="trtllm",model_name="m"} 7.0
-trtllm_request_prefill_time_seconds_sum{engine_type="trtllm",model_name="m"} 1.25
-trtllm_request_queue_time_seconds_sum{engine_type="trtllm",model_name="m"} 0.5
-trtllm_request_decode_time_seconds_sum{engine_type="trtllm",model_name="m"} 9.5
 `,
 			want: Reading{
-				Engine: TRTLLMServe, At: now, Running: 9, Waiting: 5, KVUsage: 0.75, CapacityTokens: 6400,
+				Engine: TRTLLMServe, At: now, Running: 9, Waiting: 5, KVUsage: 0.75, CapacityTokens: 6400, BlockTokens: 32,
 				PromptTokens: 100, CacheQueries: 100, CacheHits: 64,
-				Prefill: Prefill{Generated: 50, Ended: 7, PrefillSeconds: 1.25, QueueSeconds: 0.5, DecodeSeconds: 9.5},
+				GeneratedTokens: 50, Ended: 7,
 			},
 		},
 		"Triton": {
@@ -191,7 +184,7 @@ nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="tokens_per",model="tensor
 nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="used",model="tensorrt_llm",version="1"} 3042
 nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="max",model="tensorrt_llm",version="1"} 6240
 `,
-			want: Reading{Engine: TritonTRTLLM, At: now, Running: 6, Waiting: 1, KVUsage: 0.4875, CapacityTokens: 64 * 6240},
+			want: Reading{Engine: TritonTRTLLM, At: now, Running: 6, Waiting: 1, KVUsage: 0.4875, CapacityTokens: 64 * 6240, BlockTokens: 64},
 		},
 		"two engines: the first that is complete": {
 			page: "vllm:num_requests_running 99\nsglang:num_running_reqs 1\nsglang:num_queue_reqs 2\nsglang:token_usage 0.5\n",
@@ -296,8 +289,8 @@ func TestParseRestarts(t *testing.T) {
 		"start not told once":                   {{started(100), 0}, {load, 0}, {started(100), 0}, {started(200), 1}},
 		"another engine":                        {{load, 0}, {otherEngine, 1}, {otherEngine, 1}, {load, 2}},
 		"a later start and a drop are one":      {{started(1) + tokens(9), 0}, {started(9) + tokens(1), 1}, {started(9) + tokens(2), 1}},
-		"a sum of times may drop":               {{load + "vllm:request_queue_time_seconds_sum 9", 0}, {load + "vllm:request_queue_time_seconds_sum 8", 0}},
-		"prefill counted anew":                  {{load + "vllm:request_prefill_kv_computed_tokens_sum 9", 0}, {load + "vllm:request_prefill_kv_computed_tokens_sum 8", 1}},
+		"a sum of times may drop":               {{load + "vllm:time_to_first_token_seconds_sum 9", 0}, {load + "vllm:time_to_first_token_seconds_sum 8", 0}},
+		"ended requests counted anew":           {{load + "vllm:request_prefill_kv_computed_tokens_count 9", 0}, {load + "vllm:request_prefill_kv_computed_tokens_count 8", 1}},
 		"a drop of one of two engines' counter": {{tokens(10) + `vllm:prompt_tokens_total{engine="1"} 10`, 0}, {tokens(11), 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -447,7 +440,7 @@ func FuzzParse(f *testing.F) {
 	whole := vllmPage()
 	f.Add(whole, whole[:len(whole)/2])
 	f.Add([]byte(load+"vllm:num_requests_waiting_by_reason{engine=\"0\",reason=\"capacity\"} 1\n"),
-		[]byte(load+"vllm:prompt_tokens_by_source_total{source=\"local_compute\"} 1\nvllm:request_prefill_time_seconds_sum -1\n"))
+		[]byte(load+"vllm:prompt_tokens_by_source_total{source=\"local_compute\"} 1\nvllm:time_to_first_token_seconds_sum -1\n"))
 	f.Add([]byte(load), []byte("sglang:num_running_reqs 1\nsglang:num_queue_reqs{dp_rank=\"1\"} 2\nsglang:token_usage 0.5\n"))
 	f.Add([]byte(load+`vllm:lora_requests_info{max_lora="2",running_lora_adapters="a,\"b",waiting_lora_adapters="\\"} 1`), []byte("{} {"))
 	f.Add([]byte("trtllm_kv_cache_utilization 1e999\n"), []byte(`nv_trt_llm_request_metrics{request_type="waiting"} NaN`))
@@ -468,7 +461,7 @@ func FuzzParse(f *testing.F) {
 			case r.Engine == Detect || r.Engine >= numEngines,
 				r.Waiting < 0, r.Running < 0, !(r.KVUsage >= 0 && r.KVUsage <= 1),
 				r.CapacityTokens < 0, r.MaxLoRA < 0, r.Deferred < 0,
-				r.Prefill.Computed < 0, r.Prefill.Ended < 0, r.Prefill.EndedComputed < 0, !(r.Prefill.PrefillSeconds >= 0),
+				r.ComputedTokens < 0, r.TransferredTokens < 0, r.GeneratedTokens < 0, r.Ended < 0, !(r.FirstTokenSeconds >= 0),
 				r.PromptTokens < 0, r.CacheQueries < 0, r.CacheHits < 0,
 				len(slices.Compact(slices.Clone(adapters))) != len(adapters), len(adapters) > maxAdapters:
 				t.Fatalf("not a sane reading: %+v", r)

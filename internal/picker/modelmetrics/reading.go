@@ -8,6 +8,10 @@ import "time"
 // Where several engines are behind one endpoint (data parallelism: vLLM's label engine, SGLang's dp_rank), the reading
 // covers all of them, since a caller cannot choose among them: requests and capacity are sums, the KV cache's usage is
 // the mean.
+//
+// PromptTokens to Ended are counters since the server's start. A counter is 0 where the server does not report it. The
+// comments say when a request is counted. Counters of different times do not belong to the same requests: a request in
+// flight is in one and not yet in the other.
 type Reading struct {
 	// Engine is the program whose metrics were read.
 	Engine Engine
@@ -28,6 +32,8 @@ type Reading struct {
 
 	// CapacityTokens is how many tokens the KV cache holds; 0 where the server does not report it.
 	CapacityTokens int64
+	// BlockTokens is the length of one of its blocks in tokens; 0 where the server does not report it.
+	BlockTokens int64
 
 	// MaxLoRA is how many adapters can be resident at once; 0 where there are none or the server does not report it.
 	MaxLoRA int
@@ -37,45 +43,27 @@ type Reading struct {
 	// wait for their first token.
 	RunningAdapters, WaitingAdapters []string
 
-	// PromptTokens counts prompt tokens since the server's start, cached ones too; CacheQueries those looked up in the
-	// prefix cache; CacheHits those found there. They are 0 where the server does not report them. vLLM counts as it
-	// computes, SGLang and trtllm-serve when a request ends.
+	// PromptTokens counts prompt tokens, cached ones too; CacheQueries those looked up in the prefix cache; CacheHits those
+	// found there. vLLM counts as it computes, SGLang and trtllm-serve when a request ends.
 	PromptTokens, CacheQueries, CacheHits int64
 
 	// FirstTokens counts the calls that got their first token, and FirstTokenSeconds is the sum of the times from their
-	// arrival to it; 0 where the server does not report them.
+	// arrival to it.
 	FirstTokens       int64
 	FirstTokenSeconds float64
 
-	// Prefill is what the server counts of its prefill.
-	Prefill Prefill
+	// ComputedTokens are the prompt tokens that were computed, and TransferredTokens those whose KV cache came from
+	// elsewhere. vLLM counts a request's tokens at its first token, SGLang with each batch of prefill. SGLang counts no
+	// transfers, and with --enable-metrics-for-all-schedulers it counts each token once for each rank.
+	ComputedTokens, TransferredTokens int64
+	// GeneratedTokens are the generated tokens. vLLM counts with each step, SGLang and trtllm-serve when a request ends.
+	GeneratedTokens int64
+	// Ended are the requests that ended. All engines count when a request ends. vLLM leaves out requests whose callers left.
+	Ended int64
 
 	// Restarts is how often the server was seen to restart since the endpoint is scraped. Where it differs from that of an
 	// earlier reading, the server's cache was emptied in between.
 	Restarts int
-}
-
-// Prefill is what a server counts of its own prefill since its start; each number is 0 where the server does not report
-// it. The comments say when a request is counted. Numbers of different times do not belong to the same requests: those
-// in flight are in one and not yet in the other.
-type Prefill struct {
-	// Computed are the prompt tokens that were computed, and Transferred those whose KV cache came from elsewhere. vLLM
-	// counts a request's tokens at its first token, SGLang with each batch of prefill. SGLang counts no transfers, and with
-	// --enable-metrics-for-all-schedulers it counts each token once for each rank.
-	Computed, Transferred int64
-	// Generated are the generated tokens. vLLM counts with each step, SGLang and trtllm-serve when a request ends.
-	Generated int64
-
-	// Ended are the requests that ended, and EndedComputed is the sum of their computed prompt tokens. All engines count
-	// when a request ends. vLLM leaves out requests whose callers left. trtllm-serve has no such sum; its PromptTokens and
-	// CacheHits are counted then too.
-	Ended, EndedComputed int64
-	// PrefillSeconds is the sum of the times from a request's first step to its first token, and DecodeSeconds the sum from
-	// there to the last token, both with the steps of other requests in between. QueueSeconds is the sum of the times from
-	// arrival to the first step. vLLM and trtllm-serve count all three when a request ends. SGLang reports QueueSeconds
-	// alone, and counts it at the first step. vLLM's sums can jump or drop by the server's uptime, as a request that the
-	// server ends before its first step has no time of that step.
-	PrefillSeconds, QueueSeconds, DecodeSeconds float64
 }
 
 // Age is how long before now the reading was taken, at least 0. If now is from time.Now, both times have Go's monotonic

@@ -33,7 +33,7 @@ func TestScrapeSampleModelServer(t *testing.T) {
 	s := newScraper(t, quick(), sink)
 	set(t, s, "http://"+address+"/metrics")
 	idle := sink.await(t, "a reading", isReading).reading
-	want := Reading{Engine: VLLM, WaitingSplit: true, CapacityTokens: 1000 * 16, MaxLoRA: 1}
+	want := Reading{Engine: VLLM, WaitingSplit: true, CapacityTokens: 1000 * 16, BlockTokens: 16, MaxLoRA: 1}
 	if diff := cmp.Diff(want, idle, cmpopts.IgnoreFields(Reading{}, "At"), equateNone); diff != "" {
 		t.Errorf("idle (-want +got):\n%s", diff)
 	}
@@ -51,7 +51,7 @@ func TestScrapeSampleModelServer(t *testing.T) {
 	if busy.Waiting != 0 {
 		t.Errorf("%d requests wait for capacity, want none", busy.Waiting)
 	}
-	if busy.KVUsage <= 0 || busy.PromptTokens == 0 || busy.CacheQueries == 0 || busy.Prefill.Computed == 0 || busy.Prefill.Generated == 0 {
+	if busy.KVUsage <= 0 || busy.PromptTokens == 0 || busy.CacheQueries == 0 || busy.ComputedTokens == 0 || busy.GeneratedTokens == 0 {
 		t.Errorf("no sign of work in %+v", busy)
 	}
 	cancel()

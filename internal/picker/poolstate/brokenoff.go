@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairshare"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/selection"
 )
 
 // The headers of a streamed answer may come before its prompt is prefilled, and an answer's end looks to the picker
@@ -35,7 +36,7 @@ type doubts struct {
 	ended    []doubt  // in the order of their ends
 	reported []uint64 // calls that were reported as broken off and not seen to end; the oldest is overwritten first
 	next     int      // the next place in reported to overwrite
-	timer    *time.Timer
+	settling bool     // settle is due
 }
 
 // doubt is a call that ended before its endpoint can have prefilled all of its blocks.
@@ -82,8 +83,9 @@ func (p *Pool) doubt(r *Reservation, sure int, now time.Duration) {
 	if !p.slots[n].member && !p.slots[n].remembered {
 		return // the endpoint's number is about to be reused
 	}
-	if p.doubts.add(d) && p.doubts.timer == nil {
-		p.doubts.timer = time.AfterFunc(doubtFor, p.settle)
+	if p.doubts.add(d) && !p.doubts.settling {
+		p.doubts.settling = true
+		p.after(doubtFor, p.settle)
 	}
 }
 
@@ -94,6 +96,7 @@ func (p *Pool) takeBack(broken *doubt) {
 	p.metrics.BrokenOff()
 	p.slots[n].withdrawn++
 	p.index.Withdraw(int(n), broken.blocks, broken.sure)
+	p.slots[n].stored.lost((len(broken.blocks) - broken.sure) * selection.BlockTokens)
 	for i := range p.doubts.ended {
 		if other := &p.doubts.ended[i]; other.endpoint == n && p.slots[n].member && shared(other.blocks, broken.blocks) > broken.sure {
 			p.index.Insert(int(n), other.blocks)
@@ -130,9 +133,8 @@ func (p *Pool) settle() {
 	for len(d.ended) > 0 && d.ended[0].at+doubtFor <= now {
 		d.remove(0)
 	}
-	d.timer = nil
-	if len(d.ended) > 0 {
-		d.timer = time.AfterFunc(max(d.ended[0].at+doubtFor-now, 100*time.Millisecond), p.settle)
+	if d.settling = len(d.ended) > 0; d.settling {
+		p.after(max(d.ended[0].at+doubtFor-now, 100*time.Millisecond), p.settle)
 	}
 }
 

@@ -27,8 +27,9 @@ func (p *Pool) leave(n int32) {
 	if len(p.left) > mostRemembered {
 		p.expire(p.left[0])
 	}
-	if p.tidier == nil {
-		p.tidier = time.AfterFunc(rememberFor, p.tidy)
+	if !p.tidying {
+		p.tidying = true
+		p.after(rememberFor, p.tidy)
 	}
 }
 
@@ -55,8 +56,7 @@ func (p *Pool) tidy() {
 	for len(p.left) > 0 && p.slots[p.left[0]].leftAt+rememberFor <= now {
 		p.expire(p.left[0])
 	}
-	p.tidier = nil
-	if len(p.left) > 0 {
-		p.tidier = time.AfterFunc(max(p.slots[p.left[0]].leftAt+rememberFor-now, time.Second), p.tidy)
+	if p.tidying = len(p.left) > 0; p.tidying {
+		p.after(max(p.slots[p.left[0]].leftAt+rememberFor-now, time.Second), p.tidy)
 	}
 }

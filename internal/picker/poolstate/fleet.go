@@ -26,6 +26,8 @@ type Options struct {
 	Seed uint64
 	// Clock is a monotonic clock with any origin; nil is the process's own.
 	Clock func() time.Duration
+	// After calls a function in its own goroutine once a time has passed on the clock; nil is the process's own.
+	After func(time.Duration, func())
 	// Log gets, at the debug level, why each call went where it did; nil logs nothing.
 	Log *slog.Logger
 	// MaxIndexBytes bounds the memory of prefix indexes, of all pools together. The pools of a namespace have at most four
@@ -52,6 +54,9 @@ func New(o Options) *Fleet {
 	if o.Clock == nil {
 		start := time.Now()
 		o.Clock = func() time.Duration { return time.Since(start) }
+	}
+	if o.After == nil {
+		o.After = func(d time.Duration, f func()) { time.AfterFunc(d, f) }
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

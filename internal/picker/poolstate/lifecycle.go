@@ -21,7 +21,8 @@ func (p *Pool) reserve(r *Reservation, call *selection.Call, choice *selection.C
 		blocks:       call.Facts.Blocks,
 		id:           p.nextID(),
 	}
-	p.insert(r, int(call.Cached[choice.Endpoint]))
+	p.insert(r, int(p.held[choice.Endpoint]))
+	p.bring(r, choice.Uncached)
 }
 
 // move moves the call to the endpoint that serves it, which may have less of the prompt cached than the first choice,
@@ -29,9 +30,12 @@ func (p *Pool) reserve(r *Reservation, call *selection.Call, choice *selection.C
 func (p *Pool) move(r *Reservation, to int32, now time.Duration) {
 	from, kept := r.claim.Endpoint, r.kept
 	held := p.index.Held(int(to), r.blocks)
-	p.choice.Move(&r.claim, to, selection.Uncached(r.PromptTokens, int32(held)), now)
+	uncached := selection.Uncached(r.PromptTokens, int32(held))
+	p.takeAway(r, false)
+	p.choice.Move(&r.claim, to, uncached, now)
 	p.withdraw(from, r.blocks, kept)
 	p.insert(r, held)
+	p.bring(r, uncached)
 	p.reuse(from)
 }
 
@@ -40,6 +44,7 @@ func (p *Pool) release(r *Reservation, outcome Outcome, now time.Duration) {
 	n, kept := r.claim.Endpoint, r.kept
 	computed := p.choice.Computed(&r.claim, now) / selection.BlockTokens
 	prefilled := p.choice.Release(&r.claim, outcome, now)
+	p.takeAway(r, prefilled)
 	if prefilled && r.withdrawn != p.slots[n].withdrawn {
 		p.insert(r, p.index.Held(int(n), r.blocks))
 	}

@@ -2,6 +2,7 @@ package poolstate
 
 import (
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"sync"
@@ -157,7 +158,6 @@ func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 		p.forget(n)
 	}
 	s.restarts = r.Restarts
-	p.learnCapacity(n, r.CapacityTokens)
 	now := p.clock()
 	if s.observed == nil {
 		s.observed = &observed{}
@@ -178,8 +178,17 @@ func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 			Prefilled:         prefilled(&r),
 			FirstTokens:       r.FirstTokens,
 			FirstTokenSeconds: r.FirstTokenSeconds,
+			Prompts:           r.PromptTokens,
+			Ended:             ended(&r),
 		},
 	})
+	if !first.Taken {
+		return
+	}
+	p.learnCapacity(n, r.CapacityTokens)
+	p.learnGrain(n, r.BlockTokens)
+	p.occupy(n, &r, first.Shared)
+	p.pace.served.add(now, min(first.Counted, mostServed))
 	s.observed.compare(first)
 	p.metrics.FirstTokens(first.Calls, first.Expected, first.Observed)
 }
@@ -187,18 +196,53 @@ func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 // prefilled returns how many prompt tokens a server computed, where it counts them by the calls' first tokens; else 0.
 func prefilled(r *modelmetrics.Reading) int64 {
 	switch {
-	case r.Prefill.Computed > 0:
-		return r.Prefill.Computed
+	case r.ComputedTokens > 0:
+		return r.ComputedTokens
 	case r.Engine == modelmetrics.SGLang || r.Engine == modelmetrics.TRTLLMServe:
 		return 0 // without that counter they count when a call ends
 	}
 	return r.PromptTokens - r.CacheHits
 }
 
+// learnGrain sets how long the blocks of an endpoint's cache are. A server finds whole blocks of a prompt only. Most have blocks
+// of 16 tokens; those of models with more than one kind of attention can have hundreds.
+func (p *Pool) learnGrain(n int32, tokens int64) {
+	grain := float64(min(tokens, mostBlockTokens)) / p.choice.TokenRatio(n) / selection.BlockTokens
+	p.slots[n].grain = int32(math.Round(grain))
+	p.coarse = p.coarse || p.slots[n].grain > 1
+}
+
+// wholeBlocks returns what each endpoint has of a prompt, rounded down to whole blocks of its server.
+func (p *Pool) wholeBlocks() []int32 {
+	if !p.coarse {
+		return p.held
+	}
+	p.whole = append(p.whole[:0], p.held...)
+	for n := range p.whole {
+		if grain := p.slots[n].grain; grain > 1 {
+			p.whole[n] -= p.whole[n] % grain
+		}
+	}
+	return p.whole
+}
+
+// ended returns how many calls ended, where the server counts them as it counts the running ones; else 0. SGLang updates the
+// number of running calls with some batches only.
+func ended(r *modelmetrics.Reading) int64 {
+	if r.Engine == modelmetrics.SGLang {
+		return 0
+	}
+	return r.Ended
+}
+
+// steady is the part by which a capacity must change to count: the length of tokens is learned, and changes a little all the
+// time.
+const steady = 1.0 / 32
+
 // learnCapacity sets how many blocks an endpoint's cache holds.
 func (p *Pool) learnCapacity(n int32, tokens int64) {
-	blocks := int(min(tokens, picksettings.MostTokens) / selection.BlockTokens)
-	if blocks <= 0 || blocks == p.slots[n].blocks {
+	blocks := int(float64(min(tokens, picksettings.MostTokens)) / p.choice.TokenRatio(n) / selection.BlockTokens)
+	if blocks <= 0 || math.Abs(float64(blocks-p.slots[n].blocks)) <= steady*float64(p.slots[n].blocks) {
 		return
 	}
 	p.slots[n].blocks = blocks

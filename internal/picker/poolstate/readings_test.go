@@ -380,9 +380,9 @@ func TestPrefilledAtTheFirstToken(t *testing.T) {
 		reading modelmetrics.Reading
 		want    int64
 	}{
-		"vLLM":            {modelmetrics.Reading{Engine: modelmetrics.VLLM, PromptTokens: 100, CacheHits: 60, Prefill: modelmetrics.Prefill{Computed: 30}}, 30},
+		"vLLM":            {modelmetrics.Reading{Engine: modelmetrics.VLLM, PromptTokens: 100, CacheHits: 60, ComputedTokens: 30}, 30},
 		"an older vLLM":   {modelmetrics.Reading{Engine: modelmetrics.VLLM, PromptTokens: 100, CacheHits: 60}, 40},
-		"SGLang":          {modelmetrics.Reading{Engine: modelmetrics.SGLang, PromptTokens: 100, CacheHits: 60, Prefill: modelmetrics.Prefill{Computed: 50}}, 50},
+		"SGLang":          {modelmetrics.Reading{Engine: modelmetrics.SGLang, PromptTokens: 100, CacheHits: 60, ComputedTokens: 50}, 50},
 		"an older SGLang": {modelmetrics.Reading{Engine: modelmetrics.SGLang, PromptTokens: 100, CacheHits: 60}, 0},
 		"trtllm-serve":    {modelmetrics.Reading{Engine: modelmetrics.TRTLLMServe, PromptTokens: 100, CacheHits: 60}, 0},
 	} {

@@ -20,6 +20,7 @@ type Reservation struct {
 	claim  selection.Claim
 	blocks []uint64
 	kept   int // how many of the blocks the endpoint had cached before the call
+	brings int // tokens that the endpoint is expected to store for the call's prompt
 	// withdrawn is the endpoint's count of withdrawals when the blocks were inserted.
 	withdrawn uint64
 	id        uint64

@@ -14,27 +14,42 @@ const (
 	// restInterval is the longest time between scrapes of a pool without calls. Readings count fully for three times as
 	// long, so that the first calls after a rest find some.
 	restInterval = time.Second
+	// leastAsked is the count of calls below which nobody waits for readings, however many calls others send.
+	leastAsked = 0.1
+	// mostServed bounds what one page may say of how many calls its server had of late.
+	mostServed = 10_000
 	// paceMemory is the time over which calls are counted.
 	paceMemory = 2 * time.Second
 )
 
-// pace is how often a pool is asked for a pick: a count of calls in which each loses weight with its age.
+// pace is how often a pool's endpoints are called, as counts in which each call loses weight with its age.
 type pace struct {
+	asked  recentCalls // the pool was asked for
+	served recentCalls // the endpoints served, whoever sent them: others change an endpoint's load as much
+}
+
+// recentCalls is a count of calls that decays.
+type recentCalls struct {
 	calls float64
 	at    time.Duration // when calls was last decayed
 }
 
-// asked counts a call.
-func (p *pace) asked(now time.Duration) { p.calls, p.at = p.until(now)+1, now }
+func (c *recentCalls) add(now time.Duration, calls float64) {
+	c.calls, c.at = c.until(now)+calls, now
+}
 
 // until returns what is left of the count at the given time.
-func (p *pace) until(now time.Duration) float64 {
-	return p.calls * math.Exp(-max(0, (now-p.at).Seconds())/paceMemory.Seconds())
+func (c *recentCalls) until(now time.Duration) float64 {
+	return c.calls * math.Exp(-max(0, (now-c.at).Seconds())/paceMemory.Seconds())
 }
 
 // interval returns the time after which a new reading of one of so many endpoints is of use, at most restInterval.
 func (p *pace) interval(endpoints int, now time.Duration) time.Duration {
-	perSecond := readingsPerPick * p.until(now) / paceMemory.Seconds()
+	calls := p.asked.until(now)
+	if calls > leastAsked {
+		calls = max(calls, p.served.until(now))
+	}
+	perSecond := readingsPerPick * calls / paceMemory.Seconds()
 	seconds := float64(endpoints) / max(perSecond, math.SmallestNonzeroFloat64)
 	return time.Duration(min(seconds, restInterval.Seconds()) * float64(time.Second))
 }

@@ -27,6 +27,7 @@ type Pool struct {
 	name     types.NamespacedName
 	metrics  *telemetry.PoolMetrics
 	clock    func() time.Duration
+	after    func(time.Duration, func())
 	log      *slog.Logger
 	index    *prefixindex.Index
 	snapshot atomic.Pointer[snapshot]
@@ -36,20 +37,22 @@ type Pool struct {
 
 	// mu makes a pick and its reservation one step, so that each call of a burst sees all calls before it. It is held for
 	// microseconds, never over I/O.
-	mu     sync.Mutex
-	rnd    *rand.Rand
-	byAddr map[netip.AddrPort]int32 // endpoints that are members, that left and are remembered, or that left and still have calls
-	slots  []slot
-	free   []int32
-	left   []int32          // numbers of remembered endpoints, in the order in which they left
-	tidier *time.Timer      // runs tidy; nil where no endpoint is remembered
-	choice *selection.State // by number, as slots are
-	cached []int32          // working memory of a pick: how many of the prompt's blocks each endpoint has, by number
-	subset []int32          // working memory of a pick: its candidates
-	recent recent
-	pace   pace
-	doubts doubts
-	lastID uint64
+	mu      sync.Mutex
+	rnd     *rand.Rand
+	byAddr  map[netip.AddrPort]int32 // endpoints that are members, that left and are remembered, or that left and still have calls
+	slots   []slot
+	free    []int32
+	left    []int32          // numbers of remembered endpoints, in the order in which they left
+	tidying bool             // tidy is due
+	choice  *selection.State // by number, as slots are
+	coarse  bool             // some endpoint has blocks that are longer than those of the index
+	held    []int32          // working memory of a pick: how many of the prompt's blocks each endpoint has, by number
+	whole   []int32          // the same, rounded down to whole blocks of the servers
+	subset  []int32          // working memory of a pick: its candidates
+	recent  recent
+	pace    pace
+	doubts  doubts
+	lastID  uint64
 }
 
 // snapshot is the pool's endpoints at one time; it never changes.
@@ -75,8 +78,11 @@ type slot struct {
 	withdrawn uint64
 	// blocks is the endpoint's reported cache capacity, in blocks of the index; 0 where it did not report one.
 	blocks int
+	// grain is how many blocks of the index are one of the server's; 0 where that is not known, or less than one.
+	grain int32
 	// restarts is how often the server had restarted by its last reading; -1 where there was none.
 	restarts int
+	stored   stored
 	// observed is nil until the endpoint is read.
 	observed *observed
 }
@@ -87,6 +93,7 @@ func newPool(name types.NamespacedName, o Options, memory, doubted *fairshare.Sh
 		name:        name,
 		metrics:     o.Metrics.ForPool(name.String()),
 		clock:       o.Clock,
+		after:       o.After,
 		log:         o.Log.With("pool", name.String()),
 		index:       prefixindex.New(assumedBlocks(&settings), memory),
 		noEndpoints: refusal.New(refusal.NoEndpoints, "pool %s has no ready endpoint", name),
@@ -160,7 +167,7 @@ func (p *Pool) choose(c *Call, r *Reservation, wanted bool) (rows []Ranked, keep
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now = p.clock()
-	p.pace.asked(now)
+	p.pace.asked.add(now, 1)
 	call, err := p.selectionCall(c, now)
 	if err != nil {
 		return nil, false, now, err
@@ -198,9 +205,9 @@ func (p *Pool) selectionCall(c *Call, now time.Duration) (selection.Call, error)
 			return selection.Call{}, p.notInSubset
 		}
 	}
-	p.index.Match(c.Facts.Blocks, p.cached)
+	p.index.Match(c.Facts.Blocks, p.held)
 	p.choice.Age(now, snap.numbers)
-	return selection.Call{Facts: c.Facts, Session: c.Session, Candidates: candidates, Cached: p.cached}, nil
+	return selection.Call{Facts: c.Facts, Session: c.Session, Candidates: candidates, Cached: p.wholeBlocks()}, nil
 }
 
 // admitted lists the endpoints that a subset allows, each once.
@@ -312,7 +319,7 @@ func (p *Pool) newSlot() int32 {
 		return n
 	}
 	p.slots = append(p.slots, slot{})
-	p.cached = append(p.cached, 0)
+	p.held = append(p.held, 0)
 	return int32(len(p.slots) - 1)
 }
 
@@ -324,6 +331,7 @@ func (p *Pool) forget(n int32) {
 	p.doubts.forget(n)
 	p.choice.Restarted(n)
 	p.slots[n].blocks = 0
+	p.slots[n].stored.emptied()
 }
 
 // reuse frees the number of an endpoint that has left, is forgotten, and has no calls any more.

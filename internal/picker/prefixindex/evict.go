@@ -59,18 +59,35 @@ func (x *Index) queue(h *holder, n *node, share int) {
 	h.ends.push(end{n.holds[share].used, n})
 }
 
-// evict removes the endpoint's least recently used blocks until no more than capacity are left.
+// evict removes the endpoint's least recently used blocks, and those of others, until no more than capacity are left.
 func (x *Index) evict(h *holder, capacity int) {
-	for h.size > capacity {
-		x.evictOne(h, capacity)
+	for over := h.size + h.others.blocks - capacity; over > 0; over = h.size + h.others.blocks - capacity {
+		if h.others.blocks > 0 && (h.size == 0 || h.others.used() < h.age()) {
+			h.others.evict(over)
+		} else {
+			x.evictOne(h, over)
+		}
 	}
 }
 
-// evictOne shortens the endpoint's oldest end, by as many blocks as needed or as the node has.
-func (x *Index) evictOne(h *holder, capacity int) {
+// evictOwn removes the endpoint's least recently used blocks until no more than so many are left.
+func (x *Index) evictOwn(h *holder, blocks int) {
+	for h.size > blocks {
+		x.evictOne(h, h.size-blocks)
+	}
+}
+
+// age is the last use of the endpoint's oldest end.
+func (h *holder) age() uint64 {
+	n, i := h.oldest()
+	return n.holds[i].used
+}
+
+// evictOne shortens the endpoint's oldest end, by at most so many blocks or as many as the node has.
+func (x *Index) evictOne(h *holder, most int) {
 	n, i := h.oldest()
 	held := n.held(i)
-	keep := max(0, held-(h.size-capacity))
+	keep := max(0, held-most)
 	h.size -= held - keep
 	n.setHeld(i, h.id, keep)
 	if keep == 0 {

@@ -64,6 +64,7 @@ type holder struct {
 	capacity int
 	size     int // blocks held
 	ends     endsHeap
+	others   others
 }
 
 // New makes an empty index. capacity is how many blocks an endpoint is assumed to hold until SetCapacity is called for
@@ -172,6 +173,20 @@ func (x *Index) SetCapacity(endpoint, blocks int) {
 	}
 }
 
+// Occupy notes that the endpoint now also holds so many blocks that no Insert names, such as those of other callers. They
+// take room, and are evicted as if they had been used now.
+func (x *Index) Occupy(endpoint, blocks int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	h := x.endpoints[endpoint]
+	if h == nil || blocks <= 0 {
+		return
+	}
+	h.others.add(x.clock, min(blocks, h.capacity), h.capacity)
+	x.evict(h, h.capacity)
+	x.account()
+}
+
 // Close gives the index's memory back. A closed index takes no more blocks.
 func (x *Index) Close() {
 	x.mu.Lock()
@@ -244,7 +259,7 @@ func (x *Index) sweepSome() {
 		last := len(x.forgotten) - 1
 		h := x.forgotten[last]
 		if h.size > 0 {
-			x.evictOne(h, 0)
+			x.evictOne(h, h.size)
 			continue
 		}
 		x.holders[h.id] = nil

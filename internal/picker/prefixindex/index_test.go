@@ -123,6 +123,34 @@ func TestIndex(t *testing.T) {
 			},
 			blocks: b, wantDepth: []int32{4, 0, 0}, wantSize: 4,
 		},
+		"blocks of others take room": {
+			do:     func(x *Index) { x.SetCapacity(0, 6); x.Insert(0, a); x.Occupy(0, 3); x.Insert(1, a); x.Occupy(1, 90) },
+			blocks: a, wantDepth: []int32{3, 4, 0}, wantSize: 4,
+		},
+		"blocks of others go when they are the oldest": {
+			do: func(x *Index) {
+				x.SetCapacity(0, 6)
+				x.Insert(0, a[:1])
+				x.Occupy(0, 5)
+				x.Insert(0, a)
+			},
+			blocks: a, wantDepth: []int32{4, 0, 0}, wantSize: 4,
+		},
+		"more blocks of others than there is room": {
+			do:     func(x *Index) { x.SetCapacity(0, 6); x.Insert(0, a); x.Occupy(0, 1<<40); x.Insert(0, b) },
+			blocks: b, wantDepth: []int32{4, 0, 0}, wantSize: 4,
+		},
+		"no blocks of others, and none of an unknown endpoint": {
+			do: func(x *Index) {
+				x.SetCapacity(0, 4)
+				x.Insert(0, a)
+				x.Occupy(0, 0)
+				x.Occupy(0, -5)
+				x.Occupy(7, 5)
+				x.Occupy(-1, 5)
+			},
+			blocks: a, wantDepth: []int32{4, 0, 0}, wantSize: 4,
+		},
 		"numbers beyond the depths asked for, and none": {
 			do:     func(x *Index) { x.Insert(3, a); x.Insert(1<<20, a); x.Insert(-1, a); x.Forget(-1); x.Forget(9) },
 			blocks: a, wantDepth: []int32{0, 0, 0}, wantSize: 4,
@@ -147,17 +175,35 @@ type naive struct {
 	clock    int
 	capacity map[int]int
 	held     map[int]map[uint64]use // by endpoint
+	unnamed  uint64
 }
 
 type use struct{ clock, depth int }
 
 func (m *naive) insert(endpoint int, blocks []uint64) {
 	m.clock++
+	m.know(endpoint)
+	for i, b := range blocks {
+		m.held[endpoint][b] = use{m.clock, i}
+	}
+	m.evict(endpoint)
+}
+
+func (m *naive) know(endpoint int) {
 	if m.held[endpoint] == nil {
 		m.held[endpoint] = map[uint64]use{}
 	}
-	for i, b := range blocks {
-		m.held[endpoint][b] = use{m.clock, i}
+}
+
+// occupy adds blocks that no prompt has, used as late as the last prompt and evicted after it.
+func (m *naive) occupy(endpoint, blocks int) {
+	held := m.held[endpoint]
+	if held == nil {
+		return
+	}
+	for range min(blocks, m.capacity[endpoint]) {
+		m.unnamed++
+		held[1<<63|m.unnamed] = use{m.clock, -1}
 	}
 	m.evict(endpoint)
 }
@@ -195,8 +241,10 @@ func (m *naive) match(endpoints int, blocks []uint64) []int32 {
 func (m *naive) size() int {
 	all := map[uint64]bool{}
 	for _, held := range m.held {
-		for b := range held {
-			all[b] = true
+		for b, u := range held {
+			if u.depth >= 0 {
+				all[b] = true
+			}
 		}
 	}
 	return len(all)
@@ -232,7 +280,12 @@ func TestModel(t *testing.T) {
 				n := rng.IntN(2 * capacity)
 				x.SetCapacity(e, n)
 				m.capacity[e] = n
+				m.know(e)
 				m.evict(e)
+			case 2, 3, 4:
+				n := rng.IntN(12)
+				x.Occupy(e, n)
+				m.occupy(e, n)
 			default:
 				p := random()
 				x.Insert(e, p)
@@ -247,8 +300,8 @@ func TestModel(t *testing.T) {
 				t.Fatalf("seed %d, step %d: %d blocks, want %d", seed, step, got, want)
 			}
 			for e, h := range x.endpoints {
-				if h.size != len(m.held[e]) {
-					t.Fatalf("seed %d, step %d: endpoint %d holds %d, want %d", seed, step, e, h.size, len(m.held[e]))
+				if h.size+h.others.blocks != len(m.held[e]) {
+					t.Fatalf("seed %d, step %d: endpoint %d holds %d and %d of others, want %d", seed, step, e, h.size, h.others.blocks, len(m.held[e]))
 				}
 			}
 		}

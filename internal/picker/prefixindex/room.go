@@ -40,7 +40,7 @@ func (x *Index) shrink(most int) {
 			return
 		}
 		before := h.size
-		x.evict(h, max(0, h.size-min(portion, most)))
+		x.evictOwn(h, max(0, h.size-min(portion, most)))
 		most -= before - h.size
 	}
 }

@@ -22,7 +22,8 @@ const (
 	// MaxModelBytes bounds Facts.Model: no server has a longer name, and names are logged and traced.
 	MaxModelBytes = 512
 
-	bytesPerToken = 4
+	// BytesPerToken is how many bytes of text a token is taken to have: about what English has.
+	BytesPerToken = 4
 )
 
 // Facts are what a pick needs to know of one request. A Facts is reused from request to request: Read overwrites
@@ -149,7 +150,7 @@ func modelIn(path string) string {
 }
 
 // PromptTokens estimates the prompt's length in tokens, at four bytes a token.
-func (f *Facts) PromptTokens() int { return f.PromptBytes / bytesPerToken }
+func (f *Facts) PromptTokens() int { return f.PromptBytes / BytesPerToken }
 
 // Head is what Read needs of a request's headers.
 type Head struct {

@@ -470,7 +470,7 @@ func (r *reader) tokenID() {
 	if r.broken {
 		return
 	}
-	var b [bytesPerToken]byte
+	var b [BytesPerToken]byte
 	binary.LittleEndian.PutUint32(b[:], id)
 	r.prompt.write(b[:])
 }

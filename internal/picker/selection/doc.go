@@ -64,7 +64,12 @@
 // they count first tokens, which come in the order of arrival. So each counted first token names a call that is prefilled
 // and, by the sum of the times to first token, when. The queue is then what is left of the calls without one, of which the
 // server has done a part since the last first token. While calls of others are among the picker's own, nobody knows whose
-// first tokens are counted, and the bounds by waiting calls count.
+// first tokens are counted. But servers also count the calls that ended, so it is known how many calls are without a first
+// token. Of the picker's own calls, those that the fluid has not reached are among them. The others are foreign, and count
+// with the mean of what foreign calls bring. A page shows calls only at the end of a step, so the longer queue of both methods
+// counts. In a simulated fleet of which two thirds of the load came from others, this made the 90th percentile of the picker's
+// own times to first token 0.79 to 0.95 times as long. With the true number of calls at each pick it was as good as with the
+// true queue, so where others call, more readings are made.
 //
 // A call that waits for something else than its turn, such as an adapter's slot, is deferred: others run past it. Where
 // the server tells deferred calls apart, they are no part of the queue and no sign of the order of prefill. While there

@@ -13,6 +13,11 @@ type Counters struct {
 	// FirstTokens is the number of calls that got a first token, and FirstTokenSeconds the sum of their times to it.
 	FirstTokens       int64
 	FirstTokenSeconds float64
+	// Prompts is the number of prompt tokens, cached ones too. Servers may count them before the first token, or when the call
+	// ends.
+	Prompts int64
+	// Ended is the number of calls that ended, but perhaps not of those whose callers left.
+	Ended int64
 }
 
 // firstTokens follows which of an endpoint's calls have their first token. Servers count first tokens, and give them in
@@ -40,8 +45,15 @@ type endedCall struct {
 	at float64
 }
 
-// FirstTokens are the calls of the picker's own that got their first token between two readings.
+// FirstTokens are the first tokens between two readings.
 type FirstTokens struct {
+	// Taken says that the reading was taken. If it was not, all else is zero.
+	Taken bool
+	// Counted are those of all callers' calls in the last two seconds, at their mean rate since the reading before.
+	Counted float64
+	// Shared says that others may call the endpoint too.
+	Shared bool
+	// Calls are the first tokens that are known to be of the picker's own calls.
 	Calls int
 	// Expected and Observed are the sums of their times to first token, in seconds: as expected when they were picked, and as
 	// the server measured them.
@@ -54,7 +66,10 @@ type prefills struct {
 	own     bool    // all calls were the picker's own
 	loads   bool    // some may have waited until an adapter was loaded
 	tokens  float64 // 0 where the number is not known
-	seconds float64 // without pauses
+	prompts float64 // of own calls, with their cached tokens
+	// computed are the prompt tokens that the server counted as computed, in its own tokens; 0 where it does not.
+	computed float64
+	seconds  float64 // without pauses
 	// uncached are the tokens of own calls without those that stand for the calls' overhead, and starts is how many of the
 	// calls came to an empty queue.
 	uncached, starts float64
@@ -65,9 +80,9 @@ type prefills struct {
 // firstTokens are those of the picker's own calls.
 func (p *prefills) firstTokens() FirstTokens {
 	if !p.own {
-		return FirstTokens{}
+		return FirstTokens{Taken: true, Counted: float64(p.calls)}
 	}
-	return FirstTokens{Calls: p.calls, Expected: p.expected, Observed: p.observed}
+	return FirstTokens{Taken: true, Counted: float64(p.calls), Calls: p.calls, Expected: p.expected, Observed: p.observed}
 }
 
 const (
@@ -93,8 +108,8 @@ func (f *firstTokens) note(now float64, t place) {
 func (f *firstTokens) has(t place) bool { return f.known && t.start >= f.since && t.start < f.upTo }
 
 // see takes the counters of a reading that was taken at the time at. queue are the picker's calls that had arrived by then
-// and are not deferred, foreign is the number of others.
-func (f *firstTokens) see(at float64, r *Reading, queue []place, foreign float64) prefills {
+// and are not deferred, foreign is the number of others, and ratio that of their tokens.
+func (f *firstTokens) see(at float64, r *Reading, queue []place, foreign, ratio float64) prefills {
 	last := f.last
 	f.last = r.Counters
 	out := prefills{calls: int(r.FirstTokens - last.FirstTokens)}
@@ -103,8 +118,15 @@ func (f *firstTokens) see(at float64, r *Reading, queue []place, foreign float64
 	case last.FirstTokens == 0 || out.calls < 0:
 		f.known, f.free, f.ended = false, at, f.ended[:0]
 		return prefills{}
+	}
+	// The number may drop: vLLM counts what a call finds in the cache when its prefill begins, and its prompt when that ends.
+	f.last.Prefilled = max(f.last.Prefilled, last.Prefilled)
+	if last.Prefilled > 0 {
+		out.computed = float64(f.last.Prefilled - last.Prefilled)
+	}
+	switch {
 	case foreign > 0:
-		f.known, f.ended = false, f.ended[:0]
+		f.known, f.ended, f.again = false, f.ended[:0], at+strange
 	case !f.known && at < f.again:
 	case !f.known:
 		f.begin(at, r, queue)
@@ -125,7 +147,7 @@ func (f *firstTokens) see(at float64, r *Reading, queue []place, foreign float64
 	}
 	if !out.own {
 		out.seconds = busy(float64(out.calls), max(0, seconds), at-f.free)
-		out.tokens = float64(max(0, r.Prefilled-last.Prefilled))
+		out.tokens = out.computed / ratio
 		f.free = at
 	}
 	return out
@@ -229,6 +251,7 @@ func (f *firstTokens) timed(out *prefills, calls []place, seconds, at float64) {
 	for _, t := range calls {
 		out.tokens += t.tokens()
 		out.uncached += t.uncached
+		out.prompts += t.prompt
 		if t.alone {
 			out.starts++
 		}

@@ -31,7 +31,7 @@ func TestPromptsOfABatchAreWork(t *testing.T) {
 	for range 5 {
 		add(s, second(3), 8000)
 	}
-	if got := s.Observe(0, second(3.5), counting(second(3.5), 5, 1, 1)); got != (FirstTokens{}) {
+	if got := s.Observe(0, second(3.5), counting(second(3.5), 5, 1, 1)); got != (FirstTokens{Taken: true}) {
 		t.Errorf("a reading without new first tokens tells of %+v", got)
 	}
 	if got := s.Queue(0, second(3.5)); math.Abs(got-36000) > 100 { // half a second of 8,000 tokens a second is done
@@ -61,16 +61,17 @@ func TestFirstTokensGoByArrival(t *testing.T) {
 	}
 }
 
-// Where others call the server too, nobody knows whose first tokens are counted, until they have gone.
+// Where others call the server too, nobody knows whose first tokens are counted, until they have been gone for a while.
 func TestFirstTokensOfOthers(t *testing.T) {
 	s := followed()
 	add(s, second(3), 4000)
-	if got := s.Observe(0, second(3.1), counting(second(3.1), 3, 3, 2)); got != (FirstTokens{}) {
+	if got := s.Observe(0, second(3.1), counting(second(3.1), 3, 3, 2)); got != (FirstTokens{Taken: true, Counted: 2, Shared: true}) {
 		t.Errorf("with calls of others a reading tells of %+v", got)
 	}
 	s.Observe(0, second(5), counting(second(5), 1, 4, 3))
-	add(s, second(6), 4000)
-	if got := s.Observe(0, second(7), counting(second(7), 2, 5, 3.6)); got.Calls != 1 {
+	s.Observe(0, second(14), counting(second(14), 1, 4, 3))
+	add(s, second(15), 4000)
+	if got := s.Observe(0, second(16), counting(second(16), 2, 5, 3.6)); got.Calls != 1 || got.Shared {
 		t.Errorf("after the others left, a reading tells of %+v, want one call", got)
 	}
 }

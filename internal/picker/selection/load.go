@@ -29,6 +29,9 @@ type load struct {
 	fill    fill
 	reading lastReading
 	first   firstTokens
+	unbegun unbegun
+	others  callsOfOthers
+	ratio   tokenRatio
 	gone    []float64 // when calls left, of late
 	// deferred are the calls in flight that the last reading showed as deferred.
 	deferred []place
@@ -39,6 +42,7 @@ type place struct {
 	at         float64 // when the call arrived, in seconds of the clock
 	due        float64 // when its first token was expected on its arrival
 	start, end float64 // positions
+	prompt     float64 // tokens
 	uncached   float64 // prompt tokens
 	alone      bool    // nothing was ahead of it
 	adapter    int32   // the id of what may be its adapter; none where it needs none
@@ -54,8 +58,8 @@ func (h *hot) queue(now float64) float64 { return max(0, h.empty-now) / h.perTok
 // setQueue sets how many tokens wait at the given time.
 func (h *hot) setQueue(now, tokens float64) { h.empty = now + max(0, tokens)*h.perToken }
 
-// add puts a call with so many uncached tokens, and perhaps an adapter, at the end of endpoint n's queue.
-func (s *State) add(n int32, now, uncached float64, adapter int32) place {
+// add puts a call with so many tokens, some of them uncached, and perhaps an adapter, at the end of endpoint n's queue.
+func (s *State) add(n int32, now, prompt, uncached float64, adapter int32) place {
 	h, l := &s.hot[n], &s.loads[n]
 	ahead := h.queue(now)
 	work := max(uncached, 1) // so that each call has a position of its own
@@ -67,10 +71,11 @@ func (s *State) add(n int32, now, uncached float64, adapter int32) place {
 	if ahead > 0 {
 		due += s.perCall * h.perToken
 	}
-	t := place{at: now, due: due, start: l.arrived, end: l.arrived + work, uncached: uncached, alone: ahead == 0,
+	t := place{at: now, due: due, start: l.arrived, end: l.arrived + work, prompt: prompt, uncached: uncached, alone: ahead == 0,
 		adapter: adapter, loads: !s.adapters.loaded(n, adapter)}
 	l.arrived = t.end
 	l.fill.add(now, uncached)
+	l.others.own.add(now, 1, uncached)
 	s.setDisplaces(n, now)
 	l.places = append(l.places, t)
 	h.own++

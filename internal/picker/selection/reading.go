@@ -59,6 +59,8 @@ const (
 	fresh, fade = 3, 3
 	// refreshEvery is the interval, in seconds, at which the weights of readings are adjusted to their ages.
 	refreshEvery = 0.25
+	// mostElapsed is the time before a reading, in seconds, in which first tokens count as recent.
+	mostElapsed = 2
 	// shortOfMemory is the free share of the KV cache above which its head-room is taken for unlimited.
 	shortOfMemory = 0.5
 )
@@ -71,6 +73,7 @@ func (s *State) Observe(n int32, now time.Duration, r *Reading) FirstTokens {
 	if at <= l.reading.at || r.Running < 0 || r.Waiting < 0 || r.Deferred < 0 {
 		return FirstTokens{}
 	}
+	last := l.reading.at
 	// 1. Adapters, which tell the deferred calls.
 	s.adapters.observe(n, t, at, r)
 	// 2. Which of the endpoint's calls are the picker's own, and which of the own calls wait. Deferred ones are in no queue.
@@ -83,7 +86,14 @@ func (s *State) Observe(n int32, now time.Duration, r *Reading) FirstTokens {
 	// queue. While calls are deferred, the order of arrival is not that of prefill.
 	begun := l.begun(at, queue, waiting)
 	begun.busy = begun.busy && r.Deferred == 0
-	prefilled := l.first.see(at, r, queue, l.strangers(at, foreign))
+	ratio, followed, prompts := s.TokenRatio(n), l.first.known, l.first.last.Prompts
+	prefilled := l.first.see(at, r, queue, l.strangers(at, foreign), ratio)
+	if prefilled.calls > 0 && r.Prefilled > 0 {
+		l.others.count(t, prefilled.calls, prefilled.computed/ratio, float64(r.KVTokens)/ratio)
+	}
+	if followed && l.first.known && r.Prompts > 0 {
+		l.ratio.observe(t, prefilled.prompts, float64(r.Prompts-prompts))
+	}
 	switch {
 	case r.mayDefer():
 	case r.FirstTokens > 0:
@@ -94,16 +104,25 @@ func (s *State) Observe(n int32, now time.Duration, r *Reading) FirstTokens {
 	// 4. What is left of the queue.
 	l.reading = lastReading{
 		at: at, foreign: foreign, ran: max(0, foreign-others), behind: others / float64(max(waiting, 1)),
-		room: freeTokens(r), waiting: math.Inf(1), begun: begun,
+		room: freeTokens(r) / ratio, waiting: math.Inf(1), begun: begun,
 	}
 	if waiting > 0 {
 		l.reading.waiting = queue[len(queue)-waiting].start
 	}
+	before := s.hot[n].empty
 	s.correct(n, t, arrived, queue, waiting, others)
+	if unbegun, ok := l.unbegun.see(at, r); ok && !l.first.known {
+		s.correctShared(n, t, arrived, queue, unbegun, before)
+	}
 	// 5. The other values that picks read.
-	l.fill.size = float64(max(0, r.KVTokens))
+	l.fill.size = float64(max(0, r.KVTokens)) / ratio
 	s.weigh(n, t)
-	return prefilled.firstTokens()
+	seen := prefilled.firstTokens()
+	seen.Shared = !l.first.known
+	if elapsed := at - last; elapsed > mostElapsed {
+		seen.Counted *= mostElapsed / elapsed
+	}
+	return seen
 }
 
 // mayDefer reports whether calls are deferred. Where the server does not tell them apart, any call that waits at one with
@@ -195,7 +214,7 @@ func (s *State) learn(n int32, now float64, next begun) bool {
 func (s *State) correct(n int32, now float64, arrived int, queue []place, waiting int, others float64) {
 	h, l := &s.hot[n], &s.loads[n]
 	first := len(queue) - waiting
-	least := l.arrived - l.arrivedAt(arrived) + others*s.meanTokens()
+	least := l.arrived - l.arrivedAt(arrived) + others*l.others.tokens(s.meanTokens())
 	for _, t := range queue[first:] {
 		least += t.tokens()
 	}
@@ -209,6 +228,43 @@ func (s *State) correct(n int32, now float64, arrived int, queue []place, waitin
 		most += queue[first-1].tokens()
 	}
 	h.setQueue(now, min(max(h.queue(now), least-since), most))
+}
+
+// correctShared corrects the queue of an endpoint that others call too, where it is known how many calls have no first token. Of
+// the picker's own calls, those that the queue has not reached are among them; the others are foreign. The first one is half
+// done on average. A server's page shows a call only at the end of a step, so that own calls may be missing there: the later of
+// what correct found and of this counts. The queue was to be empty at the time before.
+func (s *State) correctShared(n int32, now float64, arrived int, queue []place, unbegun int, before float64) {
+	h, l := &s.hot[n], &s.loads[n]
+	found := h.empty
+	h.empty = before
+	later := l.arrived - l.arrivedAt(arrived)
+	first, own := s.notDone(n, l.reading.at, queue, unbegun)
+	since := (now - l.reading.at) / h.perToken
+	if len(first) == unbegun { // all are the picker's own, and the queue is known
+		most, least := later+own, later
+		if unbegun > 0 {
+			least = most - first[0].tokens()
+		}
+		h.setQueue(now, min(max(h.queue(now), least-since), most))
+	} else {
+		work := own + float64(unbegun-len(first))*l.others.tokens(s.meanTokens())
+		work -= work / float64(unbegun) / 2
+		h.setQueue(now, later+max(0, work-since))
+	}
+	h.empty = max(h.empty, found)
+}
+
+// notDone returns those of a queue's calls, up to so many, that endpoint n is not taken to have prefilled by the time at, and
+// their work in tokens.
+func (s *State) notDone(n int32, at float64, queue []place, most int) (calls []place, work float64) {
+	drained := s.drained(n, at)
+	from := len(queue)
+	for from > 0 && len(queue)-from < most && queue[from-1].end > drained {
+		from--
+		work += queue[from].tokens()
+	}
+	return queue[from:], work
 }
 
 // arrivedAt returns the position of the queue's end at the time when only so many of the calls in flight had arrived.

@@ -3,6 +3,8 @@ package selection
 import (
 	"slices"
 	"time"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
 )
 
 // Standing is what is known of one endpoint at one time, for people to read.
@@ -10,8 +12,8 @@ type Standing struct {
 	// InFlight are the picker's own calls, QueueTokens their uncached prompt tokens that wait to be prefilled.
 	InFlight    int
 	QueueTokens float64
-	// Rate is the speed of prefill in tokens a second.
-	Rate float64
+	// Rate is the speed of prefill in tokens a second. BytesPerToken is how many bytes of text a token of the server's has.
+	Rate, BytesPerToken float64
 	// FirstToken is the time to the first token of a call that arrives now and brings the recent average of uncached
 	// tokens, in seconds.
 	FirstToken float64
@@ -28,8 +30,9 @@ func (s *State) Standing(n int32, now time.Duration) Standing {
 	h := &s.hot[n]
 	out := Standing{
 		InFlight: int(h.own), QueueTokens: h.queue(t), Rate: 1 / h.perToken,
-		FirstToken: max(0, h.empty-t) + (s.meanTokens()+s.perCall)*h.perToken,
-		Failures:   s.health[n].failed.count, AvoidedFor: max(0, s.health[n].failed.until-t, s.health[n].shed.until-t),
+		BytesPerToken: request.BytesPerToken / s.TokenRatio(n),
+		FirstToken:    max(0, h.empty-t) + (s.meanTokens()+s.perCall)*h.perToken,
+		Failures:      s.health[n].failed.count, AvoidedFor: max(0, s.health[n].failed.until-t, s.health[n].shed.until-t),
 	}
 	for _, r := range s.adapters.slots[n].resident {
 		if name := &s.adapters.names[r.id]; name.kind == proven {

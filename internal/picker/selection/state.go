@@ -67,7 +67,7 @@ func (s *State) Restarted(n int32) {
 	s.adapters.forget(n)
 	s.loads[n].fill = fill{}
 	s.hot[n].displaces = 0
-	s.loads[n].reading, s.loads[n].first = noReading(), firstTokens{}
+	s.loads[n].reading, s.loads[n].first, s.loads[n].unbegun = noReading(), firstTokens{}, unbegun{}
 }
 
 // InFlight is the number of the picker's own calls in flight at endpoint n.
@@ -95,9 +95,9 @@ func (s *State) Reserve(n int32, now time.Duration, c *Call, uncached int) Claim
 	t := now.Seconds()
 	s.picks++
 	s.hot[n].lastPick = s.picks
-	s.work.add(t, float64(uncached))
+	s.work.add(t, 1, float64(uncached))
 	id := s.adapters.wanted(c.Facts.Model, t)
-	place := s.add(n, t, float64(uncached), id)
+	place := s.add(n, t, float64(c.Facts.PromptTokens()), float64(uncached), id)
 	kind := whole
 	if c.Facts.Stream {
 		kind = streamed
@@ -127,7 +127,7 @@ func (s *State) Move(c *Claim, to int32, uncached int, now time.Duration) {
 	s.skipped(c.Endpoint, t, c)
 	id := s.adapters.release(c.Endpoint, c.adapter, t, false)
 	c.Endpoint, c.probe, c.moved = to, false, true
-	c.place = s.add(to, t, float64(uncached), id)
+	c.place = s.add(to, t, c.place.prompt, float64(uncached), id)
 	c.adapter = s.adapters.hold(to, id, s.arrival(to, t))
 }
 
@@ -238,10 +238,10 @@ type work struct {
 // workMemory is the time, in seconds, after which a call weighs 1/e in the average of the pool's work.
 const workMemory = 30
 
-func (w *work) add(now, tokens float64) {
+func (w *work) add(now, calls, tokens float64) {
 	w.decay(now)
 	w.tokens += tokens
-	w.calls++
+	w.calls += calls
 }
 
 func (w *work) decay(now float64) {

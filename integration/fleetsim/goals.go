@@ -208,3 +208,23 @@ func otherGoals(r results) []goal {
 		{name: "slowed server: TTFT p90 / without it", got: p90(ours(slowedName).Summary) / p90(ours(withoutName).Summary), bound: 1.3},
 	}
 }
+
+// harderGoals are the goals with servers and callers that misbehave.
+func harderGoals(r results) []goal {
+	ours := func(study string) result { return r.of(study, policy.Ours.Name) }
+	oracle := func(study string) result { return r.of(study, policy.Oracle.Name) }
+	speeds := goal{name: "unknown speeds: TTFT p90 / oracle's, where worst", bound: 1.1}
+	for _, name := range []string{slowFleet, fastFleet, mixedFleet} {
+		if q := p90(ours(name).Summary) / p90(oracle(name).Summary); q > speeds.got {
+			speeds.got, speeds.hindered = q, "on "+name
+		}
+	}
+	return []goal{
+		speeds,
+		{name: "callers who leave: cached share / oracle's", got: ours(leaveName).Cached / oracle(leaveName).Cached, bound: 0.98, atLeast: true},
+		{name: "one server fails: answers with an error, a call", got: ours(failName).Failed, bound: 0.01},
+		{name: "one server hangs: TTFT p90 / without it", got: p90(ours(hangName).Summary) / p90(ours(lackName).Summary), bound: 1.1},
+		{name: "one server hangs: calls that end without a token / least request's", got: ours(hangName).Lost / r.of(hangName, policy.LeastRequest.Name).Lost, bound: 0.1},
+		{name: "a foreign client: cached share / oracle's", got: ours(foreign).Cached / oracle(foreign).Cached, bound: 0.98, atLeast: true},
+	}
+}

@@ -129,6 +129,75 @@ func otherStudies(s scale, seed uint64) []study {
 	}
 }
 
+// Names of the studies of servers and callers that misbehave, for goals.
+const (
+	slowFleet  = "8 servers of 0.1× the speed"
+	fastFleet  = "8 servers of 10× the speed"
+	mixedFleet = "8 servers of 0.1× to 10×"
+	leaveName  = "callers who leave"
+	failName   = "one of 8 fails"
+	shedName   = "one of 8 sheds"
+	hangName   = "one of 8 hangs"
+	lackName   = "the other 7 alone"
+	foreign    = "a foreign client"
+	sameName   = "one with the same documents"
+	textName   = "two bytes a token"
+)
+
+const (
+	// learned is the time after which speeds that differ from the assumed one count.
+	learned = time.Minute
+	// patience is how long callers wait where a server hangs.
+	patience = 30 * time.Second
+)
+
+// harderStudies are servers whose speed nobody told, callers who leave, servers in trouble, and a client that does not ask
+// the picker. The load is some 60 % of what the servers can prefill.
+func harderStudies(s scale, seed uint64) []study {
+	chats := workload.Streamed(workload.Chats(seed, 6, s.lasts))
+	waiting := workload.Patient(chats, patience)
+	small := plain(8, 200)
+	small.Foreign = workload.Independent(seed+1, 8, s.lasts)
+	docs := plain(8, 600)
+	docs.Foreign = workload.Documents(seed+1, 400, 2, s.lasts)
+	return []study{
+		{name: slowFleet, fleet: atSpeed(0.1), calls: workload.Streamed(workload.Chats(seed, 0.6, s.lasts)), from: learned},
+		{name: fastFleet, fleet: atSpeed(10), calls: workload.Streamed(workload.Chats(seed, 15, s.lasts/2)), from: learned},
+		{name: mixedFleet, fleet: atSpeeds(0.1, 0.2, 0.4, 0.7, 1.4, 2.7, 5.2, 10), calls: workload.Streamed(workload.Chats(seed, 10, s.lasts/2)), from: learned},
+		{name: leaveName, fleet: plain(8, 1000), calls: workload.Leaving(seed, chats, 0.3, 2*time.Second)},
+		{name: failName, fleet: changed(sim.Change{Kind: sim.Fail}), calls: chats},
+		{name: shedName, fleet: changed(sim.Change{Kind: sim.Shed, Most: 4}), calls: chats},
+		{name: hangName, fleet: changed(sim.Change{At: slowedAt, Kind: sim.Hang}), calls: waiting},
+		{name: lackName, fleet: plain(7, 1000), calls: waiting},
+		{name: foreign, fleet: small, calls: workload.Streamed(workload.Chats(seed, 2, s.lasts))},
+		{name: textName, fleet: plain(8, 300), calls: workload.Of(2, workload.Streamed(workload.Chats(seed, 3, s.lasts)))},
+		{name: sameName, fleet: docs, calls: workload.Streamed(workload.Documents(seed, 400, 2, s.lasts))},
+	}
+}
+
+// atSpeed is a fleet of 8 with a multiple of the speed that the picker assumes.
+func atSpeed(times float64) sim.Fleet {
+	f := plain(8, 1000)
+	f.Server.PrefillRate *= times
+	return f
+}
+
+// atSpeeds is a fleet of servers that differ in speed, by these multiples of the one that the picker assumes.
+func atSpeeds(times ...float64) sim.Fleet {
+	f := plain(len(times), 1000)
+	for n, t := range times {
+		f.Changes = append(f.Changes, sim.Change{Server: n, Kind: sim.Slow, Slowness: 1 / t})
+	}
+	return f
+}
+
+// changed is a fleet of 8 with a change of its first server.
+func changed(c sim.Change) sim.Fleet {
+	f := plain(8, 1000)
+	f.Changes = []sim.Change{c}
+	return f
+}
+
 // replaced is a fleet of 8 in which, as in a rollout, one server leaves every 2 minutes and a new one joins 10 s later.
 func replaced(lasts time.Duration) sim.Fleet {
 	f := plain(8, 1000)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,10 +25,11 @@ var Ours = Policy{"waypoint", func(s Setting) (Picker, error) { return newOurs(s
 // ours connects the simulator and the picker: only this type calls the picker's pool.
 type ours struct {
 	now, interval time.Duration
+	due           []timer // in no order
 	fleet         *poolstate.Fleet
 	pool          *poolstate.Pool
 	facts         request.Facts
-	reservations  map[int]*poolstate.Reservation
+	reservations  map[int]*reserved
 	numbers       map[string]int // of servers, by address
 	text          []byte
 }
@@ -37,13 +39,14 @@ var poolName = types.NamespacedName{Namespace: "simulated", Name: "fleet"}
 func newOurs(s Setting) (*ours, error) {
 	p := &ours{
 		interval:     modelmetrics.DefaultOptions().Interval(len(s.Servers)),
-		reservations: map[int]*poolstate.Reservation{},
+		reservations: map[int]*reserved{},
 		numbers:      map[string]int{},
 	}
 	p.fleet = poolstate.New(poolstate.Options{
 		Metrics: telemetry.NewMetrics(prometheus.NewRegistry()),
 		Seed:    s.Seed,
 		Clock:   func() time.Duration { return p.now },
+		After:   func(d time.Duration, f func()) { p.due = append(p.due, timer{p.now + d, f}) },
 	})
 	for n := range s.Servers {
 		p.numbers[address(n).String()] = n
@@ -55,8 +58,34 @@ func newOurs(s Setting) (*ours, error) {
 	return p, nil
 }
 
-func (p *ours) Members(now time.Duration, members []int) {
+// timer is a function that the picker wants to be called.
+type timer struct {
+	at   time.Duration
+	call func()
+}
+
+// pass advances the clock, and calls what is due by then.
+func (p *ours) pass(now time.Duration) {
+	for {
+		next := -1
+		for i := range p.due {
+			if p.due[i].at <= now && (next < 0 || p.due[i].at < p.due[next].at) {
+				next = i
+			}
+		}
+		if next < 0 {
+			break
+		}
+		t := p.due[next]
+		p.due = slices.Delete(p.due, next, next+1)
+		p.now = max(p.now, t.at)
+		t.call()
+	}
 	p.now = now
+}
+
+func (p *ours) Members(now time.Duration, members []int) {
+	p.pass(now)
 	endpoints := make([]pool.Endpoint, 0, len(members))
 	for _, n := range members {
 		endpoints = append(endpoints, pool.Endpoint{Address: address(n)})
@@ -65,36 +94,68 @@ func (p *ours) Members(now time.Duration, members []int) {
 }
 
 func (p *ours) Pick(now time.Duration, id int, c *workload.Call) int {
-	p.now = now
+	p.pass(now)
 	p.facts = factsOf(c)
 	r := &poolstate.Reservation{}
 	if _, err := p.pool.Pick(&poolstate.Call{Facts: &p.facts}, r); err != nil {
 		return -1 // not a member, which ends the run: a pool with endpoints refuses no call
 	}
-	p.reservations[id] = r
+	p.reservations[id] = &reserved{Reservation: r, streamed: c.Stream}
 	p.text = r.Endpoints(p.text[:0])
 	return p.numbers[first(string(p.text))]
 }
 
-func (p *ours) Ended(now time.Duration, id int) {
-	p.now = now
-	p.reservations[id].Release(poolstate.Answered)
+// reserved is the reservation of one call.
+type reserved struct {
+	*poolstate.Reservation
+	streamed, began bool
+}
+
+// end ends a call as a proxy shows it: of a streamed answer that began, its end looks the same however it came.
+func (p *ours) end(now time.Duration, id int, outcome poolstate.Outcome) {
+	p.pass(now)
+	r := p.reservations[id]
+	if r.streamed && r.began {
+		outcome = poolstate.Ended
+	}
+	r.Release(outcome)
 	delete(p.reservations, id)
 }
 
-// Failed reports what a proxy reports of an answer with status 500.
-func (p *ours) Failed(now time.Duration, id int) {
-	p.now = now
-	p.reservations[id].Responded(poolstate.Failed)
-	p.reservations[id].Release(poolstate.Failed)
-	delete(p.reservations, id)
+func (p *ours) Ended(now time.Duration, id int) { p.end(now, id, poolstate.Answered) }
+
+func (p *ours) Began(now time.Duration, id int) {
+	p.pass(now)
+	r := p.reservations[id]
+	r.began = true
+	r.Responded(poolstate.Ended)
+}
+
+func (p *ours) Failed(now time.Duration, id int, shed bool) {
+	outcome := poolstate.Failed
+	if shed {
+		outcome = poolstate.Shed
+	}
+	p.pass(now)
+	p.reservations[id].Responded(outcome)
+	p.end(now, id, outcome)
+}
+
+// Left reports the end of the call's stream and, as the waypoint's access log does, an answer that was broken off before
+// its first byte.
+func (p *ours) Left(now time.Duration, id int, began bool) {
+	number := p.reservations[id].ID()
+	p.end(now, id, poolstate.Abandoned)
+	if !began {
+		p.pool.BrokenOff(number)
+	}
 }
 
 // Interval is that of the picker's own scraper for a fleet of this size and these calls.
 func (p *ours) Interval() time.Duration { return max(p.interval, p.pool.Pace()) }
 
 func (p *ours) Scraped(now time.Duration, metrics []server.Metrics) {
-	p.now = now
+	p.pass(now)
 	for n, m := range metrics {
 		p.pool.Observe(address(n), modelmetrics.Reading{
 			Running:           m.Running,
@@ -103,17 +164,16 @@ func (p *ours) Scraped(now time.Duration, metrics []server.Metrics) {
 			WaitingSplit:      true,
 			KVUsage:           m.KVUsage,
 			CapacityTokens:    int64(m.CacheTokens),
+			BlockTokens:       server.BlockTokens,
 			MaxLoRA:           m.Slots,
 			RunningAdapters:   m.Adapters,
 			PromptTokens:      int64(m.PromptTokens),
 			CacheHits:         int64(m.CacheHits),
 			FirstTokens:       int64(m.FirstTokens),
 			FirstTokenSeconds: m.FirstTokenTime.Seconds(),
-			Prefill: modelmetrics.Prefill{
-				Computed: int64(m.ComputedTokens), Generated: int64(m.Generated),
-				Ended: int64(m.Ended), EndedComputed: int64(m.EndedComputed),
-				PrefillSeconds: m.PrefillTime.Seconds(), QueueSeconds: m.QueueTime.Seconds(), DecodeSeconds: m.DecodeTime.Seconds(),
-			},
+			ComputedTokens:    int64(m.ComputedTokens),
+			GeneratedTokens:   int64(m.Generated),
+			Ended:             int64(m.Ended),
 		}, 0)
 	}
 }
@@ -121,12 +181,32 @@ func (p *ours) Scraped(now time.Duration, metrics []server.Metrics) {
 // factsOf returns the facts that the picker would read from a request with this prompt: four bytes a token, a bounded
 // number of blocks, and the adapter as the model.
 func factsOf(c *workload.Call) request.Facts {
+	bytes := c.Prompt * cmp.Or(c.TokenBytes, assumedBytes)
 	return request.Facts{
 		API:         request.ChatCompletions,
 		Model:       cmp.Or(c.Adapter, "base"),
-		PromptBytes: c.Prompt * request.BlockBytes / workload.BlockTokens,
-		Blocks:      c.Blocks[:min(len(c.Blocks), request.MaxBlocks)],
+		PromptBytes: bytes,
+		Blocks:      blocksOf(c, bytes/request.BlockBytes),
+		Stream:      c.Stream,
 	}
+}
+
+// assumedBytes is how many bytes of text a block of the workload stands for a token.
+const assumedBytes = request.BlockBytes / workload.BlockTokens
+
+// blocksOf returns the hashes of so many whole blocks of a call's text, which is evenly divided among the workload's blocks.
+func blocksOf(c *workload.Call, n int) []uint64 {
+	if c.TokenBytes == 0 {
+		return c.Blocks[:min(len(c.Blocks), request.MaxBlocks)]
+	}
+	var out []uint64
+	for i := range min(n, request.MaxBlocks) {
+		tokens := (i + 1) * request.BlockBytes / c.TokenBytes // that end with this block of text
+		if at := tokens/workload.BlockTokens - 1; at >= 0 && at < len(c.Blocks) {
+			out = append(out, c.Blocks[at]+uint64(i)*0x9e3779b97f4a7c15)
+		}
+	}
+	return out
 }
 
 func address(n int) netip.AddrPort {

@@ -28,10 +28,15 @@ type Scraper interface {
 	Scraped(now time.Duration, metrics []server.Metrics)
 }
 
-// FailureWatcher is a Picker that tells failed calls from answered ones.
-type FailureWatcher interface {
-	// Failed reports that a call was answered with an error.
-	Failed(now time.Duration, id int)
+// Observer is a Picker to which a proxy shows more of its calls than their ends. Other pickers see each of these ends as any
+// other.
+type Observer interface {
+	// Began reports that a streamed answer began, which is before its first token.
+	Began(now time.Duration, id int)
+	// Failed reports that a call was answered with a server error, or that its server shed it (429).
+	Failed(now time.Duration, id int, shed bool)
+	// Left reports that the caller left, and whether the answer had a token by then.
+	Left(now time.Duration, id int, began bool)
 }
 
 // Setting is what a picker may know at its start.

@@ -10,6 +10,7 @@ type cache struct {
 	kept    block
 	keptLen int
 	spare   *block // for reuse, chained by next
+	answers uint64 // number of blocks of answers so far
 }
 
 // block is one named block.
@@ -71,6 +72,20 @@ func (c *cache) name(name uint64) *block {
 	*b = block{name: name, holders: 1}
 	c.blocks[name] = b
 	return b
+}
+
+// answer gives a taken block of generated tokens a name that no prompt asks for.
+func (c *cache) answer() *block {
+	c.answers++
+	return c.name(mix(c.answers))
+}
+
+// mix spreads numbers over all names (the finalizer of SplitMix64), so that they collide with no prompt's hashes.
+func mix(z uint64) uint64 {
+	z += 0x9e3779b97f4a7c15
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return z ^ z>>31
 }
 
 // release returns the blocks of a call: its named blocks, in the order of the prompt, and a number of unnamed ones. The

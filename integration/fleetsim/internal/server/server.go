@@ -19,9 +19,9 @@
 // bound by computing), and for each decoding call a constant and its context (decoding is bound by reading the keys and
 // values of all earlier tokens).
 //
-// Simplified: blocks are 512 tokens long (vLLM's are 16; a hit is rounded down by 256 tokens on average). Unnamed blocks
-// are reused before any named one. The next turn does not find the tokens that a call generated, because the traces do
-// not say which of a prompt's tokens were generated.
+// Simplified: blocks are 512 tokens long (vLLM's are 16; a hit is rounded down by 256 tokens on average). The blocks of answers
+// stay in the cache, but the next turn does not find them, because the traces do not say which of a prompt's tokens were
+// generated. Blocks that are not whole are reused before any others.
 package server
 
 import (
@@ -89,13 +89,14 @@ type Server struct {
 	pending map[uint64]int
 	backlog int
 
-	stepping bool
-	stepEnd  time.Duration
-	steps    int // ended so far
-	decoding int
-	context  int // tokens of all decoding calls
+	stepping           bool
+	stepBegan, stepEnd time.Duration
+	steps              int // ended so far
+	decoding           int
+	context            int // tokens of all decoding calls
 
 	counters Counters
+	page     Metrics
 }
 
 // request is a call in a server.
@@ -114,10 +115,10 @@ type request struct {
 	// scheduled: it was in the batch at least once. admitted: it is in the batch. began: it has its first token. skipped: it
 	// waits, and was skipped for want of a slot.
 	scheduled, admitted, began, skipped bool
-	// started is when it was first in the batch, and first when it had its first token.
-	started, first time.Duration
-	held           []*block
-	unnamed        int
+	// first is when it had its first token.
+	first   time.Duration
+	held    []*block
+	unnamed int
 	// decodes says that the request generates, since step since. It is looked at next after step dueAt.
 	decodes      bool
 	since, dueAt int
@@ -137,7 +138,7 @@ type Ended struct {
 
 // New makes an idle server with an empty cache.
 func New(c Config) *Server {
-	return &Server{
+	s := &Server{
 		config:   c,
 		slowness: 1,
 		cache:    newCache(c.Blocks),
@@ -145,6 +146,8 @@ func New(c Config) *Server {
 		inUse:    map[string]int{},
 		pending:  map[uint64]int{},
 	}
+	s.publish()
+	return s
 }
 
 // SetSlowness multiplies the time of every step that begins from now on.
@@ -169,12 +172,55 @@ func (s *Server) Submit(now time.Duration, id int, c *workload.Call) {
 	r := &request{call: c, id: id, came: now, adapter: c.Adapter, tokens: c.Prompt}
 	r.behind = c.Prompt - s.Cached(c)
 	s.backlog += r.behind
-	for i := range wholeBlocks(c) {
-		s.pending[blockName(c, i)]++
-	}
+	s.expect(c, 1)
 	s.waiting = slices.Insert(s.waiting, 0, r)
 	if !s.stepping {
 		s.begin(now)
+	}
+}
+
+// Leave drops a call whose caller has gone, and reports whether the call had its first token. Without one, First is zero.
+// The blocks that were computed for the call stay in the cache. The server must have been advanced to now.
+func (s *Server) Leave(now time.Duration, id int) (e Ended, began bool) {
+	is := func(r *request) bool { return r.id == id }
+	var r *request
+	if i := slices.IndexFunc(s.waiting, is); i >= 0 {
+		r = s.waiting[i]
+		s.waiting = slices.Delete(s.waiting, i, i+1)
+		s.skip(r, false)
+	} else if i := slices.IndexFunc(s.running, is); i >= 0 {
+		r = s.running[i]
+		s.settle(r)
+		s.leave(r)
+	} else {
+		return Ended{ID: id, Last: now}, false
+	}
+	s.drop(r)
+	if !s.stepping {
+		s.begin(now)
+	}
+	return Ended{ID: id, First: r.first, Last: now, Cached: r.cached, Resident: r.resident}, r.began
+}
+
+// drop takes back what a call that ends before its last token was expected to bring.
+func (s *Server) drop(r *request) {
+	if !r.decodes {
+		s.expect(r.call, -1)
+	}
+	s.backlog -= r.behind
+	r.behind, r.decodes = 0, false
+	if r.began {
+		s.use(r.adapter, -1) // vLLM does not count it as ended
+	}
+}
+
+// expect counts, n times, the blocks that a call will compute.
+func (s *Server) expect(c *workload.Call, n int) {
+	for i := range wholeBlocks(c) {
+		name := blockName(c, i)
+		if s.pending[name] += n; s.pending[name] == 0 {
+			delete(s.pending, name)
+		}
 	}
 }
 
@@ -226,16 +272,21 @@ type Counters struct {
 	FirstTokenTime            time.Duration
 	// ComputedTokens counts, of PromptTokens, those that were not in the cache.
 	ComputedTokens int
-	// Ended counts the calls that ended, EndedComputed their computed prompt tokens and Generated their generated ones. The
-	// times are the sums of theirs from arrival to the first step, from there to the first token, and to the last.
-	Ended, EndedComputed, Generated    int
-	QueueTime, PrefillTime, DecodeTime time.Duration
+	// Ended counts the calls that ended, and Generated their generated tokens.
+	Ended, Generated int
 }
 
-// Metrics returns the current metrics.
-func (s *Server) Metrics() Metrics {
+// Metrics returns the metrics as of the end of the last step, without the calls that came during it, as vLLM publishes them.
+func (s *Server) Metrics() Metrics { return s.page }
+
+// publish renews the metrics at the end of a step.
+func (s *Server) publish() {
+	late := 0
+	for late < len(s.waiting) && s.waiting[late].came > s.stepBegan && !s.waiting[late].skipped {
+		late++
+	}
 	m := Metrics{
-		Waiting:     len(s.waiting) - s.deferred,
+		Waiting:     len(s.waiting) - s.deferred - late,
 		Deferred:    s.deferred,
 		Running:     len(s.running),
 		KVUsage:     float64(s.cache.size-s.cache.free()) / float64(s.cache.size),
@@ -246,7 +297,7 @@ func (s *Server) Metrics() Metrics {
 	if m.Slots > 0 {
 		m.Adapters = slices.Sorted(maps.Keys(s.inUse))
 	}
-	return m
+	s.page = m
 }
 
 // Calls returns the number of running and waiting calls.
@@ -297,13 +348,8 @@ func (s *Server) skip(r *request, skipped bool) {
 
 // count counts a call that ends.
 func (s *Server) count(r *request) {
-	c := &s.counters
-	c.Ended++
-	c.EndedComputed += r.call.Prompt - r.cached
-	c.Generated += r.generated
-	c.QueueTime += r.started - r.came
-	c.PrefillTime += r.first - r.started
-	c.DecodeTime += s.stepEnd - r.first
+	s.counters.Ended++
+	s.counters.Generated += r.generated
 }
 
 // wholeBlocks is the number of cache blocks that a call can find: whole ones, without the prompt's last token.

@@ -193,26 +193,29 @@ func TestMetrics(t *testing.T) {
 	s := New(even(10))
 	s.Submit(0, 0, with("a", call(1, 1024, 10)))
 	s.Submit(0, 1, with("b", call(2, 1024, 10)))
-	want := Metrics{Waiting: 1, Running: 1, KVUsage: 0.2, CacheTokens: 5120, Slots: 1}
-	if diff := cmp.Diff(want, s.Metrics()); diff != "" {
+	if diff := cmp.Diff(Metrics{CacheTokens: 5120, Slots: 1}, s.Metrics()); diff != "" {
 		t.Errorf("Metrics before a step ends differ (-want +got):\n%s", diff)
+	}
+	s.Submit(1, 2, with("b", call(3, 1024, 10))) // comes during the step
+	s.Advance(s.stepEnd, func(Ended) {})
+	if m := s.Metrics(); m.Waiting != 1 || m.Running != 1 || m.KVUsage != 0.2 || m.FirstTokens != 1 {
+		t.Errorf("Metrics at the end of the first step are %+v", m)
 	}
 	s.Advance(s.stepEnd, func(Ended) {})
 	m := s.Metrics()
-	if m.Waiting != 0 || m.Deferred != 1 || !slices.Equal(m.Adapters, []string{"a"}) || m.ComputedTokens != 1024 || m.Ended != 0 {
-		t.Errorf("with one call deferred: %+v", m)
+	if m.Waiting != 0 || m.Deferred != 2 || !slices.Equal(m.Adapters, []string{"a"}) || m.ComputedTokens != 1024 || m.Ended != 0 {
+		t.Errorf("with two calls deferred: %+v", m)
 	}
 	var ended []Ended
-	for len(ended) < 2 {
+	for len(ended) < 3 {
 		s.Advance(s.stepEnd, func(e Ended) { ended = append(ended, e) })
 	}
 	m = s.Metrics()
-	if m.Deferred != 0 || len(m.Adapters) != 0 || m.Ended != 2 || m.EndedComputed != 2048 || m.Generated != 20 {
-		t.Errorf("when both calls have ended: %+v", m)
+	if m.Deferred != 0 || len(m.Adapters) != 0 || m.Ended != 3 || m.ComputedTokens != 3072 || m.Generated != 30 {
+		t.Errorf("when all calls have ended: %+v", m)
 	}
-	first, last := ended[0].First+ended[1].First, ended[0].Last+ended[1].Last
-	if m.QueueTime < ended[0].Last || m.QueueTime+m.PrefillTime != first || m.DecodeTime != last-first {
-		t.Errorf("times of %+v are %v, %v and %v", ended, m.QueueTime, m.PrefillTime, m.DecodeTime)
+	if want := ended[0].First + ended[1].First + ended[2].First - 1; m.FirstTokens != 3 || m.FirstTokenTime != want {
+		t.Errorf("%d first tokens took %v, want 3 and %v", m.FirstTokens, m.FirstTokenTime, want)
 	}
 }
 
@@ -235,5 +238,64 @@ func TestFits(t *testing.T) {
 				t.Errorf("Fits is %v, want an error: %v", err, test.wantErr)
 			}
 		})
+	}
+}
+
+// A caller may leave while its call waits, while it is prefilled, and while it decodes. Others go on, and what was computed
+// stays in the cache.
+func TestLeave(t *testing.T) {
+	const ms = time.Millisecond
+	for name, test := range map[string]struct {
+		at         time.Duration
+		began      bool
+		wantCached int           // of the same prompt later
+		wantNext   time.Duration // first token of the call behind
+	}{
+		"while it waits":        {at: 2 * ms, wantCached: 0, wantNext: 12 * ms},
+		"while it is prefilled": {at: 10 * ms, wantCached: 1536, wantNext: 15 * ms},
+		"while it decodes":      {at: 15*ms + ms/2, began: true, wantCached: 3584, wantNext: 20 * ms},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := New(even(100))
+			ended := map[int]Ended{}
+			note := func(e Ended) { ended[e.ID] = e }
+			s.Submit(0, 0, call(1, 6000, 1)) // three steps of 3 ms
+			s.Submit(0, 1, call(2, 4000, 100))
+			s.Submit(0, 2, call(3, 2000, 1))
+			s.Advance(test.at, note)
+			e, began := s.Leave(test.at, 1)
+			if began != test.began || (e.First > 0) != test.began || e.ID != 1 {
+				t.Errorf("Leave is %+v, %v, want a first token: %v", e, began, test.began)
+			}
+			s.Advance(math.MaxInt64, note)
+			if got := ended[2].First; got > test.wantNext {
+				t.Errorf("the call behind it has its first token at %s, want at most %s", got, test.wantNext)
+			}
+			if _, twice := ended[1]; twice {
+				t.Error("the call ended once more")
+			}
+			if got := s.Cached(call(2, 4000, 1)); got != test.wantCached {
+				t.Errorf("%d tokens of its prompt are cached, want %d", got, test.wantCached)
+			}
+			if s.Calls() != 0 || s.Backlog() != 0 || len(s.pending) != 0 || s.decoding != 0 || s.context != 0 || s.cache.free() != 100 {
+				t.Errorf("an idle server has %d calls, a backlog of %d, %d pending blocks, %d decoding with %d tokens, %d blocks free of 100",
+					s.Calls(), s.Backlog(), len(s.pending), s.decoding, s.context, s.cache.free())
+			}
+			if _, began := s.Leave(time.Hour, 1); began {
+				t.Error("a call left twice")
+			}
+		})
+	}
+}
+
+// The whole blocks of an answer stay in the cache, and evict prompts.
+func TestAnswersTakeRoom(t *testing.T) {
+	s := New(even(10))
+	for id, c := range []*workload.Call{call(1, 2048, 1), call(2, 512, 2600), call(3, 1100, 1)} {
+		s.Submit(time.Duration(id)*time.Minute, id, c)
+		s.Advance(time.Duration(id+1)*time.Minute, func(Ended) {})
+	}
+	if got := s.Cached(call(1, 2049, 1)); got >= 2048 {
+		t.Errorf("%d tokens are still cached beside an answer of five blocks and two prompts in a cache of ten", got)
 	}
 }

@@ -12,12 +12,13 @@ func (s *Server) begin(now time.Duration) {
 	left, short := s.prefill(budget)
 	loads := 0
 	if !preempted && !short {
-		left, loads = s.admit(now, left)
+		left, loads = s.admit(left)
 	}
 	prompt := budget - left
 	if s.stepping = prompt+s.decoding > 0; !s.stepping {
 		return
 	}
+	s.stepBegan = now
 	took := float64(s.config.Step) +
 		float64(prompt)/s.config.PrefillRate*float64(time.Second) +
 		float64(s.decoding)*float64(s.config.DecodeCall) +
@@ -63,7 +64,7 @@ func (s *Server) prefill(budget int) (left int, short bool) {
 
 // admit takes waiting calls into the batch, in the order of arrival. It skips calls whose adapter has no slot, and stops at
 // the first that finds no blocks.
-func (s *Server) admit(now time.Duration, budget int) (left, loads int) {
+func (s *Server) admit(budget int) (left, loads int) {
 	for i := len(s.waiting) - 1; i >= 0 && budget > 0 && len(s.running) < s.config.BatchCalls; i-- {
 		r := s.waiting[i]
 		if !s.adapters.possible(r.adapter) {
@@ -81,7 +82,7 @@ func (s *Server) admit(now time.Duration, budget int) (left, loads int) {
 			loads++
 		}
 		if !r.scheduled {
-			r.scheduled, r.resident, r.cached, r.started = true, resident, r.computed, now
+			r.scheduled, r.resident, r.cached = true, resident, r.computed
 			s.counters.CacheHits += r.cached
 		}
 		s.running = append(s.running, r)
@@ -135,9 +136,7 @@ func (s *Server) preempt(r *request) {
 	s.settle(r)
 	s.leave(r)
 	if r.decodes {
-		for i := range wholeBlocks(r.call) {
-			s.pending[blockName(r.call, i)]++
-		}
+		s.expect(r.call, 1)
 	}
 	r.decodes = false
 	r.tokens = r.call.Prompt + r.generated
@@ -191,6 +190,7 @@ func (s *Server) end(ended func(Ended)) {
 			}
 		}
 	}
+	s.publish()
 }
 
 // generateFirst starts the decoding of a call whose prompt is computed: the last step gave its first token.
@@ -203,12 +203,7 @@ func (s *Server) generateFirst(r *request, ended func(Ended)) {
 		s.counters.FirstTokens++
 		s.counters.FirstTokenTime += r.first - r.came
 	}
-	for i := range wholeBlocks(r.call) {
-		name := blockName(r.call, i)
-		if s.pending[name]--; s.pending[name] == 0 {
-			delete(s.pending, name)
-		}
-	}
+	s.expect(r.call, -1)
 	r.generated++
 	r.decodes, r.since = true, s.steps
 	s.decoding++
@@ -230,6 +225,7 @@ func (s *Server) look(r *request, ended func(Ended)) {
 	s.settle(r)
 	left := r.call.Output - r.generated
 	if left <= 0 {
+		s.keep(r)
 		s.leave(r)
 		s.use(r.adapter, -1)
 		s.count(r)
@@ -244,6 +240,17 @@ func (s *Server) look(r *request, ended func(Ended)) {
 	}
 	r.dueAt = s.steps + min(left, room)
 	s.due.push(due{r.dueAt, r})
+}
+
+// keep leaves the whole blocks of an answer in the cache.
+func (s *Server) keep(r *request) {
+	whole := min(r.unnamed, (r.call.Prompt+r.generated)/BlockTokens-r.call.Prompt/BlockTokens)
+	for range whole {
+		if b := s.cache.answer(); b != nil {
+			r.held = append(r.held, b)
+			r.unnamed--
+		}
+	}
 }
 
 func (r *request) blocks() int { return len(r.held) + r.unnamed }

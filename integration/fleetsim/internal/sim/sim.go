@@ -21,6 +21,9 @@ type Fleet struct {
 	Server  server.Config
 	// Changes are the changes during the run, in the order of time.
 	Changes []Change
+	// Foreign are calls of a client that does not ask the picker, in the order of arrival. It takes the servers of the start in
+	// turn.
+	Foreign []workload.Call
 }
 
 // Change is an event of a fleet.
@@ -31,34 +34,50 @@ type Change struct {
 	Kind   Kind
 	// Slowness multiplies, for Slow, the time of each step.
 	Slowness float64
+	// Most is, for Shed, the number of calls that the server has at most.
+	Most int
 }
 
 // Kind is a kind of change.
 type Kind uint8
 
-// The kinds of changes. A server that leaves finishes its calls. A server that fails answers each new call with an error at
-// once, and the caller repeats the call.
+// The kinds of changes. A server that leaves finishes its calls. A server that fails answers each new call with a server
+// error at once, and one that sheds answers 429 while it has too many calls; the caller repeats the call some times. A server that
+// hangs accepts calls, and answers none from then on.
 const (
 	Join Kind = iota + 1
 	Leave
 	Slow
 	Fail
+	Shed
+	Hang
 )
 
-// tries is how often a caller makes a call whose answers are errors.
-const tries = 100
+// never is the slowness of a server that hangs, for the oracle.
+const never = 1e12
+
+const (
+	// tries is how often a caller makes a call whose answers are errors, and retryAfter the time between two tries.
+	tries      = 10
+	retryAfter = 500 * time.Millisecond
+)
 
 // Outcome is the outcome of one call.
 type Outcome struct {
+	// First and Last are the times of the first and the last token. Where the caller left, they are at most the time when it
+	// did.
 	At, First, Last time.Duration
 	Server          int
 	Prompt, Cached  int
 	Resident        bool
-	Failed          int // answers with an error before the good one
+	Failed          int  // answers with an error
+	Left            bool // the caller left before the answer's end
+	Lost            bool // the caller left, or gave up, without a token
+	submitted       bool // a server has accepted it
 	ends            int
 }
 
-// TTFT is the time to the first token.
+// TTFT is the time to the first token; of a lost call the time until the caller left.
 func (o *Outcome) TTFT() time.Duration { return o.First - o.At }
 
 // Run serves the calls, which are in the order of arrival, and returns their outcomes.
@@ -69,6 +88,12 @@ func Run(f Fleet, calls []workload.Call, p policy.Policy, seed uint64) ([]Outcom
 	}
 	for id := range calls {
 		if err := r.arrive(id); err != nil {
+			return nil, err
+		}
+	}
+	for end := time.Duration(-1); end < r.lastCaller; { // who tries again may have to try once more
+		end = r.lastCaller
+		if err := r.passUntil(end); err != nil {
 			return nil, err
 		}
 	}
@@ -83,17 +108,30 @@ func Run(f Fleet, calls []workload.Call, p policy.Policy, seed uint64) ([]Outcom
 
 type run struct {
 	calls    []workload.Call
+	foreign  []workload.Call
 	outcomes []Outcome
 	servers  []*server.Server
+	first    int // number of servers at the start
 	slowness []float64
 	member   []bool
 	failing  []bool
+	hanging  []bool
+	most     []int
 	picker   policy.Picker
+	observer policy.Observer
 	scraper  policy.Scraper
 	scrape   time.Duration
 	metrics  []server.Metrics
-	changes  []Change
+	events   []event
 	answered []answer
+	// lastCaller is when the last caller leaves or repeats a call.
+	lastCaller time.Duration
+}
+
+// event is something whose time is known in advance.
+type event struct {
+	at time.Duration
+	do func() error
 }
 
 type answer struct {
@@ -102,7 +140,7 @@ type answer struct {
 }
 
 func newRun(f Fleet, calls []workload.Call, p policy.Policy, seed uint64) (*run, error) {
-	r := &run{calls: calls, outcomes: make([]Outcome, len(calls)), changes: f.Changes}
+	r := &run{calls: calls, foreign: f.Foreign, outcomes: make([]Outcome, len(calls)), first: f.Servers}
 	most := f.Servers
 	for _, c := range f.Changes {
 		most = max(most, c.Server+1)
@@ -113,7 +151,8 @@ func newRun(f Fleet, calls []workload.Call, p policy.Policy, seed uint64) (*run,
 		r.member = append(r.member, n < f.Servers)
 	}
 	r.metrics = make([]server.Metrics, most)
-	r.failing = make([]bool, most)
+	r.failing, r.hanging, r.most = make([]bool, most), make([]bool, most), make([]int, most)
+	r.plan(f.Changes)
 	var err error
 	r.picker, err = p.New(policy.Setting{
 		Seed:        seed,
@@ -126,56 +165,137 @@ func newRun(f Fleet, calls []workload.Call, p policy.Policy, seed uint64) (*run,
 		return nil, fmt.Errorf("making the picker %s: %w", p.Name, err)
 	}
 	r.scraper, _ = r.picker.(policy.Scraper)
+	r.observer, _ = r.picker.(policy.Observer)
 	r.tellMembers(0)
 	return r, nil
+}
+
+// plan lists all events whose times are known in advance.
+func (r *run) plan(changes []Change) {
+	for _, c := range changes {
+		r.events = append(r.events, event{c.At, func() error { r.change(c); return nil }})
+	}
+	for i := range r.foreign {
+		r.events = append(r.events, event{r.foreign[i].At, func() error { return r.arriveForeign(i) }})
+	}
+	for id := range r.calls {
+		if c := &r.calls[id]; c.Patience > 0 {
+			at := c.At + c.Patience
+			r.lastCaller = max(r.lastCaller, at)
+			r.events = append(r.events, event{at, func() error { r.leave(at, id); return nil }})
+		}
+	}
+	slices.SortStableFunc(r.events, func(a, b event) int { return cmp.Compare(a.at, b.at) })
 }
 
 // arrive advances the time to a call's arrival, and submits the call.
 func (r *run) arrive(id int) error {
 	c := &r.calls[id]
-	r.passUntil(c.At)
-	r.advance(c.At)
-	n, failed, err := r.pick(id, c)
-	if err != nil {
+	if err := r.passUntil(c.At); err != nil {
 		return err
+	}
+	r.advance(c.At)
+	r.outcomes[id] = Outcome{At: c.At, Prompt: c.Prompt}
+	return r.attempt(c.At, id)
+}
+
+// attempt makes a call for the first time or again.
+func (r *run) attempt(now time.Duration, id int) error {
+	c, o := &r.calls[id], &r.outcomes[id]
+	if o.ends > 0 {
+		return nil // the caller has left
+	}
+	n := r.picker.Pick(now, id, c)
+	if n < 0 || n >= len(r.servers) || !r.member[n] {
+		return fmt.Errorf("call %d was sent to server %d, which is no member", id, n)
 	}
 	if err := r.servers[n].Fits(c); err != nil {
 		return fmt.Errorf("call %d: %w", id, err)
 	}
-	r.outcomes[id] = Outcome{At: c.At, Server: n, Prompt: c.Prompt, Failed: failed}
-	r.servers[n].Submit(c.At, id, c)
+	o.Server = n
+	full := r.most[n] > 0 && r.servers[n].Calls() >= r.most[n]
+	switch {
+	case r.failing[n] || full:
+		r.refused(now, id, full)
+	case r.hanging[n]:
+		o.submitted = true
+	default:
+		o.submitted = true
+		r.servers[n].Submit(now, id, c)
+		if c.Stream && r.observer != nil {
+			r.observer.Began(now, id)
+		}
+	}
 	return nil
 }
 
-// pick returns the picked server that accepts the call, and how many servers failed it before.
-func (r *run) pick(id int, c *workload.Call) (n, failed int, err error) {
-	for failed = range tries {
-		n := r.picker.Pick(c.At, id, c)
-		if n < 0 || n >= len(r.servers) || !r.member[n] {
-			return 0, 0, fmt.Errorf("call %d was sent to server %d, which is no member", id, n)
-		}
-		if !r.failing[n] {
-			return n, failed, nil
-		}
-		if sees, ok := r.picker.(policy.FailureWatcher); ok {
-			sees.Failed(c.At, id)
-		} else {
-			r.picker.Ended(c.At, id)
-		}
+// refused ends an attempt that was answered with an error. The caller tries again, or gives up.
+func (r *run) refused(now time.Duration, id int, shed bool) {
+	if r.observer != nil {
+		r.observer.Failed(now, id, shed)
+	} else {
+		r.picker.Ended(now, id)
 	}
-	return 0, 0, fmt.Errorf("call %d was sent %d times to servers that fail", id, tries)
+	o := &r.outcomes[id]
+	if o.Failed++; o.Failed == tries {
+		o.First, o.Last, o.Lost = now, now, true
+		o.ends++
+		return
+	}
+	at := now + retryAfter
+	r.lastCaller = max(r.lastCaller, at)
+	i, _ := slices.BinarySearchFunc(r.events, at, func(e event, t time.Duration) int { return cmp.Compare(e.at, t+1) })
+	r.events = slices.Insert(r.events, i, event{at, func() error { return r.attempt(at, id) }})
 }
 
-// passUntil makes the changes and scrapes that are due up to and including a time.
-func (r *run) passUntil(now time.Duration) {
+// arriveForeign submits a call of the client that does not ask the picker. Its number is behind all others.
+func (r *run) arriveForeign(i int) error {
+	c, s := &r.foreign[i], r.servers[i%r.first]
+	if err := s.Fits(c); err != nil {
+		return fmt.Errorf("foreign call %d: %w", i, err)
+	}
+	s.Submit(c.At, len(r.calls)+i, c)
+	return nil
+}
+
+// leave ends the wait of a caller whose answer has not ended.
+func (r *run) leave(now time.Duration, id int) {
+	o := &r.outcomes[id]
+	if o.ends > 0 {
+		return
+	}
+	if !o.submitted { // between two tries
+		o.First, o.Last, o.Left, o.Lost = now, now, true, true
+		o.ends++
+		return
+	}
+	e, began := r.servers[o.Server].Leave(now, id)
+	o.First, o.Last, o.Cached, o.Resident = e.First, now, e.Cached, e.Resident
+	o.Left, o.Lost = true, !began
+	if !began {
+		o.First = now
+	}
+	o.ends++
+	if r.observer != nil {
+		r.observer.Left(now, id, began)
+	} else {
+		r.picker.Ended(now, id)
+	}
+}
+
+// passUntil makes the events and scrapes that are due up to and including a time.
+func (r *run) passUntil(now time.Duration) error {
 	for {
-		changes := len(r.changes) > 0 && r.changes[0].At <= now
+		events := len(r.events) > 0 && r.events[0].at <= now
 		scrapes := r.scraper != nil && r.scrape <= now
 		switch {
-		case changes && (!scrapes || r.changes[0].At <= r.scrape):
-			r.advance(r.changes[0].At)
-			r.change(r.changes[0])
-			r.changes = r.changes[1:]
+		case events && (!scrapes || r.events[0].at <= r.scrape):
+			r.advance(r.events[0].at)
+			next := r.events[0]
+			r.events = r.events[1:]
+			if err := next.do(); err != nil {
+				return err
+			}
 		case scrapes:
 			r.advance(r.scrape)
 			for n, s := range r.servers {
@@ -184,7 +304,7 @@ func (r *run) passUntil(now time.Duration) {
 			r.scraper.Scraped(r.scrape, r.metrics)
 			r.scrape += r.scraper.Interval()
 		default:
-			return
+			return nil
 		}
 	}
 }
@@ -196,6 +316,10 @@ func (r *run) change(c Change) {
 		r.tellMembers(c.At)
 	case Fail:
 		r.failing[c.Server] = true
+	case Hang:
+		r.hanging[c.Server], r.slowness[c.Server] = true, never
+	case Shed:
+		r.most[c.Server] = c.Most
 	case Slow:
 		r.slowness[c.Server] = c.Slowness
 		r.servers[c.Server].SetSlowness(c.Slowness)
@@ -216,7 +340,14 @@ func (r *run) tellMembers(now time.Duration) {
 func (r *run) advance(now time.Duration) {
 	r.answered = r.answered[:0]
 	for n, s := range r.servers {
-		s.Advance(now, func(e server.Ended) { r.answered = append(r.answered, answer{e, n}) })
+		if r.hanging[n] {
+			continue
+		}
+		s.Advance(now, func(e server.Ended) {
+			if e.ID < len(r.calls) {
+				r.answered = append(r.answered, answer{e, n})
+			}
+		})
 	}
 	slices.SortStableFunc(r.answered, func(a, b answer) int { return cmp.Compare(a.Last, b.Last) })
 	for _, a := range r.answered {

@@ -74,6 +74,100 @@ func TestChanges(t *testing.T) {
 	}
 }
 
+// Servers in trouble, under every policy: each call ends once, and no more calls are lost than must be.
+func TestTrouble(t *testing.T) {
+	calls := workload.Patient(workload.Streamed(workload.Independent(1, 5, time.Minute)), 10*time.Second)
+	for name, change := range map[string]Change{
+		"fails": {At: 10 * time.Second, Kind: Fail},
+		"sheds": {At: 10 * time.Second, Kind: Shed, Most: 1},
+		"hangs": {At: 10 * time.Second, Kind: Hang},
+	} {
+		for _, p := range policy.All() {
+			t.Run(name+"/"+p.Name, func(t *testing.T) {
+				outcomes, err := Run(Fleet{Servers: 3, Server: server.Default(500), Changes: []Change{change}}, calls, p, 1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var failed, lost int
+				for _, o := range outcomes {
+					if o.Lost != (o.Lost && o.TTFT() > 0) || o.Last < o.First {
+						t.Fatalf("an outcome is %+v", o)
+					}
+					failed += o.Failed
+					if o.Lost {
+						lost++
+					}
+					if change.Kind == Fail && !o.Lost && o.Server == 0 && o.At > change.At {
+						t.Errorf("a server that fails answered: %+v", o)
+					}
+				}
+				if (failed > 0) != (change.Kind != Hang) {
+					t.Errorf("%d answers with an error", failed)
+				}
+				if change.Kind == Hang && p.Name == policy.RoundRobin.Name && lost < len(outcomes)/5 {
+					t.Errorf("%d of %d calls are lost in round robin, want the third of most of the time", lost, len(outcomes))
+				}
+				if p.Name == policy.Ours.Name && (lost > len(outcomes)/20 || failed > 60) {
+					t.Errorf("ours loses %d calls and meets %d errors", lost, failed)
+				}
+			})
+		}
+	}
+}
+
+// Callers who leave end their calls at that time, with what they had by then.
+func TestCallersLeave(t *testing.T) {
+	calls := workload.Leaving(1, workload.Streamed(workload.Independent(1, 5, time.Minute)), 0.5, time.Second)
+	for _, p := range policy.All() {
+		t.Run(p.Name, func(t *testing.T) {
+			outcomes, err := Run(Fleet{Servers: 3, Server: server.Default(500)}, calls, p, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			left, lost := 0, 0
+			for i, o := range outcomes {
+				if o.Left != (calls[i].Patience > 0 && o.Last == o.At+calls[i].Patience) {
+					t.Fatalf("call %+v ended as %+v", calls[i], o)
+				}
+				if o.Left {
+					left++
+				}
+				if o.Lost {
+					lost++
+				}
+			}
+			if left < 50 || lost < 5 || lost >= left {
+				t.Errorf("of %d callers %d left, %d of them without a token", len(calls), left, lost)
+			}
+		})
+	}
+}
+
+// A foreign client's calls load the servers and are no outcomes.
+func TestForeignClient(t *testing.T) {
+	calls := workload.Independent(1, 3, time.Minute)
+	fleet := Fleet{Servers: 3, Server: server.Default(500)}
+	alone, err := Run(fleet, calls, policy.Ours, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fleet.Foreign = workload.Independent(2, 4, time.Minute)
+	beside, err := Run(fleet, calls, policy.Ours, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(beside) != len(calls) {
+		t.Fatalf("%d outcomes of %d calls", len(beside), len(calls))
+	}
+	if a, b := Summarize(alone).Mean, Summarize(beside).Mean; b < a*5/4 {
+		t.Errorf("calls have their first token after %s beside a foreign client and %s without", b, a)
+	}
+	fleet.Foreign[0].Prompt = 1 << 30
+	if _, err := Run(fleet, calls, policy.Ours, 1); err == nil || !strings.Contains(err.Error(), "foreign call 0") {
+		t.Errorf("Run gave %v, want an error that names the foreign call", err)
+	}
+}
+
 func TestRunRefusesWhatCannotBeServed(t *testing.T) {
 	calls := []workload.Call{{Prompt: 10000, Output: 1}}
 	_, err := Run(Fleet{Servers: 1, Server: server.Default(10)}, calls, policy.Random, 1)

@@ -13,8 +13,9 @@ type Summary struct {
 	Mean, P50, P90, P99 time.Duration
 	// Cached is the cached part of all prompt tokens, 0 to 1.
 	Cached float64
-	// Resident is the part of the calls whose adapter was loaded, 0 to 1.
-	Resident float64
+	// Resident is the part of the calls whose adapter was loaded, and Lost the part whose callers left without a token, 0 to
+	// 1. Failed is the number of answers with an error, for each call.
+	Resident, Lost, Failed float64
 }
 
 // Summarize summarises outcomes. Without outcomes the Summary is zero.
@@ -24,22 +25,27 @@ func Summarize(outcomes []Outcome) Summary {
 	}
 	s := Summary{Calls: len(outcomes)}
 	times := make([]time.Duration, 0, len(outcomes))
-	var sum, prompt, cached, resident float64
+	var sum, prompt, cached, resident, lost, failed float64
 	for i := range outcomes {
 		o := &outcomes[i]
 		times = append(times, o.TTFT())
 		sum += float64(o.TTFT())
 		prompt += float64(o.Prompt)
 		cached += float64(o.Cached)
+		failed += float64(o.Failed)
 		if o.Resident {
 			resident++
+		}
+		if o.Lost {
+			lost++
 		}
 	}
 	slices.Sort(times)
 	s.Mean = time.Duration(sum / float64(len(times)))
 	s.P50, s.P90, s.P99 = quantile(times, 0.5), quantile(times, 0.9), quantile(times, 0.99)
 	s.Cached = cached / prompt
-	s.Resident = resident / float64(len(outcomes))
+	n := float64(len(outcomes))
+	s.Resident, s.Lost, s.Failed = resident/n, lost/n, failed/n
 	return s
 }
 

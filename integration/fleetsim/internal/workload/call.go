@@ -23,6 +23,12 @@ type Call struct {
 	Adapter string
 	// Blocks are the chained hashes of the prompt's whole blocks of BlockTokens.
 	Blocks []uint64
+	// Stream asks for a streamed answer, whose headers come before the prompt is prefilled.
+	Stream bool
+	// TokenBytes is how many bytes of text a token is; 0 stands for the four that pickers assume.
+	TokenBytes int
+	// Patience is how long after its arrival the caller leaves if the answer has not ended; 0 is never.
+	Patience time.Duration
 }
 
 // Tokens is the sum of the calls' prompts, in tokens.
@@ -59,6 +65,45 @@ func Faster(calls []Call, factor float64) []Call {
 	out := slices.Clone(calls)
 	for i := range out {
 		out[i].At = time.Duration(float64(out[i].At) / factor)
+	}
+	return out
+}
+
+// Streamed returns the calls with streamed answers.
+func Streamed(calls []Call) []Call {
+	out := slices.Clone(calls)
+	for i := range out {
+		out[i].Stream = true
+	}
+	return out
+}
+
+// Of returns the calls with a text of so many bytes a token.
+func Of(bytes int, calls []Call) []Call {
+	out := slices.Clone(calls)
+	for i := range out {
+		out[i].TokenBytes = bytes
+	}
+	return out
+}
+
+// Patient returns the calls with callers who wait for so long.
+func Patient(calls []Call, patience time.Duration) []Call {
+	out := slices.Clone(calls)
+	for i := range out {
+		out[i].Patience = patience
+	}
+	return out
+}
+
+// Leaving returns the calls with a part of the callers, 0 to 1, who leave after exponential times with the given mean.
+func Leaving(seed uint64, calls []Call, part float64, mean time.Duration) []Call {
+	rnd := newSource(seed, leaveKind)
+	out := slices.Clone(calls)
+	for i := range out {
+		if rnd.Float64() < part {
+			out[i].Patience = 1 + time.Duration(rnd.ExpFloat64()*float64(mean))
+		}
 	}
 	return out
 }

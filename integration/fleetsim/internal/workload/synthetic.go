@@ -19,6 +19,7 @@ const (
 	documentKind
 	independentKind
 	spreadKind
+	leaveKind
 )
 
 // Bursts are bursts of size equal prompts of 8,192 tokens within 100 ms, gap apart: a batch job, or a page that everybody

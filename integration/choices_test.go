@@ -76,7 +76,10 @@ spec:
 `
 
 // choice is the pool of one test.
-type choice struct{ name, host string }
+type choice struct {
+	name, host string
+	http       *http.Client
+}
 
 // choose makes model servers with these flags and a pool over them with these annotations, and waits until all endpoints
 // can be picked. They are deleted after the test.
@@ -85,7 +88,7 @@ func choose(ctx context.Context, t *testing.T, name string, replicas, endpoints 
 	runServers(ctx, t, name, replicas, flags...)
 	t.Cleanup(func() { must(t, the.Client.Delete(context.WithoutCancel(ctx), pool(name))) })
 	must(t, the.ApplyYAML(ctx, strings.NewReplacer("NAME", name, "ANNOTATIONS", annotations).Replace(choicePoolYAML)))
-	c := choice{name: name, host: "http://" + name + ".models.inference.internal"}
+	c := choice{name, "http://" + name + ".models.inference.internal", the.caller.HTTP}
 	eventually(ctx, t, "calls to pool "+name, func(ctx context.Context) error {
 		if _, err := c.say(ctx, "Are you there?"); err != nil {
 			return err
@@ -97,6 +100,41 @@ func choose(ctx context.Context, t *testing.T, name string, replicas, endpoints 
 		return err
 	})
 	return c
+}
+
+// choosePicked is choose with calls that are all picked. On a busy machine a waypoint may give the picker up for some seconds. So
+// the pool fails closed, and refused calls are made again.
+func choosePicked(ctx context.Context, t *testing.T, name string, replicas, endpoints int, annotations string, flags ...string) choice {
+	t.Helper()
+	if annotations != "" {
+		annotations += ", "
+	}
+	c := choose(ctx, t, name, replicas, endpoints, annotations+"inference-waypoint.io/failure-mode: FailClose", flags...)
+	c.http = &http.Client{Transport: insisting{the.caller.HTTP.Transport}}
+	return c
+}
+
+// insisting makes calls again that a waypoint refused.
+type insisting struct{ http.RoundTripper }
+
+func (i insisting) RoundTrip(r *http.Request) (*http.Response, error) {
+	const tries, pause = 60, 250 * time.Millisecond
+	for n := 1; ; n++ {
+		response, err := i.RoundTripper.RoundTrip(r)
+		if err != nil || response.StatusCode != http.StatusServiceUnavailable || response.Header.Get("X-Served-By") != "" || n == tries {
+			return response, err
+		}
+		_ = response.Body.Close()
+		select {
+		case <-time.After(pause):
+		case <-r.Context().Done():
+			return nil, r.Context().Err()
+		}
+		r = r.Clone(r.Context())
+		if r.Body, err = r.GetBody(); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // runServers makes a Deployment of model servers.
@@ -111,7 +149,7 @@ func runServers(ctx context.Context, t *testing.T, name string, replicas int, fl
 
 // say makes a call with one message; the answer has one token.
 func (c choice) say(ctx context.Context, text string) (*traffic.Answer, error) {
-	return traffic.Chat(ctx, the.caller.HTTP, c.host, "sample-model", []traffic.Message{{Role: "user", Content: text}}, 1)
+	return traffic.Chat(ctx, c.http, c.host, "sample-model", []traffic.Message{{Role: "user", Content: text}}, 1)
 }
 
 func (c choice) explain(ctx context.Context, model, text string) (*livestate.Explanation, error) {
@@ -212,12 +250,12 @@ func distinct(n, tokens int) []string {
 // The picker forgets the prefixes of a restarted endpoint, whose restart shows only in its metrics.
 func TestRestartedEndpointIsForgotten(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
-	c := choose(ctx, t, "restarted", 2, 2, "", "--time-scale=20")
+	c := choosePicked(ctx, t, "restarted", 2, 2, "", "--time-scale=20")
 	conversation := traffic.NewConversation("Restart test.", 41)
 	var last *traffic.Answer
 	for range 2 {
 		var err error
-		last, err = conversation.Ask(ctx, the.caller.HTTP, c.host, "sample-model", 400, 4)
+		last, err = conversation.Ask(ctx, c.http, c.host, "sample-model", 400, 4)
 		must(t, err)
 	}
 	if last.CachedTokens < 300 {
@@ -248,7 +286,7 @@ func TestRestartedEndpointIsForgotten(t *testing.T) {
 // Calls avoid an endpoint that other clients load, which shows only in its metrics.
 func TestCallsAvoidALoadedEndpoint(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
-	c := choose(ctx, t, "loaded", 3, 3, "", "--decode-tokens-per-second=5")
+	c := choosePicked(ctx, t, "loaded", 3, 3, "", "--decode-tokens-per-second=5")
 	var loaded corev1.Pod
 	for _, loaded = range c.endpoints(ctx, t) {
 		break
@@ -321,7 +359,7 @@ func stand(ctx context.Context, t *testing.T, c string, refuse string) *front {
 func TestUnreadableEndpointIsNotReadAsIdle(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	f := stand(ctx, t, "unreadable", "/metrics")
-	c := choose(ctx, t, "unreadable", 3, 4, "", "--decode-tokens-per-second=5")
+	c := choosePicked(ctx, t, "unreadable", 3, 4, "", "--decode-tokens-per-second=5")
 	read := 0
 	for _, p := range c.endpoints(ctx, t) {
 		if p.Name != "unreadable-front" {
@@ -359,11 +397,11 @@ func TestUnreadableEndpointIsNotReadAsIdle(t *testing.T) {
 func TestBurstNeitherHerdsNorScatters(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	const calls, endpoints, tokens = 64, 8, 6000
-	c := choose(ctx, t, "burst", endpoints, endpoints, "", "--decode-tokens-per-second=2")
+	c := choosePicked(ctx, t, "burst", endpoints, endpoints, "", "--decode-tokens-per-second=2")
 	prompt := distinct(1, tokens)[0]
 	queriesBefore, hitsBefore := c.cache(ctx, t)
 	// All calls stay in flight until the last is picked, so that the result does not depend on their timing.
-	servers, end := occupy(ctx, t, the.caller.HTTP, c.host, "sample-model", slices.Repeat([]string{prompt}, calls)...)
+	servers, end := occupy(ctx, t, c.http, c.host, "sample-model", slices.Repeat([]string{prompt}, calls)...)
 	var queries, hits float64
 	eventually(ctx, t, "the start of all calls", func(ctx context.Context) error {
 		if queries, hits = c.cache(ctx, t); queries-queriesBefore < calls*tokens {
@@ -416,12 +454,12 @@ const avoidance = 4 * time.Second
 func TestSessionsStayAndFailuresAreAvoided(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	f := stand(ctx, t, "sessions", "")
-	c := choose(ctx, t, "sessions", 3, 4, `inference-waypoint.io/pick-session-header: X-Conversation, inference-waypoint.io/pick-avoid-for: `+avoidance.String(),
+	c := choosePicked(ctx, t, "sessions", 3, 4, `inference-waypoint.io/pick-session-header: X-Conversation, inference-waypoint.io/pick-avoid-for: `+avoidance.String(),
 		"--time-scale=20")
 	call := func(session string) (status int, server string) {
 		t.Helper()
 		body := traffic.Body("sample-model", []traffic.Message{{Role: "user", Content: distinct(1, 100)[0]}}, 1)
-		response, err := post(ctx, the.caller.HTTP, c.host, body, session)
+		response, err := post(ctx, c.http, c.host, body, session)
 		must(t, err)
 		defer func() { _ = response.Body.Close() }()
 		_, err = io.Copy(io.Discard, response.Body)
@@ -504,7 +542,7 @@ func TestAdaptersStayResident(t *testing.T) {
 	for n := range 8 {
 		adapters = append(adapters, fmt.Sprintf("adapter-%d", n))
 	}
-	c := choose(ctx, t, "adapters", 4, 4, "", "--time-scale=10", "--decode-tokens-per-second=40", "--max-loras=2", "--lora-modules="+strings.Join(adapters, ","))
+	c := choosePicked(ctx, t, "adapters", 4, 4, "", "--time-scale=10", "--decode-tokens-per-second=40", "--max-loras=2", "--lora-modules="+strings.Join(adapters, ","))
 	servers := map[string]*lru{}
 	for _, p := range c.endpoints(ctx, t) {
 		servers[p.Name] = &lru{}
@@ -512,7 +550,7 @@ func TestAdaptersStayResident(t *testing.T) {
 	// Calls come one after the other, so that where they went determines what a server has resident.
 	call := func(adapter string, tokens int) (server string, resident bool) {
 		t.Helper()
-		answer, err := traffic.Chat(ctx, the.caller.HTTP, c.host, adapter, []traffic.Message{{Role: "user", Content: distinct(1, 50)[0]}}, tokens)
+		answer, err := traffic.Chat(ctx, c.http, c.host, adapter, []traffic.Message{{Role: "user", Content: distinct(1, 50)[0]}}, tokens)
 		must(t, err)
 		return answer.Endpoint, servers[answer.Endpoint].use(adapter)
 	}
@@ -578,16 +616,16 @@ func TestAdaptersStayResident(t *testing.T) {
 func TestFullSlotsAreAvoided(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	// Answers take longer than the test (4000 tokens take 100 s), and loading costs nothing, so that load alone would decide.
-	c := choose(ctx, t, "full", 2, 2, `inference-waypoint.io/pick-adapter-load-time: 0s`, "--time-scale=10",
+	c := choosePicked(ctx, t, "full", 2, 2, `inference-waypoint.io/pick-adapter-load-time: 0s`, "--time-scale=10",
 		"--decode-tokens-per-second=4", "--answer-tokens=10000", "--max-loras=1", "--lora-modules=held,other")
 	call := func(tokens int) (server string) {
 		t.Helper()
 		message := []traffic.Message{{Role: "user", Content: distinct(1, 50)[0]}}
-		answer, err := traffic.Chat(ctx, the.caller.HTTP, c.host, "other", message, tokens)
+		answer, err := traffic.Chat(ctx, c.http, c.host, "other", message, tokens)
 		must(t, err)
 		return answer.Endpoint
 	}
-	servers, _ := occupy(ctx, t, the.caller.HTTP, c.host, "held", distinct(1, 50)...)
+	servers, _ := occupy(ctx, t, c.http, c.host, "held", distinct(1, 50)...)
 	full := servers[0]
 	var at, elsewhere livestate.Candidate // the candidates for the other adapter
 	look := func(ctx context.Context) error {

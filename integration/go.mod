@@ -73,7 +73,6 @@ require (
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/grpc-ecosystem/grpc-gateway/v2 v2.29.0 // indirect
 	github.com/json-iterator/go v1.1.12 // indirect
-	github.com/klauspost/compress v1.19.0 // indirect
 	github.com/klauspost/cpuid/v2 v2.2.10 // indirect
 	github.com/modern-go/concurrent v0.0.0-20180306012644-bacd9c7ef1dd // indirect
 	github.com/modern-go/reflect2 v1.0.3-0.20250322232337-35a7c28c31ee // indirect
@@ -100,6 +99,9 @@ require (
 	sigs.k8s.io/structured-merge-diff/v6 v6.4.2 // indirect
 )
 
-require github.com/inference-waypoint/inference-waypoint v0.0.0-00010101000000-000000000000
+require (
+	github.com/inference-waypoint/inference-waypoint v0.0.0-00010101000000-000000000000
+	github.com/klauspost/compress v1.19.0
+)
 
 replace github.com/inference-waypoint/inference-waypoint => ../

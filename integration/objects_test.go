@@ -95,6 +95,7 @@ type heard struct {
 	Proto   string
 	Headers http.Header
 	Count   int
+	Length  int64
 }
 
 // send makes a request from the caller and reads the echo server's report. Server is empty if another server answered. It

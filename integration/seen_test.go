@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -46,7 +47,12 @@ func TestPickingIsSeen(t *testing.T) {
 	for _, name := range []string{"open", "closed"} {
 		wantCondition(ctx, t, "seen", name, "gpu", poolstatus.Picked, metav1.ConditionUnknown, "NotCalled")
 	}
-	wantSaid(t, kubectl(ctx, t, "", "", "status", "-n", "seen"), 0, "not called yet")
+	eventually(ctx, t, "a waypoint that serves", func(ctx context.Context) error {
+		if said := kubectl(ctx, t, "", "", "status", "-n", "seen"); !strings.Contains(said.out, "not called yet") {
+			return errors.New(said.out)
+		}
+		return nil
+	})
 
 	startPrometheus(ctx, t)
 	calls := callBoth(ctx)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"strconv"
@@ -23,6 +24,8 @@ type Heard struct {
 	Headers http.Header `json:"headers"`
 	// Count is the number of requests so far with the same value of the query parameter key, including this one.
 	Count int `json:"count"`
+	// Length is the number of the body's bytes, where the query has the parameter read.
+	Length int64 `json:"length"`
 }
 
 func main() {
@@ -75,6 +78,10 @@ func (e *echo) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.ContentLength < 0 { // the body may be endless, and Go would read it before it answers
 		_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 always is
 	}
+	length := int64(0)
+	if query.Has("read") {
+		length, _ = io.Copy(io.Discard, r.Body) // as far as it came
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Served-By", e.name)
 	w.Header().Set("X-Internal", "secret")
@@ -84,6 +91,6 @@ func (e *echo) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(status)
 	}
 	_ = json.NewEncoder(w).Encode(Heard{ // the caller may have left
-		Server: e.name, Method: r.Method, Host: r.Host, Path: r.URL.RequestURI(), Proto: r.Proto, Headers: r.Header, Count: count,
+		Server: e.name, Method: r.Method, Host: r.Host, Path: r.URL.RequestURI(), Proto: r.Proto, Headers: r.Header, Count: count, Length: length,
 	})
 }

@@ -114,8 +114,7 @@ func (f *firstTokens) see(at float64, r *Reading, queue []place, foreign, ratio 
 	f.last = r.Counters
 	out := prefills{calls: int(r.FirstTokens - last.FirstTokens)}
 	seconds := r.FirstTokenSeconds - last.FirstTokenSeconds
-	switch {
-	case last.FirstTokens == 0 || out.calls < 0:
+	if last.FirstTokens == 0 || out.calls < 0 {
 		f.known, f.free, f.ended = false, at, f.ended[:0]
 		return prefills{}
 	}

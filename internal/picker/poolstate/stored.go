@@ -83,7 +83,7 @@ func (p *Pool) occupy(n int32, r *modelmetrics.Reading, shared bool) {
 	block := min(r.BlockTokens, mostBlockTokens)
 	calls := max(0, s.firstAnswered-before.firstAnswered)
 	s.other += tokens(max(0, s.answers-before.answers)) - tokens(min(calls, picksettings.MostTokens)*block/2)
-	s.other = max(s.other, -tokens(block*int64(max(1, r.Running)))) + int(float64(others)*certainty)
+	s.other = max(s.other, -tokens(block*int64(min(max(1, r.Running), mostServed)))) + int(float64(others)*certainty)
 	if blocks := s.other / selection.BlockTokens; blocks > 0 {
 		s.other -= blocks * selection.BlockTokens
 		p.index.Occupy(int(n), blocks)

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,11 +76,13 @@ spec:
   targetPorts: [{number: 8000}]
 `
 
-// choice is the pool of one test.
+// choice is the pool of one test. Its calls are made by the client http, or by the caller's own where that is nil.
 type choice struct {
 	name, host string
 	http       *http.Client
 }
+
+func (c choice) client() *http.Client { return cmp.Or(c.http, the.caller.HTTP) }
 
 // choose makes model servers with these flags and a pool over them with these annotations, and waits until all endpoints
 // can be picked. They are deleted after the test.
@@ -88,7 +91,7 @@ func choose(ctx context.Context, t *testing.T, name string, replicas, endpoints 
 	runServers(ctx, t, name, replicas, flags...)
 	t.Cleanup(func() { must(t, the.Client.Delete(context.WithoutCancel(ctx), pool(name))) })
 	must(t, the.ApplyYAML(ctx, strings.NewReplacer("NAME", name, "ANNOTATIONS", annotations).Replace(choicePoolYAML)))
-	c := choice{name, "http://" + name + ".models.inference.internal", the.caller.HTTP}
+	c := choice{name: name, host: "http://" + name + ".models.inference.internal"}
 	eventually(ctx, t, "calls to pool "+name, func(ctx context.Context) error {
 		if _, err := c.say(ctx, "Are you there?"); err != nil {
 			return err
@@ -149,7 +152,7 @@ func runServers(ctx context.Context, t *testing.T, name string, replicas int, fl
 
 // say makes a call with one message; the answer has one token.
 func (c choice) say(ctx context.Context, text string) (*traffic.Answer, error) {
-	return traffic.Chat(ctx, c.http, c.host, "sample-model", []traffic.Message{{Role: "user", Content: text}}, 1)
+	return traffic.Chat(ctx, c.client(), c.host, "sample-model", []traffic.Message{{Role: "user", Content: text}}, 1)
 }
 
 func (c choice) explain(ctx context.Context, model, text string) (*livestate.Explanation, error) {
@@ -255,7 +258,7 @@ func TestRestartedEndpointIsForgotten(t *testing.T) {
 	var last *traffic.Answer
 	for range 2 {
 		var err error
-		last, err = conversation.Ask(ctx, c.http, c.host, "sample-model", 400, 4)
+		last, err = conversation.Ask(ctx, c.client(), c.host, "sample-model", 400, 4)
 		must(t, err)
 	}
 	if last.CachedTokens < 300 {
@@ -401,7 +404,7 @@ func TestBurstNeitherHerdsNorScatters(t *testing.T) {
 	prompt := distinct(1, tokens)[0]
 	queriesBefore, hitsBefore := c.cache(ctx, t)
 	// All calls stay in flight until the last is picked, so that the result does not depend on their timing.
-	servers, end := occupy(ctx, t, c.http, c.host, "sample-model", slices.Repeat([]string{prompt}, calls)...)
+	servers, end := occupy(ctx, t, c.client(), c.host, "sample-model", slices.Repeat([]string{prompt}, calls)...)
 	var queries, hits float64
 	eventually(ctx, t, "the start of all calls", func(ctx context.Context) error {
 		if queries, hits = c.cache(ctx, t); queries-queriesBefore < calls*tokens {
@@ -459,7 +462,7 @@ func TestSessionsStayAndFailuresAreAvoided(t *testing.T) {
 	call := func(session string) (status int, server string) {
 		t.Helper()
 		body := traffic.Body("sample-model", []traffic.Message{{Role: "user", Content: distinct(1, 100)[0]}}, 1)
-		response, err := post(ctx, c.http, c.host, body, session)
+		response, err := post(ctx, c.client(), c.host, body, session)
 		must(t, err)
 		defer func() { _ = response.Body.Close() }()
 		_, err = io.Copy(io.Discard, response.Body)
@@ -550,7 +553,7 @@ func TestAdaptersStayResident(t *testing.T) {
 	// Calls come one after the other, so that where they went determines what a server has resident.
 	call := func(adapter string, tokens int) (server string, resident bool) {
 		t.Helper()
-		answer, err := traffic.Chat(ctx, c.http, c.host, adapter, []traffic.Message{{Role: "user", Content: distinct(1, 50)[0]}}, tokens)
+		answer, err := traffic.Chat(ctx, c.client(), c.host, adapter, []traffic.Message{{Role: "user", Content: distinct(1, 50)[0]}}, tokens)
 		must(t, err)
 		return answer.Endpoint, servers[answer.Endpoint].use(adapter)
 	}
@@ -621,11 +624,11 @@ func TestFullSlotsAreAvoided(t *testing.T) {
 	call := func(tokens int) (server string) {
 		t.Helper()
 		message := []traffic.Message{{Role: "user", Content: distinct(1, 50)[0]}}
-		answer, err := traffic.Chat(ctx, c.http, c.host, "other", message, tokens)
+		answer, err := traffic.Chat(ctx, c.client(), c.host, "other", message, tokens)
 		must(t, err)
 		return answer.Endpoint
 	}
-	servers, _ := occupy(ctx, t, c.http, c.host, "held", distinct(1, 50)...)
+	servers, _ := occupy(ctx, t, c.client(), c.host, "held", distinct(1, 50)...)
 	full := servers[0]
 	var at, elsewhere livestate.Candidate // the candidates for the other adapter
 	look := func(ctx context.Context) error {

@@ -92,16 +92,7 @@ func choose(ctx context.Context, t *testing.T, name string, replicas, endpoints 
 	t.Cleanup(func() { must(t, the.Client.Delete(context.WithoutCancel(ctx), pool(name))) })
 	must(t, the.ApplyYAML(ctx, strings.NewReplacer("NAME", name, "ANNOTATIONS", annotations).Replace(choicePoolYAML)))
 	c := choice{name: name, host: "http://" + name + ".models.inference.internal"}
-	eventually(ctx, t, "calls to pool "+name, func(ctx context.Context) error {
-		if _, err := c.say(ctx, "Are you there?"); err != nil {
-			return err
-		}
-		why, err := c.explain(ctx, "sample-model", "Are you there?")
-		if err == nil && len(why.Candidates) != endpoints {
-			err = fmt.Errorf("%d endpoints, want %d", len(why.Candidates), endpoints)
-		}
-		return err
-	})
+	c.awaitEndpoints(ctx, t, endpoints)
 	return c
 }
 

@@ -151,8 +151,8 @@ const (
 	patience = 30 * time.Second
 )
 
-// harderStudies are servers whose speed nobody told, callers who leave, servers in trouble, and a client that does not ask
-// the picker. The load is some 60 % of what the servers can prefill.
+// harderStudies are servers whose speed nobody told, callers who leave, servers in trouble, and clients that do not ask
+// the picker.
 func harderStudies(s scale, seed uint64) []study {
 	chats := workload.Streamed(workload.Chats(seed, 6, s.lasts))
 	waiting := workload.Patient(chats, patience)

@@ -10,7 +10,7 @@ import (
 // prompts of other callers. It evicts prompts that the index would hold. The server counts the tokens that it computes; those
 // that no call of the picker's own brought take room in the index. All numbers are in tokens.
 type stored struct {
-	// read says that the server was read; the rest of this line are its counters at the last reading.
+	// read says that the server was read. The numbers are its counters at the last reading, of prompts the highest so far.
 	read                            bool
 	prompts, answers, firstAnswered int64
 	// brought is what the own calls in flight are expected to store, and ended the same of those that ended since the last

@@ -1,5 +1,7 @@
 package server
 
+import "github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
+
 // cache is the KV cache: a fixed number of blocks. A block is free and empty, or held by calls, or kept under its name
 // after its last holder has left. A kept block can be used again; the least recently used one is evicted first.
 type cache struct {
@@ -74,18 +76,10 @@ func (c *cache) name(name uint64) *block {
 	return b
 }
 
-// answer gives a taken block of generated tokens a name that no prompt asks for.
+// answer gives a taken block of generated tokens a name that no prompt asks for: a number, spread over all names.
 func (c *cache) answer() *block {
 	c.answers++
-	return c.name(mix(c.answers))
-}
-
-// mix spreads numbers over all names (the finalizer of SplitMix64), so that they collide with no prompt's hashes.
-func mix(z uint64) uint64 {
-	z += 0x9e3779b97f4a7c15
-	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
-	z = (z ^ z>>27) * 0x94d049bb133111eb
-	return z ^ z>>31
+	return c.name(workload.Mix(0, c.answers))
 }
 
 // release returns the blocks of a call: its named blocks, in the order of the prompt, and a number of unnamed ones. The

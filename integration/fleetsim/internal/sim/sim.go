@@ -165,10 +165,20 @@ func newRun(f Fleet, calls []workload.Call, p policy.Policy, seed uint64) (*run,
 		return nil, fmt.Errorf("making the picker %s: %w", p.Name, err)
 	}
 	r.scraper, _ = r.picker.(policy.Scraper)
-	r.observer, _ = r.picker.(policy.Observer)
+	var observes bool
+	if r.observer, observes = r.picker.(policy.Observer); !observes {
+		r.observer = blind{r.picker}
+	}
 	r.tellMembers(0)
 	return r, nil
 }
+
+// blind is a picker that sees of each call only that it ends.
+type blind struct{ policy.Picker }
+
+func (blind) Began(time.Duration, int)                   {}
+func (b blind) Failed(now time.Duration, id int, _ bool) { b.Ended(now, id) }
+func (b blind) Left(now time.Duration, id int, _ bool)   { b.Ended(now, id) }
 
 // plan lists all events whose times are known in advance.
 func (r *run) plan(changes []Change) {
@@ -222,7 +232,7 @@ func (r *run) attempt(now time.Duration, id int) error {
 	default:
 		o.submitted = true
 		r.servers[n].Submit(now, id, c)
-		if c.Stream && r.observer != nil {
+		if c.Stream {
 			r.observer.Began(now, id)
 		}
 	}
@@ -231,11 +241,7 @@ func (r *run) attempt(now time.Duration, id int) error {
 
 // refused ends an attempt that was answered with an error. The caller tries again, or gives up.
 func (r *run) refused(now time.Duration, id int, shed bool) {
-	if r.observer != nil {
-		r.observer.Failed(now, id, shed)
-	} else {
-		r.picker.Ended(now, id)
-	}
+	r.observer.Failed(now, id, shed)
 	o := &r.outcomes[id]
 	if o.Failed++; o.Failed == tries {
 		o.First, o.Last, o.Lost = now, now, true
@@ -276,11 +282,7 @@ func (r *run) leave(now time.Duration, id int) {
 		o.First = now
 	}
 	o.ends++
-	if r.observer != nil {
-		r.observer.Left(now, id, began)
-	} else {
-		r.picker.Ended(now, id)
-	}
+	r.observer.Left(now, id, began)
 }
 
 // passUntil makes the events and scrapes that are due up to and including a time.

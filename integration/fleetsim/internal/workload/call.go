@@ -62,48 +62,39 @@ func Rate(calls []Call) float64 {
 
 // Faster returns the calls with all times divided by factor; they share the prompts with the original.
 func Faster(calls []Call, factor float64) []Call {
-	out := slices.Clone(calls)
-	for i := range out {
-		out[i].At = time.Duration(float64(out[i].At) / factor)
-	}
-	return out
+	return each(calls, func(c *Call) { c.At = time.Duration(float64(c.At) / factor) })
 }
 
 // Streamed returns the calls with streamed answers.
 func Streamed(calls []Call) []Call {
-	out := slices.Clone(calls)
-	for i := range out {
-		out[i].Stream = true
-	}
-	return out
+	return each(calls, func(c *Call) { c.Stream = true })
 }
 
 // Of returns the calls with a text of so many bytes a token.
 func Of(bytes int, calls []Call) []Call {
-	out := slices.Clone(calls)
-	for i := range out {
-		out[i].TokenBytes = bytes
-	}
-	return out
+	return each(calls, func(c *Call) { c.TokenBytes = bytes })
 }
 
 // Patient returns the calls with callers who wait for so long.
 func Patient(calls []Call, patience time.Duration) []Call {
-	out := slices.Clone(calls)
-	for i := range out {
-		out[i].Patience = patience
-	}
-	return out
+	return each(calls, func(c *Call) { c.Patience = patience })
 }
 
 // Leaving returns the calls with a part of the callers, 0 to 1, who leave after exponential times with the given mean.
 func Leaving(seed uint64, calls []Call, part float64, mean time.Duration) []Call {
 	rnd := newSource(seed, leaveKind)
+	return each(calls, func(c *Call) {
+		if rnd.Float64() < part {
+			c.Patience = 1 + time.Duration(rnd.ExpFloat64()*float64(mean))
+		}
+	})
+}
+
+// each returns copies of the calls, changed one after the other.
+func each(calls []Call, change func(*Call)) []Call {
 	out := slices.Clone(calls)
 	for i := range out {
-		if rnd.Float64() < part {
-			out[i].Patience = 1 + time.Duration(rnd.ExpFloat64()*float64(mean))
-		}
+		change(&out[i])
 	}
 	return out
 }
@@ -116,10 +107,7 @@ func sortByTime(calls []Call) {
 // bunches of calls that its users never made.
 func Spread(seed uint64, calls []Call, quantum time.Duration) []Call {
 	rnd := newSource(seed, spreadKind)
-	out := slices.Clone(calls)
-	for i := range out {
-		out[i].At += time.Duration(rnd.Int64N(int64(quantum)))
-	}
+	out := each(calls, func(c *Call) { c.At += time.Duration(rnd.Int64N(int64(quantum))) })
 	sortByTime(out)
 	return out
 }

@@ -28,7 +28,7 @@ func Bursts(seed uint64, bursts, size int, gap time.Duration) []Call {
 	rnd := newSource(seed, burstKind)
 	var calls []Call
 	for b := range bursts {
-		t := text{}.with(mix(burstKind, uint64(b)), 8192)
+		t := text{}.with(Mix(burstKind, uint64(b)), 8192)
 		blocks := t.blocks(0)
 		for range size {
 			calls = append(calls, Call{
@@ -55,7 +55,7 @@ func Adapters(seed uint64, adapters int, perSecond float64, lasts time.Duration)
 	}
 	return poisson(rnd, perSecond, lasts, func(at time.Duration) Call {
 		a := drawn(rnd, weights)
-		t := text{}.with(mix(adapterKind, uint64(a)), 512).with(rnd.Uint64(), length(rnd, 1000, 0.8, 8000))
+		t := text{}.with(Mix(adapterKind, uint64(a)), 512).with(rnd.Uint64(), length(rnd, 1000, 0.8, 8000))
 		return Call{
 			At: at, Prompt: t.tokens, Output: length(rnd, 150, 0.7, 1000),
 			Adapter: names[a], Blocks: t.blocks(uint64(a) + 1),
@@ -70,7 +70,7 @@ func Agents(seed uint64, sessionsPerSecond float64, lasts time.Duration) []Call 
 	systems := make([]text, 20)
 	weights := make([]float64, len(systems))
 	for k := range systems {
-		systems[k] = text{}.with(mix(agentKind, uint64(k)), 4000+rnd.IntN(12000))
+		systems[k] = text{}.with(Mix(agentKind, uint64(k)), 4000+rnd.IntN(12000))
 		weights[k] = 1 / float64(k+1)
 	}
 	return sessions(rnd, sessionsPerSecond, lasts, sessionShape{
@@ -102,7 +102,7 @@ func Documents(seed uint64, documents int, perSecond float64, lasts time.Duratio
 	texts := make([]text, documents)
 	weights := make([]float64, documents)
 	for k := range texts {
-		texts[k] = text{}.with(mix(documentKind, uint64(k)), 2000+rnd.IntN(28000))
+		texts[k] = text{}.with(Mix(documentKind, uint64(k)), 2000+rnd.IntN(28000))
 		weights[k] = 1 / float64(k+1)
 	}
 	return poisson(rnd, perSecond, lasts, func(at time.Duration) Call {

@@ -24,11 +24,11 @@ func (t text) with(seed uint64, tokens int) text {
 // adapter has key and value vectors of its own.
 func (t text) blocks(adapter uint64) []uint64 {
 	out := make([]uint64, 0, t.tokens/BlockTokens)
-	hash, filled := mix(adapter, 1), 0
+	hash, filled := Mix(adapter, 1), 0
 	for _, p := range t.parts {
 		for at := 0; at < p.tokens; {
 			n := min(BlockTokens-filled, p.tokens-at)
-			hash = mix(hash, mix(p.seed, uint64(at)<<8|uint64(n)))
+			hash = Mix(hash, Mix(p.seed, uint64(at)<<8|uint64(n)))
 			at += n
 			if filled += n; filled == BlockTokens {
 				out = append(out, hash)
@@ -39,8 +39,8 @@ func (t text) blocks(adapter uint64) []uint64 {
 	return out
 }
 
-// mix folds a value into a hash with the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
-func mix(hash, value uint64) uint64 {
+// Mix folds a value into a hash with the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+func Mix(hash, value uint64) uint64 {
 	z := hash ^ (value + 0x9e3779b97f4a7c15 + hash<<6 + hash>>2)
 	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
 	z = (z ^ z>>27) * 0x94d049bb133111eb

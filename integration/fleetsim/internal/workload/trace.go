@@ -67,7 +67,7 @@ func traceBlocks(ids []uint64, prompt int) []uint64 {
 	hash := uint64(0)
 	for _, id := range ids {
 		for k := range uint64(traceBlock / BlockTokens) {
-			hash = mix(hash, id<<3|k)
+			hash = Mix(hash, id<<3|k)
 			if len(out) < cap(out) {
 				out = append(out, hash)
 			}

@@ -2,9 +2,8 @@
 //
 //   node unpack.mjs PACKAGE/bin DIR
 import { createReadStream, createWriteStream } from "node:fs";
-import { chmod, mkdir } from "node:fs/promises";
-import { spawn } from "node:child_process";
-import { once } from "node:events";
+import { chmod, mkdir, rm } from "node:fs/promises";
+import { execFileSync } from "node:child_process";
 import { pipeline } from "node:stream/promises";
 import { createBrotliDecompress } from "node:zlib";
 
@@ -14,9 +13,9 @@ await mkdir(to, { recursive: true });
 await pipeline(...open("chromium"), createWriteStream(`${to}/chrome`));
 await chmod(`${to}/chrome`, 0o755);
 for (const name of ["al2023.tar", "fonts.tar", "swiftshader.tar"]) {
-  const tar = spawn("tar", ["-x", "-C", to], { stdio: ["pipe", "inherit", "inherit"] });
-  const ended = once(tar, "close");
-  await pipeline(...open(name), tar.stdin);
-  const [code] = await ended;
-  if (code !== 0) throw new Error(`tar of ${name} ends with ${code}`);
+  // Not by a pipe: tar may leave at the archive's end, before the padding behind it is written.
+  const archive = `${to}/${name}`;
+  await pipeline(...open(name), createWriteStream(archive));
+  execFileSync("tar", ["-x", "-f", archive, "-C", to], { stdio: "inherit" });
+  await rm(archive);
 }

@@ -21,10 +21,12 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/debug"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/endpointmetrics"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/extproc"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/kvevents"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/modelmetrics"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/page"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/sources/file"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/tokenizer"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
@@ -55,7 +57,11 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics := telemetry.NewMetrics(registry)
-	pools := poolstate.New(poolstate.Options{Metrics: metrics, Seed: rand.Uint64(), Log: log, MaxIndexBytes: int64(o.MaxIndexBytes)})
+	tokenizer := tokenizer.New(tokenizer.Options{Metrics: metrics, Log: log})
+	defer tokenizer.Close()
+	pools := poolstate.New(poolstate.Options{
+		Metrics: metrics, Seed: rand.Uint64(), Log: log, MaxIndexBytes: int64(o.MaxIndexBytes), Tokenizer: tokenizer,
+	})
 	live := func() livestate.State { return debug.LiveState(pools) }
 	registry.MustRegister(endpointmetrics.New(live))
 	scraper, err := modelmetrics.New(modelmetrics.DefaultOptions(), pools)
@@ -64,6 +70,9 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	}
 	defer scraper.Close()
 	pools.ReadBy(scraper)
+	subscriber := kvevents.New(kvevents.DefaultOptions(), pools)
+	defer subscriber.Close()
+	pools.HeardBy(subscriber)
 	from, admits, err := newSources(o, pools, log)
 	if err != nil {
 		return err

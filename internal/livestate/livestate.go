@@ -55,6 +55,10 @@ type Endpoint struct {
 	// first.
 	BytesPerToken float64 `json:"bytesPerToken"`
 
+	// ToldTokens is how many tokens the server has told, by its events, that its cache has; nil where the pool does not ask for
+	// events, and 0 where the server is not heard.
+	ToldTokens *int `json:"toldCachedTokens"`
+
 	Health Health `json:"health"`
 }
 

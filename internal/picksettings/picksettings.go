@@ -43,6 +43,8 @@ type Settings struct {
 	Engine string
 	// MetricsPath is the path of each endpoint's metrics.
 	MetricsPath string
+	// PrefixEvents makes the picker learn from the servers' events what their caches have.
+	PrefixEvents bool
 	// Usage makes the picker count the tokens in the usage of the endpoints' answers.
 	Usage bool
 }
@@ -79,9 +81,10 @@ var setters = map[string]func(*Settings, string) error{
 	"avoid-max": func(s *Settings, v string) error {
 		return setTime(&s.AvoidMax, v, time.Millisecond, time.Hour)
 	},
-	"engine":       func(s *Settings, v string) error { return setEngine(&s.Engine, v) },
-	"metrics-path": func(s *Settings, v string) error { return setPath(&s.MetricsPath, v) },
-	"usage":        func(s *Settings, v string) error { return setBool(&s.Usage, v) },
+	"engine":        func(s *Settings, v string) error { return setEngine(&s.Engine, v) },
+	"metrics-path":  func(s *Settings, v string) error { return setPath(&s.MetricsPath, v) },
+	"prefix-source": func(s *Settings, v string) error { return setSource(&s.PrefixEvents, v) },
+	"usage":         func(s *Settings, v string) error { return setBool(&s.Usage, v) },
 }
 
 // Parse reads a pool's annotations. Wrong has an error for each wrong annotation, in the order of their names. The
@@ -177,4 +180,13 @@ func setBool(to *bool, text string) error {
 		return nil
 	}
 	return errors.New("want true or false")
+}
+
+func setSource(events *bool, text string) error {
+	switch text {
+	case "text", "events":
+		*events = text == "events"
+		return nil
+	}
+	return errors.New("want text or events")
 }

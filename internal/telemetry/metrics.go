@@ -37,6 +37,7 @@ type Metrics struct {
 	unread    *prometheus.CounterVec
 	broken    *prometheus.CounterVec
 	expected  *prometheus.HistogramVec
+	tokenized *prometheus.CounterVec
 }
 
 // NewMetrics makes the metrics and registers them. It panics if they are registered already, which is a bug of the
@@ -87,12 +88,17 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			"The time to first token that was expected when a call was picked, as a multiple of the time that the server measured. Calls whose first tokens a server counted together have the ratio of their sums.",
 			[]float64{1. / 16, 1. / 8, 1. / 4, 1. / 2, 1 / 1.25, 1.25, 2, 4, 8, 16}),
 	}
+	m.tokenized = counterVec("prompts_tokenized_total",
+		"Prompts whose tokens model servers were to tell after the pick, in pools whose prefixes come from events, by outcome: ok, failed, or dropped, where there was no room or the server could not tell before.", "outcome")
+	for _, outcome := range []string{"ok", "failed", "dropped"} {
+		m.tokenized.WithLabelValues(outcome)
+	}
 	for _, awaited := range []string{"headers", "body"} { // from 0 on, so that the first one shows as an increase
 		m.timeouts.WithLabelValues(awaited)
 	}
 	m.poolless = m.streams.WithLabelValues("")
 	reg.MustRegister(buildInfo(), m.streams, m.held, m.panics, m.timeouts, m.pools, m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched,
-		m.duration, m.hitRatio, m.hitLength, m.inFlight, m.endpoints, m.invalid, m.used, m.shown, m.unread, m.broken, m.expected)
+		m.duration, m.hitRatio, m.hitLength, m.inFlight, m.endpoints, m.invalid, m.used, m.shown, m.unread, m.broken, m.expected, m.tokenized)
 	return m
 }
 
@@ -110,6 +116,9 @@ func (m *Metrics) Panicked() { m.panics.Inc() }
 
 // StreamTimedOut notes a stream that was ended before its pick, by what was awaited.
 func (m *Metrics) StreamTimedOut(awaited string) { m.timeouts.WithLabelValues(awaited).Inc() }
+
+// Tokenized notes a prompt whose tokens a model server was to tell: ok, failed or dropped.
+func (m *Metrics) Tokenized(outcome string) { m.tokenized.WithLabelValues(outcome).Inc() }
 
 // SetPools sets how many pools are served.
 func (m *Metrics) SetPools(n int) { m.pools.Set(float64(n)) }

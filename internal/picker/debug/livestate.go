@@ -55,6 +55,9 @@ func endpoint(e *poolstate.EndpointState) livestate.Endpoint {
 		CachedShare: poolstate.Known(e.CachedShare), ObservedFirstToken: poolstate.Known(e.ObservedFirstToken),
 		ObservedToExpected: poolstate.Known(e.ObservedToExpected),
 	}
+	if e.ToldTokens >= 0 {
+		out.ToldTokens = &e.ToldTokens
+	}
 	r := e.Reading
 	if r == nil {
 		return out

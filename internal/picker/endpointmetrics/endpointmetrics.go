@@ -49,6 +49,13 @@ func New(state func() livestate.State) prometheus.Collector {
 			func(r *livestate.Reading) float64 { return r.KVUse }),
 		{describe("cached_ratio", "Share of recent prompt tokens that the endpoint found in its prefix cache."),
 			func(e *livestate.Endpoint) (float64, bool) { return known(e.CachedShare) }},
+		{describe("told_cached_tokens", "Tokens that the endpoint has told, by its events, that its cache has. There is no value where the pool does not ask for events, and 0 where the endpoint is not heard."),
+			func(e *livestate.Endpoint) (float64, bool) {
+				if e.ToldTokens == nil {
+					return 0, false
+				}
+				return float64(*e.ToldTokens), true
+			}},
 		{describe("observed_first_token_seconds", "Recent mean time to first token, by the endpoint's metrics."),
 			func(e *livestate.Endpoint) (float64, bool) { return known(e.ObservedFirstToken) }},
 		{describe("observed_to_expected_first_token_ratio",

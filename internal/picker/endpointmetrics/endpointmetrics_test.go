@@ -11,10 +11,10 @@ import (
 )
 
 func TestCollector(t *testing.T) {
-	share, late := 0.5, 1.5
+	share, late, told := 0.5, 1.5, 4096
 	state := livestate.State{Pools: []livestate.Pool{{Name: "models/llama", Endpoints: []livestate.Endpoint{{
 		Address: "10.0.0.1:8000", Ready: true, ReservedRequests: 2, ReservedTokens: 300, FirstToken: 0.25, CachedShare: &share,
-		Reading: &livestate.Reading{Age: 0.1, Running: 3, Waiting: 4, KVUse: 0.75}, ObservedFirstToken: &share, ObservedToExpected: &late, BytesPerToken: 4.5,
+		Reading: &livestate.Reading{Age: 0.1, Running: 3, Waiting: 4, KVUse: 0.75}, ObservedFirstToken: &share, ObservedToExpected: &late, BytesPerToken: 4.5, ToldTokens: &told,
 	}, {
 		Address: "10.0.0.2:8000", Health: livestate.Health{AvoidedFor: 1.5},
 	}}}}}
@@ -38,6 +38,7 @@ func TestCollector(t *testing.T) {
 		"inference_waypoint_endpoint_tokens_reserved":                        one + "300 " + two + "0 ",
 		"inference_waypoint_endpoint_expected_first_token_seconds":           one + "0.25 " + two + "0 ",
 		"inference_waypoint_endpoint_bytes_per_token":                        one + "4.5 " + two + "0 ",
+		"inference_waypoint_endpoint_told_cached_tokens":                     one + "4096 ",
 		"inference_waypoint_endpoint_avoided_seconds":                        one + "0 " + two + "1.5 ",
 		"inference_waypoint_endpoint_reading_age_seconds":                    one + "0.1 ",
 		"inference_waypoint_endpoint_requests_running":                       one + "3 ",

@@ -200,7 +200,7 @@ func (x *session) requestHeaders() error {
 	streams := x.requestMode == duplex && !x.message.end
 	switch {
 	case x.message.end || x.requestMode == unseen || !x.message.carriesPrompt():
-		x.decide(nil, decidedWhere(streams))
+		x.decide(nil, false, decidedWhere(streams))
 		return x.sendPick(onRequestHeaders)
 	case streams:
 		x.phase = holds
@@ -245,7 +245,7 @@ func (x *session) requestBody() error {
 	case x.phase.decided():
 		return x.sendPlain()
 	default:
-		x.decide(x.message.body, settled)
+		x.decide(x.message.body, x.message.end, settled)
 		return x.sendPick(onRequestBody)
 	}
 }
@@ -302,7 +302,7 @@ func (x *session) dropHeld() {
 func (x *session) decideStreamed(body mem.Buffer, end bool) error {
 	defer body.Free()
 	headersWait := x.phase == holds
-	x.decide(body.ReadOnlyData(), decidedWhere(!end))
+	x.decide(body.ReadOnlyData(), end, decidedWhere(!end))
 	if headersWait || x.refused != nil {
 		if err := x.sendPick(onRequestHeaders); err != nil || x.refused != nil {
 			return err
@@ -329,7 +329,7 @@ func (x *session) requestTrailers() error {
 			return err
 		}
 	default:
-		x.decide(nil, settled)
+		x.decide(nil, false, settled)
 		return x.sendPick(onRequestTrailers)
 	}
 	x.phase = settled
@@ -431,13 +431,13 @@ func (x *session) sendReply(r reply) error {
 	return err
 }
 
-// decide picks for the call, and moves it to the next phase. After a panic the call is picked by load alone. A second
+// decide picks for the call, and moves it to the next phase. whole says that nothing of the body follows. After a panic the call is picked by load alone. A second
 // panic ends the stream, and the pool's failure mode decides what becomes of the call.
-func (x *session) decide(body []byte, next phase) {
+func (x *session) decide(body []byte, whole bool, next phase) {
 	x.phase = next
-	if !x.attempt(func() { x.pick(body) }) {
+	if !x.attempt(func() { x.pick(body, whole) }) {
 		x.reservation.Release(poolstate.Abandoned)
-		x.pick(nil)
+		x.pick(nil, false)
 	}
 	// The call may last for minutes without what was for the pick.
 	x.head, x.session = request.Head{}, ""
@@ -447,7 +447,7 @@ func (x *session) decide(body []byte, next phase) {
 }
 
 // pick reads the facts, picks and reserves. It also counts a refusal.
-func (x *session) pick(body []byte) {
+func (x *session) pick(body []byte, whole bool) {
 	begin := time.Now()
 	p := x.server.find(x.pool)
 	if p == nil {
@@ -465,6 +465,9 @@ func (x *session) pick(body []byte) {
 	x.facts.Seed = x.server.fleet.Seed()
 	x.facts.Read(x.head, body)
 	call := poolstate.Call{Facts: &x.facts, Subset: x.subset, Session: x.session, Explained: x.recording()}
+	if whole && x.head.ContentEncoding == "" {
+		call.Body = body
+	}
 	why, err := p.Pick(&call, &x.reservation)
 	if err != nil {
 		x.refuse(refusal.Of(err))

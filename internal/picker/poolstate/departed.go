@@ -22,6 +22,7 @@ func (p *Pool) leave(n int32) {
 		return // another server has the endpoint's address
 	}
 	s.member, s.remembered, s.leftAt = false, true, p.clock()
+	p.untell(n)
 	s.restarts = -1 // restarts are counted anew when the endpoint is read again
 	p.left = append(p.left, n)
 	if len(p.left) > mostRemembered {
@@ -36,6 +37,7 @@ func (p *Pool) leave(n int32) {
 // replaced removes an endpoint whose address another server has now.
 func (p *Pool) replaced(n int32) {
 	p.slots[n].member = false
+	p.untell(n)
 	delete(p.byAddr, p.slots[n].addr)
 	p.expire(n)
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,8 @@ type Options struct {
 	After func(time.Duration, func())
 	// Log gets, at the debug level, why each call went where it did; nil logs nothing.
 	Log *slog.Logger
+	// Tokenizer learns the tokens of prompts for pools whose servers tell of their caches; nil learns none.
+	Tokenizer Tokenizer
 	// MaxIndexBytes bounds the memory of prefix indexes, of all pools together. The pools of a namespace have at most four
 	// times as much as is free. 0 sets no limit.
 	MaxIndexBytes int64
@@ -40,13 +43,18 @@ type Fleet struct {
 	options Options
 	memory  *fairshare.Whole // bytes of the pools' prefix indexes
 	doubted *fairshare.Whole // bytes of the calls that may have been broken off
+	told    *fairshare.Whole // bytes of what servers told of their caches
 	pools   atomic.Pointer[map[types.NamespacedName]*Pool]
 	seed    atomic.Uint64
 
 	mu      sync.Mutex // serialises writers of pools
 	made    uint64     // pools made so far
 	scraper Scraper    // nil where endpoints are not scraped
-	members members
+	// subscriber is nil where no server's events are heard. heard are the pools for which it hears an endpoint.
+	subscriber Subscriber
+	heard      map[netip.AddrPort][]*Pool
+	warned     warned
+	members    members
 }
 
 // New makes a fleet without pools.
@@ -61,7 +69,8 @@ func New(o Options) *Fleet {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	f := &Fleet{options: o, memory: fairshare.New(o.MaxIndexBytes), doubted: fairshare.New(maxDoubted)}
+	f := &Fleet{options: o, memory: fairshare.New(o.MaxIndexBytes), doubted: fairshare.New(maxDoubted), heard: map[netip.AddrPort][]*Pool{},
+		told: fairshare.New(maxTold), warned: warned{at: map[netip.AddrPort]time.Duration{}}}
 	f.pools.Store(&map[types.NamespacedName]*Pool{})
 	return f
 }
@@ -85,6 +94,7 @@ func (f *Fleet) SetPool(p pool.Pool, endpoints []pool.Endpoint) {
 	before := known.Endpoints()
 	if known.setEndpoints(endpoints) {
 		f.membersChanged(known, before, known.Endpoints())
+		f.hearAnew(replacedIn(before, known.Endpoints()))
 	}
 }
 
@@ -103,7 +113,7 @@ func (f *Fleet) ensure(name types.NamespacedName) *Pool {
 	known := f.Pool(name)
 	if known == nil {
 		f.made++
-		known = newPool(name, f.options, f.memory.Of(name.Namespace), f.doubted.Of(name.Namespace), rand.New(rand.NewPCG(f.options.Seed, f.made)))
+		known = newPool(name, f.options, shares{f.memory.Of(name.Namespace), f.doubted.Of(name.Namespace), f.told.Of(name.Namespace)}, rand.New(rand.NewPCG(f.options.Seed, f.made)))
 		f.swap(func(pools map[types.NamespacedName]*Pool) { pools[name] = known })
 	}
 	return known
@@ -118,7 +128,7 @@ func (f *Fleet) RemovePool(name types.NamespacedName) {
 		return
 	}
 	f.swap(func(pools map[types.NamespacedName]*Pool) { delete(pools, name) })
-	known.index.Close()
+	known.close()
 	f.options.Metrics.DropPool(name.String())
 	f.membersChanged(known, known.Endpoints(), nil)
 }

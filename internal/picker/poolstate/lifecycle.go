@@ -29,12 +29,11 @@ func (p *Pool) reserve(r *Reservation, call *selection.Call, choice *selection.C
 // or more.
 func (p *Pool) move(r *Reservation, to int32, now time.Duration) {
 	from, kept := r.claim.Endpoint, r.kept
-	held := p.index.Held(int(to), r.blocks)
-	uncached := selection.Uncached(r.PromptTokens, int32(held))
+	uncached := selection.Uncached(r.PromptTokens, int32(p.cachedBy(to, r.blocks)))
 	p.takeAway(r, false)
 	p.choice.Move(&r.claim, to, uncached, now)
 	p.withdraw(from, r.blocks, kept)
-	p.insert(r, held)
+	p.insert(r, p.index.Held(int(to), r.blocks))
 	p.bring(r, uncached)
 	p.reuse(from)
 }
@@ -50,9 +49,11 @@ func (p *Pool) release(r *Reservation, outcome Outcome, now time.Duration) {
 	}
 	sure := len(r.blocks)
 	if outcome == Ended {
-		sure = min(sure, p.doubts.found(n, r.blocks, min(kept, r.kept))+computed)
+		sure = min(sure, max(p.doubts.found(n, r.blocks, min(kept, r.kept)), p.toldOf(n, r.blocks))+computed)
 	}
 	switch {
+	case prefilled && p.confirm(n, r.blocks, true):
+		p.doubts.confirm(n, r.blocks)
 	case !prefilled:
 		p.withdraw(n, r.blocks, r.kept)
 	case sure < len(r.blocks):

@@ -104,6 +104,7 @@ func (p *Pool) target(endpoint netip.AddrPort) modelmetrics.Target {
 // readAgain sets the scraper's targets for endpoints. Where two pools that share an endpoint want it scraped
 // differently, the pool whose name comes first decides, and the endpoint counts for that pool's namespace.
 func (f *Fleet) readAgain(endpoints []netip.AddrPort) {
+	f.hearAgain(endpoints)
 	if f.scraper == nil || len(endpoints) == 0 {
 		return
 	}
@@ -210,20 +211,28 @@ func (p *Pool) learnGrain(n int32, tokens int64) {
 	grain := float64(min(tokens, mostBlockTokens)) / p.choice.TokenRatio(n) / selection.BlockTokens
 	p.slots[n].grain = int32(math.Round(grain))
 	p.coarse = p.coarse || p.slots[n].grain > 1
+	p.slots[n].blockTokens = int(min(tokens, mostBlockTokens))
+	if t := p.slots[n].told; t != nil && t.blockTokens == 0 {
+		t.blockTokens = p.slots[n].blockTokens
+	}
 }
 
-// wholeBlocks returns what each endpoint has of a prompt, rounded down to whole blocks of its server.
-func (p *Pool) wholeBlocks() []int32 {
-	if !p.coarse {
+// cachedBlocks returns what each endpoint has of a prompt: what the index holds, rounded down to whole blocks of the server, or what
+// the server told, if that is more.
+func (p *Pool) cachedBlocks(blocks []uint64) []int32 {
+	if !p.coarse && p.tellers == 0 {
 		return p.held
 	}
-	p.whole = append(p.whole[:0], p.held...)
-	for n := range p.whole {
+	p.cached = append(p.cached[:0], p.held...)
+	for n := range p.cached {
 		if grain := p.slots[n].grain; grain > 1 {
-			p.whole[n] -= p.whole[n] % grain
+			p.cached[n] -= p.cached[n] % grain
 		}
 	}
-	return p.whole
+	if p.tellers > 0 {
+		p.addTold(p.cached, blocks)
+	}
+	return p.cached
 }
 
 // ended returns how many calls ended, where the server counts them as it counts the running ones; else 0. SGLang updates the

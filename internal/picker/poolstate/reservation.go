@@ -24,6 +24,9 @@ type Reservation struct {
 	// withdrawn is the endpoint's count of withdrawals when the blocks were inserted.
 	withdrawn uint64
 	id        uint64
+	// untokenized says that the prompt's tokens are to be learned from its first endpoint.
+	first       netip.AddrPort
+	untokenized bool
 }
 
 // Outcome is how a call ended.

@@ -33,6 +33,8 @@ type EndpointState struct {
 	// ObservedToExpected is how many times as long as expected the first tokens of the picker's recent calls took; NaN where
 	// none was followed.
 	ObservedToExpected float64
+	// ToldTokens is how many tokens the server has told that its cache has, in whole blocks; -1 where its pool does not ask.
+	ToldTokens int
 }
 
 // copiedAtOnce is how many endpoints are copied between two releases of the mutex: some 20 µs.
@@ -70,6 +72,7 @@ func (p *Pool) endpointState(n int32, pod string, now time.Duration) EndpointSta
 	out := EndpointState{
 		Pod: pod, Address: s.text, Member: s.member, Standing: p.choice.Standing(n, now),
 		CachedShare: math.NaN(), ObservedFirstToken: math.NaN(), ObservedToExpected: s.observed.toExpected(),
+		ToldTokens: s.told.tokens(),
 	}
 	if o := s.observed; o != nil {
 		reading := o.reading

@@ -47,12 +47,18 @@ type Pool struct {
 	choice  *selection.State // by number, as slots are
 	coarse  bool             // some endpoint has blocks that are longer than those of the index
 	held    []int32          // working memory of a pick: how many of the prompt's blocks each endpoint has, by number
-	whole   []int32          // the same, rounded down to whole blocks of the servers
+	cached  []int32          // the same, as far as the servers tell and keep; see cachedBlocks
 	subset  []int32          // working memory of a pick: its candidates
 	recent  recent
 	pace    pace
 	doubts  doubts
-	lastID  uint64
+
+	toldRoom  *fairshare.Share
+	tokenizer Tokenizer
+	tellers   int // endpoints whose servers tell of their caches
+	tokenized tokenized
+	closed    bool
+	lastID    uint64
 }
 
 // snapshot is the pool's endpoints at one time; it never changes.
@@ -83,11 +89,18 @@ type slot struct {
 	// restarts is how often the server had restarted by its last reading; -1 where there was none.
 	restarts int
 	stored   stored
+	// blockTokens is how long the server's blocks are by its metrics; 0 where they do not say it.
+	blockTokens int
+	// told is nil where the server does not tell of its cache.
+	told *told
 	// observed is nil until the endpoint is read.
 	observed *observed
 }
 
-func newPool(name types.NamespacedName, o Options, memory, doubted *fairshare.Share, rnd *rand.Rand) *Pool {
+// shares are what a pool's namespace has of the picker's memory.
+type shares struct{ index, doubted, told *fairshare.Share }
+
+func newPool(name types.NamespacedName, o Options, of shares, rnd *rand.Rand) *Pool {
 	settings := picksettings.Defaults()
 	p := &Pool{
 		name:        name,
@@ -95,15 +108,18 @@ func newPool(name types.NamespacedName, o Options, memory, doubted *fairshare.Sh
 		clock:       o.Clock,
 		after:       o.After,
 		log:         o.Log.With("pool", name.String()),
-		index:       prefixindex.New(assumedBlocks(&settings), memory),
+		index:       prefixindex.New(assumedBlocks(&settings), of.index),
 		noEndpoints: refusal.New(refusal.NoEndpoints, "pool %s has no ready endpoint", name),
 		notInSubset: refusal.New(refusal.NotInSubset,
 			"none of the endpoints that the proxy allows is a ready endpoint of pool %s", name),
-		rnd:    rnd,
-		byAddr: map[netip.AddrPort]int32{},
-		choice: selection.NewState(settings),
-		doubts: doubts{room: doubted},
-		lastID: rand.Uint64() >> idSpare,
+		rnd:       rnd,
+		byAddr:    map[netip.AddrPort]int32{},
+		choice:    selection.NewState(settings),
+		doubts:    doubts{room: of.doubted},
+		toldRoom:  of.told,
+		tokenizer: o.Tokenizer,
+		tokenized: tokenized{room: of.told},
+		lastID:    rand.Uint64() >> idSpare,
 	}
 	p.settings.Store(&settings)
 	p.snapshot.Store(&snapshot{})
@@ -129,6 +145,8 @@ func (p *Pool) CountsUsage() bool { return p.settings.Load().Usage }
 // Call is one call that needs an endpoint.
 type Call struct {
 	Facts *request.Facts
+	// Body is the whole body that the facts were read from; nil where it is not whole, or encoded.
+	Body []byte
 	// Subset are the endpoints that the proxy allows.
 	Subset Subset
 	// Session is the value of the pool's SessionHeader; "" is no session.
@@ -144,10 +162,13 @@ type Call struct {
 func (p *Pool) Pick(c *Call, r *Reservation) (*Decision, error) {
 	logged := p.log.Enabled(context.Background(), slog.LevelDebug)
 	rows, keep, at, err := p.choose(c, r, c.Explained || logged)
+	// From here on the pool's mutex is not held.
+	if r.untokenized {
+		p.tokenize(c, r.first)
+	}
 	if err != nil || rows == nil {
 		return nil, err
 	}
-	// From here on the pool's mutex is not held.
 	decision := p.decision(c.Facts, rows, at, r.texts[0])
 	if keep {
 		p.keepRecent(decision.abridged())
@@ -183,6 +204,9 @@ func (p *Pool) choose(c *Call, r *Reservation, wanted bool) (rows []Ranked, keep
 	for i, c := range choices[:n] {
 		r.texts[i] = p.slots[c.Endpoint].text
 	}
+	if p.tellers > 0 {
+		r.first, r.untokenized = p.slots[choices[0].Endpoint].addr, p.untokenized(c, choices[0].Endpoint)
+	}
 	p.metrics.RequestStarted()
 	return rows, keep, now, nil
 }
@@ -207,7 +231,7 @@ func (p *Pool) selectionCall(c *Call, now time.Duration) (selection.Call, error)
 	}
 	p.index.Match(c.Facts.Blocks, p.held)
 	p.choice.Age(now, snap.numbers)
-	return selection.Call{Facts: c.Facts, Session: c.Session, Candidates: candidates, Cached: p.wholeBlocks()}, nil
+	return selection.Call{Facts: c.Facts, Session: c.Session, Candidates: candidates, Cached: p.cachedBlocks(c.Facts.Blocks)}, nil
 }
 
 // admitted lists the endpoints that a subset allows, each once.
@@ -274,6 +298,12 @@ func (p *Pool) configure(settings picksettings.Settings) bool {
 		if p.slots[n].member && p.slots[n].blocks == 0 {
 			p.index.SetCapacity(n, assumedBlocks(&settings))
 		}
+		if !settings.PrefixEvents {
+			p.untell(int32(n))
+		}
+	}
+	if !settings.PrefixEvents {
+		p.tokenized.forget()
 	}
 	return true
 }

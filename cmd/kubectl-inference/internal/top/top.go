@@ -37,7 +37,7 @@ func (r Report) Text(wide bool) string {
 func table(p livestate.Pool, wide bool) string {
 	head := []string{"ENDPOINT", "RUNNING", "WAITING", "KV USE", "RESERVED", "TOKENS", "CACHED", "FIRST TOKEN", "ADAPTERS"}
 	if wide {
-		head = append(head, "ADDRESS", "EXPECTED", "OBSERVED/EXPECTED", "PREFILL/S", "READ AGO", "STATE")
+		head = append(head, "ADDRESS", "EXPECTED", "OBSERVED/EXPECTED", "PREFILL/S", "TOLD TOKENS", "READ AGO", "STATE")
 	}
 	rows := [][]string{head}
 	for _, e := range p.Endpoints {
@@ -57,7 +57,7 @@ func row(e livestate.Endpoint, wide bool) []string {
 		percent(e.CachedShare), span(e.ObservedFirstToken), adapters,
 	}
 	if wide {
-		out = append(out, e.Address, span(&e.FirstToken), output.Times(e.ObservedToExpected), fmt.Sprintf("%.0f", e.PrefillRate), ago, state(e))
+		out = append(out, e.Address, span(&e.FirstToken), output.Times(e.ObservedToExpected), fmt.Sprintf("%.0f", e.PrefillRate), told(e.ToldTokens), ago, state(e))
 	}
 	return out
 }
@@ -103,6 +103,13 @@ func state(e livestate.Endpoint) string {
 	default:
 		return "ready"
 	}
+}
+
+func told(tokens *int) string {
+	if tokens == nil {
+		return "-"
+	}
+	return fmt.Sprint(*tokens)
 }
 
 func percent(share *float64) string {

@@ -10,11 +10,11 @@ import (
 )
 
 func TestText(t *testing.T) {
-	share, first, late := 0.79, 0.0264, 1.46
+	share, first, late, told := 0.79, 0.0264, 1.46, 409600
 	endpoints := []livestate.Endpoint{
 		{
 			Name: "llama-0", Address: "10.244.0.6:8000", Ready: true, ReservedRequests: 3, ReservedTokens: 1234.4, CachedShare: &share,
-			FirstToken: 0.051, ObservedFirstToken: &first, ObservedToExpected: &late, PrefillRate: 8000,
+			FirstToken: 0.051, ObservedFirstToken: &first, ObservedToExpected: &late, PrefillRate: 8000, ToldTokens: &told,
 			Reading: &livestate.Reading{Age: 0.15, Running: 7, Waiting: 2, KVUse: 0.634, Adapters: &livestate.Adapters{Slots: 8, Known: []string{"de", "en", "fr", "it", "pl"}}},
 		},
 		{Name: "llama-1", Address: "10.244.0.7:8000", Ready: true, Health: livestate.Health{Failures: 3, AvoidedFor: 4.2}, PrefillRate: 8000},

@@ -213,6 +213,7 @@ func otherGoals(r results) []goal {
 func harderGoals(r results) []goal {
 	ours := func(study string) result { return r.of(study, policy.Ours.Name) }
 	oracle := func(study string) result { return r.of(study, policy.Oracle.Name) }
+	told := func(study string) result { return r.of(study, policy.Precise.Name) }
 	speeds := goal{name: "unknown speeds: TTFT p90 / oracle's, where worst", bound: 1.1}
 	for _, name := range []string{slowFleet, fastFleet, mixedFleet} {
 		if q := p90(ours(name).Summary) / p90(oracle(name).Summary); q > speeds.got {
@@ -225,6 +226,8 @@ func harderGoals(r results) []goal {
 		{name: "one server fails: answers with an error, a call", got: ours(failName).Failed, bound: 0.01},
 		{name: "one server hangs: TTFT p90 / without it", got: p90(ours(hangName).Summary) / p90(ours(lackName).Summary), bound: 1.1},
 		{name: "one server hangs: calls that end without a token / least request's", got: ours(hangName).Lost / r.of(hangName, policy.LeastRequest.Name).Lost, bound: 0.1},
+		{name: "a foreign client, with events: cached share / oracle's", got: told(foreign).Cached / oracle(foreign).Cached, bound: 0.98, atLeast: true},
+		{name: "one with the same documents, with events: cached share / oracle's", got: told(sameName).Cached / oracle(sameName).Cached, bound: 0.98, atLeast: true},
 		{name: "a foreign client: cached share / oracle's", got: ours(foreign).Cached / oracle(foreign).Cached, bound: 0.98, atLeast: true},
 	}
 }

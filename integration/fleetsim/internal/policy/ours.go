@@ -15,12 +15,25 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/modelmetrics"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
 
 // Ours is this project's picker: the pool state, the index and the rule of a cluster's picker, under a virtual clock.
 var Ours = Policy{"waypoint", func(s Setting) (Picker, error) { return newOurs(s) }}
+
+// Precise is the same picker, where pools ask for the servers' events.
+var Precise = Policy{"waypoint, events", func(s Setting) (Picker, error) {
+	p, err := newOurs(s)
+	if err != nil {
+		return nil, err
+	}
+	settings := picksettings.Defaults()
+	settings.PrefixEvents = true
+	p.fleet.Configure(poolName, settings)
+	return &precise{ours: p}, nil
+}}
 
 // ours connects the simulator and the picker: only this type calls the picker's pool.
 type ours struct {
@@ -32,6 +45,7 @@ type ours struct {
 	reservations  map[int]*reserved
 	numbers       map[string]int // of servers, by address
 	text          []byte
+	tokenized     *workload.Call // that is being picked
 }
 
 var poolName = types.NamespacedName{Namespace: "simulated", Name: "fleet"}
@@ -43,10 +57,11 @@ func newOurs(s Setting) (*ours, error) {
 		numbers:      map[string]int{},
 	}
 	p.fleet = poolstate.New(poolstate.Options{
-		Metrics: telemetry.NewMetrics(prometheus.NewRegistry()),
-		Seed:    s.Seed,
-		Clock:   func() time.Duration { return p.now },
-		After:   func(d time.Duration, f func()) { p.due = append(p.due, timer{p.now + d, f}) },
+		Metrics:   telemetry.NewMetrics(prometheus.NewRegistry()),
+		Seed:      s.Seed,
+		Clock:     func() time.Duration { return p.now },
+		Tokenizer: (*tokenizer)(p),
+		After:     func(d time.Duration, f func()) { p.due = append(p.due, timer{p.now + d, f}) },
 	})
 	for n := range s.Servers {
 		p.numbers[address(n).String()] = n
@@ -97,7 +112,8 @@ func (p *ours) Pick(now time.Duration, id int, c *workload.Call) int {
 	p.pass(now)
 	p.facts = factsOf(c)
 	r := &poolstate.Reservation{}
-	if _, err := p.pool.Pick(&poolstate.Call{Facts: &p.facts}, r); err != nil {
+	p.tokenized = c
+	if _, err := p.pool.Pick(&poolstate.Call{Facts: &p.facts, Body: whole}, r); err != nil {
 		return -1 // not a member, which ends the run: a pool with endpoints refuses no call
 	}
 	p.reservations[id] = &reserved{Reservation: r, streamed: c.Stream}

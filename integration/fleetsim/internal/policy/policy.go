@@ -39,6 +39,12 @@ type Observer interface {
 	Left(now time.Duration, id int, began bool)
 }
 
+// Listener is a Picker that hears what the servers' caches store and evict.
+type Listener interface {
+	// Changed passes what a server's cache has stored and evicted, in order. The list must not be kept.
+	Changed(now time.Duration, server int, blocks []server.Changed)
+}
+
 // Setting is what a picker may know at its start.
 type Setting struct {
 	Seed uint64
@@ -60,7 +66,7 @@ type Policy struct {
 
 // All returns the compared policies in the order of the tables.
 func All() []Policy {
-	return []Policy{Random, RoundRobin, LeastRequest, Reference, Ours, Oracle, Patient}
+	return []Policy{Random, RoundRobin, LeastRequest, Reference, Ours, Precise, Oracle, Patient}
 }
 
 func chance(s Setting, kind uint64) *rand.Rand { return rand.New(rand.NewPCG(s.Seed, kind)) }

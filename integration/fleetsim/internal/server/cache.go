@@ -13,6 +13,14 @@ type cache struct {
 	keptLen int
 	spare   *block // for reuse, chained by next
 	answers uint64 // number of blocks of answers so far
+	// changed are the blocks that were stored or evicted since the last look.
+	changed []Changed
+}
+
+// Changed is a block, by the name of the prompt up to its end, that a cache has stored or evicted.
+type Changed struct {
+	Name   uint64
+	Stored bool
 }
 
 // block is one named block.
@@ -73,6 +81,7 @@ func (c *cache) name(name uint64) *block {
 	}
 	*b = block{name: name, holders: 1}
 	c.blocks[name] = b
+	c.changed = append(c.changed, Changed{name, true})
 	return b
 }
 
@@ -100,6 +109,7 @@ func (c *cache) evict() {
 	b := c.kept.next
 	c.unlink(b)
 	delete(c.blocks, b.name)
+	c.changed = append(c.changed, Changed{b.name, false})
 	b.next = c.spare
 	c.spare = b
 }

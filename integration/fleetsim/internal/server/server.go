@@ -244,6 +244,23 @@ func (s *Server) Cached(c *workload.Call) int {
 	return n * BlockTokens
 }
 
+// Changed calls a function with what the cache has stored and evicted since the last time, in order.
+func (s *Server) Changed(tell func([]Changed)) {
+	if len(s.cache.changed) > 0 {
+		tell(s.cache.changed)
+		s.cache.changed = s.cache.changed[:0]
+	}
+}
+
+// Names returns the names of the whole blocks of a call's prompt, from its head.
+func Names(c *workload.Call) []uint64 {
+	names := make([]uint64, wholeBlocks(c))
+	for i := range names {
+		names[i] = blockName(c, i)
+	}
+	return names
+}
+
 // Backlog returns the number of prompt tokens that are still to be computed.
 func (s *Server) Backlog() int { return s.backlog }
 

@@ -120,6 +120,7 @@ type run struct {
 	picker   policy.Picker
 	observer policy.Observer
 	scraper  policy.Scraper
+	listener policy.Listener
 	scrape   time.Duration
 	metrics  []server.Metrics
 	events   []event
@@ -165,6 +166,7 @@ func newRun(f Fleet, calls []workload.Call, p policy.Policy, seed uint64) (*run,
 		return nil, fmt.Errorf("making the picker %s: %w", p.Name, err)
 	}
 	r.scraper, _ = r.picker.(policy.Scraper)
+	r.listener, _ = r.picker.(policy.Listener)
 	var observes bool
 	if r.observer, observes = r.picker.(policy.Observer); !observes {
 		r.observer = blind{r.picker}
@@ -350,6 +352,7 @@ func (r *run) advance(now time.Duration) {
 				r.answered = append(r.answered, answer{e, n})
 			}
 		})
+		r.tell(now, n)
 	}
 	slices.SortStableFunc(r.answered, func(a, b answer) int { return cmp.Compare(a.Last, b.Last) })
 	for _, a := range r.answered {
@@ -358,4 +361,13 @@ func (r *run) advance(now time.Duration) {
 		o.ends++
 		r.picker.Ended(a.Last, a.ID)
 	}
+}
+
+// tell passes what a server's cache has stored and evicted to a picker that hears it.
+func (r *run) tell(now time.Duration, n int) {
+	r.servers[n].Changed(func(blocks []server.Changed) {
+		if r.listener != nil {
+			r.listener.Changed(now, n, blocks)
+		}
+	})
 }

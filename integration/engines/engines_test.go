@@ -197,6 +197,101 @@ func TestConversationsFindTheirPrefix(t *testing.T) {
 	}
 }
 
+// toldHost is the host of a pool of the same engines whose prefixes come from events.
+const (
+	toldPool = "models/told"
+	toldHost = "http://told.models.inference.internal"
+)
+
+func tell(ctx context.Context, t *testing.T) {
+	t.Helper()
+	must(t, the.ApplyYAML(ctx, `
+apiVersion: inference.networking.k8s.io/v1
+kind: InferencePool
+metadata:
+  name: told
+  namespace: models
+  annotations:
+    inference-waypoint.io/pick-prefix-source: events
+spec:
+  selector: {matchLabels: {app: llama}}
+  targetPorts: [{number: 8000}]
+`))
+	var pickers corev1.PodList
+	must(t, the.Client.List(ctx, &pickers, client.InNamespace("inference-system"), client.MatchingLabels{"app.kubernetes.io/name": "inference-picker"}))
+	for name, p := range servers(ctx, t) {
+		_, err := traffic.Chat(ctx, http.DefaultClient, "http://"+net.JoinHostPort(p.Status.PodIP, "8000"), Model, chat(prompt(300)), 1)
+		must(t, err)
+		eventually(ctx, t, "a picker that hears "+name, func(ctx context.Context) error {
+			page, err := pageAt(ctx, &pickers.Items[0], "9090")
+			series := fmt.Sprintf(`inference_waypoint_endpoint_told_cached_tokens{endpoint="%s:8000",pool="models/told"} `, p.Status.PodIP)
+			if _, value, _ := strings.Cut(page, series); err == nil && (value == "" || value[0] == '0') {
+				err = errors.New("the picker knows of no block there")
+			}
+			return err
+		})
+	}
+	eventually(ctx, t, "a call to the pool whose servers tell of their caches", func(ctx context.Context) error {
+		_, err := traffic.Chat(ctx, the.caller.HTTP, toldHost, Model, chat("Are you there?"), 1)
+		return err
+	})
+}
+
+// believed returns what a pool's picker takes a pod to have of a prompt, as a part of the prompt.
+func believed(ctx context.Context, t *testing.T, pool, model, text string, p *corev1.Pod) float64 {
+	t.Helper()
+	why, err := the.Explain(ctx, pool, traffic.Body(model, chat(text), 1))
+	must(t, err)
+	return float64(at(t, why, p).CachedTokens) / float64(why.PromptTokens)
+}
+
+// Engines tell what their caches have: what others brought is known, and what was evicted is known too.
+func TestEnginesTellOfTheirCaches(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	tell(ctx, t)
+	pods := servers(ctx, t)
+	for _, model := range []string{Model, "sql"} {
+		text := prompt(1500)
+		answer, err := traffic.Chat(ctx, the.caller.HTTP, toldHost, model, chat(text), 8)
+		must(t, err)
+		for name, p := range pods {
+			direct := "http://" + net.JoinHostPort(p.Status.PodIP, "8000")
+			know := func(what string, atLeast, atMost float64) {
+				t.Helper()
+				eventually(ctx, t, what, func(ctx context.Context) error {
+					if got := believed(ctx, t, toldPool, model, text, p); got < atLeast || got > atMost {
+						return fmt.Errorf("%.2f of the prompt is taken to be cached at %s", got, name)
+					}
+					return nil
+				})
+			}
+			if name != answer.Endpoint {
+				know(model+": nothing at an engine that never had it", 0, 0)
+				_, err = traffic.Chat(ctx, http.DefaultClient, direct, model, chat(text), 1)
+				must(t, err)
+			}
+			know(model+": a prompt that somebody brought", 0.8, 1)
+			if got := believed(ctx, t, "models/llama", model, text, p); got > 0 {
+				t.Errorf("the pool without events believes %.2f of the prompt at %s: the test shows nothing", got, name)
+			}
+			again, err := traffic.Chat(ctx, http.DefaultClient, direct, model, chat(text), 1)
+			must(t, err)
+			if share := float64(again.CachedTokens) / float64(again.PromptTokens); share < 0.85 {
+				t.Errorf("%s itself finds %.2f of the prompt", name, share)
+			}
+			request, err := http.NewRequestWithContext(ctx, http.MethodPost, direct+"/reset_prefix_cache", http.NoBody)
+			must(t, err)
+			reset, err := http.DefaultClient.Do(request)
+			must(t, err)
+			must(t, reset.Body.Close())
+			// An engine tells what it did between two steps with the next one.
+			_, err = traffic.Chat(ctx, http.DefaultClient, direct, Model, chat("Hello"), 1)
+			must(t, err)
+			know(model+": nothing after the cache was emptied", 0, 0)
+		}
+	}
+}
+
 // Each adapter has a home, as long as the homes have slots.
 func TestAdaptersHaveHomes(t *testing.T) {
 	ctx := begin(t, 3*time.Minute)

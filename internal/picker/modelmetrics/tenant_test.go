@@ -122,7 +122,8 @@ func TestSlowPagesHoldUpTheirTenantAlone(t *testing.T) {
 					time.Sleep(950 * time.Millisecond)
 					_, _ = w.Write([]byte(slow[all:]))
 				})
-				beside(t, s, 40)
+				const greedy = 40
+				beside(t, s, greedy)
 				for range 20 {
 					time.Sleep(99 * time.Millisecond)
 					s.shared.memory.mu.Lock()
@@ -133,7 +134,11 @@ func TestSlowPagesHoldUpTheirTenantAlone(t *testing.T) {
 					}
 				}
 				wantShortestInterval(t, s, sink)
-				if !slices.ContainsFunc(sink.all(), func(e event) bool { return e.endpoint == endpoint(20) }) {
+				told := 0 // which of the slow endpoints come first is random
+				for i := range greedy {
+					told += len(sink.of(endpoint(good + i)))
+				}
+				if told == 0 {
 					t.Error("nothing is told of the slow pages")
 				}
 			})

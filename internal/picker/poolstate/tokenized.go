@@ -21,11 +21,12 @@ type need struct {
 }
 
 const (
-	// mostTokenized is for how many blocks of text their needs are known, twice: those of 16 million tokens.
-	mostTokenized = 1 << 17
+	// mostTokenized is for how many blocks of text their needs are known, twice: those of 134 million tokens. The index forgets what
+	// servers told of, so it should be all that they have cached.
+	mostTokenized = 1 << 20
 	// fewTokenized is how many are known before they are forgotten for want of memory.
 	fewTokenized = 1 << 10
-	// tokenizedFor is how long tokens count, in seconds. Templates, and the adapters behind names, change.
+	// tokenizedFor is after how many seconds tokens are learned again. Templates, and the adapters behind names, change.
 	tokenizedFor = 600
 	// mostLengths is how many lengths of servers' blocks are told apart in one pool.
 	mostLengths = 4
@@ -81,7 +82,7 @@ func (s *sought) need(i, length int) (need, bool) {
 	}
 	if s.state[i] == unsought {
 		s.state[i] = unknown
-		if n, known := s.in.get(textBlock{s.blocks[i], length}); known && s.now-n.at < tokenizedFor {
+		if n, known := s.in.get(textBlock{s.blocks[i], length}); known {
 			s.found[i], s.state[i] = n, found
 		}
 	}
@@ -174,8 +175,9 @@ func (p *Pool) untokenized(c *Call, n int32) bool {
 		len(f.Blocks) < request.MaxBlocks && f.PromptBytes >= len(f.Blocks)*request.BlockBytes+rests {
 		return false
 	}
-	_, known := p.tokenized.seek(f.Blocks, p.clock()).need(len(f.Blocks)-1, t.blockTokens)
-	return !known
+	prompt := p.tokenized.seek(f.Blocks, p.clock())
+	need, known := prompt.need(len(f.Blocks)-1, t.blockTokens)
+	return !known || prompt.now-need.at >= tokenizedFor
 }
 
 // Tokenized takes the tokens of a prompt of so many bytes, which has these blocks of text and went to an endpoint.

@@ -431,8 +431,9 @@ func (x *session) sendReply(r reply) error {
 	return err
 }
 
-// decide picks for the call, and moves it to the next phase. whole says that nothing of the body follows. After a panic the call is picked by load alone. A second
-// panic ends the stream, and the pool's failure mode decides what becomes of the call.
+// decide picks for the call, and moves it to the next phase. whole says that nothing of the body follows. After a panic
+// the call is picked by load alone. A second panic ends the stream, and the pool's failure mode decides what becomes of
+// the call.
 func (x *session) decide(body []byte, whole bool, next phase) {
 	x.phase = next
 	if !x.attempt(func() { x.pick(body, whole) }) {

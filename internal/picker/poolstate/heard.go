@@ -93,12 +93,8 @@ func (f *Fleet) askingFor(endpoint netip.AddrPort) []*Pool {
 
 // CacheChanged gives what an endpoint's server tells of its cache to the pools that hear it.
 func (f *Fleet) CacheChanged(endpoint netip.AddrPort, c kvevents.Change) {
-	hearing := 0
-	for _, p := range f.members.of(endpoint) {
-		if p.settings.Load().PrefixEvents && hearing < mostHearing {
-			p.CacheChanged(endpoint, c)
-			hearing++
-		}
+	for _, p := range f.askingFor(endpoint) {
+		p.CacheChanged(endpoint, c)
 	}
 }
 

@@ -25,7 +25,6 @@ type Reservation struct {
 	withdrawn uint64
 	id        uint64
 	// untokenized says that the prompt's tokens are to be learned from its first endpoint.
-	first       netip.AddrPort
 	untokenized bool
 }
 

@@ -164,7 +164,7 @@ func (p *Pool) Pick(c *Call, r *Reservation) (*Decision, error) {
 	rows, keep, at, err := p.choose(c, r, c.Explained || logged)
 	// From here on the pool's mutex is not held.
 	if r.untokenized {
-		p.tokenize(c, r.first)
+		p.tokenize(c, r.texts[0])
 	}
 	if err != nil || rows == nil {
 		return nil, err
@@ -204,9 +204,7 @@ func (p *Pool) choose(c *Call, r *Reservation, wanted bool) (rows []Ranked, keep
 	for i, c := range choices[:n] {
 		r.texts[i] = p.slots[c.Endpoint].text
 	}
-	if p.tellers > 0 {
-		r.first, r.untokenized = p.slots[choices[0].Endpoint].addr, p.untokenized(c, choices[0].Endpoint)
-	}
+	r.untokenized = p.tellers > 0 && p.untokenized(c, choices[0].Endpoint)
 	p.metrics.RequestStarted()
 	return rows, keep, now, nil
 }

@@ -156,8 +156,9 @@ type Tokenizer interface {
 	Tokenize(endpoint netip.AddrPort, tenant string, facts *request.Facts, body []byte, then func(Tokens))
 }
 
-// tokenize has the tokens of a picked call's prompt learned.
-func (p *Pool) tokenize(c *Call, endpoint netip.AddrPort) {
+// tokenize has the tokens of a picked call's prompt learned from its first endpoint.
+func (p *Pool) tokenize(c *Call, first string) {
+	endpoint, _ := ParseEndpoint(first) // it is an endpoint's own text
 	blocks, promptBytes := slices.Clone(c.Facts.Blocks), c.Facts.PromptBytes
 	p.tokenizer.Tokenize(endpoint, p.name.Namespace, c.Facts, c.Body, func(t Tokens) {
 		p.Tokenized(endpoint, blocks, promptBytes, t)

@@ -80,71 +80,71 @@ type job struct {
 
 // New makes a tokenizer. The caller must call Close in the end.
 func New(o Options) *Tokenizer {
-	r := &Tokenizer{options: o, memory: fairshare.New(maxBytes), servers: map[netip.AddrPort]*server{}}
-	r.transport = &http.Transport{
+	k := &Tokenizer{options: o, memory: fairshare.New(maxBytes), servers: map[netip.AddrPort]*server{}}
+	k.transport = &http.Transport{
 		DialContext:            (&net.Dialer{KeepAlive: 15 * time.Second, FallbackDelay: -1}).DialContext,
 		DisableCompression:     true,
 		MaxConnsPerHost:        1,
 		MaxResponseHeaderBytes: 8 << 10,
 		IdleConnTimeout:        time.Minute,
 	}
-	r.ctx, r.cancel = context.WithCancel(context.Background())
-	return r
+	k.ctx, k.cancel = context.WithCancel(context.Background())
+	return k
 }
 
 // Close ends all that is asked, and waits for it. Afterwards no function is called any more.
-func (r *Tokenizer) Close() {
-	r.mu.Lock()
-	r.closed = true
-	r.mu.Unlock()
-	r.cancel()
-	r.running.Wait()
-	r.transport.CloseIdleConnections()
+func (k *Tokenizer) Close() {
+	k.mu.Lock()
+	k.closed = true
+	k.mu.Unlock()
+	k.cancel()
+	k.running.Wait()
+	k.transport.CloseIdleConnections()
 }
 
 // Tokenize asks an endpoint's server for a prompt's tokens, and calls then with them. It does nothing where the server cannot tell
 // them, rests, or has too many to tell already.
-func (r *Tokenizer) Tokenize(endpoint netip.AddrPort, tenant string, facts *request.Facts, body []byte, then func(poolstate.Tokens)) {
+func (k *Tokenizer) Tokenize(endpoint netip.AddrPort, tenant string, facts *request.Facts, body []byte, then func(poolstate.Tokens)) {
 	if facts.API != request.ChatCompletions && facts.API != request.Completions {
 		return
 	}
 	// A prompt has fewer tokens than bytes, of eight bytes each with its place.
-	j := job{model: facts.Model, room: r.memory.Of(tenant), took: int64(len(body))*9 + jobBytes, then: then}
-	if !r.admits(endpoint) {
-		r.options.Metrics.Tokenized("dropped")
+	j := job{model: facts.Model, room: k.memory.Of(tenant), took: int64(len(body))*9 + jobBytes, then: then}
+	if !k.admits(endpoint) {
+		k.options.Metrics.Tokenized("dropped")
 		return
 	}
 	fits := j.room.Take(j.took)
 	if fits {
 		j.body = bytes.Clone(body) // not under the mutex, for which all tenants' picks wait
-		fits = r.queue(endpoint, j)
+		fits = k.queue(endpoint, j)
 	}
 	if !fits {
 		j.room.Give(j.took)
-		r.options.Metrics.Tokenized("dropped")
+		k.options.Metrics.Tokenized("dropped")
 	}
 }
 
 // admits reports whether one more prompt may wait for a server.
-func (r *Tokenizer) admits(endpoint netip.AddrPort) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	s := r.serverOf(endpoint)
-	return !r.closed && len(s.waiting) < maxWaiting && !time.Now().Before(s.rests)
+func (k *Tokenizer) admits(endpoint netip.AddrPort) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s := k.serverOf(endpoint)
+	return !k.closed && len(s.waiting) < maxWaiting && !time.Now().Before(s.rests)
 }
 
 // queue has a prompt wait for its server.
-func (r *Tokenizer) queue(endpoint netip.AddrPort, j job) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	s := r.serverOf(endpoint)
-	if r.closed || len(s.waiting) >= maxWaiting {
+func (k *Tokenizer) queue(endpoint netip.AddrPort, j job) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s := k.serverOf(endpoint)
+	if k.closed || len(s.waiting) >= maxWaiting {
 		return false
 	}
 	s.waiting = append(s.waiting, j)
 	if !s.busy {
 		s.busy = true
-		r.running.Go(func() { r.work(s) })
+		k.running.Go(func() { k.work(s) })
 	}
 	return true
 }
@@ -152,37 +152,37 @@ func (r *Tokenizer) queue(endpoint netip.AddrPort, j job) bool {
 // maxServers bounds the servers that are remembered without being asked.
 const maxServers = 1_000
 
-func (r *Tokenizer) serverOf(endpoint netip.AddrPort) *server {
-	s := r.servers[endpoint]
+func (k *Tokenizer) serverOf(endpoint netip.AddrPort) *server {
+	s := k.servers[endpoint]
 	if s != nil {
 		return s
 	}
-	if len(r.servers) >= maxServers {
-		for known, o := range r.servers {
+	if len(k.servers) >= maxServers {
+		for known, o := range k.servers {
 			if !o.busy {
-				delete(r.servers, known)
+				delete(k.servers, known)
 			}
 		}
 	}
 	s = &server{endpoint: endpoint}
-	r.servers[endpoint] = s
+	k.servers[endpoint] = s
 	return s
 }
 
 // work asks a server for the tokens of all prompts that wait for it.
-func (r *Tokenizer) work(s *server) {
+func (k *Tokenizer) work(s *server) {
 	for {
-		j, more := r.next(s)
+		j, more := k.next(s)
 		if !more {
 			return
 		}
-		t, err := r.tokenize(s, &j)
+		t, err := k.tokenize(s, &j)
 		switch {
-		case r.ctx.Err() != nil:
+		case k.ctx.Err() != nil:
 		case err != nil:
-			r.rest(s, err)
+			k.rest(s, err)
 		default:
-			r.options.Metrics.Tokenized("ok")
+			k.options.Metrics.Tokenized("ok")
 			j.then(t)
 		}
 		j.room.Give(j.took)
@@ -190,9 +190,9 @@ func (r *Tokenizer) work(s *server) {
 }
 
 // next takes the next prompt for a server, and ends its work where there is none.
-func (r *Tokenizer) next(s *server) (job, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+func (k *Tokenizer) next(s *server) (job, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	if len(s.waiting) == 0 {
 		s.busy = false
 		return job{}, false
@@ -203,15 +203,15 @@ func (r *Tokenizer) next(s *server) (job, bool) {
 }
 
 // rest leaves a server alone for a while that cannot answer, and drops what waits for it.
-func (r *Tokenizer) rest(s *server, err error) {
-	r.options.Metrics.Tokenized("failed")
+func (k *Tokenizer) rest(s *server, err error) {
+	k.options.Metrics.Tokenized("failed")
 	if !hopeless(err) {
 		return
 	}
-	r.options.Log.Warn("a server does not tell the tokens of prompts; what it has cached is estimated from their text",
+	k.options.Log.Warn("a server does not tell the tokens of prompts; what it has cached is estimated from their text",
 		"endpoint", s.endpoint.String(), "error", err)
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	s.rests = time.Now().Add(restAfter)
 	for _, j := range s.waiting {
 		j.room.Give(j.took)
@@ -220,14 +220,14 @@ func (r *Tokenizer) rest(s *server, err error) {
 }
 
 // tokenize asks for the tokens of one prompt.
-func (r *Tokenizer) tokenize(s *server, j *job) (*Tokens, error) {
-	ctx, cancel := context.WithTimeout(r.ctx, timeout)
+func (k *Tokenizer) tokenize(s *server, j *job) (*Tokens, error) {
+	ctx, cancel := context.WithTimeout(k.ctx, timeout)
 	defer cancel()
 	question, err := questionOf(j.body)
 	if err != nil {
 		return nil, err
 	}
-	adapter, err := r.isAdapter(ctx, s, j.model)
+	adapter, err := k.isAdapter(ctx, s, j.model)
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +235,7 @@ func (r *Tokenizer) tokenize(s *server, j *job) (*Tokens, error) {
 	if adapter {
 		t.adapter = j.model
 	}
-	answer, err := r.ask(ctx, s.endpoint, http.MethodPost, path, bytes.NewReader(question))
+	answer, err := k.ask(ctx, s.endpoint, http.MethodPost, path, bytes.NewReader(question))
 	if err != nil {
 		return nil, err
 	}
@@ -245,14 +245,14 @@ func (r *Tokenizer) tokenize(s *server, j *job) (*Tokens, error) {
 }
 
 // ask returns the body of the answer, which must be closed.
-func (r *Tokenizer) ask(ctx context.Context, endpoint netip.AddrPort, method, path string, body io.Reader) (io.ReadCloser, error) {
+func (k *Tokenizer) ask(ctx context.Context, endpoint netip.AddrPort, method, path string, body io.Reader) (io.ReadCloser, error) {
 	call, err := http.NewRequestWithContext(ctx, method, "http://"+endpoint.String()+path, body)
 	if err != nil {
 		return nil, err
 	}
 	call.Header.Set("Content-Type", "application/json")
 	call.Header.Set("User-Agent", "inference-waypoint")
-	answer, err := r.transport.RoundTrip(call)
+	answer, err := k.transport.RoundTrip(call)
 	if err != nil {
 		return nil, err
 	}

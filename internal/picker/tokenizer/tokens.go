@@ -196,11 +196,11 @@ const (
 var errNoModel = errors.New("the server does not list the model")
 
 // isAdapter reports whether a server's model is a LoRA adapter. Such models name the model that they adapt as their parent.
-func (r *Tokenizer) isAdapter(ctx context.Context, s *server, model string) (bool, error) {
+func (k *Tokenizer) isAdapter(ctx context.Context, s *server, model string) (bool, error) {
 	if adapter, known := s.adapters[model]; known && time.Since(s.asked) < modelsFor {
 		return adapter, nil
 	}
-	answer, err := r.ask(ctx, s.endpoint, http.MethodGet, "/v1/models", http.NoBody)
+	answer, err := k.ask(ctx, s.endpoint, http.MethodGet, "/v1/models", http.NoBody)
 	if err != nil {
 		return false, err
 	}

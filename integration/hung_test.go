@@ -45,7 +45,9 @@ type harm struct {
 	image string // the picker's image; empty for the usual one
 	// within is the time by which the waypoint must have ejected the picker. A busy machine gets one second more.
 	within time.Duration
-	begin  func(t *testing.T, p *corev1.Pod) (end func())
+	// vanishes says that the controller has to withdraw the picker, as no kubelet is left to do it.
+	vanishes bool
+	begin    func(t *testing.T, p *corev1.Pod) (end func())
 }
 
 func stopped(t *testing.T, p *corev1.Pod) func() {
@@ -55,23 +57,30 @@ func stopped(t *testing.T, p *corev1.Pod) func() {
 	return func() { must(t, syscall.Kill(process, syscall.SIGCONT)) }
 }
 
-// cutOff drops every packet to a pod without telling either side. Kubernetes still sees the pod as ready, as it does for
-// some 50 s after a node has vanished.
+// cutOff makes a pod's node vanish: every packet to the pod is dropped without telling anybody, and nobody probes it.
 func cutOff(t *testing.T, p *corev1.Pod) func() {
-	route := func(command string) {
+	ip := func(command string) {
 		if out, err := exec.Command("ip", strings.Fields(command)...).CombinedOutput(); err != nil {
 			t.Fatalf("ip %s: %v: %s", command, err, out)
 		}
 	}
+	found, err := the.LoseNode(p.UID)
+	must(t, err)
+	// A device that nobody reads swallows packets. A blackhole route would tell local senders at once.
+	ip("tuntap add nowhere mode tun")
+	ip("link set nowhere up")
+	ip("route add " + p.Status.PodIP + " dev nowhere table 77")
 	// All addresses here are local to the machine, and the rule for local addresses comes first: ours must precede it.
-	rule := "to " + p.Status.PodIP + " ipproto tcp dport 15008 blackhole"
-	route("rule add pref 1 lookup local")
-	route("rule del pref 0")
-	route("rule add pref 0 " + rule)
+	ip("rule add pref 1 lookup local")
+	ip("rule del pref 0")
+	rule := "to " + p.Status.PodIP + " lookup 77"
+	ip("rule add pref 0 " + rule)
 	return func() {
-		route("rule del pref 0 " + rule)
-		route("rule add pref 0 lookup local")
-		route("rule del pref 1")
+		ip("rule del pref 0 " + rule)
+		ip("rule add pref 0 lookup local")
+		ip("rule del pref 1")
+		ip("link del nowhere")
+		found()
 	}
 }
 
@@ -86,9 +95,9 @@ func answersPings(t *testing.T, p *corev1.Pod) func() {
 const hangingPicker = "test/hangingpicker:dev"
 
 var harms = map[string]harm{
-	"stopped":            {"", time.Second, stopped},
-	"cut off":            {"", time.Second, cutOff},
-	"answers pings only": {hangingPicker, 3 * time.Second, answersPings},
+	"stopped":            {"", time.Second, false, stopped},
+	"cut off":            {"", time.Second, true, cutOff},
+	"answers pings only": {hangingPicker, 3 * time.Second, false, answersPings},
 }
 
 // A picker that does not answer affects the calls of the first second, or of the first three where only a probe detects it.
@@ -114,9 +123,20 @@ func tryHarm(t *testing.T, h harm, replicas int32, failing *mesh.Caller) {
 	time.Sleep(calm)
 	victim := pickers(ctx, t)[0]
 	began := time.Now()
-	end := h.begin(t, &victim)
-	time.Sleep(harmTime())
+	end := sync.OnceFunc(h.begin(t, &victim))
+	defer end()
+	if h.vanishes {
+		checkWithdrawn(ctx, t, &victim, int(replicas)-1)
+	}
+	ejected, err := pickerStat(ctx, ejections)
+	must(t, err)
+	time.Sleep(time.Until(began.Add(harmTime())))
 	over := time.Now()
+	now, err := pickerStat(ctx, ejections)
+	must(t, err)
+	if h.vanishes && now != ejected {
+		t.Errorf("the waypoint asked the withdrawn picker again: %d ejections and %d at the end", ejected, now)
+	}
 	openCalls, closedCalls := open(), closed()
 	end()
 	// The picker is asked again, or its pod was replaced: no call fails any more.
@@ -130,6 +150,50 @@ func tryHarm(t *testing.T, h harm, replicas int32, failing *mesh.Caller) {
 	if replicas > 1 {
 		checkLate(t, "calls that fail closed and failed", closedCalls, began, out, over, func(c timedCall) bool { return c.err != nil })
 	}
+}
+
+// checkWithdrawn waits until the controller has withdrawn a picker and the waypoint has so many others.
+func checkWithdrawn(ctx context.Context, t *testing.T, victim *corev1.Pod, others int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	began := time.Now()
+	must(t, the.Await(ctx, "the withdrawal of a picker whose node is gone", func(ctx context.Context) error {
+		var p corev1.Pod
+		if err := the.Client.Get(ctx, client.ObjectKeyFromObject(victim), &p); err != nil {
+			return err
+		}
+		i := slices.IndexFunc(p.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady })
+		if i < 0 || p.Status.Conditions[i].Reason != "PickerUnreachable" {
+			return fmt.Errorf("its conditions are %v", p.Status.Conditions)
+		}
+		n, err := pickerStat(ctx, "membership_healthy")
+		if err != nil {
+			return err
+		}
+		if n != others {
+			return fmt.Errorf("the waypoint has %d pickers, want %d", n, others)
+		}
+		return nil
+	}))
+	t.Logf("the picker was withdrawn, and the waypoint knew, %s after its node was gone", time.Since(began).Round(10*time.Millisecond))
+}
+
+// ejections counts how often a waypoint ejected a picker.
+const ejections = "outlier_detection.ejections_enforced_total"
+
+// pickerStat is a counter of the picker's cluster at the waypoint of models.
+func pickerStat(ctx context.Context, name string) (int, error) {
+	stats, err := the.WaypointStats(ctx, "models", "waypoint")
+	if err != nil {
+		return 0, err
+	}
+	for full, n := range stats {
+		if strings.HasPrefix(full, "cluster.outbound|9002||inference-picker.inference-system.") && strings.HasSuffix(full, "."+name) {
+			return n, nil
+		}
+	}
+	return 0, fmt.Errorf("the waypoint has no counter %s of its pickers", name)
 }
 
 // checkLate compares the share of callers' time in the calls that holds selects: once the picker should be out, it may be

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/handover"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/reconcile"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
 )
 
@@ -29,6 +30,7 @@ type options struct {
 	uninstall      bool
 	drain          time.Duration
 	watchWaypoints time.Duration
+	watchPickers   time.Duration
 	metricsAddress string
 	healthAddress  string
 	logLevel       string
@@ -63,6 +65,9 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 		"how `long` replaced configuration stays at a waypoint, so that calls in flight can end; Istio's default drainDuration is 45s")
 	flags.DurationVar(&o.watchWaypoints, "watch-waypoints", 5*time.Second,
 		"`interval` at which the counters of waypoints are read, to see whether calls to pools are picked, from 1s to 10s; 0 for never")
+	flags.DurationVar(&o.watchPickers, "watch-pickers", 500*time.Millisecond,
+		"`interval` at which the default picker's pods are asked for a sign of life, from 200ms to 10s; one whose node has vanished is set "+
+			"to not ready, as Kubernetes does 50 s later; 0 for never")
 	flags.StringVar(&o.metricsAddress, "metrics-address", ":9090", "`host:port` of Prometheus metrics; 0 for none")
 	flags.StringVar(&o.healthAddress, "health-address", ":8081", "`host:port` of /healthz and /readyz; 0 for none")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -117,6 +122,9 @@ func (o *options) validate() error {
 	if o.watchWaypoints != 0 && (o.watchWaypoints < minWatch || o.watchWaypoints > maxWatch) {
 		invalid("watch-waypoints", "%s: want 0, or between %s and %s", o.watchWaypoints, minWatch, maxWatch)
 	}
+	if o.watchPickers != 0 && (o.watchPickers < minPickerWatch || o.watchPickers > maxWatch) {
+		invalid("watch-pickers", "%s: want 0, or between %s and %s", o.watchPickers, minPickerWatch, maxWatch)
+	}
 	if err := o.level.UnmarshalText([]byte(o.logLevel)); err != nil {
 		invalid("log-level", "%q is none of debug, info, warn, error", o.logLevel)
 	}
@@ -128,7 +136,13 @@ func (o *options) validate() error {
 const (
 	minWatch = time.Second
 	maxWatch = 10 * time.Second
+	// minPickerWatch is the lower bound of --watch-pickers.
+	minPickerWatch = 200 * time.Millisecond
 )
+
+func (o *options) intervals() reconcile.Intervals {
+	return reconcile.Intervals{Waypoints: o.watchWaypoints, Pickers: o.watchPickers}
+}
 
 func (o *options) settings() translate.Settings {
 	return translate.Settings{HostSuffix: o.hostSuffix, ClusterDomain: o.clusterDomain, RootNamespace: o.rootNamespace, DefaultPicker: o.picker, HostClaims: o.claims}

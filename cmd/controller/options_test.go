@@ -37,11 +37,11 @@ func TestParseOptions(t *testing.T) {
 		"all that is wrong at once": {
 			args: []string{
 				"--default-picker=picker:9002", "--host-suffix=-", "--cluster-domain=a_b", "--metrics-address=9090",
-				"--health-address=x", "--log-level=loud", "--allow-host=chat.example.com", "--allow-host=models=*", "--leader-elect", "--leader-elect-namespace=A", "--watch-waypoints=1m",
+				"--health-address=x", "--log-level=loud", "--allow-host=chat.example.com", "--allow-host=models=*", "--leader-elect", "--leader-elect-namespace=A", "--watch-waypoints=1m", "--watch-pickers=1ms",
 			},
 			wantErrors: []string{
 				"--default-picker", "--host-suffix", "--cluster-domain", "--metrics-address", "--health-address",
-				"--log-level", "--leader-elect-namespace", `"chat.example.com" is not namespace=host`, "neither a host nor *.domain", "--watch-waypoints",
+				"--log-level", "--leader-elect-namespace", `"chat.example.com" is not namespace=host`, "neither a host nor *.domain", "--watch-waypoints", "--watch-pickers",
 			},
 		},
 		"uninstalling needs a lease": {args: []string{"--uninstall", "--leader-elect-namespace=A", "--drain=-1s"}, wantErrors: []string{"--leader-elect-namespace", "--drain"}},

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/pickerwatch"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/waypointwatch"
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/endpointmetrics"
@@ -29,7 +30,7 @@ func metricsPage() ([]byte, error) {
 		return nil, err
 	}
 	registry = prometheus.NewRegistry()
-	registry.MustRegister(waypointwatch.Example(waypointwatch.Place{}))
+	registry.MustRegister(waypointwatch.Example(waypointwatch.Place{}), pickerwatch.Withdrawn())
 	controllers, err := table(registry)
 	if err != nil {
 		return nil, err

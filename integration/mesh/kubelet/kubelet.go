@@ -82,6 +82,9 @@ func (k *Kubelet) syncPod(ctx context.Context, p *corev1.Pod, namespaces map[str
 	k.mu.Lock()
 	r := k.running[p.UID]
 	k.mu.Unlock()
+	if r != nil {
+		r.seen.Store(cluster.IsReady(p))
+	}
 	switch {
 	case p.DeletionTimestamp != nil && r == nil:
 		return k.forget(ctx, p)
@@ -130,6 +133,18 @@ func (k *Kubelet) Kill(pod types.UID) error {
 		return err
 	}
 	return p.Kill()
+}
+
+// LoseNode has nobody probe or report a pod any more, as if its node had vanished, until found is called.
+func (k *Kubelet) LoseNode(pod types.UID) (found func(), err error) {
+	k.mu.Lock()
+	r := k.running[pod]
+	k.mu.Unlock()
+	if r == nil {
+		return nil, fmt.Errorf("no pod of the uid %s runs here", pod)
+	}
+	r.lost.Store(true)
+	return func() { r.lost.Store(false) }, nil
 }
 
 // ProcessID returns the process ID of a pod's program. A restart changes it.

@@ -3,6 +3,7 @@ package kubelet
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,6 +17,8 @@ import (
 const (
 	restartDelay = 500 * time.Millisecond // before the restart of a program that ended by itself
 	defaultGrace = corev1.DefaultTerminationGracePeriodSeconds * time.Second
+	// syncPeriod is how long a status that somebody else wrote stays: a kubelet compares every 10 s, and its own word wins.
+	syncPeriod = 10 * time.Second
 )
 
 // runningPod is a pod that the kubelet has started.
@@ -26,6 +29,9 @@ type runningPod struct {
 
 	grace   time.Duration         // the program's grace period; 0 kills it
 	program chan *process.Process // holds the running program
+
+	lost atomic.Bool // the pod's node has vanished: nobody probes or reports the pod
+	seen atomic.Bool // the API server last had the pod as ready
 }
 
 // startPod gives the pod an address and starts its program in the background.
@@ -101,6 +107,7 @@ func (k *Kubelet) live(ctx context.Context, r *runningPod, image Image) {
 // watchProgram probes a program until it ends or must end.
 func (k *Kubelet) watchProgram(ctx context.Context, r *runningPod, p *process.Process, probe func(context.Context) error) {
 	ready, failures, most := false, 0, failuresToDown
+	var contested time.Time // since when the API server has had another status; 0 while it has this one
 	if own := r.pod.Spec.Containers[0].ReadinessProbe; own != nil && own.FailureThreshold > 0 {
 		most = int(own.FailureThreshold)
 	}
@@ -115,8 +122,21 @@ func (k *Kubelet) watchProgram(ctx context.Context, r *runningPod, p *process.Pr
 			return
 		case <-time.After(pause):
 		}
+		if r.lost.Load() {
+			continue
+		}
+		switch {
+		case r.seen.Load() == ready:
+			contested = time.Time{}
+		case contested.IsZero():
+			contested = time.Now()
+		case time.Since(contested) > syncPeriod:
+			contested = time.Time{}
+			k.setReady(ctx, r.pod, ready)
+		}
 		err := probe(ctx)
 		switch {
+		case r.lost.Load():
 		case err == nil && !ready:
 			ready, failures, pause = true, 0, probeWhileUp
 			k.setReady(ctx, r.pod, true)

@@ -15,10 +15,14 @@ const pollInterval = 25 * time.Millisecond
 func Await(ctx context.Context, what string, check func(context.Context) error, needs ...*Process) error {
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
+	var err error
 	for {
-		err := check(ctx)
-		if err == nil {
+		last := err
+		if err = check(ctx); err == nil {
 			return nil
+		}
+		if last != nil && ctx.Err() != nil {
+			err = last // a check that the end of ctx broke off says nothing
 		}
 		for _, p := range needs {
 			select {

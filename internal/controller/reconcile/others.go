@@ -22,14 +22,16 @@ import (
 
 // CacheOptions keep the cache small. Of VirtualServices and DestinationRules, of which there may be thousands, it keeps only
 // the fields that show whether they have an effect. It keeps AuthorizationPolicies of our picker's namespace only, and pods
-// of Gateways only. Of other objects it shortens managedFields to the names of our labels and annotations.
+// of Gateways and of our picker's namespace only. Of other objects it shortens managedFields to the names of our labels and annotations.
 func CacheOptions(settings translate.Settings) cache.Options {
 	out := map[client.Object]cache.ByObject{
 		&networkingv1.VirtualService{}:  {Transform: strip},
 		&networkingv1.DestinationRule{}: {Transform: strip},
-		&corev1.Pod{}:                   {Label: ofGateways(), Transform: stripPod},
 	}
+	pods := map[string]cache.Config{cache.AllNamespaces: {LabelSelector: ofGateways(), Transform: stripPod}}
+	out[&corev1.Pod{}] = cache.ByObject{Namespaces: pods}
 	if picker := settings.DefaultPicker; picker != nil {
+		pods[picker.Service.Namespace] = cache.Config{LabelSelector: labels.Everything(), Transform: stripPicker}
 		out[&securityv1.AuthorizationPolicy{}] = cache.ByObject{Namespaces: map[string]cache.Config{picker.Service.Namespace: {}}}
 	}
 	return cache.Options{ByObject: out, DefaultTransform: apply.Strip}
@@ -50,11 +52,35 @@ func stripPod(o any) (any, error) {
 	if !ok {
 		return o, nil
 	}
-	kept := corev1.Pod{Status: corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP}}
-	kept.Name, kept.Namespace, kept.UID, kept.ResourceVersion = p.Name, p.Namespace, p.UID, p.ResourceVersion
+	kept := bare(p)
 	kept.Labels = map[string]string{gatewayNameLabel: p.Labels[gatewayNameLabel]}
+	return kept, nil
+}
+
+// stripPicker keeps of a pod what stripPod does, all labels, its ports, and whether it is ready.
+func stripPicker(o any) (any, error) {
+	p, ok := o.(*corev1.Pod)
+	if !ok {
+		return o, nil
+	}
+	kept := bare(p)
+	kept.Labels = p.Labels
+	for _, c := range p.Spec.Containers {
+		kept.Spec.Containers = append(kept.Spec.Containers, corev1.Container{Ports: c.Ports})
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			kept.Status.Conditions = []corev1.PodCondition{c}
+		}
+	}
+	return kept, nil
+}
+
+func bare(p *corev1.Pod) *corev1.Pod {
+	kept := &corev1.Pod{Status: corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP}}
+	kept.Name, kept.Namespace, kept.UID, kept.ResourceVersion = p.Name, p.Namespace, p.UID, p.ResourceVersion
 	kept.DeletionTimestamp = p.DeletionTimestamp
-	return &kept, nil
+	return kept
 }
 
 // strip drops a VirtualService's routes, a DestinationRule's subsets, and the labels, annotations and managedFields of both.

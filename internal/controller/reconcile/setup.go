@@ -16,6 +16,7 @@ import (
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/source"
@@ -26,6 +27,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/apply"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/handover"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/translate"
+	"github.com/inference-waypoint/inference-waypoint/internal/controller/waypointwatch"
 )
 
 // name is the controller's name in logs, metrics and events.
@@ -56,10 +58,17 @@ func Scheme() (*runtime.Scheme, error) {
 	return scheme, nil
 }
 
+// Intervals are how often the controller looks at what is not in the API server; 0 for never.
+type Intervals struct {
+	// Waypoints is the interval at which the waypoints' counters are read, to see whether calls are picked.
+	Waypoints time.Duration
+	// Pickers is the interval at which the default picker's pods are asked, to see whether their nodes are there.
+	Pickers time.Duration
+}
+
 // Add adds the controllers of pools, routes and namespaces to a manager. At their start every such object and every object
-// of ours is an event, so that they repair changes made while no controller ran. If watch is not 0, the controller reads
-// the waypoints' counters at this interval, to see whether calls are picked.
-func Add(ctx context.Context, m manager.Manager, settings translate.Settings, times handover.Times, watch time.Duration) error {
+// of ours is an event, so that they repair changes made while no controller ran.
+func Add(ctx context.Context, m manager.Manager, settings translate.Settings, times handover.Times, watch Intervals) error {
 	for _, i := range indexes(settings) {
 		if !installed(m.GetRESTMapper(), m.GetScheme(), i.kind) {
 			continue
@@ -90,9 +99,11 @@ func Add(ctx context.Context, m manager.Manager, settings translate.Settings, ti
 	}
 	reconciler := newReconciler(m.GetClient(), recorder, settings, times, clock.RealClock{})
 	reconciler.read = w.dependents
-	if watch > 0 {
-		calls, changed, err := addWatch(m, settings, watch)
-		if err != nil {
+	var calls *waypointwatch.Watch
+	if watch.Waypoints > 0 {
+		var changed <-chan event.GenericEvent
+		var err error
+		if calls, changed, err = addWatch(m, settings, watch.Waypoints); err != nil {
 			return fmt.Errorf("adding the watch over waypoints: %w", err)
 		}
 		reconciler.picking = calls
@@ -136,6 +147,11 @@ func Add(ctx context.Context, m manager.Manager, settings translate.Settings, ti
 	if settings.DefaultPicker != nil {
 		if err := addAccess(m, settings); err != nil {
 			return fmt.Errorf("adding the controller of access to the picker: %w", err)
+		}
+		if watch.Pickers > 0 {
+			if err := addLostPickers(m, recorder, *settings.DefaultPicker, calls, watch.Pickers); err != nil {
+				return fmt.Errorf("adding the watch over pickers: %w", err)
+			}
 		}
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache/informertest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
@@ -176,27 +177,43 @@ func TestWatchedAtRest(t *testing.T) {
 	}
 }
 
-// The cache keeps only pods of Gateways, and only the fields that the watch needs.
+// The cache keeps only pods of Gateways and of the picker's namespace, and only the fields that the watches need.
 func TestPodsInTheCache(t *testing.T) {
+	whole := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "p", UID: "u", Labels: map[string]string{gatewayNameLabel: "w", "a": "b"}, Annotations: map[string]string{"c": "d"}},
+		Spec:       corev1.PodSpec{NodeName: "node", Containers: []corev1.Container{{Name: "n", Ports: []corev1.ContainerPort{{Name: "grpc", ContainerPort: 1}}}}},
+		Status: corev1.PodStatus{
+			Phase: corev1.PodRunning, PodIP: "10.0.0.1", Message: "m",
+			Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled}, {Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+		},
+	}
+	ofWaypoint := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "p", UID: "u", Labels: map[string]string{gatewayNameLabel: "w"}},
+		Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1"},
+	}
+	ofPicker := ofWaypoint.DeepCopy()
+	ofPicker.Labels["a"] = "b"
+	ofPicker.Spec.Containers = []corev1.Container{{Ports: whole.Spec.Containers[0].Ports}}
+	ofPicker.Status.Conditions = whole.Status.Conditions[1:]
 	for o, by := range CacheOptions(settings()).ByObject {
 		if _, pods := o.(*corev1.Pod); !pods {
 			continue
 		}
-		if by.Label == nil || by.Label.String() != gatewayNameLabel {
-			t.Errorf("pods are selected by %v", by.Label)
+		if len(by.Namespaces) != 2 {
+			t.Errorf("pods are kept of %v", by.Namespaces)
 		}
-		whole := &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "p", UID: "u", Labels: map[string]string{gatewayNameLabel: "w", "a": "b"}, Annotations: map[string]string{"c": "d"}},
-			Spec:       corev1.PodSpec{NodeName: "node"},
-			Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1", Message: "m"},
-		}
-		kept, err := by.Transform(whole)
-		want := &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "p", UID: "u", Labels: map[string]string{gatewayNameLabel: "w"}},
-			Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1"},
-		}
-		if diff := cmp.Diff(want, kept); diff != "" || err != nil {
-			t.Errorf("%v (-want +got):\n%s", err, diff)
+		for namespace, want := range map[string]struct {
+			label string
+			pod   *corev1.Pod
+		}{cache.AllNamespaces: {gatewayNameLabel, ofWaypoint}, "inference-system": {"", ofPicker}} {
+			config := by.Namespaces[namespace]
+			if config.LabelSelector == nil || config.LabelSelector.String() != want.label {
+				t.Errorf("pods of %q are selected by %v", namespace, config.LabelSelector)
+			}
+			kept, err := config.Transform(whole.DeepCopy())
+			if diff := cmp.Diff(want.pod, kept); diff != "" || err != nil {
+				t.Errorf("of %q: %v (-want +got):\n%s", namespace, err, diff)
+			}
 		}
 		return
 	}

@@ -68,11 +68,14 @@ type Watch struct {
 	fetch   fetch
 	clock   clock.WithTicker
 	slots   chan struct{} // has an element for each pod that is being read
+	look    chan struct{} // has an element if the next round is to begin at once
 
 	mu     sync.Mutex
 	places map[Place]*place
 	pods   map[podPlace]history
 	busy   map[string]bool // namespaces whose last round is still running
+	// unpicked is when a page last showed calls without a pick that should have had one of our own picker.
+	unpicked time.Time
 }
 
 // fetch reads a pod's page, and returns how many bytes it read, also after an error.
@@ -97,6 +100,7 @@ func newWatch(
 	return &Watch{
 		list: list, changed: changed, failed: failed, fetch: fetch, clock: ticks,
 		slots:  make(chan struct{}, readsAtOnce),
+		look:   make(chan struct{}, 1),
 		places: map[Place]*place{},
 		pods:   map[podPlace]history{},
 		busy:   map[string]bool{},
@@ -115,8 +119,25 @@ func (w *Watch) Run(ctx context.Context, interval time.Duration) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C():
+		case <-w.look:
 		}
 	}
+}
+
+// Look makes the next round begin at once.
+func (w *Watch) Look() {
+	select {
+	case w.look <- struct{}{}:
+	default: // it will begin already
+	}
+}
+
+// Unpicked reports whether a page read since a time showed new calls without a pick that should have had one of our own
+// picker. The calls may be as much older as the reading before.
+func (w *Watch) Unpicked(since time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.unpicked.After(since)
 }
 
 // Verdict is the current verdict on a pool at a waypoint, and the counts of calls behind it.
@@ -247,6 +268,9 @@ func (w *Watch) judge(at Waypoint, pages []map[string]counters) []types.Namespac
 			counted = true
 			known.called = known.called || c.called()
 			sum = sum.plus(w.history(podPlace{here, at.Pods[i].UID}, c, p.Duplex))
+		}
+		if sum.unpicked > 0 && !p.Duplex {
+			w.unpicked = now
 		}
 		if counted {
 			known.addEvidence(now, sum)

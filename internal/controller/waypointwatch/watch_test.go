@@ -148,6 +148,54 @@ func TestWatch(t *testing.T) {
 	})
 }
 
+// Calls without a pick are known as soon as Look has had the pages read, and only those that lack a pick of our own picker.
+func TestLook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, duplex := range []bool{false, true} {
+			the := newWorld()
+			the.waypoints = []Waypoint{at("a", 1, 1, "llama")}
+			the.waypoints[0].Pools[0].Duplex = duplex
+			page := counting(true, named("a", "llama"))
+			the.pages[the.waypoints[0].Pods[0].Address] = page
+			w := the.watch()
+			ctx, cancel := context.WithCancel(t.Context())
+			go w.Run(ctx, time.Hour)
+			time.Sleep(time.Minute)
+			began := time.Now()
+			w.Look()
+			time.Sleep(time.Second)
+			if w.Unpicked(time.Time{}) {
+				t.Error("calls that are picked count as unpicked")
+			}
+			the.mu.Lock()
+			the.pages[the.waypoints[0].Pods[0].Address] = func(ctx context.Context) (map[string]counters, error) {
+				out, err := page(ctx)
+				for name, c := range out {
+					c.failed, c.sent = 1, c.sent+1
+					out[name] = c
+				}
+				return out, err
+			}
+			the.mu.Unlock()
+			time.Sleep(time.Minute)
+			if w.Unpicked(began) {
+				t.Error("the page was read too early")
+			}
+			for range 3 { // more than once is once
+				w.Look()
+			}
+			time.Sleep(time.Second)
+			if got := w.Unpicked(began); got == duplex {
+				t.Errorf("calls to a pool whose picker gets bodies as streams (%t) count as unpicked: %t", duplex, got)
+			}
+			if w.Unpicked(time.Now()) {
+				t.Error("calls count that were known before")
+			}
+			cancel()
+		}
+	})
+}
+
 // A page counts only for the pools of its own waypoint, and only maxPods pods of a waypoint are read.
 func TestWatchOfForeignPools(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -65,7 +65,8 @@ topologySpreadConstraints:
 - apiGroups: [networking.istio.io]
   resources: [serviceentries, envoyfilters]
   verbs: [get, list, watch, create, patch, delete]
-# Where the counters of waypoints are read. It keeps those with Istio's label gateway.networking.k8s.io/gateway-name alone.
+# Where the counters of waypoints are read, and the pickers. It keeps those with Istio's label gateway.networking.k8s.io/gateway-name
+# and those of its own namespace alone.
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
@@ -101,4 +102,8 @@ topologySpreadConstraints:
 - apiGroups: [""] # leader election tells of itself in the older kind of event
   resources: [events]
   verbs: [create, patch]
+# A picker whose node has vanished is set to not ready, as Kubernetes does 50 s later.
+- apiGroups: [""]
+  resources: [pods/status]
+  verbs: [patch]
 {{- end }}

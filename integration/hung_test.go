@@ -364,7 +364,8 @@ func setPickers(ctx context.Context, t *testing.T, replicas int32, image string)
 	}
 	set(ctx, replicas, image)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		// TCP sends again after pauses that double, so a tunnel that was cut needs up to as long again as it was cut.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute+2*harmTime())
 		defer cancel()
 		set(ctx, 1, own)
 		must(t, the.Await(ctx, "picking", func(ctx context.Context) error { return staysPut(ctx, llama) }))

@@ -116,12 +116,14 @@ func TestHungPicker(t *testing.T) {
 
 func tryHarm(t *testing.T, h harm, replicas int32, failing *mesh.Caller) {
 	ctx := begin(t, 5*time.Minute)
-	strict := strictPool(ctx, t)
 	setPickers(ctx, t, replicas, h.image)
+	home := homeOf(ctx, t, "llama", llama)
+	strict := strictPool(ctx, t, home)
 	must(t, the.Await(ctx, "calls to a pool that fails closed", func(ctx context.Context) error { return say(ctx, failing, strict) }))
 	open, closed := watchCalls(ctx, the.caller, llama), watchCalls(ctx, failing, strict)
 	time.Sleep(calm)
-	victim := pickers(ctx, t)[0]
+	all := pickers(ctx, t)
+	victim := all[slices.IndexFunc(all, func(p corev1.Pod) bool { return p.Name == home })]
 	began := time.Now()
 	end := sync.OnceFunc(h.begin(t, &victim))
 	defer end()
@@ -141,6 +143,9 @@ func tryHarm(t *testing.T, h harm, replicas int32, failing *mesh.Caller) {
 	end()
 	// The picker is asked again, or its pod was replaced: no call fails any more.
 	must(t, the.Await(ctx, "the picker's return", func(ctx context.Context) error { return say(ctx, failing, strict) }))
+	if h.vanishes { // a picker that was withdrawn is not withdrawn again for a while
+		must(t, the.Client.Delete(ctx, &victim))
+	}
 
 	out := h.within + time.Second
 	reportHarm(t, "FailOpen", openCalls, began)
@@ -326,13 +331,20 @@ func say(ctx context.Context, from *mesh.Caller, host string) error {
 	return err
 }
 
-// strictPool makes a FailClose pool over the quickstart's model servers. It is deleted after the test.
-func strictPool(ctx context.Context, t *testing.T) (host string) {
+// strictPool makes a FailClose pool over the quickstart's model servers that has this picker. It is deleted after the test.
+func strictPool(ctx context.Context, t *testing.T, home string) (host string) {
 	t.Helper()
-	t.Cleanup(func() { must(t, client.IgnoreNotFound(the.Client.Delete(context.WithoutCancel(ctx), pool("strict")))) })
-	must(t, the.ApplyYAML(ctx, strings.NewReplacer("NAME", "strict",
-		"  namespace: models", "  namespace: models\n  annotations: {inference-waypoint.io/failure-mode: FailClose}").Replace(poolYAML)))
-	return "http://strict.models.inference.internal"
+	for i := 0; ; i++ { // the name decides
+		name := fmt.Sprintf("strict-%d", i)
+		gone := sync.OnceFunc(func() { must(t, client.IgnoreNotFound(the.Client.Delete(context.WithoutCancel(ctx), pool(name)))) })
+		t.Cleanup(gone)
+		must(t, the.ApplyYAML(ctx, strings.NewReplacer("NAME", name,
+			"  namespace: models", "  namespace: models\n  annotations: {inference-waypoint.io/failure-mode: FailClose}").Replace(poolYAML)))
+		if homeOf(ctx, t, name, hostOf(name)) == home {
+			return hostOf(name)
+		}
+		gone()
+	}
 }
 
 // setPickers runs so many pickers, of an image if one is named. At the end of the test one picker of the usual image runs.

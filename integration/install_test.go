@@ -29,6 +29,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
@@ -138,12 +139,12 @@ func TestAccountsMayDoNoMore(t *testing.T) {
 	}
 	t.Run("the controller in its own namespace", func(t *testing.T) {
 		got := strings.Join(rights(ctx, t, controllerAccount, system), "\n")
-		for _, want := range []string{"events: create,patch", "authorizationpolicies.security.istio.io: " + write, "leases.coordination.k8s.io: create", "leases.coordination.k8s.io/inference-waypoint-controller: get,update", "secrets: create", "secrets/inference-picker-key: delete,get,patch"} {
+		for _, want := range []string{"events: create,patch", "authorizationpolicies.security.istio.io: " + write, "leases.coordination.k8s.io: create", "leases.coordination.k8s.io/inference-waypoint-controller: get,update", "secrets: create", "secrets/inference-picker-key: delete,get,patch", "pods/status: patch"} {
 			if !strings.Contains(got, want) {
 				t.Errorf("it lacks %s", want)
 			}
 		}
-		if strings.Count(got, "secrets") > 2 || strings.Contains(got, "deployments") {
+		if strings.Count(got, "secrets") > 2 || strings.Count(got, "pods") > 2 || strings.Contains(got, "deployments") {
 			t.Errorf("it has more than it needs:\n%s", got)
 		}
 	})
@@ -195,6 +196,36 @@ func asOf(t *testing.T, namespace, account string) client.Client {
 	c, err := client.New(config, client.Options{Scheme: manifest.Scheme()})
 	must(t, err)
 	return c
+}
+
+// Of pods' statuses the controller writes only whether pods of its own namespace are ready.
+func TestControllerWritesOnlyWhetherPodsAreReady(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	controller := as(t, controllerAccount)
+	target := picker(ctx, t)
+	status := func(pod *corev1.Pod, kind types.PatchType, status string) error {
+		pod = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name}}
+		return controller.Status().Patch(ctx, pod, client.RawPatch(kind, []byte(`{"status":`+status+`}`)), client.DryRunAll)
+	}
+	const ready = `{"conditions":[{"type":"Ready","status":"False","reason":"PickerUnreachable"}]}`
+	must(t, status(target, types.StrategicMergePatchType, ready))
+	for what, change := range map[string]string{
+		"another condition":   `{"conditions":[{"type":"ContainersReady","status":"False"}]}`,
+		"one condition more":  `{"conditions":[{"type":"example.com/Checked","status":"True"}]}`,
+		"phase":               `{"phase":"Failed"}`,
+		"state of containers": `{"containerStatuses":[{"name":"picker","ready":false,"image":"i","imageID":"i","restartCount":7}]}`,
+	} {
+		if err := status(target, types.StrategicMergePatchType, change); !apierrors.IsInvalid(err) && !apierrors.IsForbidden(err) || !strings.Contains(fmt.Sprint(err), "only the condition Ready") {
+			t.Errorf("%s gave %v, want that the policy forbids it", what, err)
+		}
+	}
+	const address = `{"podIP":"10.0.0.1","podIPs":[{"ip":"10.0.0.1"}]}`
+	if err := status(target, types.MergePatchType, address); !strings.Contains(fmt.Sprint(err), "only the condition Ready") {
+		t.Errorf("its address gave %v, want that the policy forbids it", err)
+	}
+	if err := status(&modelServers(ctx, t)[0], types.StrategicMergePatchType, ready); !apierrors.IsForbidden(err) {
+		t.Errorf("a pod of another namespace gave %v, want that it may not", err)
+	}
 }
 
 // The controller writes only objects with its label: no Gateway of others, and no Gateway that it does not label.

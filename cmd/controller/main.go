@@ -55,7 +55,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err := awaitKinds(manager); err != nil {
 		return err
 	}
-	if err := reconcile.Add(ctx, manager, settings, o.times(), o.intervals()); err != nil {
+	if err := reconcile.Add(ctx, manager, settings, o.times(), o.watches()); err != nil {
 		return fmt.Errorf("adding the pool controller: %w", err)
 	}
 	return manager.Start(ctx)

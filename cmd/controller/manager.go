@@ -73,21 +73,15 @@ func (o *options) key(ctx context.Context, m manager.Manager) (*poolkey.Key, err
 }
 
 func keepKey(m manager.Manager, c client.Client, namespace string, key poolkey.Key) error {
-	return m.Add(everyReplica(func(ctx context.Context) error { return poolkey.Keep(ctx, c, namespace, key) }))
+	// A replica without the lease has read the key too, and would make tokens of an old one as soon as it leads.
+	return m.Add(reconcile.EveryReplica(func(ctx context.Context) error { return poolkey.Keep(ctx, c, namespace, key) }))
 }
 
-// awaitKinds stops the manager once the cluster has a kind that it lacks now.
+// awaitKinds stops the manager once the cluster has a kind that it lacks now. A replica without the lease has looked for
+// kinds too, and would lack the watch of a new one as soon as it leads.
 func awaitKinds(m manager.Manager) error {
-	return m.Add(everyReplica(reconcile.AwaitKinds(m.GetRESTMapper(), m.GetScheme())))
+	return m.Add(reconcile.EveryReplica(reconcile.AwaitKinds(m.GetRESTMapper(), m.GetScheme())))
 }
-
-// everyReplica is a runnable that does not wait for the lease. A replica without the lease has read the key and looked for
-// kinds too. As soon as it leads, it would make tokens of an old key, and lack the watch of a new kind.
-type everyReplica func(context.Context) error
-
-func (f everyReplica) Start(ctx context.Context) error { return f(ctx) }
-
-func (everyReplica) NeedLeaderElection() bool { return false }
 
 // direct makes a client that reads from the API server. The manager's own client reads from a cache, which would keep
 // every object of a kind in memory for a single read.

@@ -31,6 +31,7 @@ type options struct {
 	drain          time.Duration
 	watchWaypoints time.Duration
 	watchPickers   time.Duration
+	node           string
 	metricsAddress string
 	healthAddress  string
 	logLevel       string
@@ -68,6 +69,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	flags.DurationVar(&o.watchPickers, "watch-pickers", 500*time.Millisecond,
 		"`interval` at which the default picker's pods are asked for a sign of life, from 200ms to 10s; one whose node has vanished is set "+
 			"to not ready, as Kubernetes does 50 s later; 0 for never")
+	flags.StringVar(&o.node, "node", "", "`name` of the node on which the controller runs; pickers there do not count as signs of life of the network")
 	flags.StringVar(&o.metricsAddress, "metrics-address", ":9090", "`host:port` of Prometheus metrics; 0 for none")
 	flags.StringVar(&o.healthAddress, "health-address", ":8081", "`host:port` of /healthz and /readyz; 0 for none")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -140,8 +142,8 @@ const (
 	minPickerWatch = 200 * time.Millisecond
 )
 
-func (o *options) intervals() reconcile.Intervals {
-	return reconcile.Intervals{Waypoints: o.watchWaypoints, Pickers: o.watchPickers}
+func (o *options) watches() reconcile.Watches {
+	return reconcile.Watches{Waypoints: o.watchWaypoints, Pickers: o.watchPickers, Node: o.node}
 }
 
 func (o *options) settings() translate.Settings {

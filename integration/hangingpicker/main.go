@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
@@ -43,13 +45,15 @@ func run() error {
 	flags := pflag.NewFlagSet("hangingpicker", pflag.ExitOnError)
 	address := flags.String("extproc-address", ":9002", "serve ext_proc here")
 	healthAddress := flags.String("health-address", ":9003", "serve health checks here")
+	metricsAddress := flags.String("metrics-address", ":9090", "serve metrics here")
 	service := flags.String("service", "inference-system/inference-picker", "serve the pools that name this Service")
 	unnamed := flags.Bool("unnamed-pools", true, "serve the pools that name none")
 	flags.ParseErrorsAllowlist.UnknownFlags = true // flags of the picker
 	if err := flags.Parse(os.Args[1:]); err != nil {
 		return err
 	}
-	metrics := telemetry.NewMetrics(prometheus.NewRegistry())
+	registry := prometheus.NewRegistry()
+	metrics := telemetry.NewMetrics(registry)
 	pools := poolstate.New(poolstate.Options{Metrics: metrics})
 	from, err := cluster(pools, *service, *unnamed)
 	if err != nil {
@@ -78,6 +82,13 @@ func run() error {
 		return err
 	}
 	go func() { _ = probes.Serve(onHealth) }() // until the program ends
+	onMetrics, err := net.Listen("tcp", *metricsAddress)
+	if err != nil {
+		return err
+	}
+	go func() { //nolint:gosec // a test's server needs no time limits
+		_ = http.Serve(onMetrics, promhttp.HandlerFor(registry, promhttp.HandlerOpts{})) // until the program ends
+	}()
 	from.Run(ctx, func() { states.SetServingStatus("readiness", healthv1.HealthCheckResponse_SERVING) })
 	return nil
 }

@@ -25,7 +25,7 @@ var ours = map[string]struct {
 	"inference-waypoint/picker":      {".", "./cmd/picker", map[string]string{"extproc-address": "9002", "health-address": "9003", "metrics-address": "9090", "debug-address": "9091"}, nil},
 	"inference-waypoint/modelserver": {"samples/modelserver", ".", map[string]string{"address": "8000"}, nil},
 	"inference-waypoint/echo":        {"integration", "./echo", map[string]string{"address": "8000"}, nil},
-	"test/hangingpicker":             {"integration", "./hangingpicker", map[string]string{"extproc-address": "9002", "health-address": "9003"}, nil},
+	"test/hangingpicker":             {"integration", "./hangingpicker", map[string]string{"extproc-address": "9002", "health-address": "9003", "metrics-address": "9090"}, nil},
 }
 
 // build builds our programs, so that no test runs old ones. Each is built in its own module, whose go.mod sets the versions

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -18,8 +19,8 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/sandbox"
 )
 
-// NodeName is the name of the only node.
-const NodeName = "machine"
+// NodeName is the name of a pod's node. Each pod has a node of its own, so that a test can lose one with its node.
+func NodeName(p *corev1.Pod) string { return p.Namespace + "." + p.Name + ".machine" }
 
 const (
 	apiServerURL = "https://127.0.0.1:6443"

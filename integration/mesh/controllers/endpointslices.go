@@ -52,7 +52,7 @@ func (c *Controllers) syncEndpoints(ctx context.Context, s *corev1.Service, pods
 		}
 		sample = p
 		ready, terminating := cluster.IsReady(p) && p.DeletionTimestamp == nil, p.DeletionTimestamp != nil
-		node := cluster.NodeName
+		node := p.Spec.NodeName
 		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
 			Addresses:  []string{p.Status.PodIP},
 			Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &ready, Terminating: &terminating},

@@ -73,7 +73,7 @@ func (k *Kubelet) syncPod(ctx context.Context, p *corev1.Pod, namespaces map[str
 		return nil
 	}
 	if p.Spec.NodeName == "" {
-		binding := &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}, Target: corev1.ObjectReference{Kind: "Node", Name: cluster.NodeName}}
+		binding := &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}, Target: corev1.ObjectReference{Kind: "Node", Name: cluster.NodeName(p)}}
 		if err := k.cluster.Client.SubResource("binding").Create(ctx, p, binding); err != nil {
 			return fmt.Errorf("placing pod %s: %w", p.Name, err)
 		}

@@ -61,7 +61,7 @@ func valueOf(e corev1.EnvVar, p *corev1.Pod) string {
 	case "spec.serviceAccountName":
 		return cluster.AccountOf(p)
 	case "spec.nodeName":
-		return cluster.NodeName
+		return p.Spec.NodeName
 	case "status.podIP":
 		return p.Status.PodIP
 	default:

@@ -11,10 +11,11 @@ import (
 func TestVariablesTakeFieldsOfThePod(t *testing.T) {
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "llama-0"},
+		Spec:       corev1.PodSpec{NodeName: "machine-0"},
 		Status:     corev1.PodStatus{PodIP: "10.244.0.7"},
 	}
 	for path, want := range map[string]string{
-		"metadata.name": "llama-0", "metadata.namespace": "models", "spec.serviceAccountName": "default", "spec.nodeName": "machine",
+		"metadata.name": "llama-0", "metadata.namespace": "models", "spec.serviceAccountName": "default", "spec.nodeName": "machine-0",
 		"status.podIP": "10.244.0.7", "status.hostIP": "",
 	} {
 		e := corev1.EnvVar{Name: "FIELD", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}}

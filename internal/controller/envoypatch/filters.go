@@ -116,10 +116,8 @@ func extProcFilter(statPrefix string) *extprocv3.ExternalProcessor {
 
 // ask is the override of extProcFilter by which a route asks the picker.
 func (p Picker) ask() *extprocv3.ExtProcOverrides {
-	service := p.service()
-	service.RetryPolicy = askAnother()
 	return &extprocv3.ExtProcOverrides{
-		GrpcService:      service,
+		GrpcService:      p.service(),
 		FailureModeAllow: wrapperspb.Bool(p.FailOpen),
 		ProcessingMode:   p.Protocol.processingMode(),
 	}
@@ -131,17 +129,6 @@ func (p Picker) service() *corev3.GrpcService {
 			ClusterName: p.cluster(),
 		}},
 		InitialMetadata: headerValues(p.Metadata),
-	}
-}
-
-// askAnother asks another picker if the connection to the first is lost before it has answered, for example because the
-// node has vanished. For that Envoy keeps 64 KiB of the data that it has sent. Envoy closes the connection to a picker
-// that hangs pingTimeout after it asked, which leaves pickTimeout-pingTimeout for the other picker.
-func askAnother() *corev3.RetryPolicy {
-	return &corev3.RetryPolicy{
-		RetryOn:      retryOn,
-		NumRetries:   wrapperspb.UInt32(1),
-		RetryBackOff: &corev3.BackoffStrategy{BaseInterval: durationpb.New(time.Millisecond)},
 	}
 }
 

@@ -6,12 +6,15 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	networkingv1alpha3 "istio.io/api/networking/v1alpha3"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // How a waypoint detects that a picker hangs or is gone, and how long it then does not ask it. Under load the waypoint
@@ -38,15 +41,29 @@ const (
 	ejectionInterval = time.Second
 )
 
+// PickerCluster is the waypoint's cluster of a picker's Service.
+type PickerCluster struct {
+	Host string
+	Port uint32
+	// Pinned sends all calls of a pool to the same picker of several, whichever waypoint asks, so that one picker knows all
+	// that is known of the pool. Calls carry the pool's name in the metadata of their ext_proc stream (pool.NameHeader).
+	// When that picker is ejected or leaves, its pools go to the others, and come back when it does.
+	Pinned bool
+}
+
 // PickerPatch makes a waypoint eject a picker that does not answer after its first failure, and ask it again after a
-// while. istiod merges the patch into its own cluster of the picker's Service, so the mesh's mTLS and the other settings
+// while. A call whose connection to a picker is lost asks another picker, if there is one. istiod merges the patch into its own cluster of the picker's Service, so the mesh's mTLS and the other settings
 // of a DestinationRule stay. While the only picker is ejected, the pool's failure mode decides each call at once.
 //
 // Only lost connections count as failures, never answers: a caller could cause enough errors of a picker to eject it for
 // the pools of others.
-func PickerPatch(host string, port uint32) (*Patch, error) {
-	name := Picker{Host: host, Port: port}.cluster()
-	options, err := pack(&upstreamhttpv3.HttpProtocolOptions{
+func PickerPatch(p PickerCluster) (*Patch, error) {
+	name := Picker{Host: p.Host, Port: p.Port}.cluster()
+	retry, err := askAnother()
+	if err != nil {
+		return nil, fmt.Errorf("cluster %s: %w", name, err)
+	}
+	http := &upstreamhttpv3.HttpProtocolOptions{
 		UpstreamProtocolOptions: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{
 			ExplicitHttpConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
 				ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
@@ -59,11 +76,19 @@ func PickerPatch(host string, port uint32) (*Patch, error) {
 				},
 			},
 		},
-	})
+		RetryPolicy: retry,
+	}
+	policy := clusterv3.Cluster_ROUND_ROBIN // the zero value, which leaves istiod's policy
+	if p.Pinned {
+		// Maglev gives each waypoint the same table, and moves few pools when a picker comes or goes.
+		policy, http.HashPolicy = clusterv3.Cluster_MAGLEV, byPool()
+	}
+	options, err := pack(http)
 	if err != nil {
 		return nil, fmt.Errorf("cluster %s: %w", name, err)
 	}
 	value, err := partialToStruct(&clusterv3.Cluster{
+		LbPolicy:       policy,
 		ConnectTimeout: durationpb.New(pickerConnectTimeout),
 		CommonLbConfig: &clusterv3.Cluster_CommonLbConfig{
 			// Otherwise Envoy asks ejected pickers when all are ejected.
@@ -87,6 +112,32 @@ func PickerPatch(host string, port uint32) (*Patch, error) {
 			},
 		},
 		Patch: &networkingv1alpha3.EnvoyFilter_Patch{Operation: networkingv1alpha3.EnvoyFilter_Patch_MERGE, Value: value},
+	}, nil
+}
+
+// byPool hashes the name of the pool that a stream to the picker is for.
+func byPool() []*routev3.RouteAction_HashPolicy {
+	return []*routev3.RouteAction_HashPolicy{{
+		PolicySpecifier: &routev3.RouteAction_HashPolicy_Header_{
+			Header: &routev3.RouteAction_HashPolicy_Header{HeaderName: pool.NameHeader},
+		},
+	}}
+}
+
+// askAnother asks another picker if the connection to the first is lost before it has answered, for example because the
+// node has vanished. For that Envoy keeps 64 KiB of the data that it has sent. Envoy closes the connection to a picker
+// that hangs pingTimeout after it asked, which leaves pickTimeout-pingTimeout for the other picker.
+func askAnother() (*routev3.RetryPolicy, error) {
+	untried, err := previousHosts()
+	if err != nil {
+		return nil, err
+	}
+	return &routev3.RetryPolicy{
+		RetryOn:                       retryOn,
+		NumRetries:                    wrapperspb.UInt32(1),
+		RetryBackOff:                  &routev3.RetryPolicy_RetryBackOff{BaseInterval: durationpb.New(time.Millisecond)},
+		RetryHostPredicate:            untried,
+		HostSelectionRetryMaxAttempts: hostSelections,
 	}, nil
 }
 

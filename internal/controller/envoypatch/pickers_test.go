@@ -2,6 +2,7 @@ package envoypatch
 
 import (
 	"encoding/json"
+	"fmt"
 	"testing"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -11,7 +12,13 @@ import (
 
 // TestPickerPatchMerges merges the patch into a cluster such as istiod makes, and has Envoy check the result.
 func TestPickerPatchMerges(t *testing.T) {
-	patch, err := PickerPatch("epp.models.svc.cluster.local", 9002)
+	for _, pinned := range []bool{false, true} {
+		t.Run(fmt.Sprintf("pinned %t", pinned), func(t *testing.T) { checkPickerPatch(t, pinned) })
+	}
+}
+
+func checkPickerPatch(t *testing.T, pinned bool) {
+	patch, err := PickerPatch(PickerCluster{Host: "epp.models.svc.cluster.local", Port: 9002, Pinned: pinned})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,6 +32,9 @@ func TestPickerPatchMerges(t *testing.T) {
 	cluster := &clusterv3.Cluster{}
 	if err := protojson.Unmarshal(raw, cluster); err != nil {
 		t.Fatal(err)
+	}
+	if got := cluster.GetLbPolicy() == clusterv3.Cluster_MAGLEV; got != pinned {
+		t.Errorf("the policy is %s", cluster.GetLbPolicy())
 	}
 	cluster.Name = "epp"
 	cluster.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}

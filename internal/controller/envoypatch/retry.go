@@ -30,18 +30,27 @@ const retries = 2
 // hostSelections is how often a retry without a picker's list selects an endpoint to find one that was not tried yet.
 const hostSelections = 5
 
+// previousHosts has a retry select an endpoint that was not tried yet.
+func previousHosts() ([]*routev3.RetryPolicy_RetryHostPredicate, error) {
+	config, err := pack(&previoushostsv3.PreviousHostsPredicate{})
+	if err != nil {
+		return nil, err
+	}
+	return []*routev3.RetryPolicy_RetryHostPredicate{{
+		Name:       "envoy.retry_host_predicates.previous_hosts",
+		ConfigType: &routev3.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: config},
+	}}, nil
+}
+
 func (r *Retry) build(tryTimeout time.Duration) (*routev3.RetryPolicy, error) {
-	untried, err := pack(&previoushostsv3.PreviousHostsPredicate{})
+	untried, err := previousHosts()
 	if err != nil {
 		return nil, err
 	}
 	out := &routev3.RetryPolicy{
-		RetryOn:    retryOn,
-		NumRetries: wrapperspb.UInt32(retries),
-		RetryHostPredicate: []*routev3.RetryPolicy_RetryHostPredicate{{
-			Name:       "envoy.retry_host_predicates.previous_hosts",
-			ConfigType: &routev3.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: untried},
-		}},
+		RetryOn:                       retryOn,
+		NumRetries:                    wrapperspb.UInt32(retries),
+		RetryHostPredicate:            untried,
 		HostSelectionRetryMaxAttempts: hostSelections,
 	}
 	if tryTimeout > 0 {

@@ -5,6 +5,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -41,18 +43,35 @@ func TestAsk(t *testing.T) {
 		}
 	}()
 	for _, c := range []struct {
-		name  string
-		at    net.Listener
-		heard bool
-	}{{"a gRPC server", serving, true}, {"a server of HTTP/1", older, true}, {"nobody", ended, true}, {"a server that closes", closing, true}, {"a mute server", mute, false}} {
+		name string
+		at   net.Listener
+		want outcome
+	}{{"a gRPC server", serving, sound}, {"a server of HTTP/1", older, sound}, {"nobody", ended, sound}, {"a server that closes", closing, sound}, {"a mute server", mute, silence}} {
 		ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
-		if c.heard {
+		if c.want == sound {
 			cancel()
 			ctx, cancel = context.WithTimeout(context.Background(), 20*time.Second)
 		}
-		if heard := ask(ctx, netip.MustParseAddrPort(c.at.Addr().String())); heard != c.heard {
-			t.Errorf("%s is heard: %t, want %t", c.name, heard, c.heard)
+		if got := ask(ctx, netip.MustParseAddrPort(c.at.Addr().String())); got != c.want {
+			t.Errorf("%s: %d, want %d", c.name, got, c.want)
 		}
 		cancel()
+	}
+}
+
+// Faults of the controller's own node say nothing of a picker.
+func TestMeaningOfErrors(t *testing.T) {
+	for err, want := range map[syscall.Errno]outcome{
+		syscall.ECONNREFUSED: sound, syscall.ECONNRESET: sound, syscall.EHOSTUNREACH: silence, syscall.ENETUNREACH: silence, syscall.ETIMEDOUT: silence,
+		syscall.EMFILE: unknown, syscall.ENFILE: unknown, syscall.EADDRNOTAVAIL: unknown, syscall.ENOBUFS: unknown, syscall.EINVAL: unknown, syscall.ENETDOWN: unknown,
+	} {
+		if got := meaning(&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", err)}); got != want {
+			t.Errorf("%v: %d, want %d", err, got, want)
+		}
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if got := ask(ended, netip.MustParseAddrPort("127.0.0.1:9")); got != unknown {
+		t.Errorf("a try that the controller's end breaks off: %d", got)
 	}
 }

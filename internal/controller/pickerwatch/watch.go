@@ -1,8 +1,8 @@
-// Package pickerwatch finds pickers whose node has vanished, long before Kubernetes does: it connects to each ready picker
-// twice a second. It must not know a Kubernetes client, or decide how a lost picker is withdrawn.
+// Package pickerwatch finds pickers whose node has vanished, long before Kubernetes does: it connects to each picker twice
+// a second. It must not know a Kubernetes client, or decide how a picker is withdrawn or restored.
 //
-// A picker that is silent is not yet lost: the controller itself may be cut off. So a picker counts as lost only if another
-// witness agrees. Either another picker answers the controller, or a waypoint has had calls without a pick meanwhile.
+// A picker that is silent is not yet lost: the controller itself may be cut off, or the picker may only be held up. So a
+// second witness has to agree, withdrawals are few and far between, and a picker that answers again is restored at once.
 package pickerwatch
 
 import (
@@ -18,60 +18,68 @@ import (
 const (
 	// askTimeout is how long a picker may take to say a first byte. A picker on a loaded node takes some milliseconds.
 	askTimeout = 400 * time.Millisecond
-	// silentTries is how many tries in a row must have no answer. A single lost packet delays one try only.
-	silentTries = 3
 	// lateBy is the excess over askTimeout from which a try counts as held up by the controller's own node.
 	lateBy = 200 * time.Millisecond
+	// silentTries is how many tries in a row must have no answer. A single lost packet delays one try only.
+	silentTries = 3
+	// answers is how many answers in a row restore a picker.
+	answers = 2
+	// pause is the time between two withdrawals. A node that vanishes rarely takes two pickers with it, but a network that
+	// is split may silence all of them.
+	pause = 10 * time.Second
+	// probation is for how long a picker that was withdrawn and restored must answer before it can be withdrawn again. It
+	// doubles each time, up to probation<<mostDoublings.
+	probation     = 30 * time.Second
+	mostDoublings = 6
+	// lookFor is for how long the waypoints' counters are read for the sake of a silent picker.
+	lookFor = time.Minute
+	// actTimeout is how long a withdrawal or a restoration may take.
+	actTimeout = 2 * time.Second
 )
 
-// Picker is a picker that Kubernetes takes for ready.
+// Picker is a picker that runs.
 type Picker struct {
 	Name    types.NamespacedName
 	UID     types.UID
+	Node    string
 	Address netip.AddrPort
+	// Ready says that Kubernetes takes the picker for ready, and Withdrawn that it does not because of a withdrawal.
+	Ready, Withdrawn bool
 }
 
-// Witnesses are what a Watch asks beside the pickers themselves.
-type Witnesses struct {
-	// List returns the pickers that Kubernetes takes for ready.
+// World is what a Watch sees and does beside asking pickers. All functions are called from one goroutine.
+type World struct {
+	// Node is the node on which the controller runs. Pickers there say nothing about the network.
+	Node string
+	// Leads reports whether this replica of the controller acts. The others watch too, so that a new leader knows the pickers.
+	Leads func() bool
+	// List returns the pickers that run.
 	List func(context.Context) ([]Picker, error)
-	// Look has the waypoints' counters read soon. It must not block.
+	// Look has the waypoints' counters read soon.
 	Look func()
-	// Unpicked reports whether a waypoint has had calls without a pick since a time.
-	Unpicked func(since time.Time) bool
+	// Unpicked reports whether a waypoint has had calls without a pick after a time.
+	Unpicked func(after time.Time) bool
+	// Withdraw takes a picker out of its Service, and Restore undoes that.
+	Withdraw func(ctx context.Context, p Picker, silent time.Duration) error
+	Restore  func(context.Context, Picker) error
+	// Failed is told each error of List, Withdraw and Restore, and nil after a round without an error.
+	Failed func(error)
 }
 
 // Watch watches pickers.
 type Watch struct {
-	Witnesses
-	withdraw func(context.Context, Picker, time.Duration) error
-	failed   func(error)
-	ask      func(context.Context, netip.AddrPort) (heard bool)
-	clock    clock.WithTicker
-	known    map[types.UID]*history
+	World
+	ask   func(context.Context, netip.AddrPort) outcome
+	clock clock.WithTicker
+	known map[types.UID]*history
+	last  time.Time // of the last withdrawal
 }
 
-// history is what is known of a picker.
-type history struct {
-	// heard says that the picker has answered since it was first seen, or since it was last withdrawn. A picker that the
-	// controller cannot reach at all is so never withdrawn, and one that Kubernetes insists on is withdrawn once.
-	heard bool
-	// silent is the number of tries without an answer since the last answer, and since is the time of the first of them.
-	silent int
-	since  time.Time
-}
+// New makes a Watch.
+func New(w World) *Watch { return newWatch(w, ask, clock.RealClock{}) }
 
-// New makes a Watch that calls withdraw with each picker that is lost and with how long it has been silent, and failed with
-// each error of List or of withdraw.
-func New(w Witnesses, withdraw func(context.Context, Picker, time.Duration) error, failed func(error)) *Watch {
-	return newWatch(w, withdraw, failed, ask, clock.RealClock{})
-}
-
-func newWatch(
-	w Witnesses, withdraw func(context.Context, Picker, time.Duration) error, failed func(error),
-	ask func(context.Context, netip.AddrPort) bool, ticks clock.WithTicker,
-) *Watch {
-	return &Watch{Witnesses: w, withdraw: withdraw, failed: failed, ask: ask, clock: ticks, known: map[types.UID]*history{}}
+func newWatch(w World, ask func(context.Context, netip.AddrPort) outcome, ticks clock.WithTicker) *Watch {
+	return &Watch{World: w, ask: ask, clock: ticks, known: map[types.UID]*history{}}
 }
 
 // Run asks all pickers every interval until ctx ends.
@@ -79,7 +87,9 @@ func (w *Watch) Run(ctx context.Context, interval time.Duration) {
 	ticker := w.clock.NewTicker(interval)
 	defer ticker.Stop()
 	for {
-		w.round(ctx)
+		if err := w.round(ctx); ctx.Err() == nil {
+			w.Failed(err)
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -88,27 +98,16 @@ func (w *Watch) Run(ctx context.Context, interval time.Duration) {
 	}
 }
 
-// answer is the outcome of a try.
-type answer int
-
-const (
-	unknown answer = iota // the try was held up here
-	silence
-	sound
-)
-
-// round asks each picker once, all at the same time, and withdraws those that are lost.
-func (w *Watch) round(ctx context.Context) {
+// round asks each picker once, all at the same time. It then withdraws at most one, and restores those that answer again.
+func (w *Watch) round(ctx context.Context) error {
 	pickers, err := w.List(ctx)
 	if err != nil {
-		w.failed(err)
-		return
+		return err
 	}
-	answers := w.askAll(ctx, pickers)
+	outcomes := w.askAll(ctx, pickers)
 	if ctx.Err() != nil {
-		return
+		return nil
 	}
-	others := 0 // pickers that answered
 	known := map[types.UID]*history{}
 	for i, p := range pickers {
 		h := w.known[p.UID]
@@ -116,38 +115,37 @@ func (w *Watch) round(ctx context.Context) {
 			h = &history{}
 		}
 		known[p.UID] = h
-		h.add(answers[i], w.clock.Now())
-		if answers[i] == sound {
-			others++
-		}
+		h.add(outcomes[i], w.clock.Now())
 	}
 	w.known = known
-	for _, p := range pickers {
-		h := known[p.UID]
-		if !h.suspect() || !w.lost(h, others > 0) {
-			continue
-		}
-		if err := w.withdraw(ctx, p, w.clock.Since(h.since)); err != nil {
-			w.failed(err)
-			continue
-		}
-		h.heard = false
+	if !w.Leads() {
+		return nil
 	}
+	for _, p := range pickers {
+		if p.Withdrawn && known[p.UID].answers >= answers {
+			if err := act(ctx, func(ctx context.Context) error { return w.Restore(ctx, p) }); err != nil {
+				return err
+			}
+		}
+	}
+	for _, p := range pickers {
+		if w.lost(p, pickers) {
+			return w.withdraw(ctx, p)
+		}
+	}
+	return nil
 }
 
-func (w *Watch) askAll(ctx context.Context, pickers []Picker) []answer {
-	out := make([]answer, len(pickers))
+func (w *Watch) askAll(ctx context.Context, pickers []Picker) []outcome {
+	out := make([]outcome, len(pickers))
 	var all sync.WaitGroup
 	for i, p := range pickers {
 		all.Go(func() {
 			began := w.clock.Now()
 			limited, cancel := context.WithTimeout(ctx, askTimeout)
 			defer cancel()
-			switch heard := w.ask(limited, p.Address); {
-			case heard:
-				out[i] = sound
-			case w.clock.Since(began) < askTimeout+lateBy:
-				out[i] = silence
+			if out[i] = w.ask(limited, p.Address); out[i] == silence && w.clock.Since(began) > askTimeout+lateBy {
+				out[i] = unknown
 			}
 		})
 	}
@@ -155,26 +153,59 @@ func (w *Watch) askAll(ctx context.Context, pickers []Picker) []answer {
 	return out
 }
 
-func (h *history) add(a answer, now time.Time) {
-	switch a {
-	case sound:
-		h.heard, h.silent = true, 0
-	case silence:
-		if h.silent == 0 {
-			h.since = now.Add(-askTimeout)
-		}
-		h.silent++
+// lost reports whether a picker is to be withdrawn: it is ready and silent, a witness agrees, and others stay.
+func (w *Watch) lost(p Picker, all []Picker) bool {
+	h, now := w.known[p.UID], w.clock.Now()
+	if !p.Ready || !h.heard || h.silent == 0 || lastReady(all) {
+		return false
 	}
+	return w.witnessed(p, all) && h.suspect(now) && now.Sub(w.last) >= pause
 }
 
-// suspect reports whether a picker that once answered is silent.
-func (h *history) suspect() bool { return h.heard && h.silent >= silentTries }
+// lastReady reports whether only one of several pickers is ready. It stays, as Envoy always asks the last one too.
+func lastReady(all []Picker) bool {
+	ready := 0
+	for _, p := range all {
+		if p.Ready {
+			ready++
+		}
+	}
+	return ready == 1 && len(all) > 1
+}
 
-// lost asks the second witness whether a suspect is lost, or the controller is cut off.
-func (w *Watch) lost(h *history, othersAnswer bool) bool {
-	if othersAnswer || w.Unpicked(h.since) {
+// witnessed reports whether another picker answers, or a waypoint has had calls without a pick since a picker is silent. It
+// takes two readings of a waypoint to know, so the first is made at the first silence.
+func (w *Watch) witnessed(p Picker, all []Picker) bool {
+	for _, other := range all {
+		// One on the same node shows that the node is there, and one on the controller's shows nothing.
+		if w.known[other.UID].answers > 0 && other.Node != p.Node && other.Node != w.Node {
+			return true
+		}
+	}
+	since := w.known[p.UID].since
+	if w.Unpicked(since) {
 		return true
 	}
-	w.Look()
+	if w.clock.Since(since) < lookFor {
+		w.Look()
+	}
 	return false
+}
+
+func (w *Watch) withdraw(ctx context.Context, p Picker) error {
+	h := w.known[p.UID]
+	silent := w.clock.Since(h.since)
+	if err := act(ctx, func(ctx context.Context) error { return w.Withdraw(ctx, p, silent) }); err != nil {
+		return err
+	}
+	w.last = w.clock.Now()
+	h.withdrawn++
+	h.heard = false
+	return nil
+}
+
+func act(ctx context.Context, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, actTimeout)
+	defer cancel()
+	return do(ctx)
 }

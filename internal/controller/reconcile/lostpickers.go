@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,11 +24,12 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// withdrawTimeout is how long the API server may take to write a picker's status.
-const withdrawTimeout = 5 * time.Second
-
-// reasonUnreachable is the reason of the condition Ready of a picker that was withdrawn, and of its event.
-const reasonUnreachable = "PickerUnreachable"
+// reasonUnreachable is the reason of the condition Ready of a picker that was withdrawn, and of its event. reasonReachable
+// is the reason of the event when it is restored.
+const (
+	reasonUnreachable = "PickerUnreachable"
+	reasonReachable   = "PickerReachable"
+)
 
 // lostPickers withdraws pickers of the default picker's Service whose node has vanished. Kubernetes notices such a node
 // after some 50 s, and then sets the condition Ready of its pods to False, so that nobody calls them. This does the same
@@ -39,7 +41,7 @@ type lostPickers struct {
 	withdrawn prometheus.Counter
 }
 
-// list returns the pods of the picker's Service that are ready.
+// list returns the running pods of the picker's Service.
 func (l lostPickers) list(ctx context.Context) ([]pickerwatch.Picker, error) {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
@@ -47,7 +49,8 @@ func (l lostPickers) list(ctx context.Context) ([]pickerwatch.Picker, error) {
 	if err := l.client.Get(ctx, l.picker.Service, &service); client.IgnoreNotFound(err) != nil {
 		return nil, fmt.Errorf("reading the picker's Service: %w", err)
 	}
-	if len(service.Spec.Selector) == 0 { // nor does a Service that is not there have one
+	// Other Services have no endpoints that the condition Ready decides, nor does one that is not there.
+	if len(service.Spec.Selector) == 0 || service.Spec.Type == corev1.ServiceTypeExternalName || service.Spec.PublishNotReadyAddresses {
 		return nil, nil
 	}
 	var pods corev1.PodList
@@ -60,9 +63,15 @@ func (l lostPickers) list(ctx context.Context) ([]pickerwatch.Picker, error) {
 		p := &pods.Items[i]
 		address, runs := podAddress(p)
 		port := askedPort(&service, l.picker.Port, p)
-		if runs && port != 0 && pool.Serving(p) {
-			out = append(out, pickerwatch.Picker{Name: client.ObjectKeyFromObject(p), UID: p.UID, Address: netip.AddrPortFrom(address, port)})
+		if !runs || port == 0 {
+			continue
 		}
+		out = append(out, pickerwatch.Picker{
+			Name: client.ObjectKeyFromObject(p), UID: p.UID, Node: p.Spec.NodeName, Address: netip.AddrPortFrom(address, port),
+			Ready: pool.Serving(p), Withdrawn: slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+				return c.Type == corev1.PodReady && c.Status == corev1.ConditionFalse && c.Reason == reasonUnreachable
+			}),
+		})
 	}
 	return out, nil
 }
@@ -92,7 +101,7 @@ func askedPort(service *corev1.Service, port int32, p *corev1.Pod) uint16 {
 func portNamed(p *corev1.Pod, name string) uint16 {
 	for _, c := range p.Spec.Containers {
 		for _, own := range c.Ports {
-			if own.Name == name {
+			if own.Name == name && (own.Protocol == corev1.ProtocolTCP || own.Protocol == "") {
 				return uint16(own.ContainerPort) //nolint:gosec // the API server admits ports only
 			}
 		}
@@ -102,57 +111,96 @@ func portNamed(p *corev1.Pod, name string) uint16 {
 
 // withdraw sets a picker's condition Ready to False.
 func (l lostPickers) withdraw(ctx context.Context, p pickerwatch.Picker, silent time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, withdrawTimeout)
-	defer cancel()
 	why := fmt.Sprintf("the controller had no answer from %s for %s", p.Address, silent.Round(100*time.Millisecond))
+	there, err := l.setReady(ctx, p, corev1.PodCondition{Status: corev1.ConditionFalse, Reason: reasonUnreachable, Message: why})
+	if err != nil {
+		return fmt.Errorf("withdrawing picker %s, which does not answer: %w", p.Name, err)
+	}
+	if there {
+		l.withdrawn.Inc()
+		l.tell(p, corev1.EventTypeWarning, reasonUnreachable, why+"; calls go on without it until it answers again")
+	}
+	return nil
+}
+
+// restore sets a picker's condition Ready back to True. Its kubelet would do so too, within ten seconds.
+func (l lostPickers) restore(ctx context.Context, p pickerwatch.Picker) error {
+	there, err := l.setReady(ctx, p, corev1.PodCondition{Status: corev1.ConditionTrue})
+	if err != nil {
+		return fmt.Errorf("restoring picker %s, which answers again: %w", p.Name, err)
+	}
+	if there {
+		l.tell(p, corev1.EventTypeNormal, reasonReachable, "the picker answers the controller again")
+	}
+	return nil
+}
+
+// setReady writes a pod's condition Ready. It reports whether the pod is there.
+func (l lostPickers) setReady(ctx context.Context, p pickerwatch.Picker, to corev1.PodCondition) (there bool, err error) {
+	to.Type, to.LastTransitionTime = corev1.PodReady, metav1.Now()
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"uid": p.UID}, // a pod of the same name may have followed
-		"status": corev1.PodStatus{Conditions: []corev1.PodCondition{{
-			Type: corev1.PodReady, Status: corev1.ConditionFalse, Reason: reasonUnreachable, Message: why, LastTransitionTime: metav1.Now(),
+		"status": map[string]any{"conditions": []map[string]any{{
+			"type": to.Type, "status": to.Status, "reason": to.Reason, "message": to.Message, "lastTransitionTime": to.LastTransitionTime,
 		}}},
 	})
 	if err != nil {
-		return fmt.Errorf("encoding the status of picker %s: %w", p.Name, err)
+		return false, fmt.Errorf("encoding a status: %w", err)
 	}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: p.Name.Namespace, Name: p.Name.Name}}
+	err = l.client.Status().Patch(ctx, pod, client.RawPatch(types.StrategicMergePatchType, patch))
+	return err == nil, client.IgnoreNotFound(err)
+}
+
+func (l lostPickers) tell(p pickerwatch.Picker, kind, reason, what string) {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: p.Name.Namespace, Name: p.Name.Name, UID: p.UID}}
-	if err := l.client.Status().Patch(ctx, pod, client.RawPatch(types.StrategicMergePatchType, patch)); client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("withdrawing picker %s, which does not answer: %w", p.Name, err)
-	}
-	l.withdrawn.Inc()
-	l.events.Eventf(pod, nil, corev1.EventTypeWarning, reasonUnreachable, "Withdraw", "%s", note(why+"; calls go on without it until its kubelet says that it is ready"))
-	return nil
+	l.events.Eventf(pod, nil, kind, reason, "Watch", "%s", note(what))
 }
 
 // addLostPickers adds the watch over the default picker's pods. Without waypoints' counters it withdraws a picker only
 // if another one answers.
-func addLostPickers(m manager.Manager, recorder events.EventRecorder, picker translate.ServicePort, calls *waypointwatch.Watch, interval time.Duration) error {
+func addLostPickers(m manager.Manager, recorder events.EventRecorder, picker translate.ServicePort, calls *waypointwatch.Watch, watch Watches) error {
 	l := lostPickers{client: m.GetClient(), events: recorder, picker: picker, withdrawn: pickerwatch.Withdrawn()}
 	if err := metrics.Registry.Register(l.withdrawn); err != nil {
 		return fmt.Errorf("registering the metric of withdrawn pickers: %w", err)
 	}
-	witnesses := pickerwatch.Witnesses{List: l.list, Look: func() {}, Unpicked: func(time.Time) bool { return false }}
-	if calls != nil {
-		witnesses.Look, witnesses.Unpicked = calls.Look, calls.Unpicked
-	}
 	log := m.GetLogger().WithName("picker-watch")
-	last := ""
-	watch := pickerwatch.New(witnesses,
-		func(ctx context.Context, p pickerwatch.Picker, silent time.Duration) error {
-			err := l.withdraw(ctx, p, silent)
-			if err == nil {
-				log.Info("withdrew a picker whose node does not answer", "picker", p.Name.String(), "silent", silent.String())
-			}
-			return err
+	failing := false
+	world := pickerwatch.World{
+		Node:     watch.Node,
+		Leads:    func() bool { return closed(m.Elected()) },
+		List:     l.list,
+		Look:     func() {},
+		Unpicked: func(time.Time) bool { return false },
+		Withdraw: func(ctx context.Context, p pickerwatch.Picker, silent time.Duration) error {
+			log.Info("withdrawing a picker that does not answer", "picker", p.Name.String(), "node", p.Node, "silent", silent.String())
+			return l.withdraw(ctx, p, silent)
 		},
-		func(err error) {
-			if text := err.Error(); text != last {
-				log.Error(err, "watching the pickers")
-				last = text
-			}
+		Restore: func(ctx context.Context, p pickerwatch.Picker) error {
+			log.Info("restoring a picker that answers again", "picker", p.Name.String())
+			return l.restore(ctx, p)
 		},
-	)
-	return m.Add(manager.RunnableFunc(func(ctx context.Context) error {
-		watch.Run(ctx, interval)
+		Failed: func(err error) {
+			if err != nil && !failing {
+				log.Error(err, "watching the pickers; a lost one stays until this succeeds or Kubernetes notices")
+			}
+			failing = err != nil
+		},
+	}
+	if calls != nil {
+		world.Look, world.Unpicked = calls.Look, calls.Unpicked
+	}
+	return m.Add(EveryReplica(func(ctx context.Context) error {
+		pickerwatch.New(world).Run(ctx, watch.Pickers)
 		return nil
 	}))
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }

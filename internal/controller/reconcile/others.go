@@ -57,14 +57,14 @@ func stripPod(o any) (any, error) {
 	return kept, nil
 }
 
-// stripPicker keeps of a pod what stripPod does, all labels, its ports, and whether it is ready.
+// stripPicker keeps of a pod what stripPod does, all labels, its node, its ports, and whether it is ready.
 func stripPicker(o any) (any, error) {
 	p, ok := o.(*corev1.Pod)
 	if !ok {
 		return o, nil
 	}
 	kept := bare(p)
-	kept.Labels = p.Labels
+	kept.Labels, kept.Spec.NodeName = p.Labels, p.Spec.NodeName
 	for _, c := range p.Spec.Containers {
 		kept.Spec.Containers = append(kept.Spec.Containers, corev1.Container{Ports: c.Ports})
 	}

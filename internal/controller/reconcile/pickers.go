@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
@@ -38,8 +39,8 @@ func (r *pickersReconciler) Reconcile(ctx context.Context, request reconcile.Req
 	if g.err != nil {
 		return reconcile.Result{}, g.err
 	}
-	filter, err := translate.PickersFilter(request.NamespacedName, pools, r.settings)
-	if err != nil {
+	filter, err := translate.PickersFilter(request.NamespacedName, pools, g.isOwn, r.settings)
+	if err := errors.Join(err, g.err); err != nil {
 		return reconcile.Result{}, err
 	}
 	var desired []client.Object
@@ -129,6 +130,9 @@ func addPickers(m manager.Manager, settings translate.Settings) error {
 		Complete(newPickersReconciler(m.GetClient(), settings, clock.RealClock{}))
 }
 
+// pickerAnnotations say which pickers an EnvoyFilter of a pool asks, and whether the pool's picker is ours.
+var pickerAnnotations = []string{pool.AskedPickersAnnotation, pool.AskedForPeopleAnnotation}
+
 // asksOtherwise passes events of EnvoyFilters that may change which pickers a waypoint asks. Most changes do not.
 func asksOtherwise() predicate.Predicate {
 	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
@@ -137,6 +141,8 @@ func asksOtherwise() predicate.Predicate {
 		owner, ours := apply.Owner(e.ObjectNew)
 		_, wereOurs := apply.Owner(e.ObjectOld)
 		return !ours || !wereOurs || !isPool(owner) || before != after ||
-			e.ObjectOld.GetAnnotations()[pool.AskedPickersAnnotation] != e.ObjectNew.GetAnnotations()[pool.AskedPickersAnnotation]
+			slices.ContainsFunc(pickerAnnotations, func(name string) bool {
+				return e.ObjectOld.GetAnnotations()[name] != e.ObjectNew.GetAnnotations()[name]
+			})
 	}}
 }

@@ -58,17 +58,19 @@ func Scheme() (*runtime.Scheme, error) {
 	return scheme, nil
 }
 
-// Intervals are how often the controller looks at what is not in the API server; 0 for never.
-type Intervals struct {
-	// Waypoints is the interval at which the waypoints' counters are read, to see whether calls are picked.
+// Watches say how the controller looks at what is not in the API server.
+type Watches struct {
+	// Waypoints is the interval at which the waypoints' counters are read, to see whether calls are picked; 0 for never.
 	Waypoints time.Duration
-	// Pickers is the interval at which the default picker's pods are asked, to see whether their nodes are there.
+	// Pickers is the interval at which the default picker's pods are asked, to see whether their nodes are there; 0 for never.
 	Pickers time.Duration
+	// Node is the node on which the controller runs; empty if it is not known.
+	Node string
 }
 
 // Add adds the controllers of pools, routes and namespaces to a manager. At their start every such object and every object
 // of ours is an event, so that they repair changes made while no controller ran.
-func Add(ctx context.Context, m manager.Manager, settings translate.Settings, times handover.Times, watch Intervals) error {
+func Add(ctx context.Context, m manager.Manager, settings translate.Settings, times handover.Times, watch Watches) error {
 	for _, i := range indexes(settings) {
 		if !installed(m.GetRESTMapper(), m.GetScheme(), i.kind) {
 			continue
@@ -149,13 +151,22 @@ func Add(ctx context.Context, m manager.Manager, settings translate.Settings, ti
 			return fmt.Errorf("adding the controller of access to the picker: %w", err)
 		}
 		if watch.Pickers > 0 {
-			if err := addLostPickers(m, recorder, *settings.DefaultPicker, calls, watch.Pickers); err != nil {
+			if err := addLostPickers(m, recorder, *settings.DefaultPicker, calls, watch); err != nil {
 				return fmt.Errorf("adding the watch over pickers: %w", err)
 			}
 		}
 	}
 	return nil
 }
+
+// EveryReplica is a runnable that does not wait for the lease.
+type EveryReplica func(context.Context) error
+
+// Start implements manager.Runnable.
+func (f EveryReplica) Start(ctx context.Context) error { return f(ctx) }
+
+// NeedLeaderElection implements manager.LeaderElectionRunnable.
+func (EveryReplica) NeedLeaderElection() bool { return false }
 
 func newReconciler(c client.Client, recorder events.EventRecorder, settings translate.Settings, times handover.Times, ticks clock.Clock) *Reconciler {
 	contests := apply.NewContests(ticks)

@@ -120,7 +120,7 @@ func watched(ctx context.Context, c client.Reader, settings translate.Settings) 
 		if found[name] == nil {
 			found[name] = &waypointwatch.Waypoint{Name: name}
 		}
-		found[name].Pools = append(found[name].Pools, waypointwatch.Pool{Name: owner, Duplex: g.asksOthers(f)})
+		found[name].Pools = append(found[name].Pools, waypointwatch.Pool{Name: owner, Duplex: g.asksOthers(f), ByDefault: g.asksDefault(f)})
 	}
 	var pods corev1.PodList
 	if g.err == nil {
@@ -147,11 +147,21 @@ func watched(ctx context.Context, c client.Reader, settings translate.Settings) 
 // asksOthers reports whether an EnvoyFilter asks any picker that is not ours.
 func (g *reader) asksOthers(f *networkingv1alpha3.EnvoyFilter) bool {
 	for _, picker := range translate.AskedBy(f) {
-		if !translate.IsOwnPicker(picker, g.Service(picker.Service), g.settings) {
+		if !g.isOwn(picker) {
 			return true
 		}
 	}
 	return false
+}
+
+// asksDefault reports whether an EnvoyFilter asks the default picker, and no other.
+func (g *reader) asksDefault(f *networkingv1alpha3.EnvoyFilter) bool {
+	asked := translate.AskedBy(f)
+	return len(asked) == 1 && g.settings.DefaultPicker != nil && asked[0] == *g.settings.DefaultPicker
+}
+
+func (g *reader) isOwn(picker translate.ServicePort) bool {
+	return translate.IsOwnPicker(picker, g.Service(picker.Service), g.settings)
 }
 
 // podAddress is the address of a running pod.

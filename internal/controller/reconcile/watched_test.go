@@ -73,7 +73,7 @@ func TestWatched(t *testing.T) {
 		Name: waypointName,
 		Pools: []waypointwatch.Pool{
 			{Name: types.NamespacedName{Namespace: "models", Name: "foreign"}, Duplex: true},
-			{Name: poolName},
+			{Name: poolName, ByDefault: true},
 		},
 		Pods: []waypointwatch.Pod{{UID: "a", Address: netip.MustParseAddr("10.0.0.1")}, {UID: "b", Address: netip.MustParseAddr("10.0.0.2")}},
 	}}
@@ -193,6 +193,7 @@ func TestPodsInTheCache(t *testing.T) {
 	}
 	ofPicker := ofWaypoint.DeepCopy()
 	ofPicker.Labels["a"] = "b"
+	ofPicker.Spec.NodeName = "node"
 	ofPicker.Spec.Containers = []corev1.Container{{Ports: whole.Spec.Containers[0].Ports}}
 	ofPicker.Status.Conditions = whole.Status.Conditions[1:]
 	for o, by := range CacheOptions(settings()).ByObject {

@@ -31,11 +31,16 @@ func OwningWaypoint(owner types.NamespacedName) (waypoint types.NamespacedName, 
 }
 
 // PickersFilter makes a waypoint eject pickers that hang or are gone. It is one for all pools of the waypoint, so that a
-// thousand pools of one picker need its settings once. Pools are their EnvoyFilters. It is nil if no pool asks a picker.
-func PickersFilter(waypoint types.NamespacedName, pools []*networkingv1alpha3.EnvoyFilter, settings Settings) (*networkingv1alpha3.EnvoyFilter, error) {
+// thousand pools of one picker need its settings once. Pools are their EnvoyFilters, and own tells our own pickers from
+// others, which do not get the name of the pool. It is nil if no pool asks a picker.
+func PickersFilter(
+	waypoint types.NamespacedName, pools []*networkingv1alpha3.EnvoyFilter, own func(ServicePort) bool, settings Settings,
+) (*networkingv1alpha3.EnvoyFilter, error) {
 	var patches []*envoypatch.Patch
 	for _, picker := range distinctPickers(pools) {
-		patch, err := envoypatch.PickerPatch(ServiceHost(picker.Service, settings), uint32(picker.Port))
+		patch, err := envoypatch.PickerPatch(envoypatch.PickerCluster{
+			Host: ServiceHost(picker.Service, settings), Port: uint32(picker.Port), Pinned: own(picker),
+		})
 		if err != nil {
 			return nil, err
 		}

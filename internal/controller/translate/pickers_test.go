@@ -20,14 +20,14 @@ func poolFilter(asks string) *networkingv1alpha3.EnvoyFilter {
 }
 
 // TestPickersFilter compares a waypoint's EnvoyFilter with a golden file: two pools ask our picker, and one of them asks
-// another as well, by a route.
+// another as well, by a route. Only ours is pinned.
 func TestPickersFilter(t *testing.T) {
 	pools := []*networkingv1alpha3.EnvoyFilter{
 		poolFilter("inference-system/inference-picker:9002,models/epp:9002"),
 		poolFilter("inference-system/inference-picker:9002"),
 		poolFilter(""),
 	}
-	filter, err := PickersFilter(pickersWaypoint, pools, Settings{ClusterDomain: "cluster.local"})
+	filter, err := PickersFilter(pickersWaypoint, pools, func(p ServicePort) bool { return p.Service.Name == "inference-picker" }, Settings{ClusterDomain: "cluster.local"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func TestPickersFilter(t *testing.T) {
 }
 
 func TestPickersFilterWithoutPickers(t *testing.T) {
-	filter, err := PickersFilter(pickersWaypoint, []*networkingv1alpha3.EnvoyFilter{poolFilter("")}, Settings{})
+	filter, err := PickersFilter(pickersWaypoint, []*networkingv1alpha3.EnvoyFilter{poolFilter("")}, nil, Settings{})
 	if err != nil || filter != nil {
 		t.Errorf("got %v, %v, want no EnvoyFilter", filter, err)
 	}

@@ -1,5 +1,7 @@
 package waypointwatch
 
+import "time"
+
 // evidence counts a pool's calls between two readings.
 type evidence struct {
 	// asked counts calls for which the waypoint asked the picker, or tried to.
@@ -19,6 +21,7 @@ func (e evidence) plus(o evidence) evidence {
 // history is the state that is kept between readings of one pool's counters at one pod.
 type history struct {
 	last counters
+	read time.Time
 	// open is the number of open streams minus the number that failed while they were opened, as Envoy counts those as
 	// closed and never as started. Only such a failure takes open below lowest, its lowest value so far.
 	open, lowest int64

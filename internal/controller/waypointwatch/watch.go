@@ -34,6 +34,8 @@ const (
 	// processor parses some 200 MiB a second. The pages of 100 pools at 25 pods fit into one burst.
 	bytesBySecond = 4 << 20
 	pageBurst     = 4 << 20
+	// leastInterval is the least time between two rounds.
+	leastInterval = time.Second
 )
 
 // Waypoint is a waypoint to watch.
@@ -49,6 +51,8 @@ type Pool struct {
 	Name types.NamespacedName
 	// Duplex says that the pool's picker gets bodies as streams, as other projects' pickers do.
 	Duplex bool
+	// ByDefault says that the pool asks the default picker, and no other.
+	ByDefault bool
 }
 
 // Pod is a pod of a waypoint.
@@ -74,7 +78,7 @@ type Watch struct {
 	places map[Place]*place
 	pods   map[podPlace]history
 	busy   map[string]bool // namespaces whose last round is still running
-	// unpicked is when a page last showed calls without a pick that should have had one of our own picker.
+	// unpicked is the latest time after which calls certainly had no pick of the default picker.
 	unpicked time.Time
 }
 
@@ -114,6 +118,7 @@ func (w *Watch) Run(ctx context.Context, interval time.Duration) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	for {
+		began := w.clock.Now()
 		w.round(ctx, &running)
 		select {
 		case <-ctx.Done():
@@ -121,10 +126,16 @@ func (w *Watch) Run(ctx context.Context, interval time.Duration) {
 		case <-ticker.C():
 		case <-w.look:
 		}
+		// Calls that wait for a pick while a page is read count by the next page, which must not come before they have ended.
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.clock.After(began.Add(leastInterval).Sub(w.clock.Now())):
+		}
 	}
 }
 
-// Look makes the next round begin at once.
+// Look makes the next round begin soon: leastInterval after the last one, or at once.
 func (w *Watch) Look() {
 	select {
 	case w.look <- struct{}{}:
@@ -132,12 +143,12 @@ func (w *Watch) Look() {
 	}
 }
 
-// Unpicked reports whether a page read since a time showed new calls without a pick that should have had one of our own
-// picker. The calls may be as much older as the reading before.
-func (w *Watch) Unpicked(since time.Time) bool {
+// Unpicked reports whether calls after a time had no pick of the default picker: a waypoint has counted some since a
+// reading after that time.
+func (w *Watch) Unpicked(after time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.unpicked.After(since)
+	return w.unpicked.After(after)
 }
 
 // Verdict is the current verdict on a pool at a waypoint, and the counts of calls behind it.
@@ -267,10 +278,11 @@ func (w *Watch) judge(at Waypoint, pages []map[string]counters) []types.Namespac
 			}
 			counted = true
 			known.called = known.called || c.called()
-			sum = sum.plus(w.history(podPlace{here, at.Pods[i].UID}, c, p.Duplex))
-		}
-		if sum.unpicked > 0 && !p.Duplex {
-			w.unpicked = now
+			fresh, since := w.history(podPlace{here, at.Pods[i].UID}, c, p.Duplex)
+			sum = sum.plus(fresh)
+			if p.ByDefault && fresh.unpicked > 0 && since.After(w.unpicked) {
+				w.unpicked = since
+			}
 		}
 		if counted {
 			known.addEvidence(now, sum)
@@ -284,16 +296,18 @@ func (w *Watch) judge(at Waypoint, pages []map[string]counters) []types.Namespac
 	return out
 }
 
-func (w *Watch) history(at podPlace, c counters, duplex bool) evidence {
+// history returns the new evidence of a pod, and the time of the reading since which it came; 0 for a first reading.
+func (w *Watch) history(at podPlace, c counters, duplex bool) (out evidence, since time.Time) {
 	h, known := w.pods[at]
-	var out evidence
 	if known {
+		since = h.read
 		out = h.next(c, duplex)
 	} else {
 		h, out = firstReading(c)
 	}
+	h.read = w.clock.Now()
 	w.pods[at] = h
-	return out
+	return out, since
 }
 
 // whyUnread is why the pages of a waypoint, with nil for a pod without a page, have no counters of a pool.

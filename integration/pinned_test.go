@@ -1,0 +1,143 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+)
+
+// pinnedPools is how many pools are called. Were their pickers drawn, all of them would have the same one of three once in
+// 2,187 times.
+const pinnedPools = 8
+
+const secondWaypointYAML = `
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: second, namespace: models, labels: {istio.io/waypoint-for: service}}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+`
+
+const frontYAML = `
+apiVersion: v1
+kind: Service
+metadata:
+  name: NAME-front
+  namespace: models
+  labels: {istio.io/use-waypoint: second}
+  annotations: {inference-waypoint.io/pool: NAME}
+spec: {selector: {app: nothing}, ports: [{name: http, port: 80, targetPort: 8000}]}
+`
+
+// Each of several pickers has its own pools, the same ones at both waypoints. The pools of a picker that hangs go to the
+// others, the others' pools stay, and all are at home again after it went on.
+func TestPoolsHaveTheirPicker(t *testing.T) {
+	ctx := begin(t, 5*time.Minute)
+	setPickers(ctx, t, 3, "")
+	must(t, the.ApplyYAML(ctx, secondWaypointYAML))
+	t.Cleanup(func() {
+		must(t, the.Client.Delete(context.WithoutCancel(ctx), &gatewayv1.Gateway{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "second"}}))
+	})
+	var names []string
+	for i := range pinnedPools {
+		name := fmt.Sprintf("pinned-%d", i)
+		names = append(names, name)
+		must(t, the.ApplyYAML(ctx, strings.ReplaceAll(poolYAML+"---"+frontYAML, "NAME", name)))
+		t.Cleanup(func() {
+			ctx := context.WithoutCancel(ctx)
+			must(t, the.Client.Delete(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: name + "-front"}}))
+			must(t, the.Client.Delete(ctx, pool(name)))
+		})
+	}
+	homes := map[string]string{}
+	for _, name := range names {
+		homes[name] = homeOf(ctx, t, name, hostOf(name), "http://"+name+"-front.models")
+	}
+	perPicker := map[string]int{}
+	for _, home := range homes {
+		perPicker[home]++
+	}
+	t.Logf("pools by picker: %v", perPicker)
+	if len(perPicker) == 1 {
+		t.Error("all pools have the same picker")
+	}
+
+	all := pickers(ctx, t)
+	gone := all[slices.IndexFunc(all, func(p corev1.Pod) bool { return p.Name == homes[names[0]] })]
+	process, err := the.ProcessID(gone.UID)
+	must(t, err)
+	must(t, syscall.Kill(process, syscall.SIGSTOP))
+	goOn := func() { must(t, syscall.Kill(process, syscall.SIGCONT)) }
+	defer func() { goOn() }()
+	for _, name := range names {
+		now := homeOf(ctx, t, name, hostOf(name))
+		if moved := now != homes[name]; moved != (homes[name] == gone.Name) {
+			t.Errorf("%s was at home at %s, and is at %s while %s hangs", name, homes[name], now, gone.Name)
+		}
+	}
+	goOn()
+	goOn = func() {}
+	eventually(ctx, t, "all pools at home", func(ctx context.Context) error {
+		for _, name := range names {
+			if now := homeOf(ctx, t, name, hostOf(name)); now != homes[name] {
+				return fmt.Errorf("%s is at %s, and its home is %s", name, now, homes[name])
+			}
+		}
+		return nil
+	})
+}
+
+func hostOf(pool string) string { return "http://" + pool + ".models.inference.internal" }
+
+// homeOf waits until one picker alone picks for a pool of namespace models, called at these hosts, and returns its name.
+func homeOf(ctx context.Context, t *testing.T, pool string, hosts ...string) (home string) {
+	t.Helper()
+	const calls = 4 // at each host
+	eventually(ctx, t, "the picker of "+pool, func(ctx context.Context) error {
+		before := picksBy(ctx, pool)
+		for _, host := range hosts {
+			for range calls {
+				if err := say(ctx, the.caller, host); err != nil {
+					return err
+				}
+			}
+		}
+		after := picksBy(ctx, pool)
+		maps.DeleteFunc(after, func(picker string, n int) bool { return n == before[picker] })
+		for picker, n := range after {
+			if n-before[picker] == calls*len(hosts) && len(after) == 1 {
+				home = picker
+				return nil
+			}
+		}
+		return fmt.Errorf("%d calls were picked by %v", calls*len(hosts), after)
+	})
+	return home
+}
+
+// picksBy counts the picks for a pool of namespace models by the picker's name. A picker that does not answer is left out.
+func picksBy(ctx context.Context, pool string) map[string]int {
+	var all corev1.PodList
+	if err := the.Client.List(ctx, &all, client.InNamespace("inference-system"), client.MatchingLabels{"app.kubernetes.io/name": "inference-picker"}); err != nil {
+		return nil
+	}
+	out := map[string]int{}
+	for i := range all.Items {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		page, err := metricsOf(ctx, &all.Items[i], "9090")
+		cancel()
+		if err == nil {
+			out[all.Items[i].Name] = counted(page, "picks_total", "models", pool)
+		}
+	}
+	return out
+}

@@ -117,6 +117,7 @@ func TestHungPicker(t *testing.T) {
 func tryHarm(t *testing.T, h harm, replicas int32, failing *mesh.Caller) {
 	ctx := begin(t, 5*time.Minute)
 	setPickers(ctx, t, replicas, h.image)
+	must(t, the.Await(ctx, "the pickers at the waypoint", func(ctx context.Context) error { return wantPickers(ctx, int(replicas)) }))
 	home := homeOf(ctx, t, "llama", llama)
 	strict := strictPool(ctx, t, home)
 	must(t, the.Await(ctx, "calls to a pool that fails closed", func(ctx context.Context) error { return say(ctx, failing, strict) }))
@@ -172,16 +173,18 @@ func checkWithdrawn(ctx context.Context, t *testing.T, victim *corev1.Pod, other
 		if i < 0 || p.Status.Conditions[i].Reason != "PickerUnreachable" {
 			return fmt.Errorf("its conditions are %v", p.Status.Conditions)
 		}
-		n, err := pickerStat(ctx, "membership_healthy")
-		if err != nil {
-			return err
-		}
-		if n != others {
-			return fmt.Errorf("the waypoint has %d pickers, want %d", n, others)
-		}
-		return nil
+		return wantPickers(ctx, others)
 	}))
 	t.Logf("the picker was withdrawn, and the waypoint knew, %s after its node was gone", time.Since(began).Round(10*time.Millisecond))
+}
+
+// wantPickers checks how many pickers the waypoint may ask.
+func wantPickers(ctx context.Context, want int) error {
+	n, err := pickerStat(ctx, "membership_healthy")
+	if err == nil && n != want {
+		err = fmt.Errorf("the waypoint has %d pickers, want %d", n, want)
+	}
+	return err
 }
 
 // ejections counts how often a waypoint ejected a picker.

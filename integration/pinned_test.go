@@ -67,6 +67,11 @@ func TestPoolsHaveTheirPicker(t *testing.T) {
 		perPicker[home]++
 	}
 	t.Logf("pools by picker: %v", perPicker)
+	for _, name := range names {
+		if said := kubectl(ctx, t, "", "", "top", name, "-n", "models", "--once").out; !strings.Contains(said, "by pod inference-system/"+homes[name]) {
+			t.Errorf("kubectl inference top of %s, which is at home at %s, says:\n%s", name, homes[name], said)
+		}
+	}
 	if len(perPicker) == 1 {
 		t.Error("all pools have the same picker")
 	}

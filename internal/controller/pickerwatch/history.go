@@ -47,10 +47,7 @@ func (h *history) add(o outcome, now time.Time) {
 	}
 }
 
-// suspect reports whether a picker that once answered is silent, and may be withdrawn.
-func (h *history) suspect(now time.Time) bool {
-	if !h.heard || h.silent < silentTries {
-		return false
-	}
+// trustedAgain reports whether a picker that was withdrawn before has answered for long enough since.
+func (h *history) trustedAgain(now time.Time) bool {
 	return h.withdrawn == 0 || !now.Before(h.trusted.Add(probation<<min(h.withdrawn-1, mostDoublings)))
 }

@@ -8,6 +8,7 @@ package pickerwatch
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,8 +21,12 @@ const (
 	askTimeout = 400 * time.Millisecond
 	// lateBy is the excess over askTimeout from which a try counts as held up by the controller's own node.
 	lateBy = 200 * time.Millisecond
-	// silentTries is how many tries in a row must have no answer. A single lost packet delays one try only.
+	// silentTries is how many tries in a row must have no answer if another picker answers meanwhile. A single lost packet
+	// delays one try only.
 	silentTries = 3
+	// silentTriesAlone is how many it must be if no picker answers, as on a node short of CPU, where the only picker may be
+	// held up for seconds. A waypoint asks an ejected picker again after five seconds.
+	silentTriesAlone = 6
 	// answers is how many answers in a row restore a picker.
 	answers = 2
 	// pause is the time between two withdrawals. A node that vanishes rarely takes two pickers with it, but a network that
@@ -159,7 +164,13 @@ func (w *Watch) lost(p Picker, all []Picker) bool {
 	if !p.Ready || !h.heard || h.silent == 0 || lastReady(all) {
 		return false
 	}
-	return w.witnessed(p, all) && h.suspect(now) && now.Sub(w.last) >= pause
+	if !h.trustedAgain(now) || now.Sub(w.last) < pause {
+		return false
+	}
+	if answered(p, all, w.known, w.Node) {
+		return h.silent >= silentTries
+	}
+	return w.unpicked(h) && h.silent >= silentTriesAlone
 }
 
 // lastReady reports whether only one of several pickers is ready. It stays, as Envoy always asks the last one too.
@@ -173,20 +184,21 @@ func lastReady(all []Picker) bool {
 	return ready == 1 && len(all) > 1
 }
 
-// witnessed reports whether another picker answers, or a waypoint has had calls without a pick since a picker is silent. It
-// takes two readings of a waypoint to know, so the first is made at the first silence.
-func (w *Watch) witnessed(p Picker, all []Picker) bool {
-	for _, other := range all {
-		// One on the same node shows that the node is there, and one on the controller's shows nothing.
-		if w.known[other.UID].answers > 0 && other.Node != p.Node && other.Node != w.Node {
-			return true
-		}
-	}
-	since := w.known[p.UID].since
-	if w.Unpicked(since) {
+// answered reports whether another picker answers. One on the same node shows that the node is there, and one on the
+// controller's own shows nothing.
+func answered(p Picker, all []Picker, known map[types.UID]*history, own string) bool {
+	return slices.ContainsFunc(all, func(other Picker) bool {
+		return known[other.UID].answers > 0 && other.Node != p.Node && other.Node != own
+	})
+}
+
+// unpicked reports whether a waypoint has had calls without a pick since a picker is silent. It takes two readings of a
+// waypoint to know, so the first is made at the first silence.
+func (w *Watch) unpicked(h *history) bool {
+	if w.Unpicked(h.since) {
 		return true
 	}
-	if w.clock.Since(since) < lookFor {
+	if w.clock.Since(h.since) < lookFor {
 		w.Look()
 	}
 	return false

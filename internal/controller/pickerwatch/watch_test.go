@@ -141,6 +141,8 @@ func TestNoPickerAnswers(t *testing.T) {
 	}
 	w.unpicked = w.clock.Now()
 	w.rounds(t, 1)
+	w.want(t, "")
+	w.rounds(t, 1)
 	w.want(t, "-a")
 }
 
@@ -165,7 +167,9 @@ func TestLastPickerStays(t *testing.T) {
 	}
 	w.rounds(t, 2)
 	w.unpicked = w.clock.Now().Add(time.Hour)
-	w.rounds(t, 2)
+	w.rounds(t, 3)
+	w.want(t, "")
+	w.rounds(t, 1)
 	w.want(t, "-a")
 	w.rounds(t, 17)
 	w.want(t, "-a")

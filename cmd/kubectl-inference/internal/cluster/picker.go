@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -142,7 +143,11 @@ func (s *Snapshot) PodsOf(service *corev1.Service) []*corev1.Pod {
 	return out
 }
 
-// Picker finds a picker of a pool that can be asked.
+// statePatience is how long each of several pickers may take to say what it knows of a pool.
+const statePatience = 3 * time.Second
+
+// Picker finds a picker of a pool that can be asked. Of several it is the one that picked last for the pool: waypoints ask
+// one of them about a pool, and the others know nothing of its calls.
 func (c *Cluster) Picker(ctx context.Context, namespace, name string) (*Picker, error) {
 	s, err := c.Read(ctx, namespace, name)
 	if err != nil {
@@ -158,23 +163,63 @@ func (c *Cluster) Picker(ctx context.Context, namespace, name string) (*Picker, 
 	if reason != "" {
 		return nil, fmt.Errorf("pool %s/%s cannot be asked about: %s", namespace, name, reason)
 	}
-	if len(pods) == 0 || !pool.Serving(pods[0]) {
+	ready := slices.DeleteFunc(pods, func(p *corev1.Pod) bool { return !pool.Serving(p) })
+	if len(ready) == 0 {
 		return nil, fmt.Errorf("no picker of pool %s/%s is ready: see kubectl inference status %s -n %s", namespace, name, name, namespace)
 	}
-	return c.PickerIn(pods[0]), nil
+	return c.lastToPick(ctx, ready, namespace+"/"+name), nil
 }
 
-// AnyPicker finds a picker of ours that can be asked.
-func (c *Cluster) AnyPicker(ctx context.Context) (*Picker, error) {
+// lastToPick is the picker that picked last for a pool; the first one where none did, or where none may be asked.
+func (c *Cluster) lastToPick(ctx context.Context, pods []*corev1.Pod, pool string) *Picker {
+	if len(pods) == 1 {
+		return c.PickerIn(pods[0])
+	}
+	ctx, cancel := context.WithTimeout(ctx, statePatience)
+	defer cancel()
+	picked := make([]time.Time, len(pods))
+	var all sync.WaitGroup
+	for i, p := range pods {
+		all.Go(func() {
+			state, err := c.PickerIn(p).State(ctx, pool)
+			if err == nil && len(state.Pools) > 0 && len(state.Pools[0].Picks) > 0 {
+				picked[i] = state.Pools[0].Picks[0].Time
+			}
+		})
+	}
+	all.Wait()
+	last := 0
+	for i := range pods {
+		if picked[i].After(picked[last]) {
+			last = i
+		}
+	}
+	return c.PickerIn(pods[last])
+}
+
+// AnyPicker finds a picker of ours that can be asked, in the pod of this name or, if the name is empty, in any. Others are
+// the names of the other pods that can be asked.
+func (c *Cluster) AnyPicker(ctx context.Context, name string) (_ *Picker, others []string, _ error) {
 	s, err := c.Read(ctx, "", "")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	pods := s.OwnPickers()
-	if len(pods) == 0 {
-		return nil, errors.New("no picker is ready: see kubectl inference doctor")
+	var found *corev1.Pod
+	for _, p := range s.OwnPickers() {
+		if found == nil && (name == "" || p.Name == name) {
+			found = p
+		} else {
+			others = append(others, p.Name)
+		}
 	}
-	return c.PickerIn(pods[0]), nil
+	switch {
+	case found != nil:
+		return c.PickerIn(found), others, nil
+	case len(others) > 0:
+		return nil, nil, fmt.Errorf("no ready picker is called %s; there are: %s", name, strings.Join(others, ", "))
+	default:
+		return nil, nil, errors.New("no picker is ready: see kubectl inference doctor")
+	}
 }
 
 // Proxy passes requests for the page on to the picker, with the token.

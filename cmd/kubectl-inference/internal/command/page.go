@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,7 +16,7 @@ import (
 
 type pageOptions struct {
 	*options
-	address string
+	address, pod string
 }
 
 func newPage(shared *options) *cobra.Command {
@@ -28,11 +29,15 @@ func newPage(shared *options) *cobra.Command {
 			"the page to users who may get inferencepools/state in all namespaces.",
 		Example: examples(`
 			# Serve the page, and then open http://127.0.0.1:9091
-			kubectl inference page`),
+			kubectl inference page
+
+			# The same for one of several pickers
+			kubectl inference page --pod inference-picker-6d5f8b7c9-x2x4z`),
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: noFiles,
 		RunE:              func(c *cobra.Command, _ []string) error { return o.run(c.Context()) },
 	}
+	c.Flags().StringVar(&o.pod, "pod", "", "`name` of the picker's pod; of several pickers each shows the calls to its own pools")
 	c.Flags().StringVar(&o.address, "address", "127.0.0.1:9091", "serve the page on this `address`; everybody who can reach it reads with your rights")
 	return c
 }
@@ -42,9 +47,12 @@ func (o *pageOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	picker, err := connection.AnyPicker(ctx)
+	picker, others, err := connection.AnyPicker(ctx, o.pod)
 	if err != nil {
 		return err
+	}
+	if len(others) > 0 {
+		_, _ = fmt.Fprintf(o.ErrOut, "There are other pickers, and each shows the calls to its own pools: --pod %s\n", strings.Join(others, ", --pod "))
 	}
 	// An error is better shown here than in the browser.
 	if _, err := picker.State(ctx, ""); err != nil {

@@ -88,15 +88,21 @@ func (o *topOptions) run(ctx context.Context, pool string) error {
 	return o.watch(ctx, namespace, pool, look)
 }
 
-// watch shows one table after the other until ctx ends. After a failure it shows the error instead of the table, and looks
-// for a picker again, as the old one may have been replaced.
+// searchInterval is the time after which a pool may have gone to another picker, and the command looks for it again.
+const searchInterval = 15 * time.Second
+
+// watch shows one table after the other until ctx ends. After a failure it shows the error instead of the table. Then, and
+// after searchInterval, it looks for the pool's picker again, as the old one may have been replaced or another one picks.
 func (o *topOptions) watch(ctx context.Context, namespace, pool string, look func(context.Context) (top.Report, error)) error {
 	_, _ = fmt.Fprint(o.Out, clearAll)
-	for {
+	for searched := time.Now(); ; {
 		report, err := look(ctx)
 		text := report.Text(o.format == output.Wide)
 		if err != nil {
 			text = err.Error() + "\n"
+		}
+		if err != nil || o.pickerURL == "" && time.Since(searched) > searchInterval {
+			searched = time.Now()
 			if picker, _, found := o.picker(ctx, o.pickerURL, namespace, pool); found == nil {
 				look = lookAt(picker, namespace, pool)
 			}

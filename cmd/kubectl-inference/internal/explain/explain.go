@@ -16,7 +16,7 @@ type Report struct {
 	livestate.Explanation
 	// Names are the names of pods, where known, by endpoint (ip:port).
 	Names map[string]string `json:"pods,omitempty"`
-	// Picker is the replica that answered. Each replica knows only its own calls.
+	// Picker is the replica that answered. Each replica knows only the calls to its own pools.
 	Picker string `json:"picker"`
 }
 

@@ -14,7 +14,7 @@ import (
 // Report is a picker's state of a pool at one time.
 type Report struct {
 	livestate.State
-	// Picker is the replica that answered. Each replica knows only its own calls.
+	// Picker is the replica that answered. Each replica knows only the calls to its own pools.
 	Picker string `json:"picker"`
 }
 

@@ -17,18 +17,25 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// How a waypoint detects that a picker hangs or is gone, and how long it then does not ask it. Under load the waypoint
-// gives a picker up pickerSilence+pingTimeout after its last message; where calls are rare, at the first call.
+// pings is how a waypoint detects that a picker hangs or is gone: a call that comes after a connection was silent sends an
+// HTTP/2 ping ahead of itself, and the connection is closed if no reply comes in time. Only calls send pings, so an idle
+// connection costs nothing. Envoy sends no second ping while one is on its way.
+//
+// silence and timeout together must be shorter than pickTimeout: if no call waits when the connection closes, Envoy counts
+// no failure of the picker, and asks another too late. What is left of pickTimeout is for the other picker.
+type pings struct{ silence, timeout time.Duration }
+
+var (
+	// othersPings are for pickers of other projects. Most are gRPC servers in Go. Such a server takes more than two pings
+	// without a reply of its own in between for an attack, and closes the connection with all of its calls. So pings are
+	// rare. The timeout is longer than the 100 ms for which a container over its CPU quota is throttled.
+	othersPings = pings{silence: 100 * time.Millisecond, timeout: 150 * time.Millisecond}
+	// ownPings are for our pickers, which admit more pings. The silence is shorter than the time between the last reply of
+	// a picker and the first calls that wait for it, so that these calls too are given to another picker in time.
+	ownPings = pings{silence: 5 * time.Millisecond, timeout: 200 * time.Millisecond}
+)
+
 const (
-	// pickerSilence is how long a connection must be silent before a new call sends an HTTP/2 ping ahead of itself. Only
-	// calls send pings, so an idle connection costs nothing. Pings at a fixed interval would not work: most pickers are
-	// gRPC servers in Go. Such a server takes more than two pings without a call in between for an attack, and closes the
-	// connection with all of its calls.
-	pickerSilence = 100 * time.Millisecond
-	// pingTimeout closes the connection. It is longer than the 100 ms for which a container over its CPU quota is throttled.
-	// Together with pickerSilence it must be shorter than pickTimeout: if no call waits when the connection closes, Envoy
-	// counts no failure of the picker, and asks another too late.
-	pingTimeout = 150 * time.Millisecond
 	// pickerConnectTimeout is for pickers outside the mesh. Inside the mesh a connection starts at once, through a tunnel
 	// of the waypoint.
 	pickerConnectTimeout = 200 * time.Millisecond
@@ -37,7 +44,7 @@ const (
 	// is no longer because a picker that only paused for a second is ejected for as long.
 	ejectionTime = 5 * time.Second
 	// ejectionInterval is how often Envoy ends ejections whose time is over. A picker that fails again within an interval
-	// is ejected for longer, so an interval must be longer than pickTimeout+pingTimeout.
+	// is ejected for longer, so an interval must be longer than pickTimeout and the pings' timeout together.
 	ejectionInterval = time.Second
 )
 
@@ -45,10 +52,11 @@ const (
 type PickerCluster struct {
 	Host string
 	Port uint32
-	// Pinned sends all calls of a pool to the same picker of several, whichever waypoint asks, so that one picker knows all
-	// that is known of the pool. Calls carry the pool's name in the metadata of their ext_proc stream (pool.NameHeader).
-	// When that picker is ejected or leaves, its pools go to the others, and come back when it does.
-	Pinned bool
+	// Own says that the picker is this project's. Then all calls of a pool go to the same picker of several, whichever
+	// waypoint asks, so that one picker knows all that is known of the pool. Calls carry the pool's name in the metadata of
+	// their ext_proc stream (pool.NameHeader). When that picker is ejected or leaves, its pools go to the others, and come
+	// back when it does.
+	Own bool
 }
 
 // PickerPatch makes a waypoint eject a picker that does not answer after its first failure, and ask it again after a
@@ -63,14 +71,18 @@ func PickerPatch(p PickerCluster) (*Patch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cluster %s: %w", name, err)
 	}
+	ping := othersPings
+	if p.Own {
+		ping = ownPings
+	}
 	http := &upstreamhttpv3.HttpProtocolOptions{
 		UpstreamProtocolOptions: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{
 			ExplicitHttpConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
 				ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
 					Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
 						ConnectionKeepalive: &corev3.KeepaliveSettings{
-							Timeout:                durationpb.New(pingTimeout),
-							ConnectionIdleInterval: durationpb.New(pickerSilence),
+							Timeout:                durationpb.New(ping.timeout),
+							ConnectionIdleInterval: durationpb.New(ping.silence),
 						},
 					},
 				},
@@ -79,7 +91,7 @@ func PickerPatch(p PickerCluster) (*Patch, error) {
 		RetryPolicy: retry,
 	}
 	policy := clusterv3.Cluster_ROUND_ROBIN // the zero value, which leaves istiod's policy
-	if p.Pinned {
+	if p.Own {
 		// Maglev gives each waypoint the same table, and moves few pools when a picker comes or goes.
 		policy, http.HashPolicy = clusterv3.Cluster_MAGLEV, byPool()
 	}
@@ -126,7 +138,7 @@ func byPool() []*routev3.RouteAction_HashPolicy {
 
 // askAnother asks another picker if the connection to the first is lost before it has answered, for example because the
 // node has vanished. For that Envoy keeps 64 KiB of the data that it has sent. Envoy closes the connection to a picker
-// that hangs pingTimeout after it asked, which leaves pickTimeout-pingTimeout for the other picker.
+// that hangs while the call waits, and what is left of pickTimeout is for the other picker.
 func askAnother() (*routev3.RetryPolicy, error) {
 	untried, err := previousHosts()
 	if err != nil {

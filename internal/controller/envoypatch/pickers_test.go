@@ -12,13 +12,13 @@ import (
 
 // TestPickerPatchMerges merges the patch into a cluster such as istiod makes, and has Envoy check the result.
 func TestPickerPatchMerges(t *testing.T) {
-	for _, pinned := range []bool{false, true} {
-		t.Run(fmt.Sprintf("pinned %t", pinned), func(t *testing.T) { checkPickerPatch(t, pinned) })
+	for _, own := range []bool{false, true} {
+		t.Run(fmt.Sprintf("own %t", own), func(t *testing.T) { checkPickerPatch(t, own) })
 	}
 }
 
-func checkPickerPatch(t *testing.T, pinned bool) {
-	patch, err := PickerPatch(PickerCluster{Host: "epp.models.svc.cluster.local", Port: 9002, Pinned: pinned})
+func checkPickerPatch(t *testing.T, own bool) {
+	patch, err := PickerPatch(PickerCluster{Host: "epp.models.svc.cluster.local", Port: 9002, Own: own})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +33,7 @@ func checkPickerPatch(t *testing.T, pinned bool) {
 	if err := protojson.Unmarshal(raw, cluster); err != nil {
 		t.Fatal(err)
 	}
-	if got := cluster.GetLbPolicy() == clusterv3.Cluster_MAGLEV; got != pinned {
+	if got := cluster.GetLbPolicy() == clusterv3.Cluster_MAGLEV; got != own {
 		t.Errorf("the policy is %s", cluster.GetLbPolicy())
 	}
 	cluster.Name = "epp"
@@ -59,7 +59,9 @@ func checkPickerPatch(t *testing.T, pinned bool) {
 
 // A call that sent the ping which closes its connection must still wait when the connection closes.
 func TestPingEndsBeforeCall(t *testing.T) {
-	if pingTimeout >= pickTimeout {
-		t.Errorf("a ping is waited for as long as %s, and a pick for %s", pingTimeout, pickTimeout)
+	for _, p := range []pings{othersPings, ownPings} {
+		if p.silence+p.timeout >= pickTimeout {
+			t.Errorf("a picker is given up after %s, and a pick after %s", p.silence+p.timeout, pickTimeout)
+		}
 	}
 }

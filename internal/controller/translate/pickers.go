@@ -39,7 +39,7 @@ func PickersFilter(
 	var patches []*envoypatch.Patch
 	for _, picker := range distinctPickers(pools) {
 		patch, err := envoypatch.PickerPatch(envoypatch.PickerCluster{
-			Host: ServiceHost(picker.Service, settings), Port: uint32(picker.Port), Pinned: own(picker),
+			Host: ServiceHost(picker.Service, settings), Port: uint32(picker.Port), Own: own(picker),
 		})
 		if err != nil {
 			return nil, err

@@ -130,9 +130,10 @@ func ServerOptions(maxMessage int) []grpc.ServerOption {
 		// caller does not read is still a call; readings keep it out of the queue. Connections are not ended by age: a proxy
 		// would open a second one, and streams last for minutes.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
-		// A waypoint sends a ping with a call that comes after an idle time. By default gRPC takes the third ping without a
-		// reply in between for an attack, and closes the connection with all of its calls.
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 50 * time.Millisecond, PermitWithoutStream: true}),
+		// A waypoint sends a ping with a call that comes after 5 ms without a reply, and no second one before the ping's
+		// own reply. By default gRPC takes the third ping without another message in between for an attack, and closes the
+		// connection with all of its calls.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Millisecond, PermitWithoutStream: true}),
 		grpc.MaxRecvMsgSize(maxMessage),
 		// These windows take a body of Envoy's default 1 MiB without waiting. Fixed windows also save the pings that would
 		// otherwise measure the bandwidth.

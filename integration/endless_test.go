@@ -186,16 +186,18 @@ func countedIn(ctx context.Context, t *testing.T, name, namespace, pool string, 
 	t.Helper()
 	page, err := metricsOf(ctx, picker(ctx, t), "9090")
 	must(t, err)
-	return counted(page, name, namespace, pool, labels...)
+	return counted(t, page, name, namespace, pool, labels...)
 }
 
 // counted reads the count from a page of metrics.
-func counted(page, name, namespace, pool string, labels ...string) int {
+func counted(t *testing.T, page, name, namespace, pool string, labels ...string) int {
+	t.Helper()
 	sum := 0.0
 	for _, m := range regexp.MustCompile(`(?m)^inference_waypoint_`+name+`\{(.*)\} (\S+)$`).FindAllStringSubmatch(page, -1) {
 		of := func(label string) bool { return strings.Contains(m[1], label) }
 		if of(`pool="`+namespace+"/"+pool+`"`) && !slices.ContainsFunc(labels, func(l string) bool { return !of(l) }) {
-			n, _ := strconv.ParseFloat(m[2], 64) // the expression admits what is no number, and no such value is there
+			n, err := strconv.ParseFloat(m[2], 64)
+			must(t, err)
 			sum += n
 		}
 	}

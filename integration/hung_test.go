@@ -123,13 +123,12 @@ func tryHarm(t *testing.T, h harm, replicas int32, failing *mesh.Caller) {
 	must(t, the.Await(ctx, "calls to a pool that fails closed", func(ctx context.Context) error { return say(ctx, failing, strict) }))
 	open, closed := watchCalls(ctx, the.caller, llama), watchCalls(ctx, failing, strict)
 	time.Sleep(calm)
-	all := pickers(ctx, t)
-	victim := all[slices.IndexFunc(all, func(p corev1.Pod) bool { return p.Name == home })]
+	victim := pickerNamed(ctx, t, home)
 	began := time.Now()
-	end := sync.OnceFunc(h.begin(t, &victim))
+	end := sync.OnceFunc(h.begin(t, victim))
 	defer end()
 	if h.vanishes {
-		checkWithdrawn(ctx, t, &victim, int(replicas)-1)
+		checkWithdrawn(ctx, t, victim, int(replicas)-1)
 	}
 	ejected, err := pickerStat(ctx, ejections)
 	must(t, err)
@@ -145,7 +144,7 @@ func tryHarm(t *testing.T, h harm, replicas int32, failing *mesh.Caller) {
 	// The picker is asked again, or its pod was replaced: no call fails any more.
 	must(t, the.Await(ctx, "the picker's return", func(ctx context.Context) error { return say(ctx, failing, strict) }))
 	// A picker that was withdrawn is not withdrawn again for a while, and the next harm must not meet the same one.
-	must(t, the.Client.Delete(ctx, &victim))
+	must(t, the.Client.Delete(ctx, victim))
 
 	out := h.within + time.Second
 	reportHarm(t, "FailOpen", openCalls, began)

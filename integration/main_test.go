@@ -140,6 +140,17 @@ func picker(ctx context.Context, t *testing.T) *corev1.Pod {
 	return &staying[0]
 }
 
+// pickerNamed finds a pod of the picker by its name.
+func pickerNamed(ctx context.Context, t *testing.T, name string) *corev1.Pod {
+	t.Helper()
+	all := pickers(ctx, t)
+	i := slices.IndexFunc(all, func(p corev1.Pod) bool { return p.Name == name })
+	if i < 0 {
+		t.Fatalf("there is no picker %s", name)
+	}
+	return &all[i]
+}
+
 // metricsOf returns the metrics page that a pod serves on a port.
 func metricsOf(ctx context.Context, p *corev1.Pod, port string) (string, error) {
 	page, err := process.Get(ctx, "http://"+net.JoinHostPort(p.Status.PodIP, port)+"/metrics")

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -12,7 +11,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
@@ -76,8 +74,7 @@ func TestPoolsHaveTheirPicker(t *testing.T) {
 		t.Error("all pools have the same picker")
 	}
 
-	all := pickers(ctx, t)
-	gone := all[slices.IndexFunc(all, func(p corev1.Pod) bool { return p.Name == homes[names[0]] })]
+	gone := pickerNamed(ctx, t, homes[names[0]])
 	process, err := the.ProcessID(gone.UID)
 	must(t, err)
 	must(t, syscall.Kill(process, syscall.SIGSTOP))
@@ -108,7 +105,7 @@ func homeOf(ctx context.Context, t *testing.T, pool string, hosts ...string) (ho
 	t.Helper()
 	const calls = 4 // at each host
 	eventually(ctx, t, "the picker of "+pool, func(ctx context.Context) error {
-		before := picksBy(ctx, pool)
+		before := picksBy(ctx, t, pool)
 		for _, host := range hosts {
 			for range calls {
 				if err := say(ctx, the.caller, host); err != nil {
@@ -116,7 +113,7 @@ func homeOf(ctx context.Context, t *testing.T, pool string, hosts ...string) (ho
 				}
 			}
 		}
-		after := picksBy(ctx, pool)
+		after := picksBy(ctx, t, pool)
 		maps.DeleteFunc(after, func(picker string, n int) bool { return n == before[picker] })
 		for picker, n := range after {
 			if n-before[picker] == calls*len(hosts) && len(after) == 1 {
@@ -130,18 +127,15 @@ func homeOf(ctx context.Context, t *testing.T, pool string, hosts ...string) (ho
 }
 
 // picksBy counts the picks for a pool of namespace models by the picker's name. A picker that does not answer is left out.
-func picksBy(ctx context.Context, pool string) map[string]int {
-	var all corev1.PodList
-	if err := the.Client.List(ctx, &all, client.InNamespace("inference-system"), client.MatchingLabels{"app.kubernetes.io/name": "inference-picker"}); err != nil {
-		return nil
-	}
+func picksBy(ctx context.Context, t *testing.T, pool string) map[string]int {
+	t.Helper()
 	out := map[string]int{}
-	for i := range all.Items {
+	for _, p := range pickers(ctx, t) {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
-		page, err := metricsOf(ctx, &all.Items[i], "9090")
+		page, err := metricsOf(ctx, &p, "9090")
 		cancel()
 		if err == nil {
-			out[all.Items[i].Name] = counted(page, "picks_total", "models", pool)
+			out[p.Name] = counted(t, page, "picks_total", "models", pool)
 		}
 	}
 	return out

@@ -27,8 +27,8 @@ const (
 	// silentTriesAlone is how many it must be if no picker answers, as on a node short of CPU, where the only picker may be
 	// held up for seconds. A waypoint asks an ejected picker again after five seconds.
 	silentTriesAlone = 6
-	// answers is how many answers in a row restore a picker.
-	answers = 2
+	// answersToRestore is how many answers in a row restore a picker.
+	answersToRestore = 2
 	// pause is the time between two withdrawals. A node that vanishes rarely takes two pickers with it, but a network that
 	// is split may silence all of them.
 	pause = 10 * time.Second
@@ -127,7 +127,7 @@ func (w *Watch) round(ctx context.Context) error {
 		return nil
 	}
 	for _, p := range pickers {
-		if p.Withdrawn && known[p.UID].answers >= answers {
+		if p.Withdrawn && known[p.UID].answers >= answersToRestore {
 			if err := act(ctx, func(ctx context.Context) error { return w.Restore(ctx, p) }); err != nil {
 				return err
 			}
@@ -170,7 +170,7 @@ func (w *Watch) lost(p Picker, all []Picker) bool {
 	if answered(p, all, w.known, w.Node) {
 		return h.silent >= silentTries
 	}
-	return w.unpicked(h) && h.silent >= silentTriesAlone
+	return w.missed(h) && h.silent >= silentTriesAlone
 }
 
 // lastReady reports whether only one of several pickers is ready. It stays, as Envoy always asks the last one too.
@@ -192,9 +192,9 @@ func answered(p Picker, all []Picker, known map[types.UID]*history, own string) 
 	})
 }
 
-// unpicked reports whether a waypoint has had calls without a pick since a picker is silent. It takes two readings of a
+// missed reports whether a waypoint has had calls without a pick since a picker is silent. It takes two readings of a
 // waypoint to know, so the first is made at the first silence.
-func (w *Watch) unpicked(h *history) bool {
+func (w *Watch) missed(h *history) bool {
 	if w.Unpicked(h.since) {
 		return true
 	}

@@ -56,6 +56,7 @@ func (h *endsHeap) pop() {
 // queue adds an endpoint's share in a node to the heap of its ends.
 func (x *Index) queue(h *holder, n *node, share int) {
 	n.holds[share].queued = true
+	h.moves++
 	h.ends.push(end{n.holds[share].used, n})
 }
 
@@ -91,6 +92,7 @@ func (x *Index) evictOne(h *holder, most int) {
 	h.size -= held - keep
 	n.setHeld(i, h.id, keep)
 	if keep == 0 {
+		h.moves++
 		h.ends.pop()
 		x.leave(h, n, i)
 	}
@@ -114,6 +116,7 @@ func (h *holder) oldest() (*node, int) {
 		default:
 			return e.node, i
 		}
+		h.moves++
 	}
 }
 

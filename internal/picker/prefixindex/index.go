@@ -32,6 +32,8 @@ const (
 	// sweepEvery is how often a timer frees them without an Insert: 0.2 % of a CPU, and some 10,000 conversations a
 	// second.
 	sweepEvery = 5 * time.Millisecond
+	// firstClock leaves room below it for uses that a new index learns from an older one.
+	firstClock = 1 << 62
 )
 
 // Index is one pool's index of prefixes. All methods may be called from several goroutines.
@@ -47,7 +49,7 @@ type Index struct {
 	room      *fairshare.Share // the tenant's share of the memory of all indexes
 	taken     int64            // bytes taken of room
 	capacity  int
-	clock     uint64 // counts inserts
+	clock     uint64 // counts inserts, from firstClock
 	blocks    int
 	shares    int             // how many shares endpoints have in nodes
 	endpoints map[int]*holder // by number
@@ -64,6 +66,7 @@ type holder struct {
 	capacity int
 	size     int // blocks held
 	ends     endsHeap
+	moves    uint64 // counts changes of ends
 	others   others
 }
 
@@ -71,7 +74,7 @@ type holder struct {
 // it. The index takes its memory, in bytes, from room. Where room has no more, endpoints lose the blocks that they used
 // least recently, starting with the endpoint that holds the most.
 func New(capacity int, room *fairshare.Share) *Index {
-	x := &Index{room: room, capacity: max(capacity, 0), endpoints: map[int]*holder{}}
+	x := &Index{room: room, capacity: max(capacity, 0), clock: firstClock, endpoints: map[int]*holder{}}
 	x.runs.Store(newTable(minSlots))
 	x.numbers.Store(&[]int32{})
 	return x
@@ -157,7 +160,7 @@ func (x *Index) Insert(endpoint int, blocks []uint64) {
 		return
 	}
 	x.clock++
-	x.insert(h, blocks[:min(len(blocks), h.capacity)])
+	x.insert(h, blocks[:min(len(blocks), h.capacity)], x.clock)
 	x.evict(h, h.capacity)
 	x.shrink(len(blocks) + slack)
 }

@@ -5,7 +5,7 @@ package prefixindex
 // them.
 const (
 	blockBytes = 8
-	nodeBytes  = 140
+	nodeBytes  = 164
 	shareBytes = 48
 )
 

@@ -23,7 +23,7 @@ type node struct {
 
 // hold is one endpoint's share in one node.
 type hold struct {
-	used   uint64 // the number of the last insert that ended here; in an end, also of one that went on from here
+	used   uint64 // the clock at the last use that ended here; in an end, also of one that went on from here
 	kids   int32  // how many of the node's children the endpoint has a share in; at 0 the share is an end
 	queued bool   // the node is in the endpoint's heap of ends
 }
@@ -59,60 +59,87 @@ func (x *Index) put(n *node, blocks, held []uint64) {
 	x.runs.Load().replace(old, n.run)
 }
 
+// place is the end of a node on the way of a path: the endpoint's share in the node, and how many of the path's blocks
+// lie before that end. The zero node stands for the place before all blocks.
+type place struct {
+	node  *node
+	share int
+	depth int
+}
+
 // insert follows the blocks through the tree, makes the endpoint a holder of each node on the way, adds the missing
 // blocks, and notes the use at the end.
-func (x *Index) insert(h *holder, blocks []uint64) {
-	var last *node
-	share := -1
-	for at := 0; at < len(blocks); {
-		r := x.runs.Load().get(blocks[at])
-		if r == nil {
-			last, share = x.grow(h, last, share, blocks[at:])
-			break
-		}
-		n := r.node
-		if n.parent != last {
-			break // a collision
-		}
-		k := common(r.blocks, blocks[at:])
-		if at+k < len(blocks) && k < len(r.blocks) || n.holdsBeyond(h.id, k) {
-			upper, ok := x.split(n, k)
-			if !ok {
-				break
-			}
-			n = upper
-		}
-		share = x.hold(h, n, share, k)
-		last = n
-		at += k
+func (x *Index) insert(h *holder, blocks []uint64, used uint64) {
+	at, ok := place{}, true
+	for ok && at.depth < len(blocks) {
+		at, ok = x.step(h, at, blocks[at.depth:], used)
 	}
-	if last == nil {
+	x.use(h, at, used)
+}
+
+// use notes that the endpoint used the blocks up to a place. A use that is earlier than what is known changes nothing.
+func (x *Index) use(h *holder, at place, used uint64) {
+	if at.node == nil {
 		return
 	}
-	s := &last.holds[share]
-	if s.used = x.clock; s.kids == 0 && !s.queued {
-		x.queue(h, last, share)
+	s := &at.node.holds[at.share]
+	s.used = max(s.used, used)
+	if s.kids == 0 && !s.queued {
+		x.queue(h, at.node, at.share)
 	}
 }
 
-// holdsBeyond reports whether an endpoint holds more of the node than its first k blocks. If only those are used, the
-// ages of the two parts differ from now on.
-func (n *node) holdsBeyond(id uint32, k int) bool {
-	if k == len(n.run.blocks) {
-		return false
+// step makes the endpoint hold the next node's part of the blocks, which go on behind the given place, and returns the
+// place behind it. Only a collision of hashes prevents that.
+func (x *Index) step(h *holder, at place, blocks []uint64, used uint64) (place, bool) {
+	r := x.runs.Load().get(blocks[0])
+	if r == nil {
+		return x.grow(h, at, blocks, used), true
 	}
-	i := n.find(id)
-	return i >= 0 && n.held(i) > k
+	n := r.node
+	if n.parent != at.node {
+		return at, false
+	}
+	k, i := common(r.blocks, blocks), n.find(h.id)
+	if cut := n.parting(i, k, k < len(blocks), used); cut < len(r.blocks) {
+		upper, ok := x.split(n, cut)
+		if !ok {
+			return at, false
+		}
+		n, k, i = upper, cut, upper.find(h.id)
+	}
+	i = x.hold(h, n, i, at.share, k, used)
+	return place{n, i, at.depth + k}, true
 }
 
-// hold makes the endpoint hold at least the node's first k blocks. parentShare is its share in the parent node.
-func (x *Index) hold(h *holder, n *node, parentShare, k int) int {
-	i := n.find(h.id)
+// parting returns behind how many of its blocks a node must be split before the endpoint with share i, -1 for none, uses
+// the first k of them: where the path leaves the node, or where the endpoint's blocks before and behind have different
+// ages from then on. It returns the number of all blocks where the node stays whole.
+func (n *node) parting(i, k int, leaves bool, used uint64) int {
+	whole := len(n.run.blocks)
+	if i >= 0 {
+		held, before := n.held(i), n.holds[i].used
+		if held > k && before < used {
+			return k
+		}
+		if held < k && before > used {
+			return held // what a copy adds behind them was used earlier than they were
+		}
+	}
+	if leaves {
+		return k
+	}
+	return whole
+}
+
+// hold makes the endpoint hold at least the node's first k blocks. i is its share in the node, -1 for none, and
+// parentShare the one in the parent node.
+func (x *Index) hold(h *holder, n *node, i, parentShare, k int, used uint64) int {
 	if i < 0 {
 		if n.parent != nil {
 			n.parent.holds[parentShare].kids++
 		}
-		i = x.addShare(n)
+		i = x.addShare(n, used)
 	}
 	if was := n.held(i); was < k {
 		h.size += k - was
@@ -122,10 +149,10 @@ func (x *Index) hold(h *holder, n *node, parentShare, k int) int {
 }
 
 // addShare adds a share to a node and returns its place. The share holds no block yet.
-func (x *Index) addShare(n *node) int {
+func (x *Index) addShare(n *node, used uint64) int {
 	n.run.live.Add(1)
 	x.shares++
-	s := hold{used: x.clock}
+	s := hold{used: used}
 	if i := slices.IndexFunc(n.run.held, func(w uint64) bool { return uint32(w) == 0 }); i >= 0 {
 		n.holds[i] = s
 		return i
@@ -135,21 +162,41 @@ func (x *Index) addShare(n *node) int {
 	return len(n.holds) - 1
 }
 
-// grow adds blocks that no endpoint holds behind the given node, to its run if it has no children.
-func (x *Index) grow(h *holder, last *node, share int, blocks []uint64) (*node, int) {
+// grow adds blocks that no endpoint holds behind the given place: to its node's run, if the node has no children, and if
+// the endpoint did not use its blocks later than those.
+func (x *Index) grow(h *holder, at place, blocks []uint64, used uint64) place {
 	x.blocks += len(blocks)
-	if last != nil && last.children == 0 {
+	last, depth := at.node, at.depth+len(blocks)
+	if last != nil && last.children == 0 && last.holds[at.share].used <= used {
 		k := len(last.run.blocks) + len(blocks)
 		x.put(last, append(last.run.blocks, blocks...), last.run.held)
-		return last, x.hold(h, last, -1, k)
+		return place{last, x.hold(h, last, at.share, -1, k, used), depth}
 	}
-	n := &node{parent: last}
+	n := newNode(last, blocks, h.id, used)
 	if last != nil {
 		last.children++
+		last.holds[at.share].kids++
 	}
-	n.run = &run{blocks: slices.Clone(blocks), node: n}
+	x.shares++
+	h.size += len(blocks)
 	x.runs.Store(x.runs.Load().add(n.run))
-	return n, x.hold(h, n, share, len(blocks))
+	return place{n, 0, depth}
+}
+
+// newNode makes a node that one endpoint holds. A single allocation has its parts but the blocks: garbage collection
+// takes longer than the rest of an insert when an index of a million nodes has one for each part.
+func newNode(parent *node, blocks []uint64, id uint32, used uint64) *node {
+	all := &struct {
+		node  node
+		run   run
+		held  [1]uint64
+		holds [1]hold
+	}{held: [1]uint64{pack(id, len(blocks))}, holds: [1]hold{{used: used}}}
+	n, r := &all.node, &all.run
+	n.run, n.parent, n.holds = r, parent, all.holds[:]
+	r.blocks, r.held, r.node = slices.Clone(blocks), all.held[:], n
+	r.live.Store(1)
+	return n
 }
 
 // split splits a node behind its first k blocks. They become a new node, which split returns; the old node keeps the

@@ -51,6 +51,7 @@ func (x *Index) cut(h *holder, n *node, share, held int) {
 	h.size -= n.held(share) - held
 	n.setHeld(share, h.id, held)
 	if held == 0 {
+		h.moves++
 		h.ends.remove(n)
 		x.leave(h, n, share)
 	}

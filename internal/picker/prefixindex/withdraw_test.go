@@ -88,7 +88,7 @@ func (x *Index) count(id uint32) int {
 	total := 0
 	slots := x.runs.Load().slots
 	for i := range slots {
-		if r := slots[i].Load(); r != nil && r != removed {
+		if r := slots[i].run.Load(); r != nil && r != removed {
 			if at := r.node.find(id); at >= 0 {
 				total += r.node.held(at)
 			}

@@ -42,7 +42,7 @@ func (s several) Run(ctx context.Context, synced func()) {
 }
 
 // fromCluster makes the source of a cluster's pools, and the check of which proxies may ask about them.
-func fromCluster(o Options, pools *poolstate.Fleet, log *slog.Logger) (source, func(pool, token string) bool, error) {
+func fromCluster(o Options, pools *poolstate.Fleet, others *others, log *slog.Logger) (source, func(pool, token string) bool, error) {
 	config, err := clusterConfig(o.Kubeconfig)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading how to reach Kubernetes (with --static FILE the picker needs none): %w", err)
@@ -60,7 +60,15 @@ func fromCluster(o Options, pools *poolstate.Fleet, log *slog.Logger) (source, f
 	if err != nil {
 		return nil, nil, err
 	}
-	return several{fromObjects, ring}, ring.Admits, nil
+	from := several{fromObjects, ring}
+	if others == nil {
+		return from, ring.Admits, nil
+	}
+	members, err := cluster.MembersOf(config, o.Serves.Services[0], others.port)
+	if err != nil {
+		return nil, nil, err
+	}
+	return others.after(from, members, ring.Peers, pools), ring.Admits, nil
 }
 
 func clusterConfig(kubeconfig string) (*rest.Config, error) {

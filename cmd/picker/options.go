@@ -24,6 +24,7 @@ type Options struct {
 	ExtprocAddress  string
 	HealthAddress   string
 	DebugAddress    string
+	PeersAddress    string
 	MetricsAddress  string
 	DrainDelay      time.Duration
 	DrainTimeout    time.Duration
@@ -54,6 +55,7 @@ func parseOptions(args []string, stderr io.Writer) (Options, error) {
 	flags.StringVar(&o.HealthAddress, "health-address", ":9003", "serve gRPC health checks on this `address`")
 	flags.StringVar(&o.MetricsAddress, "metrics-address", ":9090", "serve /metrics and /healthz on this `address`")
 	flags.StringVar(&o.DebugAddress, "debug-address", ":9091", "serve the page, /debug/pools and /debug/explain on this `address`, to users whom the API server allows to read the pools. With --static everybody may read, and the default is 127.0.0.1:9091")
+	flags.StringVar(&o.PeersAddress, "peers-address", ":9004", "tell the other pickers of the first --service on this `address` what this picker decides, and follow at the same port what they decide, so that each can take over the pools of another. Empty: neither. With --static there are no others")
 	flags.DurationVar(&o.DrainDelay, "drain-delay", 3*time.Second, "at shutdown, go on taking calls for so `long` after health checks say NOT_SERVING")
 	flags.DurationVar(&o.DrainTimeout, "drain-timeout", 25*time.Second, "at shutdown, wait so `long` for calls in flight; calls that last longer go on without the picker")
 	flags.IntVar(&o.MaxStreams, "max-streams", 50_000, "leave calls above this `number` in flight to their pool's failure mode. The pools of one namespace may have four times as many as are free. 0 sets no limit. A call that waits for its answer takes some 10 KB, and as much again if its usage is counted")
@@ -68,8 +70,14 @@ func parseOptions(args []string, stderr io.Writer) (Options, error) {
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
-	if o.Static != "" && !flags.Changed("debug-address") {
-		o.DebugAddress = "127.0.0.1:9091"
+	if len(services) == 0 {
+		o.PeersAddress = ""
+	}
+	if o.Static != "" {
+		o.PeersAddress = ""
+		if !flags.Changed("debug-address") {
+			o.DebugAddress = "127.0.0.1:9091"
+		}
 	}
 	return o, errors.Join(o.readServices(services), o.validate(flags.Args(), level))
 }
@@ -100,8 +108,11 @@ func (o *Options) validate(rest []string, level string) error {
 		wrong = append(wrong, errors.New("--static and --kubeconfig exclude each other"))
 	}
 	for _, a := range []struct{ flag, address string }{
-		{"extproc-address", o.ExtprocAddress}, {"health-address", o.HealthAddress}, {"metrics-address", o.MetricsAddress}, {"debug-address", o.DebugAddress},
+		{"extproc-address", o.ExtprocAddress}, {"health-address", o.HealthAddress}, {"metrics-address", o.MetricsAddress}, {"debug-address", o.DebugAddress}, {"peers-address", o.PeersAddress},
 	} {
+		if a.flag == "peers-address" && a.address == "" {
+			continue
+		}
 		if _, err := net.ResolveTCPAddr("tcp", a.address); err != nil {
 			wrong = append(wrong, fmt.Errorf("--%s: %w", a.flag, err))
 		}

@@ -57,10 +57,12 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics := telemetry.NewMetrics(registry)
+	others := newPeers(o, registry, log)
 	tokenizer := tokenizer.New(tokenizer.Options{Metrics: metrics, Log: log})
 	defer tokenizer.Close()
 	pools := poolstate.New(poolstate.Options{
 		Metrics: metrics, Seed: rand.Uint64(), Log: log, MaxIndexBytes: int64(o.MaxIndexBytes), Tokenizer: tokenizer,
+		Teller: others.teller(),
 	})
 	live := func() livestate.State { return debug.LiveState(pools) }
 	registry.MustRegister(endpointmetrics.New(live))
@@ -73,7 +75,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	subscriber := kvevents.New(kvevents.DefaultOptions(), pools)
 	defer subscriber.Close()
 	pools.HeardBy(subscriber)
-	from, admits, err := newSources(o, pools, log)
+	from, admits, err := newSources(o, pools, others, log)
 	if err != nil {
 		return err
 	}
@@ -89,7 +91,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	s, err := listen(o, picker, broken, telemetry.Handler(registry, o.Profiles), shown, log)
+	s, err := listen(o, picker, broken, others.server(), telemetry.Handler(registry, o.Profiles), shown, log)
 	if err != nil {
 		return err
 	}
@@ -157,10 +159,10 @@ func fewAtATime(next http.Handler) http.Handler {
 }
 
 // newSources makes the source of pools, and the check of which proxies may ask about them: nil admits every proxy.
-func newSources(o Options, pools *poolstate.Fleet, log *slog.Logger) (source, func(pool, token string) bool, error) {
+func newSources(o Options, pools *poolstate.Fleet, others *others, log *slog.Logger) (source, func(pool, token string) bool, error) {
 	if o.Static != "" {
 		static, err := file.Open(o.Static, fileInterval, pools, log)
 		return static, nil, err
 	}
-	return fromCluster(o, pools, log)
+	return fromCluster(o, pools, others, log)
 }

@@ -47,25 +47,27 @@ type servers struct {
 	certificates *certificates // nil without TLS
 
 	extproc, probes                *grpc.Server
+	peers                          *grpc.Server // nil where there are no other pickers
 	probe                          *extproc.Probe
 	fromProbe                      *bufconn.Listener // the ext_proc server's listener for the probe
 	metrics, debug                 *http.Server
 	health                         *health.Server
 	onExtproc, onProbes, onMetrics net.Listener
-	onDebug                        net.Listener
+	onDebug, onPeers               net.Listener
 
 	mu       sync.Mutex
 	draining bool // once true, the servers are never ready again
 }
 
 // listen makes the servers and opens their addresses. If one cannot be opened, it closes all.
-func listen(o Options, picker *extproc.Server, broken *brokenoff.Server, metrics, debug http.Handler, log *slog.Logger) (*servers, error) {
+func listen(o Options, picker *extproc.Server, broken *brokenoff.Server, peers *grpc.Server, metrics, debug http.Handler, log *slog.Logger) (*servers, error) {
 	s := &servers{
 		options: o,
 		log:     log,
 		picker:  picker,
 		broken:  broken,
 		probes:  grpc.NewServer(),
+		peers:   peers,
 		// In memory, as a client over TLS may need a certificate that the picker itself does not have.
 		fromProbe: bufconn.Listen(probeBuffer),
 		metrics:   &http.Server{Handler: metrics, ReadHeaderTimeout: 10 * time.Second},
@@ -120,7 +122,11 @@ func (s *servers) open() error {
 		{"health", s.options.HealthAddress, &s.onProbes},
 		{"metrics", s.options.MetricsAddress, &s.onMetrics},
 		{"debug", s.options.DebugAddress, &s.onDebug},
+		{"peers", s.options.PeersAddress, &s.onPeers},
 	} {
+		if a.address == "" {
+			continue
+		}
 		l, err := net.Listen("tcp", a.address)
 		if err != nil {
 			for _, l := range open {
@@ -180,6 +186,9 @@ func (s *servers) serve(ctx context.Context, from source) error {
 	group.Go(func() error { return named("health", s.probes.Serve(s.onProbes)) })
 	group.Go(func() error { return named("metrics", s.metrics.Serve(s.onMetrics)) })
 	group.Go(func() error { return named("debug", s.debug.Serve(s.onDebug)) })
+	if s.peers != nil {
+		group.Go(func() error { return named("other pickers", s.peers.Serve(s.onPeers)) })
+	}
 	group.Go(func() error {
 		<-ctx.Done()
 		s.drain()
@@ -211,6 +220,9 @@ func (s *servers) drain() {
 		}
 	}
 	s.probes.Stop()
+	if s.peers != nil {
+		s.peers.Stop() // after the last call's end was told
+	}
 	_ = s.probe.Close()   // the process ends in any case
 	_ = s.metrics.Close() // only the listeners are left to close
 	_ = s.debug.Close()

@@ -13,7 +13,7 @@ import (
 
 var errStandalone = errors.New("this picker is built without Kubernetes: give its pools with --static FILE")
 
-func fromCluster(Options, *poolstate.Fleet, *slog.Logger) (source, func(pool, token string) bool, error) {
+func fromCluster(Options, *poolstate.Fleet, *others, *slog.Logger) (source, func(pool, token string) bool, error) {
 	return nil, nil, errStandalone
 }
 

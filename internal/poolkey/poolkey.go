@@ -58,6 +58,9 @@ func (k Key) Token(pool string) string {
 // have the same seed.
 func (k Key) Seed() uint64 { return binary.LittleEndian.Uint64(k.mac("seed")) }
 
+// Peers makes the seed of the key pair by which pickers know each other.
+func (k Key) Peers() []byte { return k.mac("peers") }
+
 func (k Key) mac(of string) []byte {
 	m := hmac.New(sha256.New, k[:])
 	m.Write([]byte(of))

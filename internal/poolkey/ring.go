@@ -76,6 +76,15 @@ func (r *Ring) Admits(pool, token string) bool {
 	}
 }
 
+// Peers returns the seed of the key pair by which pickers know each other; nil while there is no key.
+func (r *Ring) Peers() []byte {
+	h := r.state.Load()
+	if h == nil {
+		return nil
+	}
+	return h.current.key.Peers()
+}
+
 // Run reads the Secret again and again until the context ends. It calls synced once, after the first read that shows
 // whether there is a key.
 func (r *Ring) Run(ctx context.Context, synced func()) {

@@ -46,6 +46,7 @@ type doubt struct {
 	endpoint int32
 	blocks   []uint64
 	sure     int // how many of the blocks the endpoint has cached, whether or not the call was broken off
+	theirs   bool
 }
 
 func (d *doubt) bytes() int64 { return int64(doubtBytes + 8*len(d.blocks)) }
@@ -62,6 +63,11 @@ func (p *Pool) nextID() uint64 {
 func (p *Pool) BrokenOff(id uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.tell(&Reservation{id: id}, Event{Kind: BrokenOff})
+	p.brokenOff(id)
+}
+
+func (p *Pool) brokenOff(id uint64) {
 	i := slices.IndexFunc(p.doubts.ended, func(d doubt) bool { return d.id == id })
 	if i < 0 {
 		p.doubts.noteReport(id)
@@ -75,7 +81,7 @@ func (p *Pool) BrokenOff(id uint64) {
 // doubt notes that a call ended before its endpoint can have prefilled more than the first sure of its blocks.
 func (p *Pool) doubt(r *Reservation, sure int, now time.Duration) {
 	n := r.claim.Endpoint
-	d := doubt{id: r.id, at: now, endpoint: n, blocks: r.blocks, sure: sure}
+	d := doubt{id: r.id, at: now, endpoint: n, blocks: r.blocks, sure: sure, theirs: r.theirs}
 	if slices.Contains(p.doubts.reported, r.id) {
 		p.takeBack(&d)
 		return
@@ -93,7 +99,9 @@ func (p *Pool) doubt(r *Reservation, sure int, now time.Duration) {
 // blocks insert them again when they end. For calls that ended in the meantime takeBack inserts them again.
 func (p *Pool) takeBack(broken *doubt) {
 	n := broken.endpoint
-	p.metrics.BrokenOff()
+	if !broken.theirs {
+		p.metrics.BrokenOff()
+	}
 	p.slots[n].withdrawn++
 	p.index.Withdraw(int(n), broken.blocks, broken.sure)
 	p.slots[n].stored.lost((len(broken.blocks) - broken.sure) * selection.BlockTokens)

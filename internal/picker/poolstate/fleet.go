@@ -33,6 +33,8 @@ type Options struct {
 	Log *slog.Logger
 	// Tokenizer learns the tokens of prompts for pools whose servers tell of their caches; nil learns none.
 	Tokenizer Tokenizer
+	// Teller tells other pickers what this one decides; nil where there are none.
+	Teller Teller
 	// MaxIndexBytes bounds the memory of prefix indexes, of all pools together. The pools of a namespace have at most four
 	// times as much as is free. 0 sets no limit.
 	MaxIndexBytes int64
@@ -44,6 +46,7 @@ type Fleet struct {
 	memory  *fairshare.Whole // bytes of the pools' prefix indexes
 	doubted *fairshare.Whole // bytes of the calls that may have been broken off
 	told    *fairshare.Whole // bytes of what servers told of their caches
+	theirs  *fairshare.Whole // bytes of the blocks of other pickers' calls in flight
 	pools   atomic.Pointer[map[types.NamespacedName]*Pool]
 	seed    atomic.Uint64
 
@@ -70,7 +73,7 @@ func New(o Options) *Fleet {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	f := &Fleet{options: o, memory: fairshare.New(o.MaxIndexBytes), doubted: fairshare.New(maxDoubted), heard: map[netip.AddrPort][]*Pool{},
-		told: fairshare.New(maxTold), warned: warned{at: map[netip.AddrPort]time.Duration{}}}
+		told: fairshare.New(maxTold), theirs: fairshare.New(maxTheirs), warned: warned{at: map[netip.AddrPort]time.Duration{}}}
 	f.pools.Store(&map[types.NamespacedName]*Pool{})
 	return f
 }
@@ -113,7 +116,7 @@ func (f *Fleet) ensure(name types.NamespacedName) *Pool {
 	known := f.Pool(name)
 	if known == nil {
 		f.made++
-		known = newPool(name, f.options, shares{f.memory.Of(name.Namespace), f.doubted.Of(name.Namespace), f.told.Of(name.Namespace)}, rand.New(rand.NewPCG(f.options.Seed, f.made)))
+		known = newPool(name, f.options, shares{f.memory.Of(name.Namespace), f.doubted.Of(name.Namespace), f.told.Of(name.Namespace), f.theirs.Of(name.Namespace)}, rand.New(rand.NewPCG(f.options.Seed, f.made)))
 		f.swap(func(pools map[types.NamespacedName]*Pool) { pools[name] = known })
 	}
 	return known

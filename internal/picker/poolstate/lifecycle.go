@@ -7,21 +7,21 @@ import (
 )
 
 // A call changes a pool's state by three events: it is reserved, it moves, it is released. Each event takes values and
-// a time, and nothing of a stream. Endpoints are the pool's own numbers and times are on this process's clock, so an
-// event means nothing to another picker. The pool's mutex is held.
+// a time, and nothing of a stream, so that calls of other pickers change the state by the same functions (followed.go).
+// The pool's mutex is held.
 
-// reserve adds the call to the chosen endpoint. The call's blocks count as cached at once, so that the next call with
-// the same prompt finds them. They are taken back if the endpoint does not prefill them.
-func (p *Pool) reserve(r *Reservation, call *selection.Call, choice *selection.Choice, now time.Duration) {
+// reserve adds the call to the chosen endpoint, which holds so many of its blocks. The call's blocks count as cached at
+// once, so that the next call with the same prompt finds them. They are taken back if the endpoint does not prefill them.
+func (p *Pool) reserve(r *Reservation, id uint64, call *selection.Call, choice *selection.Choice, held int, now time.Duration) {
 	*r = Reservation{
 		pool:         p,
 		PromptTokens: choice.Cached + choice.Uncached,
 		CachedTokens: choice.Cached,
 		claim:        p.choice.Reserve(choice.Endpoint, now, call, choice.Uncached),
 		blocks:       call.Facts.Blocks,
-		id:           p.nextID(),
+		id:           id,
 	}
-	p.insert(r, int(p.held[choice.Endpoint]))
+	p.insert(r, held)
 	p.bring(r, choice.Uncached)
 }
 

@@ -26,6 +26,9 @@ type Reservation struct {
 	id        uint64
 	// untokenized says that the prompt's tokens are to be learned from its first endpoint.
 	untokenized bool
+	// theirs says that another picker picked for the call, and room is the memory of its blocks, in bytes.
+	theirs bool
+	room   int64
 }
 
 // Outcome is how a call ended.
@@ -82,10 +85,12 @@ func (r *Reservation) Served(addr netip.AddrPort) {
 		p.metrics.ServedElsewhere()
 	}
 	if !ours {
+		p.tell(r, Event{Kind: Released, Outcome: Refused})
 		p.release(r, Refused, now)
 		r.end()
 		return
 	}
+	p.tell(r, Event{Kind: Moved, Endpoint: p.slots[n].addr})
 	p.move(r, n, now)
 }
 
@@ -98,6 +103,7 @@ func (r *Reservation) Responded(outcome Outcome) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.tell(r, Event{Kind: Responded, Outcome: outcome})
 	p.choice.Responded(&r.claim, outcome, p.clock())
 }
 
@@ -109,6 +115,7 @@ func (r *Reservation) Release(outcome Outcome) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.tell(r, Event{Kind: Released, Outcome: outcome})
 	p.release(r, outcome, p.clock())
 	r.end()
 }

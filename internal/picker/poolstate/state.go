@@ -59,6 +59,10 @@ type Pool struct {
 	tokenized tokenized
 	closed    bool
 	lastID    uint64
+
+	teller     Teller // nil where no other picker follows this one
+	theirs     map[string]map[uint64]*Reservation
+	theirsRoom *fairshare.Share
 }
 
 // snapshot is the pool's endpoints at one time; it never changes.
@@ -98,7 +102,7 @@ type slot struct {
 }
 
 // shares are what a pool's namespace has of the picker's memory.
-type shares struct{ index, doubted, told *fairshare.Share }
+type shares struct{ index, doubted, told, theirs *fairshare.Share }
 
 func newPool(name types.NamespacedName, o Options, of shares, rnd *rand.Rand) *Pool {
 	settings := picksettings.Defaults()
@@ -120,6 +124,10 @@ func newPool(name types.NamespacedName, o Options, of shares, rnd *rand.Rand) *P
 		tokenizer: o.Tokenizer,
 		tokenized: tokenized{room: of.told},
 		lastID:    rand.Uint64() >> idSpare,
+
+		teller:     o.Teller,
+		theirs:     map[string]map[uint64]*Reservation{},
+		theirsRoom: of.theirs,
 	}
 	p.settings.Store(&settings)
 	p.snapshot.Store(&snapshot{})
@@ -199,7 +207,8 @@ func (p *Pool) choose(c *Call, r *Reservation, wanted bool) (rows []Ranked, keep
 	}
 	var choices [selection.Choices]selection.Choice
 	n := p.choice.Pick(&call, now, p.rnd, &choices)
-	p.reserve(r, &call, &choices[0], now)
+	p.reserve(r, p.nextID(), &call, &choices[0], int(p.held[choices[0].Endpoint]), now)
+	p.tellReserved(r, c.Facts, choices[0].Uncached)
 	r.picked = n
 	for i, c := range choices[:n] {
 		r.texts[i] = p.slots[c.Endpoint].text

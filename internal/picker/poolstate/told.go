@@ -201,6 +201,9 @@ func (p *Pool) close() {
 		p.untell(int32(n))
 	}
 	p.tokenized.forget()
+	for from := range p.theirs {
+		p.lose(from)
+	}
 	p.closed = true
 	p.index.Close()
 }

@@ -1,0 +1,358 @@
+package peers
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/selection"
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
+	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
+)
+
+var (
+	llama  = types.NamespacedName{Namespace: "models", Name: "llama"}
+	secret = bytes.Repeat([]byte{7}, 32)
+)
+
+// picker is one picker with a pool of eight endpoints.
+type picker struct {
+	*Peers
+	t        *testing.T
+	fleet    *poolstate.Fleet
+	address  netip.AddrPort
+	metrics  *telemetry.PeerMetrics
+	registry *prometheus.Registry
+	synced   chan struct{}
+	stop     func()
+}
+
+// start starts a picker with a key that serves others. It follows nobody until Update.
+func start(t *testing.T, key []byte) *picker {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	p := &picker{t: t, synced: make(chan struct{}), registry: registry, metrics: telemetry.NewPeerMetrics(registry)}
+	p.Peers = New(Options{Metrics: p.metrics, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Secret: func() []byte { return key }})
+	p.fleet = poolstate.New(poolstate.Options{Metrics: telemetry.NewMetrics(registry), Seed: 1, Teller: p.Peers})
+	var endpoints []pool.Endpoint
+	for i := range 8 {
+		endpoints = append(endpoints, pool.Endpoint{Address: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)}), 8000), Process: "first"})
+	}
+	p.fleet.SetPool(pool.Pool{Name: llama}, endpoints)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.address = l.Addr().(*net.TCPAddr).AddrPort()
+	server := p.Server()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{}, 2)
+	go func() { _ = server.Serve(l); ended <- struct{}{} }()
+	go func() { p.Run(ctx, p.fleet, func() { close(p.synced) }); ended <- struct{}{} }()
+	stopped := false
+	p.stop = func() {
+		if !stopped {
+			stopped = true
+			server.Stop()
+			cancel()
+			<-ended
+			<-ended
+		}
+	}
+	t.Cleanup(p.stop)
+	return p
+}
+
+// startAll starts pickers of one key that follow each other.
+func startAll(t *testing.T, n int) []*picker {
+	t.Helper()
+	var all []*picker
+	for range n {
+		all = append(all, start(t, secret))
+	}
+	meet(all...)
+	for _, p := range all {
+		p.isSynced()
+	}
+	for _, p := range all {
+		p.eventually("all follow", func() bool {
+			return p.gauge("peers_following") == float64(n-1) && p.gauge("peers_followed") == float64(n-1)
+		})
+	}
+	return all
+}
+
+func meet(all ...*picker) {
+	var addresses []netip.AddrPort
+	for _, p := range all {
+		addresses = append(addresses, p.address)
+	}
+	for _, p := range all {
+		p.Update(addresses)
+	}
+}
+
+func (p *picker) isSynced() {
+	p.t.Helper()
+	select {
+	case <-p.synced:
+	case <-time.After(20 * time.Second):
+		p.t.Fatal("the picker does not become ready")
+	}
+}
+
+func (p *picker) eventually(what string, is func() bool) {
+	p.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			p.t.Fatalf("it does not become true: %s", what)
+		}
+	}
+}
+
+// gauge returns the value of a metric, of all its labels together.
+func (p *picker) gauge(name string) float64 {
+	p.t.Helper()
+	families, err := p.registry.Gather()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "inference_waypoint_"+name {
+			sum := 0.0
+			for _, m := range f.GetMetric() {
+				sum += m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			}
+			return sum
+		}
+	}
+	p.t.Fatalf("no metric %s", name)
+	return 0
+}
+
+// prompt makes the facts of a prompt of so many blocks. Prompts of different seeds have no block in common.
+func prompt(seed, blocks int) *request.Facts {
+	f := &request.Facts{Model: "llama", PromptBytes: blocks * request.BlockBytes}
+	for i := range blocks {
+		f.Blocks = append(f.Blocks, uint64(seed)<<32|uint64(i+1))
+	}
+	return f
+}
+
+// whole is how many tokens of a prompt of so many blocks are found where all are cached: servers compute the last one anew.
+func whole(blocks int) int { return blocks*selection.BlockTokens - 1 }
+
+// pick picks for a prompt.
+func (p *picker) pick(of *request.Facts) *poolstate.Reservation {
+	p.t.Helper()
+	r := &poolstate.Reservation{}
+	if _, err := p.fleet.Pool(llama).Pick(&poolstate.Call{Facts: of}, r); err != nil {
+		p.t.Fatal(err)
+	}
+	return r
+}
+
+// call makes a call that is answered at once, and returns its endpoint and how many tokens it was taken to find.
+func (p *picker) call(of *request.Facts) (endpoint string, cached int) {
+	p.t.Helper()
+	r := p.pick(of)
+	defer r.Release(poolstate.Answered)
+	return string(r.Endpoints(nil)[:13]), r.CachedTokens
+}
+
+func (p *picker) inFlight() (n int) {
+	for _, e := range p.fleet.Pool(llama).Snapshot().Endpoints {
+		n += int(e.InFlight)
+	}
+	return n
+}
+
+// What one picker decides all others know: where a prompt is cached, and which calls are in flight.
+func TestOthersKnowWhatOneDecides(t *testing.T) {
+	all := startAll(t, 3)
+	r := all[0].pick(prompt(1, 16))
+	for i, p := range all {
+		p.eventually("the call is in flight", func() bool { return p.inFlight() == 1 })
+		if got := p.gauge("requests_in_flight"); i > 0 && got != 0 {
+			t.Errorf("in the metrics of picker %d are %v calls of another one", i, got)
+		}
+	}
+	r.Release(poolstate.Answered)
+	for _, p := range all {
+		p.eventually("the call has ended", func() bool { return p.inFlight() == 0 })
+	}
+	home, _ := all[0].call(prompt(1, 16))
+	for i, p := range all {
+		if at, cached := p.call(prompt(1, 16)); at != home || cached != whole(16) {
+			t.Errorf("picker %d picks %s with %d cached tokens, want %s with all", i, at, cached, home)
+		}
+	}
+}
+
+// A picker that starts knows what the others know before it is ready.
+func TestNewcomerGetsACopy(t *testing.T) {
+	all := startAll(t, 2)
+	homes := map[int]string{}
+	for i := range 500 {
+		homes[i], _ = all[i%2].call(prompt(i+1, 40))
+	}
+	late := start(t, secret)
+	meet(append(all, late)...)
+	late.isSynced()
+	for i, home := range homes {
+		if at, cached := late.call(prompt(i+1, 40)); at != home || cached != whole(40) {
+			t.Fatalf("of prompt %d the newcomer picks %s with %d cached tokens, want %s with all", i, at, cached, home)
+		}
+	}
+	if late.gauge("peer_copies_total") < 1 {
+		t.Error("no copy was counted")
+	}
+}
+
+// Calls of a picker that dies are given up, and what it knew stays known. When it is back it has all.
+func TestPickerDiesAndComesBack(t *testing.T) {
+	all := startAll(t, 2)
+	home, _ := all[0].call(prompt(1, 16))
+	for i := range 20 {
+		all[0].pick(prompt(i+2, 16))
+	}
+	all[1].eventually("the calls are in flight", func() bool { return all[1].inFlight() == 20 })
+	all[0].stop()
+	all[1].eventually("the calls are given up", func() bool { return all[1].inFlight() == 0 })
+	if at, cached := all[1].call(prompt(1, 16)); at != home || cached != whole(16) {
+		t.Errorf("the other picks %s with %d cached tokens, want %s with all", at, cached, home)
+	}
+	if _, cached := all[1].call(prompt(5, 16)); cached != whole(16) {
+		t.Errorf("the prompt of a call that was in flight has %d cached tokens, want all", cached)
+	}
+	back := start(t, secret)
+	meet(all[1], back)
+	back.isSynced()
+	if at, cached := back.call(prompt(1, 16)); at != home || cached != whole(16) {
+		t.Errorf("the one that is back picks %s with %d cached tokens, want %s with all", at, cached, home)
+	}
+}
+
+// Who does not have the key neither hears anything nor tells anything.
+func TestStrangers(t *testing.T) {
+	ours := start(t, secret)
+	ours.Update([]netip.AddrPort{ours.address})
+	ours.isSynced()
+	for name, key := range map[string][]byte{"another key": bytes.Repeat([]byte{8}, 32), "no key": nil} {
+		t.Run(name, func(t *testing.T) {
+			stranger := start(t, key)
+			meet(ours, stranger)
+			stranger.isSynced() // it is ready all the same
+			time.Sleep(300 * time.Millisecond)
+			if ours.Followed() || ours.gauge("peers_followed") != 0 {
+				t.Error("the stranger follows, or is followed")
+			}
+		})
+	}
+}
+
+// A picker that cannot follow is cut off, and holds up nobody.
+func TestSlowFollowerIsCut(t *testing.T) {
+	p := start(t, secret)
+	f, err := p.join()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; !cutOf(p, f); i++ {
+		if i > 20_000 {
+			t.Fatal("it is not cut off")
+		}
+		p.call(prompt(i, request.MaxBlocks))
+		if i%100 == 0 {
+			time.Sleep(flushEvery)
+		}
+	}
+	if f.bytes > mostUnsent || p.gauge("peer_cuts_total") != 1 {
+		t.Errorf("%d bytes wait, and %v were cut off", f.bytes, p.gauge("peer_cuts_total"))
+	}
+}
+
+func cutOf(p *picker, f *follower) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return f.cut
+}
+
+// A picker that does not answer keeps none from becoming ready.
+func TestSilentPicker(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	p := start(t, secret)
+	p.Update([]netip.AddrPort{p.address, l.Addr().(*net.TCPAddr).AddrPort()})
+	p.isSynced()
+}
+
+// Messages that a picker of another version, or none, may send are refused or ignored, and change nothing.
+func TestMessagesThatAreNotUnderstood(t *testing.T) {
+	good := event{Kind: 1, Pool: "models/llama", Call: 1, Endpoint: "10.0.0.1:8000", Bytes: 1 << 40, Uncached: -5, Blocks: make([]byte, 16)}
+	for name, change := range map[string]func(*event){
+		"half a block": func(e *event) { e.Blocks = e.Blocks[:9] },
+		"many blocks":  func(e *event) { e.Blocks = make([]byte, 8*request.MaxBlocks+8) },
+		"no pool":      func(e *event) { e.Pool = "llama" },
+		"no endpoint":  func(e *event) { e.Endpoint = "here" },
+		"long model":   func(e *event) { e.Model = string(make([]byte, request.MaxModelBytes+1)) },
+	} {
+		e := good
+		change(&e)
+		if _, err := e.event(); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	p := start(t, secret)
+	p.call(prompt(1, 4))
+	for kind := range 8 {
+		for _, outcome := range []uint8{0, 3, 200} {
+			e := good
+			e.Kind, e.Outcome = uint8(kind), outcome
+			for _, endpoint := range []string{"", "10.0.0.1:8000", "10.9.9.9:1", "[::ffff:10.0.0.1]:8000"} {
+				e.Endpoint = endpoint
+				got, err := e.event()
+				if err != nil {
+					t.Fatal(err)
+				}
+				p.fleet.Apply("other", &got)
+			}
+		}
+	}
+	p.fleet.Lost("other")
+	if n := p.inFlight(); n != 0 {
+		t.Errorf("%d calls are in flight", n)
+	}
+	if _, cached := p.call(prompt(1, 4)); cached != whole(4) {
+		t.Errorf("%d tokens are cached, want all", cached)
+	}
+}
+
+func BenchmarkTell(b *testing.B) {
+	for _, followers := range []int{0, 2} {
+		b.Run(fmt.Sprint(followers), func(b *testing.B) {
+			p := New(Options{Metrics: telemetry.NewPeerMetrics(prometheus.NewRegistry()), Log: slog.New(slog.DiscardHandler)})
+			e := poolstate.Event{Kind: poolstate.Reserved, Pool: llama, Call: 1, Endpoint: netip.MustParseAddrPort("10.0.0.1:8000"), Facts: *prompt(1, 128)}
+			for range b.N {
+				p.Tell(&e)
+				if len(p.pending) == 100 {
+					encode(&message{Events: p.pending})
+					p.pending = p.pending[:0]
+				}
+			}
+		})
+	}
+}

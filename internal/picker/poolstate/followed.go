@@ -1,0 +1,167 @@
+package poolstate
+
+import (
+	"net/netip"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/selection"
+)
+
+// Pickers tell each other what they decide, so that each can pick for any pool as well as the picker that has picked for it
+// until now. A call of another picker changes a pool's state as a call of the picker's own does, a moment later. It is in no
+// metric, and makes nobody read the servers more often.
+
+const (
+	// mostTheirs is how many calls of one other picker a pool follows: as many as a picker takes.
+	mostTheirs = 50_000
+	// maxTheirs bounds the memory of these calls' blocks, of all pools together, in bytes. The blocks of calls beyond that
+	// are forgotten after the call's begin: then it does not matter to the index how the call ends.
+	maxTheirs = 64 << 20
+)
+
+// EventKind is a kind of event.
+type EventKind uint8
+
+// The kinds of events in a call's life.
+const (
+	Reserved  EventKind = iota + 1 // the call is picked for Endpoint
+	Moved                          // Endpoint serves it instead
+	Responded                      // the headers of its answer show the endpoint's health: Outcome
+	Released                       // it has ended: Outcome
+	BrokenOff                      // a proxy reports that it was broken off before its answer's first byte
+)
+
+// Event is one thing that a picker decided about a call, or learned of it.
+type Event struct {
+	Kind EventKind
+	Pool types.NamespacedName
+	// Call is the call's id. Calls of different pickers have different ones, but for chance.
+	Call uint64
+	// Endpoint is set where Reserved or Moved.
+	Endpoint netip.AddrPort
+	// Facts has, where Reserved, the model, the prompt's length and blocks, and whether the answer streams.
+	Facts request.Facts
+	// Uncached are, where Reserved, the prompt's tokens that the endpoint is taken to have to prefill.
+	Uncached int
+	// Outcome is set where Responded or Released.
+	Outcome Outcome
+}
+
+// Teller tells other pickers what this one decides. Its methods are called with a pool's mutex held: they must be quick.
+type Teller interface {
+	// Followed says whether any picker follows.
+	Followed() bool
+	// Tell tells all that follow. It must not keep the event's blocks.
+	Tell(*Event)
+}
+
+// tell tells an event of one of the picker's own calls. The pool's mutex is held.
+func (p *Pool) tell(r *Reservation, e Event) {
+	if p.teller == nil || !p.teller.Followed() {
+		return
+	}
+	e.Pool, e.Call = p.name, r.id
+	p.teller.Tell(&e)
+}
+
+// tellReserved tells that a call was picked. The pool's mutex is held.
+func (p *Pool) tellReserved(r *Reservation, facts *request.Facts, uncached int) {
+	if p.teller != nil && p.teller.Followed() {
+		p.tell(r, Event{Kind: Reserved, Endpoint: p.slots[r.claim.Endpoint].addr, Facts: *facts, Uncached: uncached})
+	}
+}
+
+// Apply applies an event of the picker that is called from. What it says of unknown pools, endpoints and calls changes
+// nothing. The event's blocks must not change afterwards.
+func (f *Fleet) Apply(from string, e *Event) {
+	if p := f.Pool(e.Pool); p != nil {
+		p.apply(from, e)
+	}
+}
+
+// Lost ends the calls of a picker that cannot tell how they go on. They are not known to have ended: what endpoints report of
+// them counts as calls of others, and their prompts stay in the index.
+func (f *Fleet) Lost(from string) {
+	for _, p := range *f.pools.Load() {
+		p.mu.Lock()
+		p.lose(from)
+		p.mu.Unlock()
+	}
+}
+
+func (p *Pool) apply(from string, e *Event) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.clock()
+	switch e.Kind {
+	case Reserved:
+		p.follow(from, e, now)
+		return
+	case BrokenOff:
+		p.brokenOff(e.Call)
+		return
+	}
+	r := p.theirs[from][e.Call]
+	if r == nil {
+		return
+	}
+	n, known := p.byAddr[e.Endpoint]
+	switch {
+	case e.Kind == Moved && known:
+		p.move(r, n, now)
+	case e.Kind == Moved:
+		p.release(r, Refused, now)
+		p.unfollow(from, r)
+	case e.Kind == Responded && e.Outcome <= Failed:
+		p.choice.Responded(&r.claim, e.Outcome, now)
+	case e.Kind == Released && e.Outcome <= Failed:
+		p.release(r, e.Outcome, now)
+		p.unfollow(from, r)
+	}
+}
+
+// follow begins a call of another picker.
+func (p *Pool) follow(from string, e *Event, now time.Duration) {
+	calls := p.theirs[from]
+	n, known := p.byAddr[e.Endpoint]
+	if !known || p.closed || calls[e.Call] != nil || len(calls) >= mostTheirs {
+		return
+	}
+	facts := e.Facts
+	facts.Blocks = facts.Blocks[:min(len(facts.Blocks), request.MaxBlocks)]
+	facts.PromptBytes = max(facts.PromptBytes, 0)
+	uncached := min(max(e.Uncached, 0), facts.PromptTokens())
+	r := &Reservation{}
+	p.reserve(r, e.Call, &selection.Call{Facts: &facts},
+		&selection.Choice{Endpoint: n, Cached: facts.PromptTokens() - uncached, Uncached: uncached}, p.index.Held(int(n), facts.Blocks), now)
+	r.theirs, r.room = true, int64(8*len(facts.Blocks))
+	if !p.theirsRoom.Take(r.room) {
+		p.theirsRoom.Give(r.room)
+		r.room, r.blocks = 0, nil
+	}
+	if calls == nil {
+		calls = map[uint64]*Reservation{}
+		p.theirs[from] = calls
+	}
+	calls[e.Call] = r
+}
+
+func (p *Pool) unfollow(from string, r *Reservation) {
+	p.theirsRoom.Give(r.room)
+	delete(p.theirs[from], r.id)
+}
+
+// lose ends all calls of one other picker. Nobody is to blame, and most will be prefilled.
+func (p *Pool) lose(from string) {
+	now := p.clock()
+	for _, r := range p.theirs[from] {
+		p.choice.Release(&r.claim, Abandoned, now)
+		p.takeAway(r, true)
+		p.reuse(r.claim.Endpoint)
+		p.theirsRoom.Give(r.room)
+	}
+	delete(p.theirs, from)
+}

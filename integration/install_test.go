@@ -125,7 +125,7 @@ func TestAccountsMayDoNoMore(t *testing.T) {
 			"virtualservices.networking.istio.io: list,watch",
 		}},
 		"the picker":                      {pickerAccount, "models", pickerRights},
-		"the picker in its own namespace": {pickerAccount, system, slices.Insert(slices.Clone(pickerRights), 2, "secrets/inference-picker-key: get")},
+		"the picker in its own namespace": {pickerAccount, system, slices.Concat([]string{"endpointslices.discovery.k8s.io: " + look}, slices.Insert(slices.Clone(pickerRights), 2, "secrets/inference-picker-key: get"))},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -24,6 +24,7 @@ func metricsPage() ([]byte, error) {
 	pool := telemetry.NewMetrics(registry).ForPool("namespace/pool")
 	pool.Refused(string(refusal.Overloaded))
 	pool.Used(0, 0, 0)
+	telemetry.NewPeerMetrics(registry)
 	registry.MustRegister(endpointmetrics.New(wholeState))
 	pickers, err := table(registry)
 	if err != nil {

@@ -20,6 +20,12 @@ const (
 	// maxTheirs bounds the memory of these calls' blocks, of all pools together, in bytes. The blocks of calls beyond that
 	// are forgotten after the call's begin: then it does not matter to the index how the call ends.
 	maxTheirs = 64 << 20
+	// toldWithin is how long after a pick another picker knows of it: 0.2 s until it is told, and some time on the way. A
+	// reading of a server is taken so much later where another picker picks, as if the server had been read then. It would
+	// else count calls that were not told yet, and they would be taken for calls of others.
+	toldWithin = 250 * time.Millisecond
+	// followedFor is how long a pool counts as picked for by another picker after a pick there.
+	followedFor = 2 * time.Second
 )
 
 // EventKind is a kind of event.
@@ -92,6 +98,9 @@ func (f *Fleet) Lost(from string) {
 	}
 }
 
+// follows says whether another picker picks for the pool.
+func (p *Pool) follows(now time.Duration) bool { return now < p.followedAt+followedFor }
+
 func (p *Pool) apply(from string, e *Event) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -134,6 +143,7 @@ func (p *Pool) follow(from string, e *Event, now time.Duration) {
 	facts.Blocks = facts.Blocks[:min(len(facts.Blocks), request.MaxBlocks)]
 	facts.PromptBytes = max(facts.PromptBytes, 0)
 	uncached := min(max(e.Uncached, 0), facts.PromptTokens())
+	p.followedAt = now
 	r := &Reservation{}
 	p.reserve(r, e.Call, &selection.Call{Facts: &facts},
 		&selection.Choice{Endpoint: n, Cached: facts.PromptTokens() - uncached, Uncached: uncached}, p.index.Held(int(n), facts.Blocks), now)

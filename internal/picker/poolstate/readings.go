@@ -146,10 +146,23 @@ func (f *Fleet) ScrapeFailed(endpoint netip.AddrPort, n int, err error) {
 	}
 }
 
-// Observe takes a reading of an endpoint and the reading's age. It ignores endpoints that are not in the pool.
+// Observe takes a reading of an endpoint and the reading's age. It ignores endpoints that are not in the pool. Where
+// another picker picks for the pool, it takes the reading later.
 func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.follows(p.clock()) {
+		p.after(toldWithin, func() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.observe(endpoint, r, age)
+		})
+		return
+	}
+	p.observe(endpoint, r, age)
+}
+
+func (p *Pool) observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time.Duration) {
 	n, known := p.byAddr[canonical(endpoint)]
 	if !known || !p.slots[n].member {
 		return
@@ -191,7 +204,9 @@ func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 	p.occupy(n, &r, first.Shared)
 	p.pace.served.add(now, min(first.Counted, mostServed))
 	s.observed.compare(first)
-	p.metrics.FirstTokens(first.Calls, first.Expected, first.Observed)
+	if !p.follows(now) { // the other picker counts them
+		p.metrics.FirstTokens(first.Calls, first.Expected, first.Observed)
+	}
 }
 
 // prefilled returns how many prompt tokens a server computed, where it counts them by the calls' first tokens; else 0.

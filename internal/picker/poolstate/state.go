@@ -63,6 +63,7 @@ type Pool struct {
 	teller     Teller // nil where no other picker follows this one
 	theirs     map[string]map[uint64]*Reservation
 	theirsRoom *fairshare.Share
+	followedAt time.Duration // when another picker last told of a pick; negative where none did
 }
 
 // snapshot is the pool's endpoints at one time; it never changes.
@@ -128,6 +129,7 @@ func newPool(name types.NamespacedName, o Options, of shares, rnd *rand.Rand) *P
 		teller:     o.Teller,
 		theirs:     map[string]map[uint64]*Reservation{},
 		theirsRoom: of.theirs,
+		followedAt: -followedFor,
 	}
 	p.settings.Store(&settings)
 	p.snapshot.Store(&snapshot{})

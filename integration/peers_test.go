@@ -1,0 +1,205 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
+)
+
+// What happens to a pool's pickers while conversations go on costs no call, and next to nothing of what is cached: each picker
+// knows what the others decided. Without that, a conversation would find its server by chance, once in four times.
+func TestPickersKnowWhatOthersDecided(t *testing.T) {
+	ctx := begin(t, 8*time.Minute)
+	setPickers(ctx, t, 2, "")
+	c := choose(ctx, t, "shared", 4, 4, "", "--time-scale=20")
+	home := func() string { return homeOf(ctx, t, c.name, c.host) }
+
+	talk := converse(ctx, c)
+	defer talk.stop()
+	const settled = 8 * time.Second
+	pause := func(long time.Duration) { time.Sleep(long) }
+	pause(settled)
+	before := talk.since(time.Now().Add(-settled / 2))
+	t.Logf("before: %s", before)
+	if before.share() < 0.7 {
+		t.Fatalf("only %.2f of the prompts is cached", before.share())
+	}
+	for _, harm := range []struct {
+		name string
+		do   func()
+	}{
+		{"the pool's picker is killed", func() {
+			must(t, the.Kill(pickerNamed(ctx, t, home()).UID))
+		}},
+		{"all pickers are replaced, one after another", func() { rollPickers(ctx, t) }},
+		{"one picker is left", func() { scalePickers(ctx, t, 1) }},
+		{"there are three", func() { scalePickers(ctx, t, 3) }},
+		{"and two", func() { scalePickers(ctx, t, 2) }},
+	} {
+		t.Run(harm.name, func(t *testing.T) {
+			began, picked := time.Now(), sumOf(picksBy(ctx, t, c.name))
+			harm.do()
+			took := time.Since(began)
+			pause(5 * time.Second)
+			got := talk.since(began)
+			t.Logf("%s, of which the change took %s; picks of all pickers: %d before, %d now", got, took.Round(time.Millisecond), picked, sumOf(picksBy(ctx, t, c.name)))
+			if got.failed > 0 {
+				t.Errorf("%d of %d calls failed, the first with: %v", got.failed, got.calls, got.err)
+			}
+			if got.share() < 0.95*before.share() {
+				t.Errorf("%.3f of the prompts was cached, and %.3f before", got.share(), before.share())
+			}
+			talk.log(t, began)
+		})
+	}
+}
+
+func sumOf(counts map[string]int) (sum int) {
+	for n := range maps.Values(counts) {
+		sum += n
+	}
+	return sum
+}
+
+func pickerDeployment() *appsv1.Deployment {
+	return &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "inference-system", Name: "inference-picker"}}
+}
+
+// rollPickers replaces all pickers by others, as an update does.
+func rollPickers(ctx context.Context, t *testing.T) {
+	t.Helper()
+	old := map[types.UID]bool{}
+	for _, p := range pickers(ctx, t) {
+		old[p.UID] = true
+	}
+	patch := fmt.Appendf(nil, `{"spec":{"template":{"metadata":{"annotations":{"test/rolled":%q}}}}}`, time.Now())
+	must(t, the.Client.Patch(ctx, pickerDeployment(), client.RawPatch(types.StrategicMergePatchType, patch)))
+	awaitPickers(ctx, t, len(old), func(uid types.UID) bool { return !old[uid] })
+}
+
+func scalePickers(ctx context.Context, t *testing.T, replicas int) {
+	t.Helper()
+	patch := fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas)
+	must(t, the.Client.Patch(ctx, pickerDeployment(), client.RawPatch(types.StrategicMergePatchType, patch)))
+	awaitPickers(ctx, t, replicas, func(types.UID) bool { return true })
+}
+
+// awaitPickers waits until there are so many pickers, all of them as wanted and ready.
+func awaitPickers(ctx context.Context, t *testing.T, replicas int, wanted func(types.UID) bool) {
+	t.Helper()
+	must(t, the.Await(ctx, "the pickers", func(ctx context.Context) error {
+		all := pickers(ctx, t)
+		for _, p := range all {
+			if p.DeletionTimestamp != nil || !wanted(p.UID) {
+				return fmt.Errorf("%s is to go", p.Name)
+			}
+		}
+		if len(all) != replicas {
+			return fmt.Errorf("there are %d pickers, want %d", len(all), replicas)
+		}
+		return the.AwaitDeployment(ctx, "inference-system", "inference-picker")
+	}))
+}
+
+// talk are conversations that go on, and what their calls found in caches.
+type talk struct {
+	stop func()
+	mu   sync.Mutex
+	all  []turn
+}
+
+type turn struct {
+	at             time.Time
+	prompt, cached int
+	err            error
+}
+
+// found is what calls found in caches, in tokens.
+type found struct {
+	calls, failed  int
+	prompt, cached int
+	err            error
+}
+
+func (f found) share() float64 { return float64(f.cached) / float64(max(f.prompt, 1)) }
+
+func (f found) String() string {
+	return fmt.Sprintf("%d calls, %d failed, %.3f of the prompts cached", f.calls, f.failed, f.share())
+}
+
+// converse has eight callers each hold ten conversations in turn, of up to eight turns, one call at a time.
+func converse(ctx context.Context, c choice) *talk {
+	const conversations, turns = 10, 8
+	out := &talk{}
+	var wait sync.WaitGroup
+	var stopped atomic.Bool
+	for caller := range callers {
+		wait.Go(func() {
+			held := make([]*traffic.Conversation, conversations)
+			for n := 0; !stopped.Load() && ctx.Err() == nil; n++ {
+				which := n % conversations
+				if held[which] == nil || len(held[which].Messages) > 2*turns {
+					held[which] = traffic.NewConversation(fmt.Sprint("Conversation ", caller, n, time.Now()), uint64(caller<<32+n))
+				}
+				ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+				answer, err := held[which].Ask(ctx, c.client(), c.host, "sample-model", 300, 2)
+				cancel()
+				one := turn{at: time.Now(), err: err}
+				if err == nil {
+					one.prompt, one.cached = answer.PromptTokens, answer.CachedTokens
+				}
+				out.mu.Lock()
+				out.all = append(out.all, one)
+				out.mu.Unlock()
+				time.Sleep(20 * time.Millisecond)
+			}
+		})
+	}
+	out.stop = sync.OnceFunc(func() {
+		stopped.Store(true)
+		wait.Wait()
+	})
+	return out
+}
+
+// since sums the calls that ended after a time.
+func (t *talk) since(from time.Time) found { return t.between(from, time.Now()) }
+
+func (t *talk) between(from, to time.Time) (f found) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, one := range t.all {
+		if one.at.Before(from) || !one.at.Before(to) {
+			continue
+		}
+		f.calls++
+		f.prompt, f.cached = f.prompt+one.prompt, f.cached+one.cached
+		if one.err != nil {
+			f.failed++
+			f.err = one.err
+		}
+	}
+	return f
+}
+
+// log logs the share of each second from a time on.
+func (t *talk) log(to *testing.T, from time.Time) {
+	to.Helper()
+	var shares []string
+	for at := from; at.Before(time.Now()); at = at.Add(time.Second) {
+		shares = append(shares, fmt.Sprintf("%.2f", t.between(at, at.Add(time.Second)).share()))
+	}
+	to.Logf("second by second: %v", slices.Clip(shares))
+}

@@ -22,7 +22,7 @@ var ours = map[string]struct {
 	flags       []string
 }{
 	"inference-waypoint/controller":  {".", "./cmd/controller", map[string]string{"metrics-address": "9090", "health-address": "8081"}, []string{"--drain=3s", "--allow-host=models=chat.example", "--allow-host=models=talk.example"}},
-	"inference-waypoint/picker":      {".", "./cmd/picker", map[string]string{"extproc-address": "9002", "health-address": "9003", "metrics-address": "9090", "debug-address": "9091"}, nil},
+	"inference-waypoint/picker":      {".", "./cmd/picker", map[string]string{"extproc-address": "9002", "health-address": "9003", "metrics-address": "9090", "debug-address": "9091", "peers-address": "9004"}, nil},
 	"inference-waypoint/modelserver": {"samples/modelserver", ".", map[string]string{"address": "8000"}, nil},
 	"inference-waypoint/echo":        {"integration", "./echo", map[string]string{"address": "8000"}, nil},
 	"test/hangingpicker":             {"integration", "./hangingpicker", map[string]string{"extproc-address": "9002", "health-address": "9003", "metrics-address": "9090"}, nil},

@@ -34,7 +34,7 @@ func (c *Controllers) syncDeployment(ctx context.Context, d *appsv1.Deployment, 
 	if !c.runs(d.Spec.Template.Spec) {
 		return nil
 	}
-	hash := hashOf(d.Spec.Template.Spec)
+	hash := hashOf(&d.Spec.Template)
 	var current, old []*corev1.Pod
 	ready := int32(0)
 	for i := range pods {
@@ -100,9 +100,9 @@ func podOf(d *appsv1.Deployment, hash, name string) *corev1.Pod {
 	return p
 }
 
-func hashOf(spec corev1.PodSpec) string {
+func hashOf(template *corev1.PodTemplateSpec) string {
 	h := fnv.New32a()
-	text, _ := spec.Marshal() // a value of an API type that was just read always encodes
+	text, _ := template.Marshal() // a value of an API type that was just read always encodes
 	_, _ = h.Write(text)
 	return fmt.Sprintf("%08x", h.Sum32())
 }

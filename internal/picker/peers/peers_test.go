@@ -172,7 +172,7 @@ func (p *picker) call(of *request.Facts) (endpoint string, cached int) {
 
 func (p *picker) inFlight() (n int) {
 	for _, e := range p.fleet.Pool(llama).Snapshot().Endpoints {
-		n += int(e.InFlight)
+		n += e.InFlight
 	}
 	return n
 }

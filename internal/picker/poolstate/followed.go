@@ -1,7 +1,9 @@
 package poolstate
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -164,10 +166,13 @@ func (p *Pool) unfollow(from string, r *Reservation) {
 	delete(p.theirs[from], r.id)
 }
 
-// lose ends all calls of one other picker. Nobody is to blame, and most will be prefilled.
+// lose ends all calls of one other picker, in an order that does not depend on chance. Nobody is to blame, and most will be
+// prefilled.
 func (p *Pool) lose(from string) {
 	now := p.clock()
-	for _, r := range p.theirs[from] {
+	calls := p.theirs[from]
+	for _, id := range slices.Sorted(maps.Keys(calls)) {
+		r := calls[id]
 		p.choice.Release(&r.claim, Abandoned, now)
 		p.takeAway(r, true)
 		p.reuse(r.claim.Endpoint)

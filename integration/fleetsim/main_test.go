@@ -20,7 +20,7 @@ import (
 // tiny runs all studies in a second.
 var tiny = scale{
 	sizes: []int{4}, caches: []float64{0.2}, speeds: []float64{1}, loads: []float64{1, 4},
-	lasts: 3 * time.Minute, bursts: 1, calls: 300,
+	lasts: 3 * time.Minute, bursts: 1, calls: 300, deaths: 1,
 }
 
 // tables measures everything on a trace and returns the printed tables.
@@ -41,7 +41,7 @@ func TestOutputIsTheSameEveryTime(t *testing.T) {
 	if diff := cmp.Diff(first, tables(t, trace)); diff != "" {
 		t.Errorf("a second run prints something else (-first +second):\n%s", diff)
 	}
-	for _, want := range []string{"1× on 4, caches 20 %", "Calls/s held", burstsName, "TTFT p90 / reference's", "cached share / oracle's"} {
+	for _, want := range []string{"1× on 4, caches 20 %", "Calls/s held", burstsName, "TTFT p90 / reference's", "cached share / oracle's", "## Several pickers", "4 pickers, shared, without events", "failover, the next 5 s"} {
 		if !strings.Contains(first, want) {
 			t.Errorf("%q is not in the output", want)
 		}

@@ -26,6 +26,7 @@ type report struct {
 	loads    []loadCurve
 	others   []study
 	harder   []study
+	several  []severalStudy
 	results  results
 }
 
@@ -41,7 +42,11 @@ func (r *report) measure(policies []policy.Policy) error {
 	r.trace = r.trace[:min(len(r.trace), r.scale.calls)]
 	r.others = otherStudies(r.scale, r.seed)
 	r.harder = harderStudies(r.scale, r.seed)
+	r.several = severalStudies(r.scale, r.seed, r.trace)
 	all := append(append([]study{}, r.others...), r.harder...)
+	for _, s := range r.several {
+		all = append(append(all, s.study), s.deaths...)
+	}
 	var recorded, spread []study
 	if len(r.trace) > 0 {
 		r.onTrace = traceStudies(r.scale, r.trace)
@@ -88,7 +93,7 @@ func (r *report) goals() []goal {
 		}
 	}
 	goals = append(append(goals, patienceGoals(all, r.results)...), otherGoals(r.results)...)
-	return append(goals, harderGoals(r.results)...)
+	return append(append(goals, harderGoals(r.results)...), severalGoals(r.several, r.results)...)
 }
 
 // print writes all tables.
@@ -111,6 +116,7 @@ func (r *report) print() {
 	r.usual(r.harder)
 	r.figures("Answers with an error, a call", r.harder, func(x result) string { return fmt.Sprintf("%.4f", x.Failed) })
 	r.figures("Calls that end without a token", r.harder, func(x result) string { return fmt.Sprintf("%.4f", x.Lost) })
+	r.severalTables()
 	r.goalTable()
 }
 
@@ -155,6 +161,14 @@ func (r *report) heldTable() {
 		rows = append(rows, row)
 	}
 	writeTable(r.w, rows)
+}
+
+func (r *report) severalTables() {
+	r.heading("Several pickers", fmt.Sprintf("The waypoint's picker, with replicas that hear from each other within %d ms what they decide. Pinned, one of them picks for all calls; shared, one is drawn for each call; split, each picks for a part of the conversations. A replica cannot have heard of calls that come to others at the same time or so little before, and may send its own to the same server. After a failover the second picks for calls that the first picked for until then: the calls after %d such moments in runs of their own, next to the same calls under one picker that goes on.",
+		policy.HeardWithin.Milliseconds(), r.scale.deaths))
+	for _, s := range r.several {
+		writeTable(r.w, s.table(r.results))
+	}
 }
 
 func (r *report) goalTable() {

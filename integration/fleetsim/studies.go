@@ -18,6 +18,7 @@ type scale struct {
 	calls  int       // number of calls of the trace
 	lasts  time.Duration
 	bursts int
+	deaths int // of a picker
 }
 
 var (
@@ -29,6 +30,7 @@ var (
 		calls:  1 << 30,
 		lasts:  20 * time.Minute,
 		bursts: 10,
+		deaths: 8,
 	}
 	quick = scale{
 		sizes:  []int{8},
@@ -38,6 +40,7 @@ var (
 		calls:  3000,
 		lasts:  5 * time.Minute,
 		bursts: 4,
+		deaths: 4,
 	}
 )
 
@@ -61,7 +64,7 @@ func traceStudies(s scale, calls []workload.Call) []traceStudy {
 			for _, speed := range s.speeds {
 				out = append(out, traceStudy{
 					study: study{
-						name:  fmt.Sprintf("%g× on %d, caches %g %%", speed, n, part*100),
+						name:  traceName(speed, n, part),
 						fleet: fleet,
 						calls: workload.Faster(calls, speed),
 					},
@@ -72,6 +75,10 @@ func traceStudies(s scale, calls []workload.Call) []traceStudy {
 		}
 	}
 	return out
+}
+
+func traceName(speed float64, servers int, caches float64) string {
+	return fmt.Sprintf("%g× on %d, caches %g %%", speed, servers, caches*100)
 }
 
 // loadStudies are the trace at rising speeds on 16 servers of 24,000 prompt tokens a second: on slower servers its long

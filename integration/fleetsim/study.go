@@ -24,6 +24,10 @@ type study struct {
 	from time.Duration
 	// window is the time over which busiest is measured; 0 is the whole run.
 	window time.Duration
+	// policies are those that run it; nil are those that are compared on all studies.
+	policies []policy.Policy
+	// keep keeps the outcomes.
+	keep bool
 }
 
 // result is the outcome of one study under one policy.
@@ -35,6 +39,8 @@ type result struct {
 	first float64
 	// share is the cached part of the prompt tokens, over time in minutes.
 	share []chart.Point
+	// kept are the outcomes, where the study keeps them.
+	kept []sim.Outcome
 }
 
 // utilisation is the part of the time in which the servers prefill, if the given part of the prompts is cached.
@@ -51,7 +57,7 @@ type results map[[2]string]result
 
 func (r results) of(study, policy string) result { return r[[2]string{study, policy}] }
 
-// measure runs each study under each policy, as many at a time as there are processors. The order in which runs end does
+// measure runs each study under its policies, as many at a time as there are processors. The order in which runs end does
 // not affect the results.
 func measure(studies []study, policies []policy.Policy, seed uint64) (results, error) {
 	type job struct {
@@ -80,7 +86,11 @@ func measure(studies []study, policies []policy.Policy, seed uint64) (results, e
 		})
 	}
 	for _, s := range studies {
-		for _, p := range policies {
+		own := s.policies
+		if own == nil {
+			own = policies
+		}
+		for _, p := range own {
 			next <- job{s, p}
 		}
 	}
@@ -97,6 +107,9 @@ func (s study) digest(outcomes []sim.Outcome) result {
 	r := result{Summary: sim.Summarize(outcomes)}
 	if len(outcomes) == 0 {
 		return r
+	}
+	if s.keep {
+		r.kept = outcomes
 	}
 	r.first = sim.Shares(outcomes)[0]
 	for _, part := range windows(outcomes, s.window) {

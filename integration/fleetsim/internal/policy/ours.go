@@ -21,11 +21,11 @@ import (
 )
 
 // Ours is this project's picker: the pool state, the index and the rule of a cluster's picker, under a virtual clock.
-var Ours = Policy{"waypoint", func(s Setting) (Picker, error) { return newOurs(s) }}
+var Ours = Policy{"waypoint", func(s Setting) (Picker, error) { return newOurs(s, nil) }}
 
 // Precise is the same picker, where pools ask for the servers' events.
 var Precise = Policy{"waypoint, events", func(s Setting) (Picker, error) {
-	p, err := newOurs(s)
+	p, err := newOurs(s, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +50,8 @@ type ours struct {
 
 var poolName = types.NamespacedName{Namespace: "simulated", Name: "fleet"}
 
-func newOurs(s Setting) (*ours, error) {
+// newOurs makes a picker. teller tells other pickers what it decides; nil where there are none.
+func newOurs(s Setting, teller poolstate.Teller) (*ours, error) {
 	p := &ours{
 		interval:     modelmetrics.DefaultOptions().Interval(len(s.Servers)),
 		reservations: map[int]*reserved{},
@@ -61,6 +62,7 @@ func newOurs(s Setting) (*ours, error) {
 		Seed:      s.Seed,
 		Clock:     func() time.Duration { return p.now },
 		Tokenizer: (*tokenizer)(p),
+		Teller:    teller,
 		After:     func(d time.Duration, f func()) { p.due = append(p.due, timer{p.now + d, f}) },
 	})
 	for n := range s.Servers {

@@ -18,7 +18,8 @@ func agents() []workload.Call { return workload.Agents(1, 0.3, 2*time.Minute) }
 // The same run gives the same outcomes to the nanosecond, under every policy.
 func TestRunIsDeterministic(t *testing.T) {
 	fleet := Fleet{Servers: 4, Server: server.Default(500)}
-	for _, p := range policy.All() {
+	several := []policy.Policy{policy.Shared(3, true), policy.Failover(time.Minute, true)}
+	for _, p := range append(policy.All(), several...) {
 		t.Run(p.Name, func(t *testing.T) {
 			first, err := Run(fleet, agents(), p, 7)
 			if err != nil {

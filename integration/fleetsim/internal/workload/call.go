@@ -21,6 +21,8 @@ type Call struct {
 	Prompt, Output int
 	// Adapter is the requested LoRA adapter; empty is the base model.
 	Adapter string
+	// Session is the number of the call's conversation, where calls are divided by it; 0 is none. The picker's rule does not get it.
+	Session uint64
 	// Blocks are the chained hashes of the prompt's whole blocks of BlockTokens.
 	Blocks []uint64
 	// Stream asks for a streamed answer, whose headers come before the prompt is prefilled.

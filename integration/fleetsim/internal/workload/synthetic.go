@@ -132,7 +132,7 @@ type sessionShape struct {
 // second, and an exponential pause. The times are fixed in advance, so that all pickers get the same calls.
 func sessions(rnd *rand.Rand, perSecond float64, lasts time.Duration, shape sessionShape) []Call {
 	var calls []Call
-	for _, first := range arrivals(rnd, perSecond, lasts) {
+	for k, first := range arrivals(rnd, perSecond, lasts) {
 		at, t := first, shape.head()
 		for range shape.turns() {
 			t = t.with(rnd.Uint64(), shape.said())
@@ -140,7 +140,7 @@ func sessions(rnd *rand.Rand, perSecond float64, lasts time.Duration, shape sess
 			if at >= lasts || t.tokens > 100000 {
 				break
 			}
-			calls = append(calls, Call{At: at, Prompt: t.tokens, Output: reply, Blocks: t.blocks(0)})
+			calls = append(calls, Call{At: at, Prompt: t.tokens, Output: reply, Session: uint64(k) + 1, Blocks: t.blocks(0)})
 			t = t.with(rnd.Uint64(), reply)
 			at += time.Duration(reply)*20*time.Millisecond + time.Duration(rnd.ExpFloat64()*float64(shape.pause))
 		}

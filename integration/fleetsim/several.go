@@ -53,7 +53,7 @@ func severalStudies(s scale, seed uint64, trace []workload.Call) []severalStudy 
 	add := func(title string, fleet sim.Fleet, calls []workload.Call, counts ...int) {
 		one := severalStudy{title: title, study: study{name: "several pickers: " + title, fleet: fleet, calls: calls, policies: severalPolicies(counts)}}
 		for k := range s.deaths {
-			one.deaths = append(one.deaths, one.study.withDeath(float64(k+1)/float64(s.deaths+1)))
+			one.deaths = append(one.deaths, one.withDeath(float64(k+1)/float64(s.deaths+1)))
 		}
 		all = append(all, one)
 	}

@@ -181,7 +181,7 @@ func (p *replicas) pass(now time.Duration) {
 	}
 	for _, r := range p.all {
 		if !r.dead {
-			r.ours.pass(now)
+			r.pass(now)
 		}
 	}
 }

@@ -44,7 +44,7 @@ type Peers struct {
 	complete atomic.Bool   // this picker knows what others know
 
 	mu        sync.Mutex
-	pending   []event
+	pending   batch
 	followers map[*follower]struct{}
 
 	taking chan struct{} // full while a copy is taken

@@ -40,12 +40,38 @@ type follower struct {
 // Followed says whether any picker follows.
 func (p *Peers) Followed() bool { return p.followed.Load() }
 
-// Tell tells all that follow of an event, a few milliseconds later. It copies the event's blocks.
+// batch are events that are told in one message. Its memory is used again.
+type batch struct {
+	events []event
+	blocks []byte // of all events
+}
+
+// mostKept bounds the memory that a batch keeps for the next one, in bytes of blocks.
+const mostKept = 4 << 20
+
+func (b *batch) add(e *poolstate.Event) {
+	out := fromEvent(e)
+	if from := len(b.blocks); len(e.Facts.Blocks) > 0 {
+		b.blocks = appendBlocks(b.blocks, e.Facts.Blocks) // where this moves them, the events before keep the old ones
+		out.Blocks = b.blocks[from:len(b.blocks):len(b.blocks)]
+	}
+	b.events = append(b.events, out)
+}
+
+func (b *batch) empty() {
+	clear(b.events)
+	b.events, b.blocks = b.events[:0], b.blocks[:0]
+	if cap(b.blocks) > mostKept {
+		*b = batch{}
+	}
+}
+
+// Tell tells all that follow of an event, a moment later. It copies the event's blocks.
 func (p *Peers) Tell(e *poolstate.Event) {
 	p.mu.Lock()
-	first := len(p.pending) == 0
-	if len(p.pending) < mostPending {
-		p.pending = append(p.pending, fromEvent(e))
+	first := len(p.pending.events) == 0
+	if len(p.pending.events) < mostPending {
+		p.pending.add(e)
 	} else {
 		p.cutAll()
 	}
@@ -79,6 +105,7 @@ func wake(c chan struct{}) {
 
 // send encodes what is pending, once for all followers, until the context ends.
 func (p *Peers) send(ctx context.Context) {
+	var told batch
 	for {
 		select {
 		case <-ctx.Done():
@@ -91,11 +118,11 @@ func (p *Peers) send(ctx context.Context) {
 		case <-time.After(flushEvery):
 		}
 		p.mu.Lock()
-		events := p.pending
-		p.pending = nil
+		told, p.pending = p.pending, told
 		p.mu.Unlock()
-		p.options.Metrics.Told(len(events))
-		bytes := encode(&message{Events: events})
+		p.options.Metrics.Told(len(told.events))
+		bytes := encode(&message{Events: told.events})
+		told.empty()
 		p.mu.Lock()
 		for f := range p.followers {
 			p.queue(f, bytes)

@@ -43,7 +43,7 @@ type event struct {
 	Outcome  uint8  `cbor:"10,keyasint,omitempty"`
 }
 
-// fromEvent copies what it keeps.
+// fromEvent makes an event without its blocks.
 func fromEvent(e *poolstate.Event) event {
 	out := event{Kind: uint8(e.Kind), Pool: e.Pool.String(), Call: e.Call, Outcome: uint8(e.Outcome)}
 	if e.Endpoint.IsValid() {
@@ -51,7 +51,7 @@ func fromEvent(e *poolstate.Event) event {
 	}
 	if e.Kind == poolstate.Reserved {
 		f := &e.Facts
-		out.Model, out.Stream, out.Bytes, out.Uncached, out.Blocks = f.Model, f.Stream, f.PromptBytes, e.Uncached, packed(f.Blocks)
+		out.Model, out.Stream, out.Bytes, out.Uncached = f.Model, f.Stream, f.PromptBytes, e.Uncached
 	}
 	return out
 }
@@ -76,13 +76,6 @@ func (e *event) event() (poolstate.Event, error) {
 		}
 	}
 	return out, nil
-}
-
-func packed(blocks []uint64) []byte {
-	if len(blocks) == 0 {
-		return nil
-	}
-	return appendBlocks(make([]byte, 0, 8*len(blocks)), blocks)
 }
 
 func appendBlocks(to []byte, blocks []uint64) []byte {

@@ -50,7 +50,7 @@ const (
 
 // kustomizations are all kustomizations in manifests/ that can be applied.
 var kustomizations = []string{
-	"manifests", "manifests/overlays/default", "manifests/overlays/ha", "manifests/overlays/monitoring", "manifests/monitoring",
+	"manifests", "manifests/overlays/default", "manifests/overlays/monitoring", "manifests/monitoring",
 	"manifests/uninstall",
 }
 
@@ -264,7 +264,7 @@ func TestPodsAreRestricted(t *testing.T) {
 		t.Errorf("the namespace's labels are %v", ns.Labels)
 	}
 	found := 0
-	for _, path := range []string{"manifests/overlays/default", "manifests/overlays/ha", "manifests/uninstall"} {
+	for _, path := range []string{"manifests/overlays/default", "manifests/uninstall"} {
 		objects, err := the.Read(path)
 		must(t, err)
 		for _, o := range objects {
@@ -283,8 +283,8 @@ func TestPodsAreRestricted(t *testing.T) {
 			}
 		}
 	}
-	if found != 5 {
-		t.Errorf("%d pod templates were tried, want 5", found)
+	if found != 3 {
+		t.Errorf("%d pod templates were tried, want 3", found)
 	}
 }
 
@@ -477,6 +477,7 @@ spec: {selector: {app: llama}, ports: [{name: http, port: 80, targetPort: 8000}]
 	serves()
 	helm(ctx, t, "uninstall", "test", "--no-hooks") // its Job would wait for a Job controller
 	must(t, the.Apply(ctx, "manifests"))
+	must(t, onePicker(ctx))
 	serves()
 }
 

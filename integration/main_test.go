@@ -14,7 +14,10 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
@@ -78,6 +81,9 @@ func install(ctx context.Context) error {
 	if err := the.InstallQuickstart(ctx); err != nil {
 		return err
 	}
+	if err := onePicker(ctx); err != nil {
+		return err
+	}
 	if err := the.ApplyYAML(ctx, `{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}`); err != nil {
 		return err
 	}
@@ -86,6 +92,23 @@ func install(ctx context.Context) error {
 		return err
 	}
 	return the.Await(ctx, "a served call", func(ctx context.Context) error { return ask(ctx, "Are you there?") })
+}
+
+// onePicker scales the two pickers of the installation to one. Most tests look into the picker that picks; those of several pickers
+// have as many as they need.
+func onePicker(ctx context.Context) error {
+	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "inference-system", Name: "inference-picker"}}
+	if err := the.Client.Patch(ctx, d, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"replicas":1}}`))); err != nil {
+		return err
+	}
+	return the.Await(ctx, "one picker", func(ctx context.Context) error {
+		var pods corev1.PodList
+		err := the.Client.List(ctx, &pods, client.InNamespace(d.Namespace), client.MatchingLabels{"app.kubernetes.io/name": d.Name})
+		if err == nil && len(pods.Items) != 1 {
+			err = fmt.Errorf("there are %d", len(pods.Items))
+		}
+		return err
+	})
 }
 
 // ask makes one short call to the pool.

@@ -147,27 +147,44 @@ func (b *bench) installCalls(ctx context.Context) ([]calledPicker, error) {
 	if err := b.awaitReference(ctx, b.reference, 4); err != nil {
 		return nil, err
 	}
-	ours, err := b.pickerProcess(ctx)
+	ours, err := b.pickerProcesses(ctx)
 	if err != nil {
 		return nil, err
 	}
 	host := func(pool string) string { return "http://" + pool + "." + callNamespace + ".inference.internal" }
 	return []calledPicker{
-		{"picker", host("ours"), func() (time.Duration, error) { return server.CPU(ours) }},
+		{"picker", host("ours"), func() (time.Duration, error) { return cpuOf(ours) }},
 		{"reference", host("theirs"), b.reference.CPU},
 	}, nil
 }
 
-// pickerProcess returns the process ID of the mesh's own picker.
-func (b *bench) pickerProcess(ctx context.Context) (int, error) {
+// pickerProcesses returns the process IDs of the mesh's own pickers: the one that picks, and those that follow it.
+func (b *bench) pickerProcesses(ctx context.Context) ([]int, error) {
 	var pods corev1.PodList
 	if err := b.mesh.Client.List(ctx, &pods, client.InNamespace(product), client.MatchingLabels{"app.kubernetes.io/name": "inference-picker"}); err != nil {
-		return 0, fmt.Errorf("listing pickers: %w", err)
+		return nil, fmt.Errorf("listing pickers: %w", err)
 	}
-	if len(pods.Items) != 1 {
-		return 0, fmt.Errorf("%d pickers run, want 1", len(pods.Items))
+	var out []int
+	for _, p := range pods.Items {
+		id, err := b.mesh.ProcessID(p.UID)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, id)
 	}
-	return b.mesh.ProcessID(pods.Items[0].UID)
+	return out, nil
+}
+
+// cpuOf is the processor time that processes have taken together.
+func cpuOf(processes []int) (sum time.Duration, err error) {
+	for _, id := range processes {
+		took, err := server.CPU(id)
+		if err != nil {
+			return 0, err
+		}
+		sum += took
+	}
+	return sum, nil
 }
 
 func (b *bench) awaitServed(ctx context.Context, caller *http.Client, host string) error {

@@ -33,7 +33,6 @@ func TestChartAndOverlaysAreTheSame(t *testing.T) {
 	}{
 		"default":    {overlay: "overlays/default"},
 		"as it is":   {overlay: "."},
-		"ha":         {overlay: "overlays/ha", values: []string{"ha.enabled=true"}},
 		"monitoring": {overlay: "overlays/monitoring", values: []string{"monitoring.enabled=true"}},
 	}
 	for name, tt := range tests {
@@ -155,8 +154,7 @@ func TestChartValues(t *testing.T) {
 			want:   []string{"pool: system", "key: gpu", "cpu: 2"},
 		},
 		"waypoints": {values: []string{"picker.waypoints={*/sa/mine}"}, want: []string{"- '*/sa/mine'"}},
-		"ha":        {values: []string{"ha.enabled=true", "ha.pickers=3"}, want: []string{"replicas: 3"}},
-		"replicas":  {values: []string{"controller.replicas=7"}, want: []string{"replicas: 7"}},
+		"replicas":  {values: []string{"controller.replicas=7", "picker.replicas=3"}, want: []string{"replicas: 7", "replicas: 3"}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -175,7 +173,7 @@ func TestChartValues(t *testing.T) {
 
 // In another namespace, no object names the usual namespace.
 func TestChartInAnotherNamespace(t *testing.T) {
-	out, err := exec.Command(tool(t), "template", "test", chart, "--namespace", "elsewhere", "--set", "ha.enabled=true,monitoring.enabled=true").CombinedOutput()
+	out, err := exec.Command(tool(t), "template", "test", chart, "--namespace", "elsewhere", "--set", "monitoring.enabled=true").CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -198,8 +196,7 @@ func TestChartRefusesWrongValues(t *testing.T) {
 		"a quantity that is none":       {"picker.resources.limits.memory=much", "/picker/resources/limits/memory"},
 		"an argument that is no flag":   {"picker.extraArgs={verbose}", "/picker/extraArgs/0"},
 		"everybody to answer":           {"picker.waypoints={*}", "/picker/waypoints/0"},
-		"one picker with ha":            {"ha.pickers=1", "/ha/pickers"},
-		"a switch that is none":         {"ha.enabled=maybe", "/ha/enabled"},
+		"a switch that is none":         {"monitoring.enabled=maybe", "/monitoring/enabled"},
 		"an interval that is none":      {"monitoring.interval=often", "/monitoring/interval"},
 		"a tag that is none":            {"image.tag=a b", "/image/tag"},
 		"a repository that is none":     {"image.repository=https://x/", "/image/repository"},

@@ -50,7 +50,6 @@ chart() {
 	"$tools/helm" package manifests/charts/inference-waypoint --version "${version#v}" --app-version "$version" --destination "$out" >&2
 	cp manifests/istio/overlay.yaml "$out/istio-overlay.yaml"
 	render >"$out/install.yaml"
-	render --set ha.enabled=true >"$out/install-ha.yaml"
 	render --set monitoring.enabled=true >"$out/install-monitoring.yaml"
 }
 

@@ -42,7 +42,7 @@ func TestRelease(t *testing.T) {
 	}
 	plugin := fmt.Sprintf("kubectl-inference_%s_%s_%s.tar.gz", version, runtime.GOOS, runtime.GOARCH)
 	wanted := []string{
-		"CHANGELOG.md", "controller.cdx.json", "install-ha.yaml", "install-monitoring.yaml", "install.yaml", "istio-overlay.yaml",
+		"CHANGELOG.md", "controller.cdx.json", "install-monitoring.yaml", "install.yaml", "istio-overlay.yaml",
 		"kubectl-inference.cdx.json", "picker.cdx.json", plugin, "inference-waypoint-" + strings.TrimPrefix(version, "v") + ".tgz",
 	}
 	sums := checksums(t, out)

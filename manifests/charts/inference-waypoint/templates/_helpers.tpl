@@ -18,7 +18,6 @@ nodeSelector:
 tolerations:
 {{- toYaml . | nindent 0 }}
 {{- end }}
-{{- if .root.Values.ha.enabled }}
 affinity:
   podAntiAffinity:
     preferredDuringSchedulingIgnoredDuringExecution:
@@ -37,7 +36,6 @@ topologySpreadConstraints:
       app.kubernetes.io/name: {{ .name }}
   # Without it the pods that a rollout takes away would count.
   matchLabelKeys: [pod-template-hash]
-{{- end }}
 {{- end }}
 
 {{- define "inference-waypoint.clusterRules" -}}

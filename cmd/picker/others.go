@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"strconv"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,9 +27,11 @@ func newPeers(o Options, registry prometheus.Registerer, log *slog.Logger) *othe
 	if o.PeersAddress == "" {
 		return nil
 	}
-	_, text, _ := net.SplitHostPort(o.PeersAddress) // options have checked it
-	port, _ := strconv.ParseUint(text, 10, 16)
-	out := &others{port: uint16(port)}
+	address, err := net.ResolveTCPAddr("tcp", o.PeersAddress)
+	if err != nil {
+		return nil // options have checked it
+	}
+	out := &others{port: address.AddrPort().Port()}
 	out.peers = peers.New(peers.Options{Metrics: telemetry.NewPeerMetrics(registry), Log: log, Secret: func() []byte { return out.secret() }})
 	return out
 }

@@ -91,7 +91,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	s, err := listen(o, picker, broken, others.server(), telemetry.Handler(registry, o.Profiles), shown, log)
+	s, err := listen(o, picker, broken, others, telemetry.Handler(registry, o.Profiles), shown, log)
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,8 @@ type servers struct {
 	certificates *certificates // nil without TLS
 
 	extproc, probes                *grpc.Server
-	peers                          *grpc.Server // nil where there are no other pickers
+	others                         *others      // nil where there are no other pickers
+	peers                          *grpc.Server // for the others
 	probe                          *extproc.Probe
 	fromProbe                      *bufconn.Listener // the ext_proc server's listener for the probe
 	metrics, debug                 *http.Server
@@ -60,14 +61,15 @@ type servers struct {
 }
 
 // listen makes the servers and opens their addresses. If one cannot be opened, it closes all.
-func listen(o Options, picker *extproc.Server, broken *brokenoff.Server, peers *grpc.Server, metrics, debug http.Handler, log *slog.Logger) (*servers, error) {
+func listen(o Options, picker *extproc.Server, broken *brokenoff.Server, others *others, metrics, debug http.Handler, log *slog.Logger) (*servers, error) {
 	s := &servers{
 		options: o,
 		log:     log,
 		picker:  picker,
 		broken:  broken,
 		probes:  grpc.NewServer(),
-		peers:   peers,
+		others:  others,
+		peers:   others.server(),
 		// In memory, as a client over TLS may need a certificate that the picker itself does not have.
 		fromProbe: bufconn.Listen(probeBuffer),
 		metrics:   &http.Server{Handler: metrics, ReadHeaderTimeout: 10 * time.Second},
@@ -220,13 +222,28 @@ func (s *servers) drain() {
 		}
 	}
 	s.probes.Stop()
-	if s.peers != nil {
-		s.peers.Stop() // after the last call's end was told
-	}
+	s.endPeers()
 	_ = s.probe.Close()   // the process ends in any case
 	_ = s.metrics.Close() // only the listeners are left to close
 	_ = s.debug.Close()
 	s.log.Info("stopped")
+}
+
+// endPeers ends the streams to other pickers when the last call's end was told.
+func (s *servers) endPeers() {
+	if s.others == nil {
+		return
+	}
+	s.others.peers.Close()
+	ended := make(chan struct{})
+	go func() {
+		s.peers.GracefulStop()
+		close(ended)
+	}()
+	if !within(ended, partTimeout) {
+		s.peers.Stop()
+		<-ended
+	}
 }
 
 // within waits for ended to be closed, for at most the given time, and reports whether it was.

@@ -21,6 +21,7 @@ type part struct {
 	First    bool    `cbor:"4,keyasint,omitempty"`
 	Tokens   float64 `cbor:"5,keyasint,omitempty"`
 	Seconds  float64 `cbor:"6,keyasint,omitempty"`
+	Capacity int     `cbor:"11,keyasint,omitempty"`
 	// The pieces: of each the number of blocks kept, its age, and the number of its own blocks, which follow each other in Blocks.
 	Keeps  []uint32 `cbor:"7,keyasint,omitempty"`
 	Ages   []uint64 `cbor:"8,keyasint,omitempty"`
@@ -31,7 +32,7 @@ type part struct {
 func fromPart(of *poolstate.Part) *part {
 	out := &part{
 		Pool: of.Pool.String(), Endpoint: of.Endpoint.String(), Process: of.Process, First: of.First,
-		Tokens: of.Learned.Tokens, Seconds: of.Learned.Seconds,
+		Tokens: of.Learned.Tokens, Seconds: of.Learned.Seconds, Capacity: of.Capacity,
 	}
 	for _, p := range of.Pieces {
 		out.Keeps = append(out.Keeps, uint32(p.Keep))
@@ -43,7 +44,7 @@ func fromPart(of *poolstate.Part) *part {
 }
 
 func (p *part) part() (*poolstate.Part, error) {
-	out := &poolstate.Part{Process: p.Process, First: p.First, Learned: selection.Learned{Tokens: p.Tokens, Seconds: p.Seconds}}
+	out := &poolstate.Part{Process: p.Process, First: p.First, Capacity: p.Capacity, Learned: selection.Learned{Tokens: p.Tokens, Seconds: p.Seconds}}
 	var named bool
 	var err error
 	out.Pool, named = pool.ParseName(p.Pool)
@@ -72,11 +73,10 @@ func (p *Peers) giveCopy(s grpc.ServerStream) error {
 		return err
 	}
 	defer func() { <-p.giving }()
-	complete := p.complete.Load()
-	err := s.SendMsg(encode(&message{Complete: complete}))
-	if err != nil || !complete {
+	if err := s.SendMsg(encode(&message{Complete: p.complete.Load()})); err != nil {
 		return err
 	}
+	var err error
 	p.fleet.Copy(func(of *poolstate.Part) bool {
 		err = s.SendMsg(encode(&message{Part: fromPart(of)}))
 		return err == nil

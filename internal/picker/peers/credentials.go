@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -61,10 +62,33 @@ func tlsOf(seed []byte) (*tls.Config, error) {
 	}, nil
 }
 
-// serverCredentials use the secret that is there when a connection comes.
-func serverCredentials(secret func() []byte) credentials.TransportCredentials {
+// identity keeps the configuration of the current secret: strangers who connect must not make the picker sign anything.
+type identity struct {
+	secret func() []byte
+
+	mu     sync.Mutex
+	seed   []byte
+	config *tls.Config
+}
+
+func (i *identity) current() (*tls.Config, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	seed := i.secret()
+	if i.config != nil && bytes.Equal(seed, i.seed) {
+		return i.config, nil
+	}
+	config, err := tlsOf(seed)
+	if err == nil {
+		i.seed, i.config = seed, config
+	}
+	return config, err
+}
+
+// forServer are credentials that use the secret that is there when a connection comes.
+func (i *identity) forServer() credentials.TransportCredentials {
 	return credentials.NewTLS(&tls.Config{
 		MinVersion:         tls.VersionTLS13,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return tlsOf(secret()) },
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return i.current() },
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -17,8 +18,11 @@ const (
 	connectWithin = 2 * time.Second
 	// silentFor is how long a picker may be silent that says each second that it is there.
 	silentFor = 3 * time.Second
-	// The pause before a picker is followed again that was lost: the least, doubled each time up to the most.
-	leastPause, mostPause = 200 * time.Millisecond, 5 * time.Second
+	// The pause before another attempt to follow a picker: the least, doubled each time up to the most. It is short, as a picker
+	// that starts should be followed before it picks.
+	leastPause, mostPause = 100 * time.Millisecond, time.Second
+	// mostProcess bounds the id of a process, in bytes.
+	mostProcess = 64
 	// onTheWay is for how long what one picker has told may not have been applied by another.
 	onTheWay = 2 * flushEvery
 )
@@ -28,21 +32,22 @@ const window = 1 << 20
 
 var (
 	errMyself = errors.New("the address is this picker's own")
+	errTwice  = errors.New("the picker is followed at another address already")
 	errSilent = errors.New("the picker is silent")
 )
 
 // keepFollowing follows the picker at an address until the context ends.
 func (p *Peers) keepFollowing(ctx context.Context, address netip.AddrPort) {
+	f := following{Peers: p, address: address}
 	wait := leastPause
-	lost := false
 	for {
 		began := time.Now()
-		followed, err := p.followOnce(ctx, address, lost)
-		if followed {
-			p.fleet.Lost(address.String())
-			lost = true
+		err := f.once(ctx)
+		if errors.Is(err, errMyself) || errors.Is(err, errTwice) {
+			p.roll.note(address, known)
+		} else {
+			p.roll.note(address, absent)
 		}
-		p.roll.note(address, false)
 		if errors.Is(err, errMyself) || ctx.Err() != nil {
 			return
 		}
@@ -55,43 +60,91 @@ func (p *Peers) keepFollowing(ctx context.Context, address netip.AddrPort) {
 	}
 }
 
-// followOnce follows the picker at an address until it is lost. again says that it was lost before, so that there may be
-// events that it told nobody here. followOnce reports whether it had begun to follow.
-func (p *Peers) followOnce(ctx context.Context, address netip.AddrPort, again bool) (followed bool, err error) {
-	err = p.read(ctx, address, followName, func(m *message) error {
-		switch {
-		case followed:
-		case m.Process == p.process:
-			return errMyself
-		default:
-			followed = true
-			p.options.Metrics.Followed(1)
-			p.roll.note(address, true)
-			if again {
-				go func() {
-					pause(ctx, onTheWay)
-					_, _ = p.takeCopy(ctx, address) // which is tried again when the picker is lost again
-				}()
-			}
-		}
-		return p.apply(address.String(), m.Events)
-	})
-	if followed {
-		p.options.Metrics.Followed(-1)
-	}
-	return followed, err
+// following is the following of the picker at one address.
+type following struct {
+	*Peers
+	address netip.AddrPort
+	lost    bool        // it was followed before, so there may be events of it that it told nobody here
+	copying atomic.Bool // a copy of it is taken, or is to be
 }
 
-func (p *Peers) apply(from string, events []event) error {
-	for i := range events {
-		e, err := events[i].event()
-		if err != nil {
-			return err
+// once follows the picker until it is lost.
+func (f *following) once(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	process := ""
+	defer func() {
+		if process != "" {
+			f.fleet.Lost(process)
+			f.forgetProcess(process)
+			f.options.Metrics.Followed(-1)
+			f.lost = true
 		}
-		p.fleet.Apply(from, &e)
+	}()
+	return f.read(ctx, f.address, followName, func(m *message) error {
+		if process == "" {
+			if err := f.noteProcess(m.Process, f.address); err != nil {
+				return err
+			}
+			process = m.Process
+			f.options.Metrics.Followed(1)
+			f.roll.note(f.address, followed)
+			if f.begun.Load() && (f.lost || m.Decided || !f.complete.Load()) && f.copying.CompareAndSwap(false, true) {
+				go f.catchUp(ctx)
+			}
+		}
+		f.apply(process, m.Events)
+		return nil
+	})
+}
+
+// noteProcess notes that a process is followed at an address, unless it is this one, or is followed at another address.
+func (p *Peers) noteProcess(process string, address netip.AddrPort) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if process == p.process {
+		return errMyself
+	}
+	if process == "" || len(process) > mostProcess {
+		return errNotUnderstood
+	}
+	if _, twice := p.processes[process]; twice {
+		return errTwice
+	}
+	p.processes[process] = address
+	return nil
+}
+
+func (p *Peers) forgetProcess(process string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.processes, process)
+}
+
+// catchUp takes a copy of a picker that decided something before it was followed.
+func (f *following) catchUp(ctx context.Context) {
+	defer f.copying.Store(false)
+	pause(ctx, onTheWay)
+	for ctx.Err() == nil {
+		complete, err := f.takeCopy(ctx, f.address)
+		if complete {
+			f.complete.Store(true)
+		}
+		if err == nil {
+			return
+		}
+		pause(ctx, mostPause)
+	}
+}
+
+// apply applies what the picker tells. An event that is not understood, as of a later version, changes nothing.
+func (p *Peers) apply(process string, events []event) {
+	for i := range events {
+		if e, err := events[i].event(); err == nil {
+			p.fleet.Apply(process, &e)
+		}
 	}
 	p.options.Metrics.Applied(len(events))
-	return nil
 }
 
 // takeCopy takes a copy of what the picker at an address knows. It reports whether that picker was complete itself. One
@@ -159,7 +212,7 @@ func (p *Peers) read(ctx context.Context, address netip.AddrPort, stream string,
 
 // dial makes a connection of its own for each stream, so that a long copy holds up no events.
 func (p *Peers) dial(address netip.AddrPort) (*grpc.ClientConn, error) {
-	config, err := tlsOf(p.options.Secret())
+	config, err := p.identity.current()
 	if err != nil {
 		return nil, err
 	}

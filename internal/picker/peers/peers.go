@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
@@ -38,14 +39,22 @@ type Peers struct {
 	fleet   *poolstate.Fleet // set by Run
 	running chan struct{}    // closed when fleet is set
 
+	identity *identity
+
 	followed atomic.Bool
+	decided  atomic.Bool
 	kick     chan struct{} // an event waits to be sent
+	closing  chan struct{} // closed when no more events come
+	close    sync.Once
 	giving   chan struct{} // full while a copy is given
+	begun    atomic.Bool   // this picker has what it can have at its start
 	complete atomic.Bool   // this picker knows what others know
 
 	mu        sync.Mutex
 	pending   batch
+	flushed   bool // nothing is pending, nor will be
 	followers map[*follower]struct{}
+	processes map[string]netip.AddrPort // those that are followed, and where
 
 	taking chan struct{} // full while a copy is taken
 	roll   roll
@@ -58,9 +67,12 @@ func New(o Options) *Peers {
 		process:   rand.Text(),
 		members:   make(chan []netip.AddrPort, 1),
 		running:   make(chan struct{}),
+		identity:  &identity{secret: o.Secret},
 		kick:      make(chan struct{}, 1),
+		closing:   make(chan struct{}),
 		giving:    make(chan struct{}, 1),
 		followers: map[*follower]struct{}{},
+		processes: map[string]netip.AddrPort{},
 		taking:    make(chan struct{}, 1),
 		roll:      roll{all: make(chan struct{})},
 	}
@@ -68,7 +80,8 @@ func New(o Options) *Peers {
 
 // Server makes the server that other pickers follow.
 func (p *Peers) Server() *grpc.Server {
-	s := grpc.NewServer(grpc.Creds(serverCredentials(p.options.Secret)), grpc.ForceServerCodecV2(codec{}),
+	s := grpc.NewServer(grpc.Creds(p.identity.forServer()), grpc.ForceServerCodecV2(codec{}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: silentFor, Timeout: silentFor}), // a follower that hangs is dropped
 		grpc.MaxRecvMsgSize(4<<10), grpc.MaxConcurrentStreams(2), grpc.ConnectionTimeout(connectWithin))
 	s.RegisterService(&grpc.ServiceDesc{ServiceName: service, HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{
 		{StreamName: followName, ServerStreams: true, Handler: p.whenRunning(p.follow)},
@@ -112,14 +125,14 @@ func (p *Peers) Run(ctx context.Context, fleet *poolstate.Fleet, synced func()) 
 	defer parts.Wait()
 	parts.Go(func() { p.send(ctx) })
 	parts.Go(func() {
-		p.takeFirstCopy(ctx)
-		p.complete.Store(true)
+		p.complete.Store(p.takeFirstCopy(ctx))
+		p.begun.Store(true)
 		synced()
 	})
-	following := map[netip.AddrPort]context.CancelFunc{}
+	following := map[netip.AddrPort]*followedAddress{}
 	defer func() {
-		for _, stop := range following {
-			stop()
+		for _, a := range following {
+			a.stop()
 		}
 	}()
 	for {
@@ -132,21 +145,45 @@ func (p *Peers) Run(ctx context.Context, fleet *poolstate.Fleet, synced func()) 
 	}
 }
 
-// followThese begins to follow new addresses, and stops following those that are gone.
-func (p *Peers) followThese(ctx context.Context, parts *sync.WaitGroup, following map[netip.AddrPort]context.CancelFunc, all []netip.AddrPort) {
+// followedAddress is an address that is followed, or is not any more. ended is closed when nothing of it goes on.
+type followedAddress struct {
+	stop  context.CancelFunc
+	gone  bool
+	ended chan struct{}
+}
+
+// followThese begins to follow new addresses, and stops following those that are gone. An address that comes back is followed when
+// nothing of its first time goes on.
+func (p *Peers) followThese(ctx context.Context, parts *sync.WaitGroup, following map[netip.AddrPort]*followedAddress, all []netip.AddrPort) {
 	there := map[netip.AddrPort]bool{}
 	for _, address := range all {
 		there[address] = true
-		if following[address] == nil {
-			of, stop := context.WithCancel(ctx)
-			following[address] = stop
-			parts.Go(func() { p.keepFollowing(of, address) })
+		before := following[address]
+		if before != nil && !before.gone {
+			continue
 		}
+		of, stop := context.WithCancel(ctx)
+		now := &followedAddress{stop: stop, ended: make(chan struct{})}
+		following[address] = now
+		parts.Go(func() {
+			defer close(now.ended)
+			if before != nil {
+				<-before.ended
+			}
+			p.keepFollowing(of, address)
+		})
 	}
-	for address, stop := range following {
+	for address, a := range following {
 		if !there[address] {
-			stop()
-			delete(following, address)
+			a.stop()
+			a.gone = true
+		}
+		select {
+		case <-a.ended:
+			if a.gone {
+				delete(following, address)
+			}
+		default:
 		}
 	}
 	p.roll.call(all)
@@ -155,22 +192,29 @@ func (p *Peers) followThese(ctx context.Context, parts *sync.WaitGroup, followin
 // firstCopyWithin is for how long a picker that starts may take a copy before it is ready without.
 const firstCopyWithin = time.Minute
 
-// takeFirstCopy takes a copy from any picker that is complete, once all are followed that can be: what one of them decides
-// meanwhile is then either in the copy or told. Pickers that start together have nothing to tell.
-func (p *Peers) takeFirstCopy(ctx context.Context) {
+// takeFirstCopy takes a copy of a picker that is complete, once all are followed that can be: what one of them decides meanwhile is
+// then either in the copy or told. It reports whether this picker knows all then: it has such a copy, or all others have
+// answered and none is complete, as they have just started too. It takes what these know all the same.
+func (p *Peers) takeFirstCopy(ctx context.Context) (complete bool) {
 	ctx, cancel := context.WithTimeout(ctx, firstCopyWithin)
 	defer cancel()
 	select {
 	case <-ctx.Done():
-		return
+		p.options.Log.Warn("the other pickers are not known; this one begins without what they know")
+		return false
 	case <-p.roll.all:
 	}
 	pause(ctx, onTheWay)
-	for _, address := range p.roll.present() {
-		if complete, _ := p.takeCopy(ctx, address); complete {
-			return
+	present, all := p.roll.present()
+	for _, address := range present {
+		switch complete, err := p.takeCopy(ctx, address); {
+		case complete:
+			return true
+		case err != nil:
+			all = false
 		}
 	}
+	return all
 }
 
 // pause waits for a time, or until the context ends.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
@@ -64,7 +65,8 @@ func start(t testing.TB, key []byte) *picker {
 	p.stop = func() {
 		if !stopped {
 			stopped = true
-			server.Stop()
+			p.Close()
+			server.GracefulStop()
 			cancel()
 			<-ended
 			<-ended
@@ -242,6 +244,116 @@ func TestPickerDiesAndComesBack(t *testing.T) {
 	if at, cached := back.call(prompt(1, 16)); at != home || cached != whole(16) {
 		t.Errorf("the one that is back picks %s with %d cached tokens, want %s with all", at, cached, home)
 	}
+}
+
+// What a picker decides before it is followed for the first time, others copy: its address may be known long before it serves.
+func TestPickerThatIsFollowedLate(t *testing.T) {
+	old, late := start(t, secret), start(t, secret)
+	late.Update([]netip.AddrPort{late.address})
+	late.isSynced()
+	home, _ := late.call(prompt(1, 16))
+	old.Update([]netip.AddrPort{old.address})
+	old.isSynced()
+	meet(old, late)
+	old.eventually("the prompt is known", func() bool { return old.knows(prompt(1, 16)) })
+	if at, _ := old.call(prompt(1, 16)); at != home {
+		t.Errorf("the old one picks %s, want %s", at, home)
+	}
+}
+
+// knows says whether the picker takes all of a prompt for cached.
+func (p *picker) knows(of *request.Facts) bool {
+	why, err := p.fleet.Pool(llama).Rank(&poolstate.Call{Facts: of})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return why.Ranking[0].CachedTokens == whole(len(of.Blocks))
+}
+
+// What was decided while an address was gone is known after it has come back.
+func TestAddressesThatComeBack(t *testing.T) {
+	all := startAll(t, 2)
+	all[1].Update(nil)
+	all[1].eventually("nobody is followed", func() bool { return all[1].gauge("peers_followed") == 0 })
+	all[0].call(prompt(5, 16))
+	time.Sleep(2 * flushEvery) // it is told to nobody
+	meet(all...)
+	all[1].eventually("the prompt is known", func() bool { return all[1].knows(prompt(5, 16)) })
+}
+
+// A picker that ends tells what it has decided until then.
+func TestLastDecisionsAreTold(t *testing.T) {
+	all := startAll(t, 2)
+	for i := range 50 {
+		all[0].call(prompt(i+1, 16))
+	}
+	all[0].stop()
+	all[1].eventually("all is applied", func() bool { return all[1].gauge("peer_events_applied_total") == 100 })
+	for i := range 50 {
+		if !all[1].knows(prompt(i+1, 16)) {
+			t.Fatalf("prompt %d is not known", i)
+		}
+	}
+}
+
+// A pod has an address for each family. It is followed at one of them.
+func TestPickerWithTwoAddresses(t *testing.T) {
+	a, b := start(t, secret), start(t, secret)
+	second, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := a.Server()
+	go func() { _ = server.Serve(second) }()
+	t.Cleanup(server.Stop)
+	b.Update([]netip.AddrPort{a.address, second.Addr().(*net.TCPAddr).AddrPort(), b.address})
+	b.isSynced()
+	r := a.pick(prompt(1, 4))
+	b.eventually("the call is in flight", func() bool { return b.inFlight() > 0 })
+	if n, followed := b.inFlight(), b.gauge("peers_followed"); n != 1 || followed != 1 {
+		t.Errorf("%d calls are in flight and %v pickers are followed, want 1 and 1", n, followed)
+	}
+	r.Release(poolstate.Answered)
+}
+
+// The bytes of a caller's model name are no text. They disturb nobody.
+func TestModelNamesThatAreNoText(t *testing.T) {
+	all := startAll(t, 2)
+	held := all[0].pick(prompt(7, 4))
+	strange := prompt(2, 16)
+	strange.Model = "\xff\xfe"
+	all[0].call(strange)
+	all[0].call(prompt(3, 16))
+	all[1].eventually("all is applied", func() bool { return all[1].gauge("peer_events_applied_total") == 5 })
+	if n := all[1].inFlight(); n != 1 || !all[1].knows(prompt(3, 16)) {
+		t.Errorf("%d calls are in flight, want 1, and the prompt after it is known: %v", n, all[1].knows(prompt(3, 16)))
+	}
+	held.Release(poolstate.Answered)
+}
+
+// A picker that follows and hangs is dropped, so that nothing is told to it any more.
+func TestFollowerThatHangs(t *testing.T) {
+	p := start(t, secret)
+	conn, err := p.dial(p.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	s, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true}, "/"+service+"/"+followName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	p.eventually("it follows", p.Followed)
+	for i := 0; p.gauge("peer_cuts_total") == 0; i++ { // it never reads
+		p.call(prompt(i, request.MaxBlocks))
+		if i%100 == 0 {
+			time.Sleep(flushEvery)
+		}
+	}
+	p.eventually("it is dropped", func() bool { return !p.Followed() })
 }
 
 // Who does not have the key neither hears anything nor tells anything.

@@ -8,7 +8,7 @@ import (
 // roll is the roll of all pickers: which of them have answered, and which are followed.
 type roll struct {
 	mu       sync.Mutex
-	answered map[netip.AddrPort]bool // whether each is followed, by those that have answered
+	answered map[netip.AddrPort]answer // of those that have answered
 	members  []netip.AddrPort
 	called   bool
 	ended    bool
@@ -23,14 +23,23 @@ func (r *roll) call(members []netip.AddrPort) {
 	r.look()
 }
 
-// note says that a picker was asked, and whether it is followed now.
-func (r *roll) note(address netip.AddrPort, followed bool) {
+// answer is what is known of an address.
+type answer uint8
+
+const (
+	absent   answer = iota // nobody is there who can be followed
+	followed               // the picker is followed
+	known                  // it is this picker, or another address of one that is followed
+)
+
+// note says what is known of an address.
+func (r *roll) note(address netip.AddrPort, a answer) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.answered == nil {
-		r.answered = map[netip.AddrPort]bool{}
+		r.answered = map[netip.AddrPort]answer{}
 	}
-	r.answered[address] = followed
+	r.answered[address] = a
 	r.look()
 }
 
@@ -46,15 +55,18 @@ func (r *roll) look() {
 	}
 }
 
-// present lists the pickers that are followed.
-func (r *roll) present() []netip.AddrPort {
+// present lists the pickers that are followed, and says whether there are no others.
+func (r *roll) present() (out []netip.AddrPort, all bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var out []netip.AddrPort
+	all = true
 	for _, m := range r.members {
-		if r.answered[m] {
+		switch r.answered[m] {
+		case followed:
 			out = append(out, m)
+		case absent:
+			all = false
 		}
 	}
-	return out
+	return out, all
 }

@@ -1,6 +1,7 @@
 package peers
 
 import (
+	"bytes"
 	"context"
 	"time"
 
@@ -19,9 +20,11 @@ const (
 	beat = time.Second
 	// mostUnsent bounds what waits to be sent to one follower, in bytes: ten seconds of 1,000 calls a second.
 	mostUnsent = 16 << 20
-	// mostPending bounds the events that wait to be encoded. The mutex is held for some 100 ns for each, so only a process that
-	// gets no processor for seconds has so many.
-	mostPending = 100_000
+	// mostPending bounds the events that wait to be encoded, and mostPendingBytes their blocks. Only a process that gets no
+	// processor for seconds has so many.
+	mostPending, mostPendingBytes = 100_000, 64 << 20
+	// messageBytes is about how many bytes of blocks a message has.
+	messageBytes = 1 << 20
 	// mostFollowers bounds how many pickers follow. Each costs memory and a copy of all messages.
 	mostFollowers = 32
 )
@@ -37,8 +40,13 @@ type follower struct {
 	wake   chan struct{}
 }
 
-// Followed says whether any picker follows.
-func (p *Peers) Followed() bool { return p.followed.Load() }
+// Followed says whether any picker follows. It is asked for each decision.
+func (p *Peers) Followed() bool {
+	if !p.decided.Load() {
+		p.decided.Store(true)
+	}
+	return p.followed.Load()
+}
 
 // batch are events that are told in one message. Its memory is used again.
 type batch struct {
@@ -49,14 +57,31 @@ type batch struct {
 // mostKept bounds the memory that a batch keeps for the next one, in bytes of blocks.
 const mostKept = 4 << 20
 
-func (b *batch) add(e *poolstate.Event) {
-	out := fromEvent(e)
-	if from := len(b.blocks); len(e.Facts.Blocks) > 0 {
-		b.blocks = appendBlocks(b.blocks, e.Facts.Blocks) // where this moves them, the events before keep the old ones
+// add adds an event with its blocks.
+func (b *batch) add(out event, blocks []uint64) {
+	if from := len(b.blocks); len(blocks) > 0 {
+		b.blocks = appendBlocks(b.blocks, blocks) // where this moves them, the events before keep the old ones
 		out.Blocks = b.blocks[from:len(b.blocks):len(b.blocks)]
 	}
 	b.events = append(b.events, out)
 }
+
+// messages encodes the events, as many messages as they need.
+func (b *batch) messages() (out []encoded) {
+	for rest := b.events; len(rest) > 0; {
+		n, bytes := 0, 0
+		for n < len(rest) && bytes < messageBytes {
+			bytes += len(rest[n].Blocks) + eventBytes
+			n++
+		}
+		out = append(out, encode(&message{Events: rest[:n]}))
+		rest = rest[n:]
+	}
+	return out
+}
+
+// eventBytes is about what an event has in a message beside its blocks.
+const eventBytes = 64
 
 func (b *batch) empty() {
 	clear(b.events)
@@ -68,10 +93,11 @@ func (b *batch) empty() {
 
 // Tell tells all that follow of an event, a moment later. It copies the event's blocks.
 func (p *Peers) Tell(e *poolstate.Event) {
+	told := fromEvent(e) // before the mutex that all pools share
 	p.mu.Lock()
 	first := len(p.pending.events) == 0
-	if len(p.pending.events) < mostPending {
-		p.pending.add(e)
+	if len(p.pending.events) < mostPending && len(p.pending.blocks) < mostPendingBytes {
+		p.pending.add(told, e.Facts.Blocks)
 	} else {
 		p.cutAll()
 	}
@@ -91,9 +117,17 @@ func (p *Peers) cutAll() {
 	}
 }
 
+// cut makes a follower begin again. Nothing is told to it any more, also while its stream hangs.
 func (p *Peers) cut(f *follower) {
 	f.cut, f.unsent, f.bytes = true, nil, 0
 	wake(f.wake)
+	p.remove(f)
+}
+
+func (p *Peers) remove(f *follower) {
+	delete(p.followers, f)
+	p.followed.Store(len(p.followers) > 0)
+	p.options.Metrics.SetFollowers(len(p.followers))
 }
 
 func wake(c chan struct{}) {
@@ -103,33 +137,46 @@ func wake(c chan struct{}) {
 	}
 }
 
-// send encodes what is pending, once for all followers, until the context ends.
+// send encodes what is pending, once for all followers, until the context ends or the last event was told.
 func (p *Peers) send(ctx context.Context) {
 	var told batch
-	for {
+	for last := false; !last; {
 		select {
 		case <-ctx.Done():
 			return
+		case <-p.closing:
 		case <-p.kick:
 		}
 		select {
 		case <-ctx.Done():
 			return
+		case <-p.closing:
+			last = true
 		case <-time.After(flushEvery):
 		}
 		p.mu.Lock()
 		told, p.pending = p.pending, told
 		p.mu.Unlock()
 		p.options.Metrics.Told(len(told.events))
-		bytes := encode(&message{Events: told.events})
+		messages := told.messages()
 		told.empty()
 		p.mu.Lock()
 		for f := range p.followers {
-			p.queue(f, bytes)
+			for _, bytes := range messages {
+				p.queue(f, bytes)
+			}
+			if last {
+				wake(f.wake)
+			}
 		}
+		p.flushed = last
 		p.mu.Unlock()
 	}
 }
+
+// Close tells what was not told yet, and then ends the streams of those that follow, which ends the server's graceful stop. No
+// event may come afterwards.
+func (p *Peers) Close() { p.close.Do(func() { close(p.closing) }) }
 
 func (p *Peers) queue(f *follower, bytes encoded) {
 	if f.cut {
@@ -151,7 +198,7 @@ func (p *Peers) follow(s grpc.ServerStream) error {
 		return err
 	}
 	defer p.leave(f)
-	if err := s.SendMsg(encode(&message{Process: p.process})); err != nil {
+	if err := s.SendMsg(encode(&message{Process: p.process, Decided: p.decided.Load()})); err != nil {
 		return err
 	}
 	return p.sendTo(f, s)
@@ -161,25 +208,33 @@ func (p *Peers) follow(s grpc.ServerStream) error {
 func (p *Peers) sendTo(f *follower, s grpc.ServerStream) error {
 	beats := time.NewTicker(beat)
 	defer beats.Stop()
+	seed := p.options.Secret()
 	for {
-		next := []encoded{alive}
+		next, last := []encoded{alive}, false
 		select {
 		case <-s.Context().Done():
 			return nil
 		case <-beats.C:
+			if !bytes.Equal(seed, p.options.Secret()) {
+				return status.Error(codes.Unauthenticated, "the secret by which pickers know each other has changed")
+			}
 		case <-f.wake:
 			p.mu.Lock()
 			next, f.unsent, f.bytes = f.unsent, nil, 0
 			cut := f.cut
+			last = p.flushed
 			p.mu.Unlock()
 			if cut {
 				return status.Error(codes.ResourceExhausted, "this picker does not follow fast enough: it must follow anew and take a copy")
 			}
 		}
-		for _, bytes := range next {
-			if err := s.SendMsg(bytes); err != nil {
+		for _, message := range next {
+			if err := s.SendMsg(message); err != nil {
 				return err
 			}
+		}
+		if last {
+			return nil
 		}
 	}
 }
@@ -192,6 +247,9 @@ func (p *Peers) join() (*follower, error) {
 	}
 	f := &follower{wake: make(chan struct{}, 1)}
 	p.followers[f] = struct{}{}
+	if p.flushed {
+		wake(f.wake)
+	}
 	p.followed.Store(true)
 	p.options.Metrics.SetFollowers(len(p.followers))
 	return f, nil
@@ -200,7 +258,5 @@ func (p *Peers) join() (*follower, error) {
 func (p *Peers) leave(f *follower) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.followers, f)
-	p.followed.Store(len(p.followers) > 0)
-	p.options.Metrics.SetFollowers(len(p.followers))
+	p.remove(f)
 }

@@ -19,8 +19,9 @@ import (
 
 // message is what a picker tells those that follow it. An empty one says that the picker is there.
 type message struct {
-	// Process is the picker's own id, in the first message.
+	// Process is the picker's own id, and Decided says whether it has decided anything so far, in the first message.
 	Process string `cbor:"1,keyasint,omitempty"`
+	Decided bool   `cbor:"5,keyasint,omitempty"`
 	// Events are in the order in which they happened.
 	Events []event `cbor:"2,keyasint,omitempty"`
 	// Part is a part of the copy.
@@ -121,10 +122,19 @@ func (codec) Marshal(v any) (mem.BufferSlice, error) {
 }
 
 func (codec) Unmarshal(data mem.BufferSlice, v any) error {
-	return cbor.Unmarshal(data.Materialize(), v)
+	return decoding.Unmarshal(data.Materialize(), v)
 }
 
-// mostBytes bounds a message. One of a part of a copy has some 64 KiB, and one of events what came in flushEvery.
+// decoding takes text that is no UTF-8: a caller may send any bytes as its model's name.
+var decoding = func() cbor.DecMode {
+	mode, err := cbor.DecOptions{UTF8: cbor.UTF8DecodeInvalid}.DecMode()
+	if err != nil {
+		panic(err) // these options are valid
+	}
+	return mode
+}()
+
+// mostBytes bounds a message. One of a part of a copy has some 64 KiB, and one of events some 1 MiB.
 const mostBytes = 16 << 20
 
 // The service, and its streams. The caller of each sends nothing: follow is of events without an end, copy is of the parts

@@ -8,6 +8,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/prefixindex"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/selection"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
 
 // A picker that starts gets a copy of what another one knows and cannot read from the servers: what each endpoint holds of
@@ -23,6 +24,8 @@ type Part struct {
 	// Process distinguishes the server from earlier and later ones at the address.
 	Process string
 	Learned selection.Learned
+	// Capacity is what the server reported of its cache, in blocks of the index; 0 where it did not.
+	Capacity int
 	// First says that this is the endpoint's first part.
 	First  bool
 	Pieces []prefixindex.Piece
@@ -44,13 +47,13 @@ func (f *Fleet) Copy(yield func(*Part) bool) {
 func (p *Pool) copyOf(n int32, address netip.AddrPort, yield func(*Part) bool) bool {
 	part := &Part{Pool: p.name, Endpoint: address, First: true}
 	var is bool
-	if part.Process, part.Learned, is = p.learnedOf(n, address); !is {
+	if part.Process, part.Learned, part.Capacity, is = p.learnedOf(n, address); !is {
 		return true
 	}
 	blocks := 0
 	wanted := true
 	flush := func() bool {
-		if process, _, is := p.learnedOf(n, address); !is || process != part.Process {
+		if process, _, _, is := p.learnedOf(n, address); !is || process != part.Process {
 			return false // another endpoint has the number, or another server the address
 		}
 		wanted = yield(part)
@@ -67,15 +70,16 @@ func (p *Pool) copyOf(n int32, address netip.AddrPort, yield func(*Part) bool) b
 	return wanted && (flush() || wanted)
 }
 
-// learnedOf returns which server endpoint n is, and what was learned of it. It reports false where n is not the address's.
-func (p *Pool) learnedOf(n int32, address netip.AddrPort) (process string, l selection.Learned, is bool) {
+// learnedOf returns which server endpoint n is, what was learned of it, and its cache's capacity. It reports false where n is not
+// the address's.
+func (p *Pool) learnedOf(n int32, address netip.AddrPort) (process string, l selection.Learned, capacity int, is bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := &p.slots[n]
 	if !s.member || s.addr != address {
-		return "", l, false
+		return "", l, 0, false
 	}
-	return s.process, p.choice.Learned(n, p.clock()), true
+	return s.process, p.choice.Learned(n, p.clock()), s.blocks, true
 }
 
 // Taker takes the parts of one copy.
@@ -111,5 +115,8 @@ func (p *Pool) mergerOf(part *Part) *prefixindex.Merger {
 		return nil
 	}
 	p.choice.Learn(n, part.Learned, p.clock())
+	if p.slots[n].blocks == 0 && part.Capacity > 0 { // what is copied must not be cut before the server is read
+		p.index.SetCapacity(int(n), min(part.Capacity, picksettings.MostTokens/selection.BlockTokens))
+	}
 	return p.index.Merger(int(n))
 }

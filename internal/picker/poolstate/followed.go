@@ -1,6 +1,7 @@
 package poolstate
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -23,11 +24,13 @@ const (
 	// are forgotten after the call's begin: then it does not matter to the index how the call ends.
 	maxTheirs = 64 << 20
 	// toldWithin is how long after a pick another picker knows of it: 0.2 s until it is told, and some time on the way. A
-	// reading of a server is taken so much later where another picker picks, as if the server had been read then. It would
+	// reading of a server is taken so much later where another picker alone picks, as if the server had been read then. It would
 	// else count calls that were not told yet, and they would be taken for calls of others.
 	toldWithin = 250 * time.Millisecond
-	// followedFor is how long a pool counts as picked for by another picker after a pick there.
+	// followedFor is how long a pool counts as picked for by a picker after a pick there.
 	followedFor = 2 * time.Second
+	// lostAtOnce is how many calls of a lost picker end while the pool's mutex is held.
+	lostAtOnce = 64
 )
 
 // EventKind is a kind of event.
@@ -95,13 +98,22 @@ func (f *Fleet) Apply(from string, e *Event) {
 func (f *Fleet) Lost(from string) {
 	for _, p := range *f.pools.Load() {
 		p.mu.Lock()
-		p.lose(from)
+		lost := p.lose(from)
 		p.mu.Unlock()
+		for len(lost) > 0 {
+			n := min(len(lost), lostAtOnce)
+			p.mu.Lock()
+			p.giveUp(lost[:n])
+			p.mu.Unlock()
+			lost = lost[n:]
+		}
 	}
 }
 
-// follows says whether another picker picks for the pool.
-func (p *Pool) follows(now time.Duration) bool { return now < p.followedAt+followedFor }
+// standsBy says whether another picker picks for the pool, and this one does not.
+func (p *Pool) standsBy(now time.Duration) bool {
+	return now < p.followedAt+followedFor && now >= p.pickedAt+followedFor
+}
 
 func (p *Pool) apply(from string, e *Event) {
 	p.mu.Lock()
@@ -128,7 +140,10 @@ func (p *Pool) apply(from string, e *Event) {
 		p.unfollow(from, r)
 	case e.Kind == Responded && e.Outcome <= Failed:
 		p.choice.Responded(&r.claim, e.Outcome, now)
-	case e.Kind == Released && e.Outcome <= Failed:
+	case e.Kind == Released:
+		if e.Outcome > Failed { // of a later version
+			e.Outcome = Abandoned
+		}
 		p.release(r, e.Outcome, now)
 		p.unfollow(from, r)
 	}
@@ -166,17 +181,22 @@ func (p *Pool) unfollow(from string, r *Reservation) {
 	delete(p.theirs[from], r.id)
 }
 
-// lose ends all calls of one other picker, in an order that does not depend on chance. Nobody is to blame, and most will be
-// prefilled.
-func (p *Pool) lose(from string) {
+// lose forgets another picker, and returns its calls, the last ones first: they are those that an endpoint's queue is fastest
+// without.
+func (p *Pool) lose(from string) []*Reservation {
+	calls := slices.Collect(maps.Values(p.theirs[from]))
+	slices.SortFunc(calls, func(a, b *Reservation) int { return cmp.Compare(b.id, a.id) })
+	delete(p.theirs, from)
+	return calls
+}
+
+// giveUp ends calls of a lost picker. Nobody is to blame, and most will be prefilled.
+func (p *Pool) giveUp(calls []*Reservation) {
 	now := p.clock()
-	calls := p.theirs[from]
-	for _, id := range slices.Sorted(maps.Keys(calls)) {
-		r := calls[id]
+	for _, r := range calls {
 		p.choice.Release(&r.claim, Abandoned, now)
 		p.takeAway(r, true)
 		p.reuse(r.claim.Endpoint)
 		p.theirsRoom.Give(r.room)
 	}
-	delete(p.theirs, from)
 }

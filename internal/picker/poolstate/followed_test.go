@@ -1,6 +1,11 @@
 package poolstate
 
 import (
+	"cmp"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -93,5 +98,170 @@ func TestFollowedCallsAreBounded(t *testing.T) {
 	f.RemovePool(llama)
 	if bytes := f.theirs.Taken(); bytes != 0 {
 		t.Errorf("a pool that is gone leaves %d bytes", bytes)
+	}
+}
+
+// due is a clock that moves, with what is to happen at its times.
+type due struct {
+	now    time.Duration
+	timers []timer
+}
+
+type timer struct {
+	at time.Duration
+	do func()
+}
+
+func (d *due) after(long time.Duration, do func()) {
+	d.timers = append(d.timers, timer{d.now + long, do})
+}
+
+// to moves the clock, and does what is due until then, in order.
+func (d *due) to(at time.Duration) {
+	for {
+		slices.SortStableFunc(d.timers, func(a, b timer) int { return cmp.Compare(a.at, b.at) })
+		if len(d.timers) == 0 || d.timers[0].at > at {
+			break
+		}
+		next := d.timers[0]
+		d.timers = d.timers[1:]
+		d.now = max(d.now, next.at)
+		next.do()
+	}
+	d.now = max(d.now, at)
+}
+
+// newDue makes a fleet with a clock that moves, and a pool of the endpoint 10.0.0.1:8000.
+func newDue() (*Fleet, *due) {
+	d := &due{}
+	f := New(Options{Metrics: telemetry.NewMetrics(prometheus.NewRegistry()), Seed: 1, Clock: func() time.Duration { return d.now }, After: d.after})
+	f.SetPool(pool.Pool{Name: llama}, numbered(1))
+	return f, d
+}
+
+const ms = time.Millisecond
+
+// When another picker's calls end, no reading that waits overtakes a later one: counters would go back, and an old number of
+// restarts would make the pool forget what the new server has.
+func TestReadingsKeepTheirOrder(t *testing.T) {
+	f, clock := newDue()
+	p, e := f.Pool(llama), addressOf("10.0.0.1:8000")
+	f.Apply("other", reserved(1, prompt(9, 50)))
+	f.Apply("other", released(1))
+	read := func(at time.Duration, restarts int) {
+		clock.to(at)
+		p.Observe(e, modelmetrics.Reading{Restarts: restarts, CapacityTokens: 200 * 64, FirstTokens: int64(at / ms)}, 0)
+	}
+	read(1500*ms, 0)
+	read(1950*ms, 0)
+	read(2050*ms, 1)
+	r, _ := pick(t, p, prompt(3, 50))
+	r.Release(Answered)
+	clock.to(2300 * ms)
+	if got := heldAt(t, p, prompt(3, 50), "10.0.0.1:8000") / 64; got < 49 {
+		t.Errorf("%d blocks of the prompt that the new server has are left, want 50", got)
+	}
+	if got := p.slots[0].stored.firstAnswered; got != 2050 {
+		t.Errorf("the last reading is that of %d ms, want 2050", got)
+	}
+}
+
+// A reading that waits is not taken for another server that has the address by then.
+func TestReadingOfTheServerBefore(t *testing.T) {
+	f, clock := newDue()
+	p, e := f.Pool(llama), addressOf("10.0.0.1:8000")
+	f.Apply("other", reserved(1, prompt(9, 50)))
+	f.Apply("other", released(1))
+	clock.to(time.Second)
+	p.Observe(e, modelmetrics.Reading{Running: 7, CapacityTokens: 10 * 64, FirstTokens: 1000}, 0)
+	f.SetPool(pool.Pool{Name: llama}, []pool.Endpoint{{Address: e, Process: "another"}})
+	clock.to(2 * time.Second)
+	if s := &p.slots[p.byAddr[e]]; s.observed != nil || s.blocks != 0 {
+		t.Errorf("the new server has the capacity %d of the one before", s.blocks)
+	}
+}
+
+// A picker that takes over a pool counts its own calls at once: a reading that waited was taken before them.
+func TestOwnCallsAfterATakeover(t *testing.T) {
+	f, clock := newDue()
+	p, e := f.Pool(llama), addressOf("10.0.0.1:8000")
+	f.Apply("other", reserved(1, prompt(9, 1)))
+	f.Apply("other", released(1))
+	for _, at := range []time.Duration{500 * ms, 900 * ms} {
+		clock.to(at)
+		p.Observe(e, modelmetrics.Reading{WaitingSplit: true, CapacityTokens: 1 << 20}, 0)
+	}
+	for i := range uint64(10) {
+		clock.to(clock.now + ms)
+		pick(t, p, prompt(100+i, 200))
+	}
+	clock.to(1160 * ms)
+	if got := p.choice.Queue(0, clock.now); got < 9*200*64 {
+		t.Errorf("%.0f tokens wait, want those of ten calls", got)
+	}
+}
+
+// However calls, endpoints, pools and pickers come and go, nothing is left in the end.
+func TestFollowedCallsLeaveNothing(t *testing.T) {
+	for seed := range uint64(100) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		f, clock := newDue()
+		address := func() netip.AddrPort { return numbered(5)[rnd.IntN(5)].Address }
+		set := func() {
+			var out []pool.Endpoint
+			for _, e := range numbered(5) {
+				if rnd.IntN(4) > 0 {
+					e.Process = fmt.Sprint(rnd.IntN(10) / 7)
+					out = append(out, e)
+				}
+			}
+			f.SetPool(pool.Pool{Name: llama}, out)
+		}
+		var own []*Reservation
+		for range 600 {
+			clock.to(clock.now + time.Duration(rnd.IntN(300))*ms)
+			from, call := fmt.Sprint(rnd.IntN(2)), uint64(rnd.IntN(30))
+			facts := prompt(uint64(rnd.IntN(10)), rnd.IntN(60))
+			switch n := rnd.IntN(400); {
+			case n < 10:
+				set()
+			case n < 13:
+				f.Lost(from)
+			case n < 14:
+				f.RemovePool(llama)
+				set()
+			case n < 50:
+				f.Pool(llama).Observe(address(), modelmetrics.Reading{
+					Running: rnd.IntN(5), Restarts: rnd.IntN(20) / 19, CapacityTokens: 64 * int64(rnd.IntN(200)), FirstTokens: int64(rnd.IntN(1000)), BlockTokens: 16,
+				}, 0)
+			case n < 110:
+				r := &Reservation{}
+				if _, err := f.Pool(llama).Pick(&Call{Facts: facts}, r); err == nil {
+					own = append(own, r)
+				}
+			case n < 150 && len(own) > 0:
+				own[0].Served(address())
+				own[0].Release(Outcome(rnd.IntN(6)))
+				own = own[1:]
+			case n < 250:
+				e := reserved(call, facts)
+				e.Endpoint = address()
+				f.Apply(from, e)
+			default:
+				f.Apply(from, &Event{Kind: EventKind(rnd.IntN(7)), Pool: llama, Call: call, Endpoint: address(), Outcome: Outcome(rnd.IntN(8))})
+			}
+		}
+		for _, r := range own {
+			r.Release(Answered)
+		}
+		f.Lost("0")
+		f.Lost("1")
+		p := f.Pool(llama)
+		f.SetPool(pool.Pool{Name: llama}, nil)
+		clock.to(clock.now + time.Hour)
+		if f.theirs.Taken() != 0 || f.doubted.Taken() != 0 || len(p.byAddr) != 0 || len(p.free) != len(p.slots) || len(clock.timers) > 0 {
+			t.Fatalf("seed %d leaves %d and %d bytes, %d addresses, %d of %d slots, %d timers", seed, f.theirs.Taken(), f.doubted.Taken(), len(p.byAddr),
+				len(p.slots)-len(p.free), len(p.slots), len(clock.timers))
+		}
 	}
 }

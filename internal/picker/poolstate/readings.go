@@ -151,15 +151,28 @@ func (f *Fleet) ScrapeFailed(endpoint netip.AddrPort, n int, err error) {
 func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.follows(p.clock()) {
-		p.after(toldWithin, func() {
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			p.observe(endpoint, r, age)
-		})
+	if !p.standsBy(p.clock()) {
+		p.taken++
+		p.observe(endpoint, r, age)
 		return
 	}
-	p.observe(endpoint, r, age)
+	of, picked, process := p.taken, p.pickedAt, p.processAt(endpoint)
+	p.after(toldWithin, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		// A later reading may have been taken since, another server have the address, or this picker have picked.
+		if p.taken == of && p.pickedAt == picked && p.processAt(endpoint) == process {
+			p.observe(endpoint, r, age)
+		}
+	})
+}
+
+// processAt returns the process at an address; "" where none is known.
+func (p *Pool) processAt(endpoint netip.AddrPort) string {
+	if n, known := p.byAddr[canonical(endpoint)]; known {
+		return p.slots[n].process
+	}
+	return ""
 }
 
 func (p *Pool) observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time.Duration) {
@@ -204,7 +217,7 @@ func (p *Pool) observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 	p.occupy(n, &r, first.Shared)
 	p.pace.served.add(now, min(first.Counted, mostServed))
 	s.observed.compare(first)
-	if !p.follows(now) { // the other picker counts them
+	if !p.standsBy(now) { // the other picker counts them
 		p.metrics.FirstTokens(first.Calls, first.Expected, first.Observed)
 	}
 }

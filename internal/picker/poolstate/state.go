@@ -63,7 +63,9 @@ type Pool struct {
 	teller     Teller // nil where no other picker follows this one
 	theirs     map[string]map[uint64]*Reservation
 	theirsRoom *fairshare.Share
-	followedAt time.Duration // when another picker last told of a pick; negative where none did
+	// followedAt and pickedAt are when another picker, and this one, last picked; negative where none did.
+	followedAt, pickedAt time.Duration
+	taken                uint64 // how many readings were taken at once
 }
 
 // snapshot is the pool's endpoints at one time; it never changes.
@@ -130,6 +132,7 @@ func newPool(name types.NamespacedName, o Options, of shares, rnd *rand.Rand) *P
 		theirs:     map[string]map[uint64]*Reservation{},
 		theirsRoom: of.theirs,
 		followedAt: -followedFor,
+		pickedAt:   -followedFor,
 	}
 	p.settings.Store(&settings)
 	p.snapshot.Store(&snapshot{})
@@ -199,6 +202,7 @@ func (p *Pool) choose(c *Call, r *Reservation, wanted bool) (rows []Ranked, keep
 	defer p.mu.Unlock()
 	now = p.clock()
 	p.pace.asked.add(now, 1)
+	p.pickedAt = now
 	call, err := p.selectionCall(c, now)
 	if err != nil {
 		return nil, false, now, err

@@ -202,7 +202,7 @@ func (p *Pool) close() {
 	}
 	p.tokenized.forget()
 	for from := range p.theirs {
-		p.lose(from)
+		p.giveUp(p.lose(from))
 	}
 	p.closed = true
 	p.index.Close()

@@ -54,18 +54,31 @@ func (p *Peers) keepFollowing(ctx context.Context, address netip.AddrPort) {
 		if time.Since(began) > mostPause {
 			wait = leastPause
 		}
-		p.options.Log.Info("another picker cannot be followed; this one tries again after a pause", "address", address.String(), "pause", wait, "error", err)
+		f.report(err)
 		pause(ctx, wait/2+rand.N(wait/2))
 		wait = min(2*wait, mostPause)
+	}
+}
+
+// reportEvery is how often the same failure is logged.
+const reportEvery = 5 * time.Minute
+
+// report logs why the picker cannot be followed, unless that was logged a short time ago.
+func (f *following) report(err error) {
+	if text := err.Error(); text != f.reported || time.Since(f.reportedAt) > reportEvery {
+		f.reported, f.reportedAt = text, time.Now()
+		f.options.Log.Info("another picker cannot be followed; this one goes on trying", "address", f.address.String(), "error", err)
 	}
 }
 
 // following is the following of the picker at one address.
 type following struct {
 	*Peers
-	address netip.AddrPort
-	lost    bool        // it was followed before, so there may be events of it that it told nobody here
-	copying atomic.Bool // a copy of it is taken, or is to be
+	address    netip.AddrPort
+	reported   string // the failure that was logged last, and when
+	reportedAt time.Time
+	lost       bool        // it was followed before, so there may be events of it that it told nobody here
+	copying    atomic.Bool // a copy of it is taken, or is to be
 }
 
 // once follows the picker until it is lost.

@@ -96,7 +96,7 @@ func (f *following) once(ctx context.Context) error {
 	}()
 	return f.read(ctx, f.address, followName, func(m *message) error {
 		if process == "" {
-			if err := f.noteProcess(m.Process, f.address); err != nil {
+			if err := f.noteProcess(m.Process); err != nil {
 				return err
 			}
 			process = m.Process
@@ -112,7 +112,7 @@ func (f *following) once(ctx context.Context) error {
 }
 
 // noteProcess notes that a process is followed at an address, unless it is this one, or is followed at another address.
-func (p *Peers) noteProcess(process string, address netip.AddrPort) error {
+func (p *Peers) noteProcess(process string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if process == p.process {
@@ -121,10 +121,10 @@ func (p *Peers) noteProcess(process string, address netip.AddrPort) error {
 	if process == "" || len(process) > mostProcess {
 		return errNotUnderstood
 	}
-	if _, twice := p.processes[process]; twice {
+	if p.processes[process] {
 		return errTwice
 	}
-	p.processes[process] = address
+	p.processes[process] = true
 	return nil
 }
 

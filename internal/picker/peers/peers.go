@@ -54,7 +54,7 @@ type Peers struct {
 	pending   batch
 	flushed   bool // nothing is pending, nor will be
 	followers map[*follower]struct{}
-	processes map[string]netip.AddrPort // those that are followed, and where
+	processes map[string]bool // those that are followed
 
 	taking chan struct{} // full while a copy is taken
 	roll   roll
@@ -72,7 +72,7 @@ func New(o Options) *Peers {
 		closing:   make(chan struct{}),
 		giving:    make(chan struct{}, 1),
 		followers: map[*follower]struct{}{},
-		processes: map[string]netip.AddrPort{},
+		processes: map[string]bool{},
 		taking:    make(chan struct{}, 1),
 		roll:      roll{all: make(chan struct{})},
 	}

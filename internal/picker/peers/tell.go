@@ -103,10 +103,7 @@ func (p *Peers) Tell(e *poolstate.Event) {
 	}
 	p.mu.Unlock()
 	if first {
-		select {
-		case p.kick <- struct{}{}:
-		default:
-		}
+		wake(p.kick)
 	}
 }
 

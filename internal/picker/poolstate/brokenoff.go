@@ -63,7 +63,7 @@ func (p *Pool) nextID() uint64 {
 func (p *Pool) BrokenOff(id uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.tell(&Reservation{id: id}, Event{Kind: BrokenOff})
+	p.tell(id, Event{Kind: BrokenOff})
 	p.brokenOff(id)
 }
 

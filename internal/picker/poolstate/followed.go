@@ -70,19 +70,13 @@ type Teller interface {
 }
 
 // tell tells an event of one of the picker's own calls. The pool's mutex is held.
-func (p *Pool) tell(r *Reservation, e Event) {
+func (p *Pool) tell(call uint64, e Event) {
 	if p.teller == nil || !p.teller.Followed() {
 		return
 	}
-	e.Pool, e.Call = p.name, r.id
-	p.teller.Tell(&e)
-}
-
-// tellReserved tells that a call was picked. The pool's mutex is held.
-func (p *Pool) tellReserved(r *Reservation, facts *request.Facts, uncached int) {
-	if p.teller != nil && p.teller.Followed() {
-		p.tell(r, Event{Kind: Reserved, Endpoint: p.slots[r.claim.Endpoint].addr, Facts: *facts, Uncached: uncached})
-	}
+	told := e // which is allocated here, and so only where somebody follows
+	told.Pool, told.Call = p.name, call
+	p.teller.Tell(&told)
 }
 
 // Apply applies an event of the picker that is called from. What it says of unknown pools, endpoints and calls changes

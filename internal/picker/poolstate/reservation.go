@@ -85,12 +85,12 @@ func (r *Reservation) Served(addr netip.AddrPort) {
 		p.metrics.ServedElsewhere()
 	}
 	if !ours {
-		p.tell(r, Event{Kind: Released, Outcome: Refused})
+		p.tell(r.id, Event{Kind: Released, Outcome: Refused})
 		p.release(r, Refused, now)
 		r.end()
 		return
 	}
-	p.tell(r, Event{Kind: Moved, Endpoint: p.slots[n].addr})
+	p.tell(r.id, Event{Kind: Moved, Endpoint: p.slots[n].addr})
 	p.move(r, n, now)
 }
 
@@ -103,7 +103,7 @@ func (r *Reservation) Responded(outcome Outcome) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.tell(r, Event{Kind: Responded, Outcome: outcome})
+	p.tell(r.id, Event{Kind: Responded, Outcome: outcome})
 	p.choice.Responded(&r.claim, outcome, p.clock())
 }
 
@@ -115,7 +115,7 @@ func (r *Reservation) Release(outcome Outcome) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.tell(r, Event{Kind: Released, Outcome: outcome})
+	p.tell(r.id, Event{Kind: Released, Outcome: outcome})
 	p.release(r, outcome, p.clock())
 	r.end()
 }

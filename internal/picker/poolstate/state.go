@@ -214,7 +214,7 @@ func (p *Pool) choose(c *Call, r *Reservation, wanted bool) (rows []Ranked, keep
 	var choices [selection.Choices]selection.Choice
 	n := p.choice.Pick(&call, now, p.rnd, &choices)
 	p.reserve(r, p.nextID(), &call, &choices[0], int(p.held[choices[0].Endpoint]), now)
-	p.tellReserved(r, c.Facts, choices[0].Uncached)
+	p.tell(r.id, Event{Kind: Reserved, Endpoint: p.slots[choices[0].Endpoint].addr, Facts: *c.Facts, Uncached: choices[0].Uncached})
 	r.picked = n
 	for i, c := range choices[:n] {
 		r.texts[i] = p.slots[c.Endpoint].text

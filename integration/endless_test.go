@@ -7,9 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"regexp"
-	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -168,40 +165,6 @@ var grpcKinds = map[string]func(endlessCall) error{
 	"Stream": func(c endlessCall) error {
 		return errors.Join(c.say("a"), c.hear("a"), c.say("b"), c.hear("b"), c.say("fail"), c.end(codes.DataLoss))
 	},
-}
-
-// picksOf counts our picker's picks for a pool of namespace models, in the series that have all of the labels.
-func picksOf(ctx context.Context, t *testing.T, pool string, labels ...string) int {
-	t.Helper()
-	return picksIn(ctx, t, "models", pool, labels...)
-}
-
-func picksIn(ctx context.Context, t *testing.T, namespace, pool string, labels ...string) int {
-	t.Helper()
-	return countedIn(ctx, t, "picks_total", namespace, pool, labels...)
-}
-
-// countedIn returns our picker's count for a pool. The metric's name is given without its prefix.
-func countedIn(ctx context.Context, t *testing.T, name, namespace, pool string, labels ...string) int {
-	t.Helper()
-	page, err := metricsOf(ctx, picker(ctx, t), "9090")
-	must(t, err)
-	return counted(t, page, name, namespace, pool, labels...)
-}
-
-// counted reads the count from a page of metrics.
-func counted(t *testing.T, page, name, namespace, pool string, labels ...string) int {
-	t.Helper()
-	sum := 0.0
-	for _, m := range regexp.MustCompile(`(?m)^inference_waypoint_`+name+`\{(.*)\} (\S+)$`).FindAllStringSubmatch(page, -1) {
-		of := func(label string) bool { return strings.Contains(m[1], label) }
-		if of(`pool="`+namespace+"/"+pool+`"`) && !slices.ContainsFunc(labels, func(l string) bool { return !of(l) }) {
-			n, err := strconv.ParseFloat(m[2], 64)
-			must(t, err)
-			sum += n
-		}
-	}
-	return int(sum)
 }
 
 // wantPicks makes a call and checks that the picker picked once.

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,10 +13,7 @@ import (
 	"testing"
 	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
@@ -42,7 +38,7 @@ const (
 
 // harm is something that happens to a picker.
 type harm struct {
-	image string // the picker's image; empty for the usual one
+	container string // see setPickers
 	// within is the time by which the waypoint must have ejected the picker. A busy machine gets one second more.
 	within time.Duration
 	// vanishes says that the controller has to withdraw the picker, as no kubelet is left to do it.
@@ -97,7 +93,7 @@ const hangingPicker = "test/hangingpicker:dev"
 var harms = map[string]harm{
 	"stopped":            {"", time.Second, false, stopped},
 	"cut off":            {"", time.Second, true, cutOff},
-	"answers pings only": {hangingPicker, 3 * time.Second, false, answersPings},
+	"answers pings only": {`"image":"` + hangingPicker + `"`, 3 * time.Second, false, answersPings},
 }
 
 // A picker that does not answer affects the calls of the first second, or of the first three where only a probe detects it.
@@ -108,16 +104,16 @@ func TestHungPicker(t *testing.T) {
 	must(t, err)
 	defer failing.Close()
 	for name, h := range harms {
-		for _, pickers := range []int32{1, 2} {
+		for _, pickers := range []int{1, 2} {
 			t.Run(fmt.Sprintf("%s, of %d", name, pickers), func(t *testing.T) { tryHarm(t, h, pickers, failing) })
 		}
 	}
 }
 
-func tryHarm(t *testing.T, h harm, replicas int32, failing *mesh.Caller) {
+func tryHarm(t *testing.T, h harm, replicas int, failing *mesh.Caller) {
 	ctx := begin(t, 5*time.Minute)
-	setPickers(ctx, t, replicas, h.image)
-	must(t, the.Await(ctx, "the pickers at the waypoint", func(ctx context.Context) error { return wantPickers(ctx, int(replicas)) }))
+	setPickers(ctx, t, replicas, h.container)
+	must(t, the.Await(ctx, "the pickers at the waypoint", func(ctx context.Context) error { return wantPickers(ctx, replicas) }))
 	home := homeOf(ctx, t, "llama", llama)
 	strict := strictPool(ctx, t, home)
 	must(t, the.Await(ctx, "calls to a pool that fails closed", func(ctx context.Context) error { return say(ctx, failing, strict) }))
@@ -128,7 +124,7 @@ func tryHarm(t *testing.T, h harm, replicas int32, failing *mesh.Caller) {
 	end := sync.OnceFunc(h.begin(t, victim))
 	defer end()
 	if h.vanishes {
-		checkWithdrawn(ctx, t, victim, int(replicas)-1)
+		checkWithdrawn(ctx, t, victim, replicas-1)
 	}
 	ejected, err := pickerStat(ctx, ejections)
 	must(t, err)
@@ -346,41 +342,4 @@ func strictPool(ctx context.Context, t *testing.T, home string) (host string) {
 		}
 		gone()
 	}
-}
-
-// setPickers runs so many pickers, of an image if one is named. At the end of the test one picker of the usual image runs.
-func setPickers(ctx context.Context, t *testing.T, replicas int32, image string) {
-	t.Helper()
-	name := types.NamespacedName{Namespace: "inference-system", Name: "inference-picker"}
-	var before appsv1.Deployment
-	must(t, the.Client.Get(ctx, name, &before))
-	own := before.Spec.Template.Spec.Containers[0].Image
-	set := func(ctx context.Context, replicas int32, image string) {
-		d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name}}
-		patch := fmt.Appendf(nil, `{"spec":{"replicas":%d,"template":{"spec":{"containers":[{"name":"picker","image":%q}]}}}}`, replicas, image)
-		must(t, the.Client.Patch(ctx, d, client.RawPatch(types.StrategicMergePatchType, patch)))
-		must(t, the.Await(ctx, "the pickers", func(ctx context.Context) error {
-			all := pickers(ctx, t)
-			for _, p := range all {
-				if p.Spec.Containers[0].Image != image || p.DeletionTimestamp != nil {
-					return errors.New("one is of the wrong image or on its way out")
-				}
-			}
-			if len(all) != int(replicas) {
-				return fmt.Errorf("%d pickers, want %d", len(all), replicas)
-			}
-			return the.AwaitDeployment(ctx, name.Namespace, name.Name)
-		}))
-	}
-	if image == "" {
-		image = own
-	}
-	set(ctx, replicas, image)
-	t.Cleanup(func() {
-		// TCP sends again after pauses that double, so a tunnel that was cut needs up to as long again as it was cut.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute+2*harmTime())
-		defer cancel()
-		set(ctx, 1, own)
-		must(t, the.Await(ctx, "picking", func(ctx context.Context) error { return staysPut(ctx, llama) }))
-	})
 }

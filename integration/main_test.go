@@ -10,14 +10,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"testing"
 	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
@@ -94,23 +90,6 @@ func install(ctx context.Context) error {
 	return the.Await(ctx, "a served call", func(ctx context.Context) error { return ask(ctx, "Are you there?") })
 }
 
-// onePicker scales the two pickers of the installation to one. Most tests look into the picker that picks; those of several pickers
-// have as many as they need.
-func onePicker(ctx context.Context) error {
-	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "inference-system", Name: "inference-picker"}}
-	if err := the.Client.Patch(ctx, d, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"replicas":1}}`))); err != nil {
-		return err
-	}
-	return the.Await(ctx, "one picker", func(ctx context.Context) error {
-		var pods corev1.PodList
-		err := the.Client.List(ctx, &pods, client.InNamespace(d.Namespace), client.MatchingLabels{"app.kubernetes.io/name": d.Name})
-		if err == nil && len(pods.Items) != 1 {
-			err = fmt.Errorf("there are %d", len(pods.Items))
-		}
-		return err
-	})
-}
-
 // ask makes one short call to the pool.
 func ask(ctx context.Context, text string) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -145,33 +124,6 @@ func must(t *testing.T, err error) {
 func modelServers(ctx context.Context, t *testing.T) []corev1.Pod {
 	t.Helper()
 	return pods(ctx, t, "models", client.MatchingLabels{"app": "llama"})
-}
-
-// pickers lists the pods of the picker, including those that are being deleted.
-func pickers(ctx context.Context, t *testing.T) []corev1.Pod {
-	t.Helper()
-	return pods(ctx, t, "inference-system", client.MatchingLabels{"app.kubernetes.io/name": "inference-picker"})
-}
-
-// picker finds the only pod of the picker that is not being deleted.
-func picker(ctx context.Context, t *testing.T) *corev1.Pod {
-	t.Helper()
-	staying := slices.DeleteFunc(pickers(ctx, t), func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
-	if len(staying) != 1 {
-		t.Fatalf("%d pickers, want 1", len(staying))
-	}
-	return &staying[0]
-}
-
-// pickerNamed finds a pod of the picker by its name.
-func pickerNamed(ctx context.Context, t *testing.T, name string) *corev1.Pod {
-	t.Helper()
-	all := pickers(ctx, t)
-	i := slices.IndexFunc(all, func(p corev1.Pod) bool { return p.Name == name })
-	if i < 0 {
-		t.Fatalf("there is no picker %s", name)
-	}
-	return &all[i]
 }
 
 // metricsOf returns the metrics page that a pod serves on a port.

@@ -3,16 +3,10 @@ package integration
 import (
 	"context"
 	"fmt"
-	"maps"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	appsv1 "k8s.io/api/apps/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
 )
@@ -25,12 +19,7 @@ func TestPickersKnowWhatOthersDecided(t *testing.T) {
 	c := choose(ctx, t, "shared", 4, 4, "", "--time-scale=20")
 	_, err := c.say(ctx, "Who picks?")
 	must(t, err)
-	home := ""
-	for picker, n := range picksBy(ctx, t, c.name) {
-		if n > 0 {
-			home = picker
-		}
-	}
+	home := mostOf(picksBy(ctx, t, c.name))
 
 	talk := converse(ctx, c)
 	defer talk.stop()
@@ -69,55 +58,6 @@ func TestPickersKnowWhatOthersDecided(t *testing.T) {
 			talk.log(t, began)
 		})
 	}
-}
-
-func sumOf(counts map[string]int) (sum int) {
-	for n := range maps.Values(counts) {
-		sum += n
-	}
-	return sum
-}
-
-func pickerDeployment() *appsv1.Deployment {
-	return &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "inference-system", Name: "inference-picker"}}
-}
-
-// rollPickers replaces all pickers by others, as an update does.
-func rollPickers(ctx context.Context, t *testing.T) {
-	t.Helper()
-	old := map[types.UID]bool{}
-	for _, p := range pickers(ctx, t) {
-		old[p.UID] = true
-	}
-	patch := fmt.Appendf(nil, `{"spec":{"template":{"metadata":{"annotations":{"test/rolled":%q}}}}}`, time.Now())
-	must(t, the.Client.Patch(ctx, pickerDeployment(), client.RawPatch(types.StrategicMergePatchType, patch)))
-	awaitPickers(ctx, t, len(old), func(uid types.UID) bool { return !old[uid] })
-}
-
-func scalePickers(ctx context.Context, t *testing.T, replicas int) {
-	t.Helper()
-	patch := fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas)
-	must(t, the.Client.Patch(ctx, pickerDeployment(), client.RawPatch(types.StrategicMergePatchType, patch)))
-	awaitPickers(ctx, t, replicas, func(types.UID) bool { return true })
-}
-
-// awaitPickers waits until there are so many pickers, all of them as wanted and ready.
-func awaitPickers(ctx context.Context, t *testing.T, replicas int, wanted func(types.UID) bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	must(t, the.Await(ctx, "the pickers", func(ctx context.Context) error {
-		all := pickers(ctx, t)
-		for _, p := range all {
-			if p.DeletionTimestamp != nil || !wanted(p.UID) {
-				return fmt.Errorf("%s is to go", p.Name)
-			}
-		}
-		if len(all) != replicas {
-			return fmt.Errorf("there are %d pickers, want %d", len(all), replicas)
-		}
-		return the.AwaitDeployment(ctx, "inference-system", "inference-picker")
-	}))
 }
 
 // talk are conversations that go on, and what their calls found in caches.

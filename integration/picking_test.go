@@ -354,14 +354,6 @@ func TestOddRequestsReachTheModel(t *testing.T) {
 	}
 }
 
-// pickerProcess returns a number that changes when the picker restarts.
-func pickerProcess(ctx context.Context, t *testing.T) int {
-	t.Helper()
-	pid, err := the.ProcessID(picker(ctx, t).UID)
-	must(t, err)
-	return pid
-}
-
 // A pool whose selector matches no pod answers 503 with a reason. Other pools are served as before.
 func TestPoolWithoutPods(t *testing.T) {
 	ctx := begin(t, time.Minute)

@@ -3,7 +3,6 @@ package integration
 import (
 	"context"
 	"fmt"
-	"maps"
 	"strings"
 	"syscall"
 	"testing"
@@ -99,44 +98,3 @@ func TestPoolsHaveTheirPicker(t *testing.T) {
 }
 
 func hostOf(pool string) string { return "http://" + pool + ".models.inference.internal" }
-
-// homeOf waits until one picker alone picks for a pool of namespace models, called at these hosts, and returns its name.
-func homeOf(ctx context.Context, t *testing.T, pool string, hosts ...string) (home string) {
-	t.Helper()
-	const calls = 4 // at each host
-	eventually(ctx, t, "the picker of "+pool, func(ctx context.Context) error {
-		before := picksBy(ctx, t, pool)
-		for _, host := range hosts {
-			for range calls {
-				if err := say(ctx, the.caller, host); err != nil {
-					return err
-				}
-			}
-		}
-		after := picksBy(ctx, t, pool)
-		maps.DeleteFunc(after, func(picker string, n int) bool { return n == before[picker] })
-		for picker, n := range after {
-			if n-before[picker] == calls*len(hosts) && len(after) == 1 {
-				home = picker
-				return nil
-			}
-		}
-		return fmt.Errorf("%d calls were picked by %v", calls*len(hosts), after)
-	})
-	return home
-}
-
-// picksBy counts the picks for a pool of namespace models by the picker's name. A picker that does not answer is left out.
-func picksBy(ctx context.Context, t *testing.T, pool string) map[string]int {
-	t.Helper()
-	out := map[string]int{}
-	for _, p := range pickers(ctx, t) {
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
-		page, err := metricsOf(ctx, &p, "9090")
-		cancel()
-		if err == nil {
-			out[p.Name] = counted(t, page, "picks_total", "models", pool)
-		}
-	}
-	return out
-}

@@ -182,7 +182,7 @@ spec: {address: ADDRESS, labels: {app: many}}
 	token, err := the.Token(ctx, "mallory", "mallory")
 	must(t, err)
 	eventually(ctx, t, "the endpoints", func(ctx context.Context) error {
-		_, text := askPage(ctx, t, picker(ctx, t), http.MethodGet, "/debug/pools?pool=mallory/many", token)
+		_, text := askPage(ctx, t, m.victim.picker(ctx, t), http.MethodGet, "/debug/pools?pool=mallory/many", token)
 		if n := strings.Count(text, `"address"`); n < 8*large(60) {
 			return fmt.Errorf("%d endpoints", n)
 		}
@@ -216,7 +216,7 @@ metadata: {name: NAME, namespace: mallory}
 	from, err := the.NewCaller(ctx, "mallory", "like-a-waypoint", victimWaypoint)
 	must(t, err)
 	defer from.Close()
-	if conn, err := from.DialPod(ctx, picker(ctx, t), 9002); err == nil || !strings.Contains(err.Error(), "401") {
+	if conn, err := from.DialPod(ctx, m.victim.picker(ctx, t), 9002); err == nil || !strings.Contains(err.Error(), "401") {
 		t.Errorf("a pod like the victim's waypoint asked the picker: %v, %v, want a 401", conn, err)
 	}
 	fresh := &http.Client{Transport: m.caller.HTTP.Transport.(*http.Transport).Clone()}

@@ -44,11 +44,11 @@ var attacksOnThePicker = []attack{
 }
 
 // askByName calls the picker with service accounts of the tenant's namespace that have the names of others.
-func askByName(ctx context.Context, t *testing.T, _ *hostile) {
+func askByName(ctx context.Context, t *testing.T, m *hostile) {
 	for _, account := range []string{"waypoint", victimWaypoint, pickerAccount, controllerAccount, "default"} {
 		from, err := the.NewCaller(ctx, "mallory", "as-"+account, account)
 		must(t, err)
-		conn, err := from.DialPod(ctx, picker(ctx, t), 9002)
+		conn, err := from.DialPod(ctx, m.victim.picker(ctx, t), 9002)
 		from.Close()
 		if err == nil {
 			_ = conn.Close()
@@ -62,7 +62,7 @@ func askByName(ctx context.Context, t *testing.T, _ *hostile) {
 // asWaypoint makes a client of the picker with the identity of the tenant's own waypoint.
 func (m *hostile) asWaypoint(ctx context.Context, t *testing.T) extprocv3.ExternalProcessorClient {
 	t.Helper()
-	pod := picker(ctx, t)
+	pod := m.victim.picker(ctx, t)
 	conn, err := grpc.NewClient("passthrough:///picker", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return m.gate.DialPod(ctx, pod, 9002) }))
 	must(t, err)
@@ -274,10 +274,10 @@ func askPage(ctx context.Context, t *testing.T, at *corev1.Pod, method, path, to
 	return response.StatusCode, string(text)
 }
 
-func readVictim(ctx context.Context, t *testing.T, _ *hostile) {
+func readVictim(ctx context.Context, t *testing.T, m *hostile) {
 	token, err := the.Token(ctx, "mallory", "mallory")
 	must(t, err)
-	at := picker(ctx, t)
+	at := m.victim.picker(ctx, t)
 	for path, method := range map[string]string{
 		"/debug/explain?pool=victim/llama": http.MethodPost, "/debug/pools?pool=victim/llama": http.MethodGet, "/debug/pools": http.MethodGet,
 		"/": http.MethodGet, "/?pool=victim/llama": http.MethodGet, "/tables": http.MethodGet,
@@ -306,9 +306,9 @@ func readVictim(ctx context.Context, t *testing.T, _ *hostile) {
 }
 
 // reviewWithoutEnd sends ever new tokens, each of which costs a request to the API server.
-func reviewWithoutEnd(ctx context.Context, t *testing.T, _ *hostile) {
+func reviewWithoutEnd(ctx context.Context, t *testing.T, m *hostile) {
 	var mu sync.Mutex
-	at, counts := picker(ctx, t), map[int]int{}
+	at, counts := m.victim.picker(ctx, t), map[int]int{}
 	asked := busily(ctx, t, 20, func(ctx context.Context) error {
 		time.Sleep(floodPause)
 		got, _ := askPage(ctx, t, at, http.MethodGet, "/debug/pools?pool=victim/llama", fmt.Sprint("forged-", rand.Uint64()))
@@ -385,18 +385,20 @@ func fillIndex(ctx context.Context, t *testing.T, m *hostile) {
 	m.victim.wantKnown(ctx, t)
 }
 
-// wantKnown checks that the picker still knows where the victim's conversations are cached, and has fresh readings.
+// wantKnown checks that each picker still knows where the victim's conversations are cached, and has fresh readings.
 func (v *victim) wantKnown(ctx context.Context, t *testing.T) {
 	t.Helper()
-	for i, c := range v.conversations {
-		why, err := the.Explain(ctx, "victim/llama", traffic.Body("sample-model", []traffic.Message{c}, 1))
-		must(t, err)
-		if best := why.Candidates[0]; best.CachedTokens < 1200 {
-			t.Errorf("of conversation %d %d tokens are known to be cached, want most of 1,500", i, best.CachedTokens)
-		}
-		for _, candidate := range why.Candidates {
-			if candidate.ReadingAge == nil || *candidate.ReadingAge > 3 {
-				t.Errorf("%s of the victim has no fresh reading", candidate.Endpoint)
+	for _, p := range pickers(ctx, t) {
+		for i, c := range v.conversations {
+			why, err := the.ExplainAt(ctx, &p, "victim/llama", traffic.Body("sample-model", []traffic.Message{c}, 1))
+			must(t, err)
+			if best := why.Candidates[0]; best.CachedTokens < 1200 {
+				t.Errorf("%s: of conversation %d %d tokens are known to be cached, want most of 1,500", p.Name, i, best.CachedTokens)
+			}
+			for _, candidate := range why.Candidates {
+				if candidate.ReadingAge == nil || *candidate.ReadingAge > 3 {
+					t.Errorf("%s: %s of the victim has no fresh reading", p.Name, candidate.Endpoint)
+				}
 			}
 		}
 	}

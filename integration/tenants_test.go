@@ -19,7 +19,6 @@ import (
 	"time"
 
 	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -55,7 +54,7 @@ const (
 // The picker's limits for this test: small enough for the attacks to reach them on a machine of two cores.
 const (
 	tenantsStreams = 4_000
-	tenantsFlags   = `["--log-level=info","--max-streams=4000","--max-held-bytes=33554432","--max-index-bytes=33554432"]`
+	tenantsFlags   = `"args":["--log-level=info","--max-streams=4000","--max-held-bytes=33554432","--max-index-bytes=33554432"]`
 )
 
 // large is the number n of something in the attacks that depend on numbers, or ten times n in the large form.
@@ -159,7 +158,7 @@ func setUpTenants(ctx context.Context, t *testing.T) *hostile {
 	_, err := plugin()
 	must(t, err)
 	askForTokens(ctx, t)
-	limitPicker(ctx, t)
+	setPickers(ctx, t, 2, tenantsFlags)
 	must(t, the.ApplyYAML(ctx, tenantsYAML))
 	serve(ctx, t, "mallory", "elder", modelServer, 1)
 	time.Sleep(1100 * time.Millisecond) // creation times have whole seconds
@@ -223,30 +222,6 @@ func (m *hostile) findToken(ctx context.Context) error {
 	return fmt.Errorf("none of its %d EnvoyFilters has one", len(all.Items))
 }
 
-// limitPicker runs the picker with low limits until the end of the test.
-func limitPicker(ctx context.Context, t *testing.T) {
-	t.Helper()
-	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: pickerAccount}}
-	set := func(ctx context.Context, flags string) {
-		t.Helper()
-		change := fmt.Sprintf(`[{"op":"replace","path":"/spec/template/spec/containers/0/args","value":%s}]`, flags)
-		must(t, the.Client.Patch(ctx, d, client.RawPatch(types.JSONPatchType, []byte(change))))
-		must(t, the.AwaitDeployment(ctx, system, pickerAccount))
-		eventually(ctx, t, "one picker", func(ctx context.Context) error {
-			if n := len(pickers(ctx, t)); n != 1 {
-				return fmt.Errorf("%d pickers", n)
-			}
-			return staysPut(ctx, llama)
-		})
-	}
-	set(ctx, tenantsFlags)
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		defer cancel()
-		set(ctx, `["--log-level=info"]`)
-	})
-}
-
 // victim is the tenant that calls its pool.
 type victim struct {
 	http          *http.Client
@@ -273,7 +248,7 @@ type attackCost struct {
 	by                            map[string]int // the lost calls
 	p50, p99                      time.Duration
 	cached                        float64
-	cpu                           float64 // of the picker, in cores
+	cpu                           float64 // of the pickers, in cores
 	all                           []victimCall
 }
 
@@ -355,6 +330,12 @@ func (v *victim) tellSlow(t *testing.T) {
 	}
 }
 
+// picker finds the picker that picks for the victim's pool.
+func (v *victim) picker(ctx context.Context, t *testing.T) *corev1.Pod {
+	t.Helper()
+	return pickerNamed(ctx, t, mostOf(picksByIn(ctx, t, "victim", "llama")))
+}
+
 // once makes a call and records the outcome.
 func (v *victim) once(ctx context.Context, conversation int) {
 	began := time.Now()
@@ -384,17 +365,21 @@ func (v *victim) allowed(ctx context.Context, t *testing.T) (n int) {
 	return n
 }
 
-// pickerTime returns the picker's processor time.
+// pickerTime returns the processor time of all pickers.
 func pickerTime(ctx context.Context, t *testing.T) time.Duration {
 	t.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pickerProcess(ctx, t)))
-	must(t, err)
-	_, after, _ := strings.Cut(string(stat), ") ")
 	ticks := 0
-	for _, field := range strings.Fields(after)[11:13] { // user and kernel time, in hundredths of a second
-		n, err := strconv.Atoi(field)
+	for _, p := range pickers(ctx, t) {
+		pid, err := the.ProcessID(p.UID)
 		must(t, err)
-		ticks += n
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		must(t, err)
+		_, after, _ := strings.Cut(string(stat), ") ")
+		for _, field := range strings.Fields(after)[11:13] { // user and kernel time, in hundredths of a second
+			n, err := strconv.Atoi(field)
+			must(t, err)
+			ticks += n
+		}
 	}
 	return time.Duration(ticks) * 10 * time.Millisecond
 }
@@ -470,7 +455,7 @@ func (v *victim) slowed(attack string) bool {
 func (v *victim) table() string {
 	var out strings.Builder
 	columns := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(columns, "attack\tcalls\tlost\tunpicked\tunread\tp50\tp99\tratio\tcached\tpicker's cores\tlost by\t")
+	_, _ = fmt.Fprintln(columns, "attack\tcalls\tlost\tunpicked\tunread\tp50\tp99\tratio\tcached\tpickers' cores\tlost by\t")
 	quiet := v.quietP99()
 	for _, row := range v.rows {
 		var by []string

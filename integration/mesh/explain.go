@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/url"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh/process"
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/review"
@@ -43,6 +45,11 @@ func (m *Mesh) Explain(ctx context.Context, pool string, body []byte) (*livestat
 	if err != nil {
 		return nil, err
 	}
+	return m.ExplainAt(ctx, picker, pool, body)
+}
+
+// ExplainAt is Explain at one of several pickers.
+func (m *Mesh) ExplainAt(ctx context.Context, picker *corev1.Pod, pool string, body []byte) (*livestate.Explanation, error) {
 	target := url.URL{
 		Scheme: "http", Host: net.JoinHostPort(picker.Status.PodIP, "9091"), Path: "/debug/explain",
 		RawQuery: url.Values{"pool": {pool}}.Encode(),

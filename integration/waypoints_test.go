@@ -150,3 +150,20 @@ func TestPoolsOwnWaypoint(t *testing.T) {
 	wantCondition(ctx, t, "models", "bound", "waypoint", "Accepted", metav1.ConditionTrue, "Accepted")
 	eventually(ctx, t, "a served call again", served)
 }
+
+// Istio configures tracing for each host of a waypoint, also where no provider would get a trace: a fifth of what it sends.
+func TestNoTracingWithoutProvider(t *testing.T) {
+	ctx := begin(t, time.Minute)
+	listeners, err := the.WaypointConfig(ctx, "models", "waypoint", "dynamic_listeners", "")
+	must(t, err)
+	hosts := 0
+	for _, l := range listeners {
+		hosts += strings.Count(string(l), `"name": "inbound-vip|`)
+		if strings.Contains(string(l), "random_sampling") {
+			t.Errorf("a listener has tracing: %.300s", l)
+		}
+	}
+	if hosts == 0 {
+		t.Error("the waypoint serves no host")
+	}
+}

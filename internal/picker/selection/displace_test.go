@@ -60,7 +60,7 @@ func TestSmallDifferencesOfSpeedAreNone(t *testing.T) {
 		"a third as fast, for long":      {speed{tokens: 80000, seconds: 30}, 0.33 * mean, 0.37 * mean},
 		"three times as fast, for long":  {speed{tokens: 720000, seconds: 30}, 2.7 * mean, 3 * mean},
 	} {
-		if got := 1 / tt.speed.perToken(mean); got < tt.low*(1-1e-9) || got > tt.top*(1+1e-9) {
+		if got := tt.speed.rate(mean); got < tt.low*(1-1e-9) || got > tt.top*(1+1e-9) {
 			t.Errorf("%s: taken for %.0f tokens a second, want %.0f to %.0f", name, got, tt.low, tt.top)
 		}
 	}

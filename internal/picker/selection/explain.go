@@ -76,7 +76,7 @@ func (p *pick) reason(r *rule, e int32, home bool) Reason {
 	own := Uncached(r.prompt, p.Cached[e])
 	why := Reason{
 		Endpoint: e, CachedTokens: r.prompt - own, UncachedTokens: own,
-		QueueTokens: h.queue(r.now), Rate: 1 / h.perToken,
+		QueueTokens: h.queue(r.now), Rate: h.rate,
 		InFlight: int(h.own), Calls: h.calls, ReadingAge: r.now - p.loads[e].reading.at,
 		Wait: max(0, h.empty-r.now), Prefill: (float64(own) + p.perCall) * h.perToken,
 	}
@@ -84,7 +84,7 @@ func (p *pick) reason(r *rule, e int32, home bool) Reason {
 	why.Others = (r.share - 1 + h.displaces) * tokens
 	why.Batch = callTokens * h.perToken * h.calls
 	why.Memory = max(0, why.Wait+tokens-h.room)
-	if h.own >= r.bound {
+	if r.over(h) {
 		why.ruleOut(ClassOverBound, overBound)
 	}
 	if r.id != none {

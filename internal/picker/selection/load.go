@@ -6,8 +6,8 @@ import "slices"
 type hot struct {
 	// empty is the time at which the queue will have drained, in seconds of the clock.
 	empty float64
-	// perToken is the time to prefill a token, in seconds.
-	perToken float64
+	// perToken is the time to prefill a token, in seconds, and rate its inverse.
+	perToken, rate float64
 	// calls are the calls in flight: the picker's own, and those from elsewhere that readings report.
 	calls float64
 	// room is the KV cache head-room, as the time to prefill the tokens that fit into it, in seconds; +Inf if unknown.

@@ -28,6 +28,9 @@ const (
 	// tokens at the default speed.
 	sessionWorth = 5
 
+	// rounding is more than the part of a bound on calls that rounding may make of it.
+	rounding = 1e-9
+
 	// equal is the difference in cost, in seconds, below which costs count as equal: a tenth of a server's decode step.
 	equal = 1e-3
 
@@ -117,7 +120,7 @@ type rule struct {
 	now    float64 // seconds of the clock
 	prompt int     // tokens
 	share  float64 // the cost of a token to prefill, to this call and to others, as a multiple of its time
-	bound  int32   // the number of calls in flight at which a candidate takes no more
+	bound  float64 // the calls in flight at which a candidate takes no more, for each token a second of its speed
 
 	id       int32 // the adapter's; none where the call needs none
 	name     uint64
@@ -134,8 +137,8 @@ func (p *pick) rule(now time.Duration) rule {
 	return r
 }
 
-// crowd sets the bound on calls in flight, and what a token to prefill costs. At least one candidate is always below
-// the bound. Where some candidate is idle or soon will be, others pay for the token what they pay at half the fleet's
+// crowd sets the bound on calls in flight, and what a token to prefill costs. A candidate's fair share of the calls is that of
+// its speed in the speed of all, so at least one candidate is always below the bound. Where some candidate is idle or soon will be, others pay for the token what they pay at half the fleet's
 // limit. Where all have long queues, every call that arrives until one of them is empty waits for the token, and the
 // pool is short of prefill: then cached tokens count for more. Candidates that are avoided take no calls, so their
 // empty queues do not count, unless all candidates are avoided.
@@ -144,8 +147,7 @@ func (p *pick) crowd(r *rule) {
 	if l.candidates == 0 {
 		l = p.load(r.now, false)
 	}
-	mean := float64(l.calls+1) / float64(l.candidates)
-	r.bound = int32(max(batch, math.Ceil(p.settings.Spread*mean)))
+	r.bound = p.settings.Spread * float64(l.calls+1) / l.rate * (1 - rounding)
 	others := min(max(leastOthers, (l.soonest-r.now)/busyTime), mostOthers)
 	r.share = 1 + others*p.settings.CacheBias
 }
@@ -153,6 +155,7 @@ func (p *pick) crowd(r *rule) {
 // crowdLoad is the work of several candidates together.
 type crowdLoad struct {
 	candidates, calls int32
+	rate              float64 // tokens a second
 	soonest           float64 // when the first candidate will be idle
 }
 
@@ -168,6 +171,7 @@ func (p *pick) load(now float64, healthy bool) crowdLoad {
 		h := &p.hot[e]
 		l.candidates++
 		l.calls += h.own
+		l.rate += h.rate
 		if h.empty < l.soonest {
 			l.soonest = h.empty
 		}
@@ -195,11 +199,16 @@ func (p *pick) costs(r *rule) {
 			cost += short
 		}
 		costs[i], classes[i] = cost, 0
-		if h.own >= r.bound {
+		if r.over(h) {
 			classes[i] = overBound
 		}
 	}
 	p.scratch.costs, p.scratch.classes = costs, classes
+}
+
+// over reports whether an endpoint has as many calls in flight as it may have.
+func (r *rule) over(h *hot) bool {
+	return h.own >= batch && float64(h.own) >= r.bound*h.rate
 }
 
 // Uncached returns how many of a prompt's tokens an endpoint must prefill that has so many of its blocks cached. A

@@ -43,7 +43,7 @@ func viewOf(endpoints []endpoint) *view {
 	for i, e := range endpoints {
 		n := int32(i)
 		if e.rate > 0 {
-			v.hot[n].perToken = 1 / e.rate
+			v.hot[n].perToken, v.hot[n].rate = 1/e.rate, e.rate
 		}
 		for c := range e.requests {
 			tokens := 0
@@ -415,6 +415,32 @@ func TestBoundIsOfTheHealthy(t *testing.T) {
 		if why.Class == ClassOverBound {
 			t.Errorf("endpoint %d with %d calls is over its share, where the healthy ones have 20 in the mean", why.Endpoint, why.InFlight)
 		}
+	}
+}
+
+// An endpoint may have calls in flight in proportion to its speed. Few calls are never too many.
+func TestBoundFollowsSpeed(t *testing.T) {
+	for name, tt := range map[string]struct {
+		endpoints []endpoint
+		want      []int // the endpoints over their bounds
+	}{
+		"alike":                {endpoints: []endpoint{{requests: 60}, {requests: 10}, {requests: 10}}, want: []int{0}},
+		"the first is faster":  {endpoints: []endpoint{{requests: 60, rate: 80_000}, {requests: 10}, {requests: 10}}},
+		"the second is slower": {endpoints: []endpoint{{requests: 40}, {requests: 30, rate: 800}, {requests: 40}}, want: []int{1}},
+		"few at a slow one":    {endpoints: []endpoint{{requests: 40}, {requests: 15, rate: 800}, {requests: 40}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := viewOf(tt.endpoints)
+			var over []int
+			for _, why := range v.Explain(v.of(callFor("", 0)), 0) {
+				if why.Class == ClassOverBound {
+					over = append(over, int(why.Endpoint))
+				}
+			}
+			if !slices.Equal(over, tt.want) {
+				t.Errorf("over their bounds are %v, want %v", over, tt.want)
+			}
+		})
 	}
 }
 

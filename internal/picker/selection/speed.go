@@ -55,11 +55,11 @@ func (v *speed) forget(now float64) {
 	v.at = max(now, v.at)
 }
 
-// perToken returns the time to prefill a token, given the mean speed of the pool. An endpoint whose distance from the
+// rate returns the speed in tokens a second, given the mean speed of the pool. An endpoint whose distance from the
 // mean may be chance gets the mean. One further away keeps the more of its own speed, the further it is (the positive
 // part of James and Stein's estimator). Nothing else is mixed: an endpoint that is taken to be a tenth slower than it
 // is costs a long prompt more than a cached prefix of thousands of tokens saves, so that small errors empty caches.
-func (v *speed) perToken(mean float64) float64 {
+func (v *speed) rate(mean float64) float64 {
 	rate := mean
 	if v.tokens > 0 && v.seconds > 0 {
 		apart := math.Log(v.tokens / v.seconds / mean)
@@ -67,14 +67,15 @@ func (v *speed) perToken(mean float64) float64 {
 			rate *= math.Exp(apart * (1 - noise/(apart*apart)))
 		}
 	}
-	return 1 / min(max(rate, slowest), fastest)
+	return min(max(rate, slowest), fastest)
 }
 
 // setSpeed updates endpoint n's speed for picks. The number of tokens that wait stays the same.
 func (s *State) setSpeed(n int32, now float64) {
 	h := &s.hot[n]
 	queue := h.queue(now)
-	h.perToken = s.loads[n].speed.perToken(s.meanRate)
+	h.rate = s.loads[n].speed.rate(s.meanRate)
+	h.perToken = 1 / h.rate
 	h.setQueue(now, queue)
 }
 

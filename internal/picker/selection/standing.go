@@ -29,7 +29,7 @@ func (s *State) Standing(n int32, now time.Duration) Standing {
 	t := now.Seconds()
 	h := &s.hot[n]
 	out := Standing{
-		InFlight: int(h.own), QueueTokens: h.queue(t), Rate: 1 / h.perToken,
+		InFlight: int(h.own), QueueTokens: h.queue(t), Rate: h.rate,
 		BytesPerToken: request.BytesPerToken / s.TokenRatio(n),
 		FirstToken:    max(0, h.empty-t) + (s.meanTokens()+s.perCall)*h.perToken,
 		Failures:      s.health[n].failed.count, AvoidedFor: max(0, s.health[n].failed.until-t, s.health[n].shed.until-t),

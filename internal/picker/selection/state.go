@@ -56,7 +56,7 @@ func (s *State) Reset(n int32, key uint64) {
 	}
 	s.change(n, func(h *health) { *h = health{joined: math.Inf(-1)} })
 	s.adapters.forget(n)
-	s.hot[n] = hot{perToken: 1 / s.meanRate, room: math.Inf(1)}
+	s.hot[n] = hot{perToken: 1 / s.meanRate, rate: s.meanRate, room: math.Inf(1)}
 	s.loads[n] = load{places: s.loads[n].places[:0], reading: noReading()}
 	s.keys[n] = key
 }

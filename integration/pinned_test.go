@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -72,6 +73,7 @@ func TestPoolsHaveTheirPicker(t *testing.T) {
 	if len(perPicker) == 1 {
 		t.Error("all pools have the same picker")
 	}
+	saysWhoPicks(ctx, t, names[0], map[string]string{homes[names[0]]: "picks for the pool"}, "stands by, at most ")
 
 	gone := pickerNamed(ctx, t, homes[names[0]])
 	process, err := the.ProcessID(gone.UID)
@@ -85,12 +87,32 @@ func TestPoolsHaveTheirPicker(t *testing.T) {
 			t.Errorf("%s was at home at %s, and is at %s while %s hangs", name, homes[name], now, gone.Name)
 		}
 	}
+	now := homeOf(ctx, t, names[0], hostOf(names[0]))
+	saysWhoPicks(ctx, t, names[0], map[string]string{now: "picks for the pool", gone.Name: "not known: "}, "stands by, at most ")
 	goOn()
 	goOn = func() {}
 	eventually(ctx, t, "all pools at home", func(ctx context.Context) error {
 		for _, name := range names {
 			if now := homeOf(ctx, t, name, hostOf(name)); now != homes[name] {
 				return fmt.Errorf("%s is at %s, and its home is %s", name, now, homes[name])
+			}
+		}
+		return nil
+	})
+}
+
+// saysWhoPicks checks what status says of each picker of a pool; others is what it says of those that are not named.
+func saysWhoPicks(ctx context.Context, t *testing.T, pool string, picker map[string]string, others string) {
+	t.Helper()
+	eventually(ctx, t, "a status that tells who picks", func(ctx context.Context) error {
+		if err := say(ctx, the.caller, hostOf(pool)); err != nil {
+			return err
+		}
+		got := kubectl(ctx, t, "", "", "status", pool, "-n", "models").out
+		for _, p := range pickers(ctx, t) {
+			want := "inference-system/" + p.Name + ", " + cmp.Or(picker[p.Name], others)
+			if !strings.Contains(got, want) {
+				return fmt.Errorf("it does not say %q:\n%s", want, got)
 			}
 		}
 		return nil

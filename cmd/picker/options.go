@@ -87,6 +87,12 @@ func ownNamespace() string {
 	return cmp.Or(os.Getenv("POD_NAMESPACE"), "inference-system")
 }
 
+// ownName returns the pod's name, by which other pickers and people know this one. Outside Kubernetes it is the host's name.
+func ownName() string {
+	host, _ := os.Hostname() // without a name this picker is known by its address
+	return cmp.Or(os.Getenv("POD_NAME"), host)
+}
+
 func (o *Options) readServices(services []string) error {
 	var wrong []error
 	for _, service := range services {

@@ -23,7 +23,7 @@ type others struct {
 	secret func() []byte
 }
 
-func newPeers(o Options, registry prometheus.Registerer, log *slog.Logger) *others {
+func newPeers(o Options, name string, registry prometheus.Registerer, log *slog.Logger) *others {
 	if o.PeersAddress == "" {
 		return nil
 	}
@@ -32,11 +32,19 @@ func newPeers(o Options, registry prometheus.Registerer, log *slog.Logger) *othe
 		return nil // options have checked it
 	}
 	out := &others{port: address.AddrPort().Port()}
-	out.peers = peers.New(peers.Options{Metrics: telemetry.NewPeerMetrics(registry), Log: log, Secret: func() []byte { return out.secret() }})
+	out.peers = peers.New(peers.Options{Metrics: telemetry.NewPeerMetrics(registry), Log: log, Name: name, Secret: func() []byte { return out.secret() }})
 	return out
 }
 
 func (o *others) teller() poolstate.Teller {
+	if o == nil {
+		return nil
+	}
+	return o.peers
+}
+
+// known are the other pickers, to be shown; nil where there are none.
+func (o *others) known() *peers.Peers {
 	if o == nil {
 		return nil
 	}

@@ -16,7 +16,6 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/brokenoff"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/debug"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/endpointmetrics"
@@ -57,15 +56,16 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics := telemetry.NewMetrics(registry)
-	others := newPeers(o, registry, log)
+	name := ownName()
+	others := newPeers(o, name, registry, log)
 	tokenizer := tokenizer.New(tokenizer.Options{Metrics: metrics, Log: log})
 	defer tokenizer.Close()
 	pools := poolstate.New(poolstate.Options{
 		Metrics: metrics, Seed: rand.Uint64(), Log: log, MaxIndexBytes: int64(o.MaxIndexBytes), Tokenizer: tokenizer,
 		Teller: others.teller(),
 	})
-	live := func() livestate.State { return debug.LiveState(pools) }
-	registry.MustRegister(endpointmetrics.New(live))
+	told := debug.Picker{Fleet: pools, Name: name, Others: others.known()}
+	registry.MustRegister(endpointmetrics.New(told.LiveState))
 	scraper, err := modelmetrics.New(modelmetrics.DefaultOptions(), pools)
 	if err != nil {
 		return err
@@ -87,7 +87,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 		Metrics: metrics, Log: log, Tracer: tracer, MaxStreams: o.MaxStreams, MaxHeldBytes: o.MaxHeldBytes, Admits: admits,
 	})
 	broken := brokenoff.New(pools, brokenoff.Options{Metrics: metrics, Log: log, Admits: admits})
-	shown, err := debugHandler(o, pools, live)
+	shown, err := debugHandler(o, told)
 	if err != nil {
 		return err
 	}
@@ -123,8 +123,8 @@ type forOperators struct{ explain, state, page http.Handler }
 // debugHandler serves the pools' live state and explanations of picks, for people and programs. They reveal endpoints
 // and which texts are cached, so the API server reviews who may read them. With --static everybody may who reaches the
 // address.
-func debugHandler(o Options, pools *poolstate.Fleet, live func() livestate.State) (http.Handler, error) {
-	answers := forOperators{explain: fewAtATime(debug.ExplainHandler(pools)), state: debug.LiveStateHandler(pools), page: page.Handler(live)}
+func debugHandler(o Options, told debug.Picker) (http.Handler, error) {
+	answers := forOperators{explain: fewAtATime(debug.ExplainHandler(told.Fleet)), state: told.LiveStateHandler(), page: page.Handler(told.LiveState)}
 	if o.Static == "" {
 		var err error
 		if answers, err = toReaders(o, answers); err != nil {

@@ -8,8 +8,21 @@ import "time"
 // State is the state of all pools, or of the one that was asked for, in the order of their names.
 type State struct {
 	// Time is when the state was taken, by the picker's clock.
-	Time  time.Time `json:"time"`
-	Pools []Pool    `json:"pools"`
+	Time time.Time `json:"time"`
+	// Picker is the picker whose state it is: its host's name, which is its pod's in a cluster.
+	Picker string `json:"picker"`
+	// Others are the other pickers of the same Service, in the order of their names.
+	Others []Other `json:"otherPickers"`
+	Pools  []Pool  `json:"pools"`
+}
+
+// Other is another picker, as the one that tells the state knows it.
+type Other struct {
+	// Picker is its name, or its address as far as the name is not known.
+	Picker string `json:"picker"`
+	// Silent is how long ago it last told its decisions, or that it made none, in seconds; nil where its decisions are not
+	// followed. At most so much of what it decided is not known. It is a second at most where all is well.
+	Silent *float64 `json:"silentSeconds"`
 }
 
 // Pool is one InferencePool.
@@ -17,8 +30,34 @@ type Pool struct {
 	Name string `json:"name"` // namespace/name
 	// Endpoints are in the order of the pool; those that are leaving come last.
 	Endpoints []Endpoint `json:"endpoints"`
+	// PickedBy are the pickers that picked for the pool in the last ten seconds, in the order of their names.
+	PickedBy []PickedBy `json:"pickedBy"`
 	// Picks are some of the latest picks, the newest first.
 	Picks []Pick `json:"recentPicks"`
+}
+
+// PickedBy is a picker that picks for a pool, or did so a moment ago. It has picked from Since to Until seconds ago, with no
+// pause of two seconds.
+type PickedBy struct {
+	Picker string  `json:"picker"`
+	Since  float64 `json:"sinceSecondsAgo"`
+	Until  float64 `json:"untilSecondsAgo"`
+}
+
+// handover is for how long, in seconds, two pickers may both pick for a pool as it goes over from one to the other.
+const handover = 3
+
+// AtOnce returns the names of pickers that pick for a pool at the same time, in their order; none where one picks.
+func AtOnce(all []PickedBy) (names []string) {
+	for i, a := range all {
+		for k, b := range all {
+			if i != k && min(a.Since, b.Since)-max(a.Until, b.Until) > handover {
+				names = append(names, a.Picker)
+				break
+			}
+		}
+	}
+	return names
 }
 
 // Endpoint is one port of one model server. Values that are not known are nil.
@@ -31,7 +70,7 @@ type Endpoint struct {
 	// Reading is what the server reported when it was last read; nil where it was never read.
 	Reading *Reading `json:"reading"`
 
-	// ReservedRequests are the calls of this picker in flight, and ReservedTokens their estimated uncached prompt tokens
+	// ReservedRequests are the calls in flight of this picker and of those that it follows, and ReservedTokens their estimated uncached prompt tokens
 	// that wait to be prefilled.
 	ReservedRequests int     `json:"reservedRequests"`
 	ReservedTokens   float64 `json:"reservedTokens"`

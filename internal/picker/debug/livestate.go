@@ -11,31 +11,66 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/explain"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/peers"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
+// Picker is the picker whose state is told.
+type Picker struct {
+	Fleet *poolstate.Fleet
+	// Name is its name for people.
+	Name string
+	// Others are the other pickers; nil where there are none.
+	Others *peers.Peers
+}
+
 // LiveState returns the state of all pools, in the order of their names.
-func LiveState(f *poolstate.Fleet) livestate.State {
-	names := f.Names()
+func (p Picker) LiveState() livestate.State {
+	names := p.Fleet.Names()
 	slices.SortFunc(names, func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) })
-	out := livestate.State{Time: time.Now(), Pools: make([]livestate.Pool, 0, len(names))}
+	return p.state(names)
+}
+
+func (p Picker) state(names []types.NamespacedName) livestate.State {
+	out := livestate.State{
+		Time: time.Now(), Picker: p.Name, Others: []livestate.Other{}, Pools: make([]livestate.Pool, 0, len(names)),
+	}
+	processes := map[string]string{"": p.Name}
+	for _, o := range p.Others.Others() {
+		other := livestate.Other{Picker: o.Name}
+		if o.Process != "" {
+			processes[o.Process] = o.Name
+			silent := poolstate.Rounded(o.Silent.Seconds())
+			other.Silent = &silent
+		}
+		out.Others = append(out.Others, other)
+	}
 	for _, name := range names {
-		if p := f.Pool(name); p != nil { // the pool may be gone by now
-			out.Pools = append(out.Pools, poolAt(p, out.Time))
+		if pool := p.Fleet.Pool(name); pool != nil { // the pool may be gone by now
+			out.Pools = append(out.Pools, poolAt(pool, out.Time, processes))
 		}
 	}
 	return out
 }
 
-// poolAt returns a pool's state now; wall is the same time by the wall clock.
-func poolAt(p *poolstate.Pool, wall time.Time) livestate.Pool {
+// poolAt returns a pool's state now; wall is the same time by the wall clock, and processes are the pickers' names.
+func poolAt(p *poolstate.Pool, wall time.Time, processes map[string]string) livestate.Pool {
 	now := p.Snapshot()
 	out := livestate.Pool{
 		Name:      p.Name().String(),
 		Endpoints: make([]livestate.Endpoint, 0, len(now.Endpoints)),
+		PickedBy:  make([]livestate.PickedBy, 0, len(now.Stints)),
 		Picks:     make([]livestate.Pick, 0, len(now.Picks)),
 	}
+	for _, s := range now.Stints {
+		if name, known := processes[s.Process]; known { // a picker may have been lost in between
+			out.PickedBy = append(out.PickedBy, livestate.PickedBy{
+				Picker: name, Since: poolstate.Rounded((now.At - s.First).Seconds()), Until: poolstate.Rounded((now.At - s.Last).Seconds()),
+			})
+		}
+	}
+	slices.SortFunc(out.PickedBy, func(a, b livestate.PickedBy) int { return strings.Compare(a.Picker, b.Picker) })
 	for i := range now.Endpoints {
 		out.Endpoints = append(out.Endpoints, endpoint(&now.Endpoints[i]))
 	}
@@ -80,27 +115,26 @@ func sorted(names []string) []string {
 
 // LiveStateHandler serves GET /debug/pools, all pools' state as JSON (a livestate.State), and GET
 // /debug/pools?pool=namespace/name, one pool's. 400 and 404 have a JSON object with the field error.
-func LiveStateHandler(f *poolstate.Fleet) http.Handler {
+func (p Picker) LiveStateHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		state, status, err := liveStateRequest(f, r)
+		state, status, err := p.liveStateRequest(r)
 		w.Header().Set("Cache-Control", "no-store")
 		answer(w, status, state, err)
 	})
 }
 
-func liveStateRequest(f *poolstate.Fleet, r *http.Request) (livestate.State, int, error) {
+func (p Picker) liveStateRequest(r *http.Request) (livestate.State, int, error) {
 	query := r.URL.Query()
 	if !query.Has("pool") {
-		return LiveState(f), http.StatusOK, nil
+		return p.LiveState(), http.StatusOK, nil
 	}
 	name, ok := pool.ParseName(query.Get("pool"))
 	if !ok {
 		return livestate.State{}, http.StatusBadRequest, errors.New("the query must name a pool as pool=namespace/name")
 	}
-	p := f.Pool(name)
-	if p == nil {
+	state := p.state([]types.NamespacedName{name})
+	if len(state.Pools) == 0 {
 		return livestate.State{}, http.StatusNotFound, errors.New("there is no such pool")
 	}
-	now := time.Now()
-	return livestate.State{Time: now, Pools: []livestate.Pool{poolAt(p, now)}}, http.StatusOK, nil
+	return state, http.StatusOK, nil
 }

@@ -59,16 +59,17 @@ func TestLiveState(t *testing.T) {
 		}, {
 			Address: "10.0.0.2:8000", ReservedRequests: 1, ReservedTokens: 0, FirstToken: 0.4, PrefillRate: 8000, BytesPerToken: 4,
 		}},
+		PickedBy: []livestate.PickedBy{{Picker: "picker-0", Since: 0.5, Until: 0.5}},
 		Picks: []livestate.Pick{{
 			Time: wall.Add(-500 * time.Millisecond), Endpoint: "10.0.0.2:8000", Reason: "no other endpoint may serve the call",
 			PromptTokens: 3200, Candidates: 1, Cost: 0.832,
 		}},
 	}
-	if diff := cmp.Diff(want, poolAt(p, wall)); diff != "" {
+	if diff := cmp.Diff(want, poolAt(p, wall, map[string]string{"": "picker-0"})); diff != "" {
 		t.Errorf("state (-want +got):\n%s", diff)
 	}
 	r.Release(poolstate.Abandoned)
-	if got := len(poolAt(p, wall).Endpoints); got != 1 {
+	if got := len(poolAt(p, wall, map[string]string{"": "picker-0"}).Endpoints); got != 1 {
 		t.Errorf("after its last call %d endpoints are shown, want 1", got)
 	}
 }
@@ -103,7 +104,7 @@ func TestObservedToExpected(t *testing.T) {
 		Pools []struct{ Endpoints []endpoint }
 	}
 	w := httptest.NewRecorder()
-	LiveStateHandler(f).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/debug/pools", nil))
+	Picker{Fleet: f, Name: "one"}.LiveStateHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/debug/pools", nil))
 	if err := json.Unmarshal(w.Body.Bytes(), &state); err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +143,7 @@ func TestLiveStateHandler(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			w := httptest.NewRecorder()
-			LiveStateHandler(f).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/debug/pools"+tt.query, nil))
+			Picker{Fleet: f, Name: "one"}.LiveStateHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/debug/pools"+tt.query, nil))
 			var got struct {
 				livestate.State
 				Error string

@@ -16,7 +16,9 @@ func ptr(v float64) *float64 { return &v }
 // sample has an endpoint of each kind.
 func sample() livestate.State {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6e8, time.UTC)
-	return livestate.State{Time: at, Pools: []livestate.Pool{{
+	return livestate.State{Time: at, Picker: "picker-0", Others: []livestate.Other{
+		{Picker: "10.0.0.9:9004"}, {Picker: "picker-1", Silent: ptr(0.3)},
+	}, Pools: []livestate.Pool{{
 		Name: "models/llama",
 		Endpoints: []livestate.Endpoint{{
 			Name: "llama-1", Address: "10.0.0.1:8000", Ready: true,
@@ -38,6 +40,9 @@ func sample() livestate.State {
 			Time: at, Endpoint: "10.0.0.1:8000", Model: "<script>alert(1)</script>", Reason: "shorter queue (2 s less)",
 			PromptTokens: 1280, CachedTokens: 640, Candidates: 5, Cost: 0.1, Second: ptr(2.1),
 		}},
+		PickedBy: []livestate.PickedBy{{Picker: "picker-0", Since: 60, Until: 0.1}},
+	}, {
+		Name: "models/twice", PickedBy: []livestate.PickedBy{{Picker: "picker-0", Since: 60}, {Picker: "picker-1", Since: 9, Until: 4}},
 	}, {Name: "models/empty"}}}
 }
 
@@ -52,10 +57,12 @@ func TestPage(t *testing.T) {
 	for _, path := range []string{"/", "/tables"} {
 		body := get(t, sample(), path).Body.String()
 		for _, want := range []string{
-			"models/llama", "4 of 5 endpoints ready", "Running 1,234, waiting 5, in flight by this picker 7", "llama-1 <small>10.0.0.1:8000",
+			"models/llama", "4 of 5 endpoints ready", "Running 1,234, waiting 5, in flight by this picker and those that it follows 7", "llama-1 <small>10.0.0.1:8000",
 			"62 %", "45,678", "30 %", "250 ms", "1.2 s", "<td>1.5 ×</td>", "200 ms ago", "<b>sql</b> running", "2 of 4 slots: chat, sql",
 			"not read", "avoided for 1.5 s", "leaving", "stale",
 			"shorter queue (2 s less)", "&lt;script&gt;alert(1)", "2.1 s", "03:04:05.6",
+			"This is picker picker-0.", "It knows what picker-1 decided until 0.3 s ago.", "⚠ It does not follow 10.0.0.9:9004.",
+			"picker-0 picks for the pool, last 0.1 s ago.", "⚠ picker-0 and picker-1 pick for the pool at the same time.",
 			"models/empty", "calls to this pool get 503", "None yet.",
 		} {
 			if !strings.Contains(body, want) {

@@ -86,6 +86,7 @@ func (f *following) once(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	process := ""
+	var from *heard
 	defer func() {
 		if process != "" {
 			f.fleet.Lost(process)
@@ -96,7 +97,8 @@ func (f *following) once(ctx context.Context) error {
 	}()
 	return f.read(ctx, f.address, followName, func(m *message) error {
 		if process == "" {
-			if err := f.noteProcess(m.Process); err != nil {
+			var err error
+			if from, err = f.noteProcess(m, f.address); err != nil {
 				return err
 			}
 			process = m.Process
@@ -106,26 +108,30 @@ func (f *following) once(ctx context.Context) error {
 				go f.catchUp(ctx)
 			}
 		}
+		from.at.Store(int64(f.clock()))
 		f.apply(process, m.Events)
 		return nil
 	})
 }
 
-// noteProcess notes that a process is followed at an address, unless it is this one, or is followed at another address.
-func (p *Peers) noteProcess(process string) error {
+// noteProcess notes that the process of a first message is followed at an address, unless it is this one, or is followed at
+// another address.
+func (p *Peers) noteProcess(m *message, address netip.AddrPort) (*heard, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if process == p.process {
-		return errMyself
+	if m.Process == p.process {
+		return nil, errMyself
 	}
-	if process == "" || len(process) > mostProcess {
-		return errNotUnderstood
+	if m.Process == "" || len(m.Process) > mostProcess {
+		return nil, errNotUnderstood
 	}
-	if p.processes[process] {
-		return errTwice
+	if p.processes[m.Process] != nil {
+		return nil, errTwice
 	}
-	p.processes[process] = true
-	return nil
+	of := &heard{address: address, name: nameOf(m.Name)}
+	of.at.Store(int64(p.clock()))
+	p.processes[m.Process] = of
+	return of, nil
 }
 
 func (p *Peers) forgetProcess(process string) {

@@ -27,6 +27,8 @@ import (
 type Options struct {
 	Metrics *telemetry.PeerMetrics
 	Log     *slog.Logger
+	// Name is this picker's name for people.
+	Name string
 	// Secret returns the seed of the key pair by which pickers know each other, 32 bytes; nil while it is not known.
 	Secret func() []byte
 }
@@ -35,6 +37,7 @@ type Options struct {
 type Peers struct {
 	options Options
 	process string
+	made    time.Time
 	members chan []netip.AddrPort
 	fleet   *poolstate.Fleet // set by Run
 	running chan struct{}    // closed when fleet is set
@@ -54,7 +57,7 @@ type Peers struct {
 	pending   batch
 	flushed   bool // nothing is pending, nor will be
 	followers map[*follower]struct{}
-	processes map[string]bool // those that are followed
+	processes map[string]*heard // those that are followed
 
 	taking chan struct{} // full while a copy is taken
 	roll   roll
@@ -65,6 +68,7 @@ func New(o Options) *Peers {
 	return &Peers{
 		options:   o,
 		process:   rand.Text(),
+		made:      time.Now(),
 		members:   make(chan []netip.AddrPort, 1),
 		running:   make(chan struct{}),
 		identity:  &identity{secret: o.Secret},
@@ -72,7 +76,7 @@ func New(o Options) *Peers {
 		closing:   make(chan struct{}),
 		giving:    make(chan struct{}, 1),
 		followers: map[*follower]struct{}{},
-		processes: map[string]bool{},
+		processes: map[string]*heard{},
 		taking:    make(chan struct{}, 1),
 		roll:      roll{all: make(chan struct{})},
 	}

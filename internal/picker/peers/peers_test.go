@@ -7,6 +7,9 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -39,12 +42,17 @@ type picker struct {
 	stop     func()
 }
 
+var started atomic.Int64
+
 // start starts a picker with a key that serves others. It follows nobody until Update.
 func start(t testing.TB, key []byte) *picker {
 	t.Helper()
 	registry := prometheus.NewRegistry()
 	p := &picker{t: t, synced: make(chan struct{}), registry: registry, metrics: telemetry.NewPeerMetrics(registry)}
-	p.Peers = New(Options{Metrics: p.metrics, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Secret: func() []byte { return key }})
+	p.Peers = New(Options{
+		Metrics: p.metrics, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Secret: func() []byte { return key },
+		Name: fmt.Sprint("picker-", started.Add(1)),
+	})
 	p.fleet = poolstate.New(poolstate.Options{Metrics: telemetry.NewMetrics(registry), Seed: 1, Teller: p.Peers})
 	var endpoints []pool.Endpoint
 	for i := range 8 {
@@ -198,6 +206,41 @@ func TestOthersKnowWhatOneDecides(t *testing.T) {
 	for i, p := range all {
 		if at, cached := p.call(prompt(1, 16)); at != home || cached != whole(16) {
 			t.Errorf("picker %d picks %s with %d cached tokens, want %s with all", i, at, cached, home)
+		}
+	}
+}
+
+// A picker tells which others it follows, and which it cannot.
+func TestOthers(t *testing.T) {
+	all := startAll(t, 2)
+	stranger := start(t, []byte("a key of thirty-two other bytes.."[:32]))
+	meet(append(all, stranger)...)
+	for i, p := range all {
+		p.eventually("the others", func() bool { return len(p.Others()) == 2 })
+		other, strange := all[1-i], stranger.address.String()
+		for _, o := range p.Others() {
+			switch {
+			case o.Name == other.options.Name && o.Process == other.process && o.Silent < silentFor:
+			case o.Name == strange && o.Process == "":
+			default:
+				t.Errorf("picker %d tells of %+v", i, o)
+			}
+		}
+	}
+	all[1].stop()
+	gone := Other{Name: all[1].address.String()}
+	all[0].eventually("the end of the other", func() bool { return slices.Contains(all[0].Others(), gone) })
+	if (*Peers)(nil).Others() != nil {
+		t.Error("no Peers have others")
+	}
+}
+
+func TestNamesOfOthers(t *testing.T) {
+	for told, want := range map[string]string{
+		"": "", "inference-picker-6d5f_8.b7C9": "inference-picker-6d5f_8.b7C9", "a b": "", "\x1b[31m": "", "ä": "", strings.Repeat("a", 254): "",
+	} {
+		if got := nameOf(told); got != want {
+			t.Errorf("%q: got %q, want %q", told, got, want)
 		}
 	}
 }

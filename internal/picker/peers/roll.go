@@ -55,6 +55,18 @@ func (r *roll) look() {
 	}
 }
 
+// absent lists the addresses at which no picker can be followed.
+func (r *roll) absent() (out []netip.AddrPort) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, m := range r.members {
+		if answer, answered := r.answered[m]; !answered || answer == absent {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
 // present lists the pickers that are followed, and says whether there are no others.
 func (r *roll) present() (out []netip.AddrPort, all bool) {
 	r.mu.Lock()

@@ -195,7 +195,7 @@ func (p *Peers) follow(s grpc.ServerStream) error {
 		return err
 	}
 	defer p.leave(f)
-	if err := s.SendMsg(encode(&message{Process: p.process, Decided: p.decided.Load()})); err != nil {
+	if err := s.SendMsg(encode(&message{Process: p.process, Name: p.options.Name, Decided: p.decided.Load()})); err != nil {
 		return err
 	}
 	return p.sendTo(f, s)

@@ -22,6 +22,8 @@ type message struct {
 	// Process is the picker's own id, and Decided says whether it has decided anything so far, in the first message.
 	Process string `cbor:"1,keyasint,omitempty"`
 	Decided bool   `cbor:"5,keyasint,omitempty"`
+	// Name is the picker's name for people, in the first message.
+	Name string `cbor:"6,keyasint,omitempty"`
 	// Events are in the order in which they happened.
 	Events []event `cbor:"2,keyasint,omitempty"`
 	// Part is a part of the copy.

@@ -106,7 +106,7 @@ func (f *Fleet) Lost(from string) {
 
 // standsBy says whether another picker picks for the pool, and this one does not.
 func (p *Pool) standsBy(now time.Duration) bool {
-	return now < p.followedAt+followedFor && now >= p.pickedAt+followedFor
+	return now < p.followedAt+followedFor && now >= p.own.last+followedFor
 }
 
 func (p *Pool) apply(from string, e *Event) {
@@ -155,6 +155,12 @@ func (p *Pool) follow(from string, e *Event, now time.Duration) {
 	facts.PromptBytes = max(facts.PromptBytes, 0)
 	uncached := min(max(e.Uncached, 0), facts.PromptTokens())
 	p.followedAt = now
+	theirs, known := p.others[from]
+	if !known {
+		theirs = never
+	}
+	theirs.pick(now)
+	p.others[from] = theirs
 	r := &Reservation{}
 	p.reserve(r, e.Call, &selection.Call{Facts: &facts},
 		&selection.Choice{Endpoint: n, Cached: facts.PromptTokens() - uncached, Uncached: uncached}, p.index.Held(int(n), facts.Blocks), now)
@@ -181,6 +187,7 @@ func (p *Pool) lose(from string) []*Reservation {
 	calls := slices.Collect(maps.Values(p.theirs[from]))
 	slices.SortFunc(calls, func(a, b *Reservation) int { return cmp.Compare(b.id, a.id) })
 	delete(p.theirs, from)
+	delete(p.others, from)
 	return calls
 }
 

@@ -265,3 +265,39 @@ func TestFollowedCallsLeaveNothing(t *testing.T) {
 		}
 	}
 }
+
+// A pool tells which pickers pick for it, and since when. A pause begins anew, and a lost picker is told no more.
+func TestStints(t *testing.T) {
+	clock := &testClock{}
+	f := New(Options{Metrics: telemetry.NewMetrics(prometheus.NewRegistry()), Clock: func() time.Duration { return clock.now }})
+	f.SetPool(pool.Pool{Name: llama}, numbered(1))
+	p := f.Pool(llama)
+	call := uint64(0)
+	theirs := func(from string) {
+		call++
+		f.Apply(from, reserved(call, prompt(1, 1)))
+	}
+	want := func(want ...Stint) {
+		t.Helper()
+		got := p.Snapshot().Stints
+		slices.SortFunc(got, func(a, b Stint) int { return cmp.Compare(a.Process, b.Process) })
+		if !slices.Equal(got, want) {
+			t.Errorf("at %s: %v, want %v", clock.now, got, want)
+		}
+	}
+	want()
+	for range 5 {
+		theirs("a")
+		clock.now += time.Second
+	}
+	want(Stint{"a", 0, 4 * time.Second})
+	pick(t, p, prompt(2, 1))
+	theirs("b")
+	want(Stint{"", 5 * time.Second, 5 * time.Second}, Stint{"a", 0, 4 * time.Second}, Stint{"b", 5 * time.Second, 5 * time.Second})
+	f.Lost("b")
+	clock.now = 7 * time.Second
+	theirs("a")
+	want(Stint{"", 5 * time.Second, 5 * time.Second}, Stint{"a", 7 * time.Second, 7 * time.Second})
+	clock.now = 15 * time.Second
+	want(Stint{"a", 7 * time.Second, 7 * time.Second})
+}

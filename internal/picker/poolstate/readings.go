@@ -156,12 +156,12 @@ func (p *Pool) Observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 		p.observe(endpoint, r, age)
 		return
 	}
-	of, picked, process := p.taken, p.pickedAt, p.processAt(endpoint)
+	of, picked, process := p.taken, p.own.last, p.processAt(endpoint)
 	p.after(toldWithin, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		// A later reading may have been taken since, another server have the address, or this picker have picked.
-		if p.taken == of && p.pickedAt == picked && p.processAt(endpoint) == process {
+		if p.taken == of && p.own.last == picked && p.processAt(endpoint) == process {
 			p.observe(endpoint, r, age)
 		}
 	})

@@ -14,6 +14,8 @@ type Snapshot struct {
 	At time.Duration
 	// Endpoints are in the order of the pool. Those that left and still have calls come last.
 	Endpoints []EndpointState
+	// Stints tell which pickers picked for the pool of late, in no order.
+	Stints []Stint
 	// Picks are some of the latest picks, the newest first.
 	Picks []Decision
 }
@@ -58,6 +60,7 @@ func (p *Pool) Snapshot() Snapshot {
 	defer p.mu.Unlock()
 	out.At = p.clock()
 	out.Picks = p.recent.latest()
+	out.Stints = p.stints(out.At)
 	for n := range p.slots {
 		if s := &p.slots[n]; !s.member && p.choice.InFlight(int32(n)) > 0 {
 			out.Endpoints = append(out.Endpoints, p.endpointState(int32(n), "", out.At))

@@ -63,9 +63,10 @@ type Pool struct {
 	teller     Teller // nil where no other picker follows this one
 	theirs     map[string]map[uint64]*Reservation
 	theirsRoom *fairshare.Share
-	// followedAt and pickedAt are when another picker, and this one, last picked; negative where none did.
-	followedAt, pickedAt time.Duration
-	taken                uint64 // how many readings were taken at once
+	own        stint            // of this picker
+	others     map[string]stint // of those that are followed, by process
+	followedAt time.Duration    // when another picker last picked
+	taken      uint64           // how many readings were taken at once
 }
 
 // snapshot is the pool's endpoints at one time; it never changes.
@@ -131,8 +132,9 @@ func newPool(name types.NamespacedName, o Options, of shares, rnd *rand.Rand) *P
 		teller:     o.Teller,
 		theirs:     map[string]map[uint64]*Reservation{},
 		theirsRoom: of.theirs,
-		followedAt: -followedFor,
-		pickedAt:   -followedFor,
+		own:        never,
+		others:     map[string]stint{},
+		followedAt: never.last,
 	}
 	p.settings.Store(&settings)
 	p.snapshot.Store(&snapshot{})
@@ -202,7 +204,7 @@ func (p *Pool) choose(c *Call, r *Reservation, wanted bool) (rows []Ranked, keep
 	defer p.mu.Unlock()
 	now = p.clock()
 	p.pace.asked.add(now, 1)
-	p.pickedAt = now
+	p.own.pick(now)
 	call, err := p.selectionCall(c, now)
 	if err != nil {
 		return nil, false, now, err

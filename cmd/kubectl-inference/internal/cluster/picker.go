@@ -14,7 +14,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -143,11 +142,8 @@ func (s *Snapshot) PodsOf(service *corev1.Service) []*corev1.Pod {
 	return out
 }
 
-// statePatience is how long each of several pickers may take to say what it knows of a pool.
-const statePatience = 3 * time.Second
-
 // Picker finds a picker of a pool that can be asked. Of several it is the one that picked last for the pool: waypoints ask
-// one of them about a pool, and the others know nothing of its calls.
+// one of them about a pool.
 func (c *Cluster) Picker(ctx context.Context, namespace, name string) (*Picker, error) {
 	s, err := c.Read(ctx, namespace, name)
 	if err != nil {
@@ -175,19 +171,12 @@ func (c *Cluster) lastToPick(ctx context.Context, pods []*corev1.Pod, pool strin
 	if len(pods) == 1 {
 		return c.PickerIn(pods[0])
 	}
-	ctx, cancel := context.WithTimeout(ctx, statePatience)
-	defer cancel()
 	picked := make([]time.Time, len(pods))
-	var all sync.WaitGroup
-	for i, p := range pods {
-		all.Go(func() {
-			state, err := c.PickerIn(p).State(ctx, pool)
-			if err == nil && len(state.Pools) > 0 && len(state.Pools[0].Picks) > 0 {
-				picked[i] = state.Pools[0].Picks[0].Time
-			}
-		})
+	for i, a := range c.AskPickers(ctx, pods, pool) {
+		if len(a.State.Pools) > 0 && len(a.State.Pools[0].Picks) > 0 {
+			picked[i] = a.State.Pools[0].Picks[0].Time
+		}
 	}
-	all.Wait()
 	last := 0
 	for i := range pods {
 		if picked[i].After(picked[last]) {

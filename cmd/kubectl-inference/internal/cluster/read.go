@@ -60,6 +60,8 @@ type Snapshot struct {
 	Pods       List[corev1.Pod]
 	// Deployments are the Deployments of SystemNamespace.
 	Deployments List[appsv1.Deployment]
+	// Answers are those of pickers, where they were asked.
+	Answers []Answer
 }
 
 // Problems lists the problems of all lists, each once.

@@ -4,7 +4,6 @@ import (
 	"context"
 
 	"github.com/spf13/cobra"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/cluster"
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/doctor"
@@ -71,13 +70,6 @@ func gather(ctx context.Context, c *cluster.Cluster) doctor.Facts {
 		return f
 	}
 	f.Snapshot = snapshot
-	for _, pod := range snapshot.OwnPickers() {
-		picker := c.PickerIn(pod)
-		one := doctor.PickerFact{Pod: types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}, Err: picker.Healthy(ctx)}
-		if one.Err == nil {
-			one.State, one.StateErr = picker.State(ctx, "")
-		}
-		f.Pickers = append(f.Pickers, one)
-	}
+	snapshot.Answers = c.AskPickers(ctx, snapshot.OwnPickers(), "")
 	return f
 }

@@ -14,7 +14,8 @@ func newStatus(o *options) *cobra.Command {
 		Use:   "status [POOL]",
 		Short: "Show which waypoint and picker serve each pool, what is wrong, and what to do",
 		Long: "Show for the InferencePools of a namespace, or of all, which waypoint and which picker serve them, how many of\n" +
-			"their pods are ready, what is wrong and what to do. For a single pool it shows all details.",
+			"their pods are ready, what is wrong and what to do. For a single pool it shows all details, and asks the pickers which\n" +
+			"of them picks; that needs the right to get pods/proxy.",
 		Example: examples(`
 			# The pools of the current namespace
 			kubectl inference status
@@ -60,6 +61,11 @@ func (o *options) runStatus(c *cobra.Command, args []string) error {
 		return found.Pools.Problem
 	case name != "" && len(found.Pools.Items) == 0:
 		return cluster.NoSuchPool(namespace, name)
+	}
+	if name != "" {
+		if pods, reason := found.PickerPods(found.Pools.Items[0]); reason == "" {
+			found.Answers = connection.AskPickers(c.Context(), pods, namespace+"/"+name)
+		}
 	}
 	report := status.Of(found)
 	report.Detail = name != ""

@@ -8,12 +8,10 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/version"
 
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/cluster"
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/output"
-	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 )
 
 // Facts are the inputs of the checks.
@@ -31,19 +29,8 @@ type Facts struct {
 	// Rejects is how often proxies refused configuration since istiod started; RejectsErr is why that is unknown.
 	Rejects    int
 	RejectsErr error
-	Snapshot   *cluster.Snapshot
-	// Pickers are the pods of our pickers.
-	Pickers []PickerFact
-}
-
-// PickerFact is a picker's answers.
-type PickerFact struct {
-	Pod types.NamespacedName
-	// Err is why the picker cannot be reached; nil if it answers.
-	Err error
-	// State is the picker's state of its pools; StateErr is why it could not be read.
-	State    livestate.State
-	StateErr error
+	// Snapshot has the answers of all our pickers.
+	Snapshot *cluster.Snapshot
 }
 
 // Kind is a kind of object that the product needs.

@@ -54,11 +54,17 @@ func wellFacts(t *testing.T) Facts {
 	endpoint := func(name string) livestate.Endpoint {
 		return livestate.Endpoint{Name: name, Ready: true, Reading: &livestate.Reading{Age: 0.1}}
 	}
-	f.Pickers = []PickerFact{{
-		Pod: types.NamespacedName{Namespace: "inference-system", Name: "inference-picker-0"},
-		State: livestate.State{Pools: []livestate.Pool{{
-			Name: "models/llama", Endpoints: []livestate.Endpoint{endpoint("llama-0"), endpoint("llama-1")},
-		}}},
+	answer := func(picker, other string) cluster.Answer {
+		silent := 0.3
+		return cluster.Answer{
+			Pod:   types.NamespacedName{Namespace: "inference-system", Name: picker},
+			State: livestate.State{Picker: picker, Others: []livestate.Other{{Picker: other, Silent: &silent}}},
+		}
+	}
+	f.Snapshot.Answers = []cluster.Answer{answer("inference-picker-0", "inference-picker-1"), answer("inference-picker-1", "inference-picker-0")}
+	f.Snapshot.Answers[0].State.Pools = []livestate.Pool{{
+		Name: "models/llama", Endpoints: []livestate.Endpoint{endpoint("llama-0"), endpoint("llama-1")},
+		PickedBy: []livestate.PickedBy{{Picker: "inference-picker-0", Since: 60}},
 	}}
 	return f
 }
@@ -119,14 +125,14 @@ func TestExamine(t *testing.T) {
 			f.RejectsErr = &cluster.Problem{Cause: cluster.NotPermitted, Text: "not permitted to reach it"}
 		}, wantCode: ExitUnknown},
 		"not-installed": {change: func(f *Facts) {
-			f.Snapshot.Deployments.Items, f.Snapshot.Pools.Items, f.Pickers = nil, nil, nil
+			f.Snapshot.Deployments.Items, f.Snapshot.Pools.Items, f.Snapshot.Answers = nil, nil, nil
 		}, wantCode: ExitFailed},
 		"picker-not-reached": {change: func(f *Facts) {
-			f.Pickers[0] = PickerFact{Pod: f.Pickers[0].Pod, Err: errors.New("not permitted to reach the picker")}
+			f.Snapshot.Answers[0] = cluster.Answer{Pod: f.Snapshot.Answers[0].Pod, Err: errors.New("not permitted to reach the picker")}
 		}, wantCode: ExitUnknown},
-		"no-picker":      {change: func(f *Facts) { f.Pickers = nil }, wantCode: ExitFailed},
-		"metrics-unread": {change: func(f *Facts) { f.Pickers[0].State.Pools[0].Endpoints[1].Reading = nil }, wantCode: ExitFailed},
-		"metrics-stale":  {change: func(f *Facts) { f.Pickers[0].State.Pools[0].Endpoints[1].Reading.Age = 60 }, wantCode: ExitFailed},
+		"no-picker":      {change: func(f *Facts) { f.Snapshot.Answers = nil }, wantCode: ExitFailed},
+		"metrics-unread": {change: func(f *Facts) { f.Snapshot.Answers[0].State.Pools[0].Endpoints[1].Reading = nil }, wantCode: ExitFailed},
+		"metrics-stale":  {change: func(f *Facts) { f.Snapshot.Answers[0].State.Pools[0].Endpoints[1].Reading.Age = 60 }, wantCode: ExitFailed},
 		"ineffective-config": {change: func(f *Facts) {
 			parent := &f.Snapshot.Pools.Items[0].Status.Parents[0]
 			parent.Conditions = append(parent.Conditions, metav1.Condition{
@@ -140,6 +146,9 @@ func TestExamine(t *testing.T) {
 			wantCode: ExitFailed},
 		"counters-unread": {change: picked("Unknown", "CountersUnread",
 			"whether calls are picked is not known: no pod of the waypoint shows its counters at port 15090; a NetworkPolicy may keep the controller away"), wantCode: ExitOK},
+		"pickers-apart": {change: func(f *Facts) {
+			f.Snapshot.Answers[0].State.Others = []livestate.Other{{Picker: "10.244.0.9:9004"}}
+		}, wantCode: ExitOK},
 		"no-envoyfilter":  {change: func(f *Facts) { f.Snapshot.Filters.Items = nil }, wantCode: ExitFailed},
 		"pod-out-of-mesh": {change: func(f *Facts) { f.Snapshot.Pods.Items[2].Annotations = nil }, wantCode: ExitOK},
 	}

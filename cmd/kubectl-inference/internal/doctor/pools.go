@@ -38,7 +38,7 @@ func (e *examination) product() {
 }
 
 func (e *examination) pickers() {
-	if s := e.Snapshot; len(e.Pickers) == 0 {
+	if s := e.Snapshot; len(s.Answers) == 0 {
 		problem := cmp.Or(s.Services.Problem, s.Pods.Problem)
 		switch {
 		case problem != nil:
@@ -49,12 +49,35 @@ func (e *examination) pickers() {
 				"no pod of the picker (Service %s) is ready: calls are not picked", at)
 		}
 	}
-	for _, p := range e.Pickers {
+	for _, p := range e.Snapshot.Answers {
 		if p.Err != nil {
 			e.add("picker", Unknown, fmt.Sprintf("kubectl port-forward -n %s %s 9090, and open http://localhost:9090/metrics", p.Pod.Namespace, p.Pod.Name), "%v", p.Err)
 			continue
 		}
 		e.add("picker", OK, "", "the picker runs and answers (pod %s)", p.Pod)
+	}
+	e.followers()
+}
+
+// followers checks that the pickers follow each other. The replicas of a picker know of each other by the names of their pods.
+func (e *examination) followers() {
+	var names []string
+	apart := false
+	for _, a := range e.Snapshot.Answers {
+		if len(a.State.Others) > 0 {
+			names = append(names, a.State.Picker)
+		}
+		for _, o := range a.State.Others {
+			if o.Silent == nil {
+				apart = true
+				e.add("picker-followers", Warning, status.WhereApart,
+					"picker %s does not follow %s: it would take pools over without what that one knows", a.State.Picker, o.Picker)
+			}
+		}
+	}
+	if len(names) > 0 && !apart {
+		slices.Sort(names)
+		e.add("picker-followers", OK, "", "%s follow the other pickers", strings.Join(names, " and "))
 	}
 }
 
@@ -141,7 +164,7 @@ func (e *examination) podsOf(api *inferencev1.InferencePool) []*corev1.Pod {
 func (e *examination) pool(p *status.Pool) {
 	name := p.Namespace + "/" + p.Name
 	if len(p.Findings) == 0 && (p.State == status.Picking || p.State == status.NotCalled) {
-		e.add("pool", OK, "", "pool %s: %s, %d of %d pods ready", name, p.StateText(), p.ReadyPods, len(p.Pods))
+		e.add("pool", OK, "", "pool %s: %s%s, %d of %d pods ready", name, p.StateText(), p.By(), p.ReadyPods, len(p.Pods))
 		return
 	}
 	if len(p.Findings) == 0 {
@@ -246,7 +269,7 @@ func (e *examination) readings(p *status.Pool) {
 	}
 	unread, read := map[string]bool{}, 0
 	var reason error
-	for _, picker := range e.Pickers {
+	for _, picker := range e.Snapshot.Answers {
 		if err := cmp.Or(errorText(picker.Err), errorText(picker.StateErr)); err != "" {
 			reason = fmt.Errorf("%s", err)
 			continue
@@ -274,7 +297,7 @@ func (e *examination) readings(p *status.Pool) {
 		e.add("metrics", OK, "", "pool %s: the picker reads the metrics of all endpoints", name)
 	case reason != nil:
 		e.add("metrics", Unknown, "", "pool %s: whether metrics can be read is not known: %v", name, reason)
-	case len(e.Pickers) > 0:
+	case len(e.Snapshot.Answers) > 0:
 		e.add("metrics", Failed, fmt.Sprintf("kubectl logs -n %s deployment/inference-picker", e.Snapshot.SystemNamespace), "pool %s: the picker knows none of its endpoints", name)
 	}
 }

@@ -82,6 +82,8 @@ type Picker struct {
 	Ours      bool   `json:"ours"`
 	Pods      int    `json:"pods"`
 	ReadyPods int    `json:"readyPods"`
+	// Replicas are its pods, as far as they were asked.
+	Replicas []Replica `json:"replicas,omitempty"`
 }
 
 // Pod is a pod of a pool.
@@ -141,6 +143,7 @@ func judge(s *cluster.Snapshot, api *inferencev1.InferencePool) Pool {
 	j.waypoints()
 	j.entry()
 	j.picker()
+	j.replicas()
 	j.pods(p)
 	j.out.Served = j.out.State == Picking
 	j.picked()

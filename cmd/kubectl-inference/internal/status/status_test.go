@@ -1,6 +1,8 @@
 package status
 
 import (
+	"errors"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -14,6 +16,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/cluster"
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/snapshottest"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
+	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
@@ -45,6 +48,31 @@ func TestText(t *testing.T) {
 	forbidden := func(what string) *cluster.Problem {
 		return &cluster.Problem{Cause: cluster.NotPermitted, Text: "not permitted to list " + what}
 	}
+	// answers are those of several pickers: what each picked for the pool, and how far it knows what the others decide.
+	answers := func(all ...cluster.Answer) func(*cluster.Snapshot) {
+		return func(s *cluster.Snapshot) {
+			first := s.Pods.Items[slices.IndexFunc(s.Pods.Items, func(p *corev1.Pod) bool { return p.Name == "inference-picker-0" })]
+			for i, a := range all {
+				pod := first.DeepCopy()
+				if pod.Name = fmt.Sprint("inference-picker-", i); i > 0 {
+					s.Pods.Items = append(s.Pods.Items, pod)
+				}
+				a.Pod = types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}
+				if a.Err == nil {
+					a.State.Picker = pod.Name
+				}
+				s.Answers = append(s.Answers, a)
+			}
+		}
+	}
+	silent := 0.34
+	first, second := livestate.PickedBy{Picker: "inference-picker-0", Since: 60}, livestate.PickedBy{Picker: "inference-picker-1", Since: 30}
+	state := func(others []livestate.Other, by ...livestate.PickedBy) cluster.Answer {
+		return cluster.Answer{State: livestate.State{Others: others, Pools: []livestate.Pool{
+			{Name: "models/other", PickedBy: []livestate.PickedBy{first, second}}, {Name: "models/llama", PickedBy: by},
+		}}}
+	}
+	follows := func(picker string) []livestate.Other { return []livestate.Other{{Picker: picker, Silent: &silent}} }
 	tests := map[string]struct {
 		change       func(*cluster.Snapshot)
 		wide, detail bool
@@ -86,8 +114,23 @@ func TestText(t *testing.T) {
 		"pod-not-ready":  {change: func(s *cluster.Snapshot) { notReady(s, "llama-1") }, wantState: Picking},
 		"pods-not-ready": {change: func(s *cluster.Snapshot) { notReady(s, "llama-0", "llama-1") }, wantState: NotServing},
 		"entry-gone":     {change: func(s *cluster.Snapshot) { s.Entries.Items = nil }, wantState: NotServing},
-		"idle-detail":    {change: picked("True", "Idle", "calls were picked, the last one more than 10 minutes ago"), detail: true, wantState: Picking},
-		"not-called":     {change: picked("Unknown", "NotCalled", "no call has come by the waypoint yet"), wantState: NotCalled},
+		"replicas": {
+			change: answers(state(follows("inference-picker-1"), first), state(follows("inference-picker-0"), first), cluster.Answer{Err: errors.New("it does not answer")}),
+			detail: true, wantState: Picking,
+		},
+		"replicas-idle": {
+			change: answers(state(follows("inference-picker-1")), state(follows("inference-picker-0"))), detail: true, wantState: Picking,
+		},
+		"replicas-apart": {
+			change: answers(state([]livestate.Other{{Picker: "10.244.0.9:9004"}}, first), state([]livestate.Other{{Picker: "10.244.0.5:9004"}})),
+			detail: true, wantState: Picking,
+		},
+		"replicas-at-once": {
+			change: answers(state(follows("inference-picker-1"), first, second), state(follows("inference-picker-0"), first, second)),
+			detail: true, wantState: Picking,
+		},
+		"idle-detail": {change: picked("True", "Idle", "calls were picked, the last one more than 10 minutes ago"), detail: true, wantState: Picking},
+		"not-called":  {change: picked("Unknown", "NotCalled", "no call has come by the waypoint yet"), wantState: NotCalled},
 		"unpicked": {change: picked("False", "Unpicked", "a tenth of the calls or more are spread over the endpoints without a pick: "+refusedPicks),
 			wantState: NotPicking},
 		"unpicked-fail-close": {change: func(s *cluster.Snapshot) {

@@ -96,6 +96,9 @@ func (p Pool) detail() string {
 			whose = "Inference Waypoint's own"
 		}
 		rows = append(rows, []string{"Picker:", fmt.Sprintf("%s, %s, %d of %d pods ready", p.Picker.Service, whose, p.Picker.ReadyPods, p.Picker.Pods)})
+		for _, r := range p.Picker.Replicas {
+			rows = append(rows, []string{"Replica:", r.text()})
+		}
 	}
 	rows = append(rows, []string{"Failure mode:", string(p.FailureMode)})
 	text := output.Columns(rows)
@@ -117,6 +120,22 @@ func (p Pool) detail() string {
 		text += "\nWhat is wrong:\n" + findings(p.Findings)
 	}
 	return text
+}
+
+// By names the replicas of the picker that pick for the pool, as an addition to its state.
+func (p Pool) By() string {
+	var names []string
+	if p.Picker != nil {
+		for _, r := range p.Picker.Replicas {
+			if r.Picks {
+				names = append(names, r.Pod)
+			}
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return " by " + strings.Join(names, ", ")
 }
 
 // StateText is the state with its detail.

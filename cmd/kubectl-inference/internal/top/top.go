@@ -14,7 +14,7 @@ import (
 // Report is a picker's state of a pool at one time.
 type Report struct {
 	livestate.State
-	// Picker is the replica that answered. Each replica knows only the calls to its own pools.
+	// Picker is the replica that answered.
 	Picker string `json:"picker"`
 }
 
@@ -29,9 +29,18 @@ func (r Report) Text(wide bool) string {
 		if i > 0 {
 			out.WriteString("\n")
 		}
-		fmt.Fprintf(&out, "%s at %s, by %s\n\n%s", p.Name, r.Time.UTC().Format(time.TimeOnly), r.Picker, table(p, wide))
+		fmt.Fprintf(&out, "%s at %s, by %s\n%s\n\n%s", p.Name, r.Time.UTC().Format(time.TimeOnly), r.Picker, r.pickers(p), table(p, wide))
 	}
 	return out.String()
+}
+
+// pickers says which pickers pick for a pool, and how far the one that answered knows what others decide.
+func (r Report) pickers(p livestate.Pool) string {
+	said := []string{livestate.Picking(p.PickedBy)}
+	for _, o := range r.Others {
+		said = append(said, o.String())
+	}
+	return strings.Join(said, " ")
 }
 
 func table(p livestate.Pool, wide bool) string {

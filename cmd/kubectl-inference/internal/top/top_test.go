@@ -23,7 +23,11 @@ func TestText(t *testing.T) {
 	for name, wide := range map[string]bool{"pool": false, "pool-wide": true} {
 		t.Run(name, func(t *testing.T) {
 			r := Report{Picker: "pod inference-system/inference-picker-0", State: livestate.State{
-				Time: time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC), Pools: []livestate.Pool{{Name: "models/llama", Endpoints: endpoints}},
+				Time: time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC), Picker: "inference-picker-0",
+				Others: []livestate.Other{{Picker: "10.244.0.9:9004"}, {Picker: "inference-picker-1", Silent: &share}},
+				Pools: []livestate.Pool{{
+					Name: "models/llama", Endpoints: endpoints, PickedBy: []livestate.PickedBy{{Picker: "inference-picker-0", Since: 60, Until: 0.1}},
+				}},
 			}}
 			snapshottest.Golden(t, filepath.Join("testdata", name+".txt"), r.Text(wide))
 		})

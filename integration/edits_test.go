@@ -18,6 +18,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	networkingv1alpha3 "istio.io/client-go/pkg/apis/networking/v1alpha3"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -179,6 +180,7 @@ func (e *editing) kinds() []*editKind {
 		{name: "route edited each 10 ms", times: 300, every: 10 * time.Millisecond, edit: route, after: routed, quiet: true},
 		{name: "istiod killed amid edits", times: 60, every: 100 * time.Millisecond, edit: e.killing(istio, "app", "istiod", route), after: routed},
 		{name: "controller killed amid edits", times: 60, every: 100 * time.Millisecond, edit: e.killing(system, "app.kubernetes.io/name", "inference-controller", route), after: routed},
+		{name: "routes that never come", times: 3, every: 20 * time.Second, edit: e.unanswered, after: e.answered},
 	}
 }
 
@@ -297,6 +299,55 @@ func (e *editing) set(k *editKind, n int) error {
 		})
 	}
 	return err
+}
+
+// neverYAML makes the chain of the pool's host ask somebody for its routes who never answers. istiod cannot be brought to that, as it
+// answers for every name. With its usual time limit Envoy would wait 15 s for them, and then serve the host without any.
+const neverYAML = `
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: never-answered, namespace: models}
+spec:
+  priority: 100
+  targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: edits-waypoint}]
+  configPatches:
+    - applyTo: NETWORK_FILTER
+      match:
+        context: SIDECAR_INBOUND
+        listener: {name: main_internal, filterChain: {name: "inbound-vip|80|http|HOST", filter: {name: envoy.filters.network.http_connection_manager}}}
+      patch:
+        operation: MERGE
+        value:
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+            rds: {config_source: {api_config_source: {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: prometheus_stats}}]}}}
+`
+
+// unanswered has the waypoint wait for routes that never come.
+func (e *editing) unanswered(k *editKind, _ int) error {
+	if err := the.ApplyYAML(k.ctx, strings.ReplaceAll(neverYAML, "HOST", strings.TrimPrefix(e.host, "http://"))); err != nil {
+		return err
+	}
+	return the.Await(k.ctx, "a listener that waits for its routes", func(ctx context.Context) error { return e.wantWaiting(ctx, 1) })
+}
+
+// answered has the waypoint get its routes again.
+func (e *editing) answered(k *editKind, _ int) {
+	must(k.t, e.wantWaiting(k.ctx, 1)) // to the last
+	must(k.t, the.Client.Delete(k.ctx, &networkingv1alpha3.EnvoyFilter{ObjectMeta: metav1.ObjectMeta{Namespace: "models", Name: "never-answered"}}))
+	eventually(k.ctx, k.t, "no listener that waits", func(ctx context.Context) error { return e.wantWaiting(ctx, 0) })
+}
+
+// wantWaiting checks how many listeners of the waypoint wait for configuration.
+func (e *editing) wantWaiting(ctx context.Context, want int) error {
+	stats, err := the.WaypointStats(ctx, "models", editsWaypoint)
+	if err != nil {
+		return err
+	}
+	if got := stats["listener_manager.total_listeners_warming"]; got != want {
+		return fmt.Errorf("%d listeners wait for configuration, want %d", got, want)
+	}
+	return nil
 }
 
 // killing makes edits and, in their middle, kills all replicas of a program, which restart after a moment.

@@ -118,7 +118,8 @@ var metrics = map[string]metric{
 	"vllm:num_requests_waiting": {engine: VLLM, field: waiting},
 	"vllm:num_requests_waiting_by_reason": {engine: VLLM, field: waitingBy,
 		labels: [maxLabels]string{"reason"}},
-	"vllm:num_requests_running": {engine: VLLM, field: running},
+	"vllm:num_requests_running": {engine: VLLM, field: running,
+		labels: [maxLabels]string{"model_name"}},
 	"vllm:kv_cache_usage_perc":  {engine: VLLM, field: usage},
 	"vllm:gpu_cache_usage_perc": {engine: VLLM, field: usage}, // before 0.10; for a while both were shown, equal
 	"vllm:cache_config_info": {engine: VLLM, field: cacheConfig,

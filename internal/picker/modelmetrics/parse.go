@@ -34,6 +34,7 @@ type Parser struct {
 	tallies  [numEngines]tally
 	start    float64 // of the process, in Unix seconds; 0 if the page does not have it
 	adapters adapters
+	model    string // of the last page that named one
 	last     struct {
 		engine   Engine
 		counts   [numCounts]float64
@@ -57,6 +58,7 @@ type tally struct {
 	overflow bool // there are more than maxShards
 	counters [numCounters]float64
 	lora     loraSets
+	model    []byte
 }
 
 // shard is one of the engines behind an endpoint.
@@ -197,6 +199,9 @@ func (t *tally) add(m metric, labels []byte, v float64) {
 	case promptTokensBy:
 		t.count(promptCounter(values[0]), v)
 	default:
+		if m.field == running && len(values[0]) > 0 {
+			t.model = values[0]
+		}
 		t.gauge(shardLabel, m.field, v)
 	}
 }
@@ -280,7 +285,16 @@ func (p *Parser) reading(at time.Time) (Reading, error) {
 	r := Reading{Engine: engine, At: at, Restarts: p.restarts(engine)}
 	t.fill(&r)
 	r.RunningAdapters, r.WaitingAdapters = p.adapters.of(t.lora.running, t.lora.waiting)
+	r.Model = p.modelOf(t.model)
 	return r, nil
+}
+
+// modelOf returns a model's name as a string, the last page's where it is the same.
+func (p *Parser) modelOf(name []byte) string {
+	if p.model != string(name) {
+		p.model = unescape(name)
+	}
+	return p.model
 }
 
 // choose returns the first engine with a complete tally.

@@ -42,7 +42,7 @@ func TestParseEngines(t *testing.T) {
 			page: string(vllmPage()),
 			want: Reading{
 				Engine: VLLM, At: now, Waiting: 9, Running: 37, Deferred: 3, WaitingSplit: true, KVUsage: 0.8125, CapacityTokens: 27684 * 16, BlockTokens: 16,
-				MaxLoRA: 4, RunningAdapters: []string{"sql", "chat"}, WaitingAdapters: []string{"summary"},
+				Model: "meta-llama/Llama-3.1-8B-Instruct", MaxLoRA: 4, RunningAdapters: []string{"sql", "chat"}, WaitingAdapters: []string{"summary"},
 				PromptTokens: 8128903, CacheQueries: 8128902, CacheHits: 4028902,
 				FirstTokens: 61234, FirstTokenSeconds: 123456.78901234,
 				GeneratedTokens: 7557572,
@@ -66,6 +66,16 @@ vllm:prompt_tokens_total{engine="0"} 10
 vllm:prompt_tokens_total{engine="1"} 20
 `,
 			want: Reading{Engine: VLLM, At: now, Running: 8, Waiting: 3, KVUsage: 0.5, CapacityTokens: 3360, BlockTokens: 16, PromptTokens: 30},
+		},
+		"vLLM, the model of one of two engines": {
+			page: `vllm:num_requests_running{engine="0",model_name="a \"b\""} 3
+vllm:num_requests_running{engine="1"} 0
+vllm:num_requests_waiting{engine="0",model_name="other"} 2
+vllm:num_requests_waiting{engine="1"} 0
+vllm:kv_cache_usage_perc{engine="0"} 0.25
+vllm:kv_cache_usage_perc{engine="1"} 0.25
+`,
+			want: Reading{Engine: VLLM, At: now, Running: 3, Waiting: 2, KVUsage: 0.25, Model: `a "b"`},
 		},
 		"vLLM, capacity without the engine's label": {
 			page: load + `vllm:cache_config_info{block_size="16",num_gpu_blocks="100"} 1` + "\n",

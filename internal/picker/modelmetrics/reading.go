@@ -35,6 +35,9 @@ type Reading struct {
 	// BlockTokens is the length of one of its blocks in tokens; 0 where the server does not report it.
 	BlockTokens int64
 
+	// Model is the name of the model that the adapters are of; empty where the server does not report it. A server that goes by
+	// several names reports the first.
+	Model string
 	// MaxLoRA is how many adapters can be resident at once; 0 where there are none or the server does not report it.
 	MaxLoRA int
 	// RunningAdapters are the adapters of running requests, WaitingAdapters those of waiting requests alone: no name is in

@@ -35,7 +35,7 @@ func TestParseRealPages(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			want.Engine, want.At, want.WaitingSplit, want.CapacityTokens, want.BlockTokens, want.MaxLoRA = VLLM, now, true, 131072, 128, 2
+			want.Engine, want.At, want.WaitingSplit, want.CapacityTokens, want.BlockTokens, want.MaxLoRA, want.Model = VLLM, now, true, 131072, 128, 2, "tiny"
 			got, err := NewParser(Detect).Parse(realPage(t, name), now)
 			if err != nil {
 				t.Fatal(err)

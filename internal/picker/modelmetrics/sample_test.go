@@ -33,7 +33,7 @@ func TestScrapeSampleModelServer(t *testing.T) {
 	s := newScraper(t, quick(), sink)
 	set(t, s, "http://"+address+"/metrics")
 	idle := sink.await(t, "a reading", isReading).reading
-	want := Reading{Engine: VLLM, WaitingSplit: true, CapacityTokens: 1000 * 16, BlockTokens: 16, MaxLoRA: 1}
+	want := Reading{Engine: VLLM, WaitingSplit: true, CapacityTokens: 1000 * 16, BlockTokens: 16, Model: "sample-model", MaxLoRA: 1}
 	if diff := cmp.Diff(want, idle, cmpopts.IgnoreFields(Reading{}, "At"), equateNone); diff != "" {
 		t.Errorf("idle (-want +got):\n%s", diff)
 	}

@@ -198,6 +198,7 @@ func (p *Pool) observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 		WaitingSplit:    r.WaitingSplit,
 		KVUsage:         r.KVUsage,
 		KVTokens:        int(min(r.CapacityTokens, picksettings.MostTokens)),
+		Model:           r.Model,
 		MaxAdapters:     r.MaxLoRA,
 		RunningAdapters: r.RunningAdapters,
 		WaitingAdapters: r.WaitingAdapters,

@@ -27,8 +27,8 @@ const (
 
 // adapters is what a pool knows of LoRA adapters. A call names its adapter in the field in which other calls name the
 // base model, so readings must tell which names are adapters. A name that a reading lists is an adapter, whatever it
-// was taken for before. A name in flight at an endpoint whose reading should list it and does not is a base model.
-// Until a reading tells, a name counts as an adapter while it has calls in flight, so that the first calls with it go
+// was taken for before. Of the others the name of an endpoint's own model is a base model, and so is a name in flight at
+// an endpoint whose reading should list it and does not: a server may go by more names than it reports. Until a reading tells, a name counts as an adapter while it has calls in flight, so that the first calls with it go
 // to one endpoint. Such a name takes no slot, rules out no endpoint, and is forgotten with its last call. Where no
 // endpoint reports adapter slots, there are no adapters.
 //
@@ -379,6 +379,7 @@ func (a *adapters) observe(n int32, now, at float64, r *Reading) {
 		}
 	}
 	a.doubtServed(n, at)
+	a.noteBase(r.Model, now)
 	a.exposeBases(n, at, r)
 	a.evict(n, now)
 }
@@ -393,6 +394,26 @@ func (a *adapters) prove(name string, now float64) int32 {
 		a.names[id].kind = proven
 	}
 	return id
+}
+
+// noteBase notes the name of an endpoint's own model. Calls with it may be too short for exposeBases.
+func (a *adapters) noteBase(name string, now float64) {
+	if name == "" || len(name) > longestName {
+		return
+	}
+	if id := a.intern(name, now); id != none && a.names[id].kind == unproven {
+		a.setBase(id)
+	}
+}
+
+// setBase makes a name that of a base model, which is resident everywhere.
+func (a *adapters) setBase(id int32) {
+	name := &a.names[id]
+	name.kind = base
+	for len(name.holders) > 0 {
+		holder := name.holders[0]
+		a.remove(holder, a.slots[holder].index(id))
+	}
 }
 
 // doubtServed finds the adapters that endpoint n has evicted since it served them: calls wait for a slot, and the
@@ -431,11 +452,7 @@ func (a *adapters) exposeBases(n int32, at float64, reading *Reading) {
 		r := a.slots[n].resident[i]
 		name := &a.names[r.id]
 		if name.kind == unproven && r.watched > 0 && r.due < at { // the names that the reading lists are proven by now
-			name.kind = base
-			for len(name.holders) > 0 {
-				holder := name.holders[0]
-				a.remove(holder, a.slots[holder].index(r.id))
-			}
+			a.setBase(r.id)
 			return // the next reading finds the others
 		}
 	}

@@ -385,6 +385,26 @@ func TestBaseModelIsNoAdapter(t *testing.T) {
 	}
 }
 
+// A server tells the name of its own model. Calls with it go where their prompts are cached, although they are too short for
+// any reading to show that the name is no adapter's, and there is no call with it at that endpoint now.
+func TestModelThatAServerTellsIsNoAdapter(t *testing.T) {
+	w := newWorld(2, 4)
+	for n := range int32(2) {
+		w.Observe(n, w.now, &Reading{At: w.now, Model: "base", MaxAdapters: w.slots})
+	}
+	w.Reserve(0, w.now, callFor("base", 100), 100)
+	w.Cached[1] = 10
+	if got := w.serve("base", 1).Endpoint; got != 1 {
+		t.Errorf("a call went to endpoint %d, want 1, which has its prompt", got)
+	}
+	// A reading that lists it after all is believed, also where another server has a model of that name.
+	w.read(0, 0, "base")
+	w.Observe(1, w.now, &Reading{At: w.now, Model: "base", MaxAdapters: w.slots})
+	if w.adapters.find("base") == none {
+		t.Error("a name that a reading lists is not taken for an adapter")
+	}
+}
+
 // An adapter that a reading need not list yet is not taken for the base model.
 func TestUnlistedAdapterStaysOne(t *testing.T) {
 	tests := map[string]func(w *world, n int32){

@@ -20,6 +20,8 @@ type Reading struct {
 	KVUsage float64
 	// KVTokens is how many tokens the KV cache holds; 0 where it is not reported.
 	KVTokens int
+	// Model is the name of the endpoint's base model; empty where it is not reported.
+	Model string
 	// MaxAdapters is the number of LoRA adapters that can be resident; 0 where the endpoint reports none.
 	MaxAdapters int
 	// RunningAdapters and WaitingAdapters are the adapters of running and of waiting calls, in any order, repeats allowed.

@@ -210,6 +210,22 @@ func TestOthersKnowWhatOneDecides(t *testing.T) {
 	}
 }
 
+// Others know of a short call, whose begin and end are in one message, whether its endpoint has prefilled the prompt.
+func TestShortCalls(t *testing.T) {
+	all := startAll(t, 2)
+	left := all[0].pick(prompt(1, 16))
+	left.Release(poolstate.Abandoned)
+	streamed := all[0].pick(prompt(2, 4))
+	time.Sleep(4*selection.BlockTokens*time.Second/8000 + 10*time.Millisecond)
+	streamed.Release(poolstate.Ended)
+	all[1].eventually("all is applied", func() bool { return all[1].gauge("peer_events_applied_total") == 4 })
+	for i, p := range all {
+		if !p.knows(prompt(2, 4)) || p.knows(prompt(1, 16)) {
+			t.Errorf("picker %d takes the streamed call's prompt for cached: %t, that of a call that was left: %t", i, p.knows(prompt(2, 4)), p.knows(prompt(1, 16)))
+		}
+	}
+}
+
 // A picker tells which others it follows, and which it cannot.
 func TestOthers(t *testing.T) {
 	all := startAll(t, 2)

@@ -44,11 +44,14 @@ type event struct {
 	Blocks   []byte `cbor:"8,keyasint,omitempty"` // of eight bytes each, the least significant one first
 	Uncached int    `cbor:"9,keyasint,omitempty"`
 	Outcome  uint8  `cbor:"10,keyasint,omitempty"`
+
+	NotPrefilled bool `cbor:"11,keyasint,omitempty"`
+	Unsure       int  `cbor:"12,keyasint,omitempty"`
 }
 
 // fromEvent makes an event without its blocks.
 func fromEvent(e *poolstate.Event) event {
-	out := event{Kind: uint8(e.Kind), Pool: e.Pool.String(), Call: e.Call, Outcome: uint8(e.Outcome)}
+	out := event{Kind: uint8(e.Kind), Pool: e.Pool.String(), Call: e.Call, Outcome: uint8(e.Outcome), NotPrefilled: e.NotPrefilled, Unsure: e.Unsure}
 	if e.Endpoint.IsValid() {
 		out.Endpoint = e.Endpoint.String()
 	}
@@ -64,6 +67,7 @@ var errNotUnderstood = errors.New("a message of a picker is not understood")
 func (e *event) event() (poolstate.Event, error) {
 	out := poolstate.Event{
 		Kind: poolstate.EventKind(e.Kind), Call: e.Call, Outcome: poolstate.Outcome(e.Outcome), Uncached: e.Uncached,
+		NotPrefilled: e.NotPrefilled, Unsure: e.Unsure,
 		Facts: request.Facts{Model: e.Model, Stream: e.Stream, PromptBytes: e.Bytes},
 	}
 	var named, whole bool

@@ -59,6 +59,10 @@ type Event struct {
 	Uncached int
 	// Outcome is set where Responded or Released.
 	Outcome Outcome
+	// NotPrefilled says, where Released, that the endpoint is taken not to have prefilled the prompt. Else Unsure is how many
+	// of the prompt's blocks it lacks if the call turns out to have been broken off.
+	NotPrefilled bool
+	Unsure       int
 }
 
 // Teller tells other pickers what this one decides. Its methods are called with a pool's mutex held: they must be quick.
@@ -135,12 +139,25 @@ func (p *Pool) apply(from string, e *Event) {
 	case e.Kind == Responded && e.Outcome <= Failed:
 		p.choice.Responded(&r.claim, e.Outcome, now)
 	case e.Kind == Released:
-		if e.Outcome > Failed { // of a later version
-			e.Outcome = Abandoned
-		}
-		p.release(r, e.Outcome, now)
+		p.releaseTold(r, e, now)
 		p.unfollow(from, r)
 	}
+}
+
+// releaseTold ends a call of another picker. What that one takes the endpoint to have prefilled counts. Here a short call
+// begins and ends in one moment, when the message comes that tells of both.
+func (p *Pool) releaseTold(r *Reservation, e *Event, now time.Duration) {
+	outcome, prefilled := e.Outcome, !e.NotPrefilled
+	switch {
+	case outcome > Failed: // of a later version
+		outcome = Abandoned
+	case outcome == Ended && prefilled:
+		outcome = Answered
+	}
+	prefilled = prefilled && outcome <= Answered
+	p.choice.Release(&r.claim, outcome, now)
+	p.depart(r, prefilled)
+	p.keep(r, prefilled, min(max(0, len(r.blocks)-e.Unsure), len(r.blocks)), now)
 }
 
 // follow begins a call of another picker.

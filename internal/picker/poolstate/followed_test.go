@@ -13,6 +13,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/modelmetrics"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/selection"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
@@ -68,6 +69,68 @@ func TestReadingsWaitForWhatIsTold(t *testing.T) {
 	}
 	if got := heldAt(t, p, prompt(9, 50), "10.0.0.1:8000") / 64; got < 49 {
 		t.Errorf("of the first prompt %d blocks are left, want 50: three prompts have room", got)
+	}
+}
+
+// recorder keeps what a picker tells.
+type recorder struct{ events []Event }
+
+func (*recorder) Followed() bool  { return true }
+func (r *recorder) Tell(e *Event) { r.events = append(r.events, *e) }
+
+// A follower takes an endpoint to have of a prompt what the picker takes it to have that tells of the call, although it hears
+// of the call's begin and end in one moment.
+func TestFollowersKeepWhatWasPrefilled(t *testing.T) {
+	const a, b = "10.0.0.1:8000", "10.0.0.2:8000"
+	long := prompt(1, oneSecond)
+	ends := func(r *Reservation, c *testClock, after time.Duration, outcome Outcome) uint64 {
+		id := r.ID()
+		c.now += after
+		r.Release(outcome)
+		return id
+	}
+	for name, tt := range map[string]struct {
+		do   func(p *Pool, c *testClock)
+		want int // blocks of long at a
+	}{
+		"answered at once": {func(p *Pool, c *testClock) { ends(pickAt(t, p, a, long), c, 0, Answered) }, oneSecond},
+		"streamed":         {func(p *Pool, c *testClock) { ends(pickAt(t, p, a, long), c, 2*time.Second, Ended) }, oneSecond},
+		"streamed, and the next turn": {func(p *Pool, c *testClock) {
+			ends(pickAt(t, p, a, prompt(1, oneSecond-5)), c, 2*time.Second, Ended)
+			ends(pickAt(t, p, a, long), c, 50*time.Millisecond, Ended)
+		}, oneSecond},
+		"broken off": {func(p *Pool, c *testClock) { p.BrokenOff(ends(pickAt(t, p, a, long), c, part, Ended)) }, inPart},
+		"broken off, which is reported first": {func(p *Pool, c *testClock) {
+			r := pickAt(t, p, a, long)
+			p.BrokenOff(r.ID())
+			ends(r, c, part, Ended)
+		}, inPart},
+		"abandoned": {func(p *Pool, c *testClock) { ends(pickAt(t, p, a, long), c, part, Abandoned) }, 0},
+		"failed":    {func(p *Pool, c *testClock) { ends(pickAt(t, p, a, long), c, 2*time.Second, Failed) }, 0},
+		"served elsewhere": {func(p *Pool, c *testClock) {
+			r := pickAt(t, p, b, long)
+			r.Served(addressOf(a))
+			ends(r, c, 2*time.Second, Ended)
+		}, oneSecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			told, clock := &recorder{}, &testClock{}
+			f := New(Options{
+				Metrics: telemetry.NewMetrics(prometheus.NewRegistry()), Seed: 1, Clock: func() time.Duration { return clock.now }, Teller: told,
+			})
+			f.SetPool(pool.Pool{Name: llama}, numbered(2))
+			tt.do(f.Pool(llama), clock)
+			follower, _ := newFleet(t)
+			follower.SetPool(pool.Pool{Name: llama}, numbered(2))
+			for i := range told.events {
+				follower.Apply("other", &told.events[i])
+			}
+			for who, p := range map[string]*Pool{"the picker": f.Pool(llama), "the follower": follower.Pool(llama)} {
+				if got := (heldAt(t, p, long, a) + selection.BlockTokens - 1) / selection.BlockTokens; got != tt.want {
+					t.Errorf("%s takes the endpoint to have %d blocks, want %d", who, got, tt.want)
+				}
+			}
+		})
 	}
 }
 

@@ -38,19 +38,33 @@ func (p *Pool) move(r *Reservation, to int32, now time.Duration) {
 	p.reuse(from)
 }
 
-// release ends the call.
-func (p *Pool) release(r *Reservation, outcome Outcome, now time.Duration) {
+// release ends the call. It reports whether its endpoint is taken to have prefilled the prompt, and how many of its blocks
+// the endpoint may lack all the same, if the call was broken off.
+func (p *Pool) release(r *Reservation, outcome Outcome, now time.Duration) (prefilled bool, unsure int) {
 	n, kept := r.claim.Endpoint, r.kept
 	computed := p.choice.Computed(&r.claim, now) / selection.BlockTokens
-	prefilled := p.choice.Release(&r.claim, outcome, now)
-	p.takeAway(r, prefilled)
-	if prefilled && r.withdrawn != p.slots[n].withdrawn {
-		p.insert(r, p.index.Held(int(n), r.blocks))
-	}
+	prefilled = p.choice.Release(&r.claim, outcome, now)
+	p.depart(r, prefilled)
 	sure := len(r.blocks)
 	if outcome == Ended {
 		sure = min(sure, max(p.doubts.found(n, r.blocks, min(kept, r.kept)), p.toldOf(n, r.blocks))+computed)
 	}
+	p.keep(r, prefilled, sure, now)
+	return prefilled, len(r.blocks) - sure
+}
+
+// depart notes that the call is no longer at its endpoint, and that its prompt stays there if it was prefilled.
+func (p *Pool) depart(r *Reservation, prefilled bool) {
+	n := r.claim.Endpoint
+	p.takeAway(r, prefilled)
+	if prefilled && r.withdrawn != p.slots[n].withdrawn {
+		p.insert(r, p.index.Held(int(n), r.blocks))
+	}
+}
+
+// keep notes what its endpoint has of the prompt of a call that ended.
+func (p *Pool) keep(r *Reservation, prefilled bool, sure int, now time.Duration) {
+	n := r.claim.Endpoint
 	switch {
 	case prefilled && p.confirm(n, r.blocks, true):
 		p.doubts.confirm(n, r.blocks)

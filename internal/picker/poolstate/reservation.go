@@ -85,7 +85,7 @@ func (r *Reservation) Served(addr netip.AddrPort) {
 		p.metrics.ServedElsewhere()
 	}
 	if !ours {
-		p.tell(r.id, Event{Kind: Released, Outcome: Refused})
+		p.tell(r.id, Event{Kind: Released, Outcome: Refused, NotPrefilled: true})
 		p.release(r, Refused, now)
 		r.end()
 		return
@@ -115,8 +115,8 @@ func (r *Reservation) Release(outcome Outcome) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.tell(r.id, Event{Kind: Released, Outcome: outcome})
-	p.release(r, outcome, p.clock())
+	prefilled, unsure := p.release(r, outcome, p.clock())
+	p.tell(r.id, Event{Kind: Released, Outcome: outcome, NotPrefilled: !prefilled, Unsure: unsure})
 	r.end()
 }
 

@@ -55,28 +55,39 @@ func stopped(t *testing.T, p *corev1.Pod) func() {
 
 // cutOff makes a pod's node vanish: every packet to the pod is dropped without telling anybody, and nobody probes it.
 func cutOff(t *testing.T, p *corev1.Pod) func() {
+	found, err := the.LoseNode(p.UID)
+	must(t, err)
+	heard := swallow(t, "to "+p.Status.PodIP)
+	return func() {
+		heard()
+		found()
+	}
+}
+
+// swallow drops the packets that rules of routing select, without telling anybody.
+func swallow(t *testing.T, rules ...string) (end func()) {
 	ip := func(command string) {
 		if out, err := exec.Command("ip", strings.Fields(command)...).CombinedOutput(); err != nil {
 			t.Fatalf("ip %s: %v: %s", command, err, out)
 		}
 	}
-	found, err := the.LoseNode(p.UID)
-	must(t, err)
 	// A device that nobody reads swallows packets. A blackhole route would tell local senders at once.
 	ip("tuntap add nowhere mode tun")
 	ip("link set nowhere up")
-	ip("route add " + p.Status.PodIP + " dev nowhere table 77")
+	ip("route add default dev nowhere table 77")
 	// All addresses here are local to the machine, and the rule for local addresses comes first: ours must precede it.
 	ip("rule add pref 1 lookup local")
 	ip("rule del pref 0")
-	rule := "to " + p.Status.PodIP + " lookup 77"
-	ip("rule add pref 0 " + rule)
+	for _, rule := range rules {
+		ip("rule add pref 0 " + rule + " lookup 77")
+	}
 	return func() {
-		ip("rule del pref 0 " + rule)
+		for _, rule := range rules {
+			ip("rule del pref 0 " + rule + " lookup 77")
+		}
 		ip("rule add pref 0 lookup local")
 		ip("rule del pref 1")
 		ip("link del nowhere")
-		found()
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/selection"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
@@ -47,11 +48,17 @@ type event struct {
 
 	NotPrefilled bool `cbor:"11,keyasint,omitempty"`
 	Unsure       int  `cbor:"12,keyasint,omitempty"`
+
+	Tokens  float64 `cbor:"13,keyasint,omitempty"`
+	Seconds float64 `cbor:"14,keyasint,omitempty"`
 }
 
 // fromEvent makes an event without its blocks.
 func fromEvent(e *poolstate.Event) event {
-	out := event{Kind: uint8(e.Kind), Pool: e.Pool.String(), Call: e.Call, Outcome: uint8(e.Outcome), NotPrefilled: e.NotPrefilled, Unsure: e.Unsure}
+	out := event{
+		Kind: uint8(e.Kind), Pool: e.Pool.String(), Call: e.Call, Outcome: uint8(e.Outcome), NotPrefilled: e.NotPrefilled, Unsure: e.Unsure,
+		Tokens: e.Speed.Tokens, Seconds: e.Speed.Seconds,
+	}
 	if e.Endpoint.IsValid() {
 		out.Endpoint = e.Endpoint.String()
 	}
@@ -67,7 +74,7 @@ var errNotUnderstood = errors.New("a message of a picker is not understood")
 func (e *event) event() (poolstate.Event, error) {
 	out := poolstate.Event{
 		Kind: poolstate.EventKind(e.Kind), Call: e.Call, Outcome: poolstate.Outcome(e.Outcome), Uncached: e.Uncached,
-		NotPrefilled: e.NotPrefilled, Unsure: e.Unsure,
+		NotPrefilled: e.NotPrefilled, Unsure: e.Unsure, Speed: selection.Learned{Tokens: e.Tokens, Seconds: e.Seconds},
 		Facts: request.Facts{Model: e.Model, Stream: e.Stream, PromptBytes: e.Bytes},
 	}
 	var named, whole bool

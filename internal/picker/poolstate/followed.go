@@ -29,29 +29,33 @@ const (
 	toldWithin = 250 * time.Millisecond
 	// followedFor is how long a pool counts as picked for by a picker after a pick there.
 	followedFor = 2 * time.Second
+	// speedEvery is how often another picker is told what is observed of a server's prefill. It cannot observe that itself: it
+	// hears of calls in messages, and not when they began.
+	speedEvery = 5 * time.Second
 	// lostAtOnce is how many calls of a lost picker end while the pool's mutex is held.
 	lostAtOnce = 64
 )
 
-// EventKind is a kind of event.
+// EventKind is a kind of event. Most are events in a call's life.
 type EventKind uint8
 
-// The kinds of events in a call's life.
+// The kinds of events.
 const (
 	Reserved  EventKind = iota + 1 // the call is picked for Endpoint
 	Moved                          // Endpoint serves it instead
 	Responded                      // the headers of its answer show the endpoint's health: Outcome
 	Released                       // it has ended: Outcome
 	BrokenOff                      // a proxy reports that it was broken off before its answer's first byte
+	Learned                        // of no call: what was observed of Endpoint's prefill: Speed
 )
 
-// Event is one thing that a picker decided about a call, or learned of it.
+// Event is one thing that a picker decided or learned.
 type Event struct {
 	Kind EventKind
 	Pool types.NamespacedName
 	// Call is the call's id. Calls of different pickers have different ones, but for chance.
 	Call uint64
-	// Endpoint is set where Reserved or Moved.
+	// Endpoint is set where Reserved, Moved or Learned.
 	Endpoint netip.AddrPort
 	// Facts has, where Reserved, the model, the prompt's length and blocks, and whether the answer streams.
 	Facts request.Facts
@@ -63,6 +67,8 @@ type Event struct {
 	// of the prompt's blocks it lacks if the call turns out to have been broken off.
 	NotPrefilled bool
 	Unsure       int
+	// Speed is set where Learned.
+	Speed selection.Learned
 }
 
 // Teller tells other pickers what this one decides. Its methods are called with a pool's mutex held: they must be quick.
@@ -81,6 +87,18 @@ func (p *Pool) tell(call uint64, e Event) {
 	told := e // which is allocated here, and so only where somebody follows
 	told.Pool, told.Call = p.name, call
 	p.teller.Tell(&told)
+}
+
+// tellSpeed tells what is observed of endpoint n's prefill, now and then, where this picker picks.
+func (p *Pool) tellSpeed(n int32, now time.Duration) {
+	s := &p.slots[n]
+	if p.teller == nil || now < s.speedTold+speedEvery || now > p.own.last+speedEvery || !p.teller.Followed() {
+		return
+	}
+	s.speedTold = now
+	if speed := p.choice.Learned(n, now); speed.Seconds > 0 {
+		p.tell(0, Event{Kind: Learned, Endpoint: s.addr, Speed: speed})
+	}
 }
 
 // Apply applies an event of the picker that is called from. What it says of unknown pools, endpoints and calls changes
@@ -123,6 +141,11 @@ func (p *Pool) apply(from string, e *Event) {
 		return
 	case BrokenOff:
 		p.brokenOff(e.Call)
+		return
+	case Learned:
+		if n, known := p.byAddr[e.Endpoint]; known && p.standsBy(now) {
+			p.choice.Learn(n, e.Speed, now)
+		}
 		return
 	}
 	r := p.theirs[from][e.Call]

@@ -134,6 +134,72 @@ func TestFollowersKeepWhatWasPrefilled(t *testing.T) {
 	}
 }
 
+// A follower takes a server's speed from the picker that picks, which tells it every five seconds, and from no reading: by what
+// it hears, a call takes no time. A picker that picks itself believes its own readings.
+func TestFollowersTakeSpeedsAsTold(t *testing.T) {
+	const a = "10.0.0.1:8000"
+	told, clock := &recorder{}, &testClock{}
+	f := New(Options{
+		Metrics: telemetry.NewMetrics(prometheus.NewRegistry()), Seed: 1, Clock: func() time.Duration { return clock.now }, Teller: told,
+	})
+	f.SetPool(pool.Pool{Name: llama}, numbered(1))
+	p := f.Pool(llama)
+	var due []func()
+	follower := New(Options{
+		Metrics: telemetry.NewMetrics(prometheus.NewRegistry()), Seed: 1, Clock: func() time.Duration { return clock.now },
+		After: func(_ time.Duration, do func()) { due = append(due, do) },
+	})
+	follower.SetPool(pool.Pool{Name: llama}, numbered(1))
+	var served int64
+	reading := func() modelmetrics.Reading {
+		return modelmetrics.Reading{
+			WaitingSplit: true, CapacityTokens: 1 << 20, FirstTokens: served, FirstTokenSeconds: float64(served), ComputedTokens: served * 4000,
+		}
+	}
+	hear := func() (speeds int) {
+		for i := range told.events {
+			if told.events[i].Kind == Learned {
+				speeds++
+			}
+			follower.Apply("other", &told.events[i])
+		}
+		told.events = nil
+		return speeds
+	}
+	speeds := 0
+	for i := range 20 { // seconds, with a call of 4,000 tokens a second that takes one
+		r := pickAt(t, p, a, prompt(uint64(i), 4000/selection.BlockTokens))
+		clock.now += time.Second
+		served++
+		p.Observe(addressOf(a), reading(), 0)
+		r.Release(Answered)
+		speeds += hear()
+		follower.Pool(llama).Observe(addressOf(a), reading(), 0)
+		for _, do := range due {
+			do()
+		}
+		due = nil
+		if of := follower.Pool(llama).choice.Learned(0, clock.now); speeds == 0 && of.Seconds > 0 {
+			t.Errorf("before any speed is told the follower takes %v for observed", of)
+		}
+	}
+	want, got := p.choice.Learned(0, clock.now), follower.Pool(llama).choice.Learned(0, clock.now)
+	if speeds < 3 || speeds > 5 {
+		t.Errorf("speeds were told %d times in 20 s, want about 4 times", speeds)
+	}
+	if want.Seconds == 0 {
+		t.Fatal("the picker has learned no speed")
+	}
+	if rate := want.Tokens / want.Seconds; got.Seconds == 0 || got.Tokens/got.Seconds < 0.9*rate || got.Tokens/got.Seconds > 1.1*rate {
+		t.Errorf("the follower takes %v for observed, and the picker %v", got, want)
+	}
+	pickAt(t, follower.Pool(llama), a, prompt(99, 1)).Release(Answered)
+	follower.Apply("other", &Event{Kind: Learned, Pool: llama, Endpoint: addressOf(a), Speed: selection.Learned{Tokens: 1e6, Seconds: 29}})
+	if now := follower.Pool(llama).choice.Learned(0, clock.now); now != got {
+		t.Errorf("a picker that picks believes another one that it observed %v; it had %v", now, got)
+	}
+}
+
 // However many calls another picker tells of, and never of their ends, a pool follows so many, and keeps so much of them.
 func TestFollowedCallsAreBounded(t *testing.T) {
 	f, _ := newFleet(t)

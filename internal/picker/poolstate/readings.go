@@ -202,6 +202,7 @@ func (p *Pool) observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 		MaxAdapters:     r.MaxLoRA,
 		RunningAdapters: r.RunningAdapters,
 		WaitingAdapters: r.WaitingAdapters,
+		Told:            p.standsBy(now),
 		Counters: selection.Counters{
 			Prefilled:         prefilled(&r),
 			FirstTokens:       r.FirstTokens,
@@ -218,6 +219,7 @@ func (p *Pool) observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 	p.occupy(n, &r, first.Shared)
 	p.pace.served.add(now, min(first.Counted, mostServed))
 	s.observed.compare(first)
+	p.tellSpeed(n, now)
 	if !p.standsBy(now) { // the other picker counts them
 		p.metrics.FirstTokens(first.Calls, first.Expected, first.Observed)
 	}

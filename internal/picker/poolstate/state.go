@@ -101,6 +101,8 @@ type slot struct {
 	blockTokens int
 	// told is nil where the server does not tell of its cache.
 	told *told
+	// speedTold is when other pickers were last told of its speed.
+	speedTold time.Duration
 	// observed is nil until the endpoint is read.
 	observed *observed
 }

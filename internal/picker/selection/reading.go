@@ -26,6 +26,8 @@ type Reading struct {
 	MaxAdapters int
 	// RunningAdapters and WaitingAdapters are the adapters of running and of waiting calls, in any order, repeats allowed.
 	RunningAdapters, WaitingAdapters []string
+	// Told says that another picker told of the calls in flight. When they began is not known well enough to show a speed.
+	Told bool
 	Counters
 }
 
@@ -97,7 +99,7 @@ func (s *State) Observe(n int32, now time.Duration, r *Reading) FirstTokens {
 		l.ratio.observe(t, prefilled.prompts, float64(r.Prompts-prompts))
 	}
 	switch {
-	case r.mayDefer():
+	case r.mayDefer(), r.Told:
 	case r.FirstTokens > 0:
 		s.learnFromFirstTokens(n, t, prefilled)
 	default:

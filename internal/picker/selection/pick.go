@@ -120,7 +120,8 @@ type rule struct {
 	now    float64 // seconds of the clock
 	prompt int     // tokens
 	share  float64 // the cost of a token to prefill, to this call and to others, as a multiple of its time
-	bound  float64 // the calls in flight at which a candidate takes no more, for each token a second of its speed
+	// A candidate takes no more calls at so many in flight, or at so many for each token a second of its speed if that is more.
+	bound, boundOfSpeed float64
 
 	id       int32 // the adapter's; none where the call needs none
 	name     uint64
@@ -137,9 +138,10 @@ func (p *pick) rule(now time.Duration) rule {
 	return r
 }
 
-// crowd sets the bound on calls in flight, and what a token to prefill costs. A candidate's fair share of the calls is that of
-// its speed in the speed of all, so at least one candidate is always below the bound. Where some candidate is idle or soon will be, others pay for the token what they pay at half the fleet's
-// limit. Where all have long queues, every call that arrives until one of them is empty waits for the token, and the
+// crowd sets the bound on calls in flight, and what a token to prefill costs. The bound is a multiple of the mean, or of the
+// candidate's share of the pool's speed if that is more. In overload it is of the mean alone: cached prompts that were evicted
+// then make servers look slow. At least one candidate is always below its bound. Where some candidate is idle or soon will be,
+// others pay for the token what they pay at half the fleet's limit. Where all have long queues, every call that arrives until one of them is empty waits for the token, and the
 // pool is short of prefill: then cached tokens count for more. Candidates that are avoided take no calls, so their
 // empty queues do not count, unless all candidates are avoided.
 func (p *pick) crowd(r *rule) {
@@ -147,7 +149,11 @@ func (p *pick) crowd(r *rule) {
 	if l.candidates == 0 {
 		l = p.load(r.now, false)
 	}
-	r.bound = p.settings.Spread * float64(l.calls+1) / l.rate * (1 - rounding)
+	most := p.settings.Spread * float64(l.calls+1) * (1 - rounding)
+	r.bound = max(batch, most/float64(l.candidates))
+	if l.soonest-r.now < busyTime {
+		r.boundOfSpeed = most / l.rate
+	}
 	others := min(max(leastOthers, (l.soonest-r.now)/busyTime), mostOthers)
 	r.share = 1 + others*p.settings.CacheBias
 }
@@ -208,7 +214,7 @@ func (p *pick) costs(r *rule) {
 
 // over reports whether an endpoint has as many calls in flight as it may have.
 func (r *rule) over(h *hot) bool {
-	return h.own >= batch && float64(h.own) >= r.bound*h.rate
+	return float64(h.own) >= max(r.bound, r.boundOfSpeed*h.rate)
 }
 
 // Uncached returns how many of a prompt's tokens an endpoint must prefill that has so many of its blocks cached. A

@@ -418,7 +418,7 @@ func TestBoundIsOfTheHealthy(t *testing.T) {
 	}
 }
 
-// An endpoint may have calls in flight in proportion to its speed. Few calls are never too many.
+// A fast endpoint may have calls in flight in proportion to its speed, a slow one as many as if all were alike.
 func TestBoundFollowsSpeed(t *testing.T) {
 	for name, tt := range map[string]struct {
 		endpoints []endpoint
@@ -426,8 +426,8 @@ func TestBoundFollowsSpeed(t *testing.T) {
 	}{
 		"alike":                {endpoints: []endpoint{{requests: 60}, {requests: 10}, {requests: 10}}, want: []int{0}},
 		"the first is faster":  {endpoints: []endpoint{{requests: 60, rate: 80_000}, {requests: 10}, {requests: 10}}},
-		"the second is slower": {endpoints: []endpoint{{requests: 40}, {requests: 30, rate: 800}, {requests: 40}}, want: []int{1}},
-		"few at a slow one":    {endpoints: []endpoint{{requests: 40}, {requests: 15, rate: 800}, {requests: 40}}},
+		"the second is slower": {endpoints: []endpoint{{requests: 40}, {requests: 70, rate: 800}, {requests: 10}}},
+		"the slower has most":  {endpoints: []endpoint{{requests: 20}, {requests: 100, rate: 800}, {requests: 10}}, want: []int{1}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			v := viewOf(tt.endpoints)

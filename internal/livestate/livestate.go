@@ -9,7 +9,7 @@ import "time"
 type State struct {
 	// Time is when the state was taken, by the picker's clock.
 	Time time.Time `json:"time"`
-	// Picker is the picker whose state it is: its host's name, which is its pod's in a cluster.
+	// Picker is the picker whose state it is: its pod's name, outside Kubernetes its host's.
 	Picker string `json:"picker"`
 	// Others are the other pickers of the same Service, in the order of their names.
 	Others []Other `json:"otherPickers"`
@@ -70,8 +70,8 @@ type Endpoint struct {
 	// Reading is what the server reported when it was last read; nil where it was never read.
 	Reading *Reading `json:"reading"`
 
-	// ReservedRequests are the calls in flight of this picker and of those that it follows, and ReservedTokens their estimated uncached prompt tokens
-	// that wait to be prefilled.
+	// ReservedRequests are the calls in flight of this picker and of those that it follows, and ReservedTokens their estimated
+	// uncached prompt tokens that wait to be prefilled.
 	ReservedRequests int     `json:"reservedRequests"`
 	ReservedTokens   float64 `json:"reservedTokens"`
 

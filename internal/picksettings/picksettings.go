@@ -28,7 +28,7 @@ type Settings struct {
 	SessionHeader string
 	// CacheBias multiplies the cost to other calls of a token to prefill.
 	CacheBias float64
-	// Spread bounds an endpoint's calls in flight to this multiple of its share: that of its speed in the speed of all.
+	// Spread bounds an endpoint's calls in flight to this multiple of the mean, or of its share of the pool's speed if that is more.
 	Spread float64
 	// PrefillRate is the assumed prefill speed of an endpoint, in tokens a second, until its own speed is learned.
 	PrefillRate float64

@@ -28,8 +28,8 @@ const (
 // adapters is what a pool knows of LoRA adapters. A call names its adapter in the field in which other calls name the
 // base model, so readings must tell which names are adapters. A name that a reading lists is an adapter, whatever it
 // was taken for before. Of the others the name of an endpoint's own model is a base model, and so is a name in flight at
-// an endpoint whose reading should list it and does not: a server may go by more names than it reports. Until a reading tells, a name counts as an adapter while it has calls in flight, so that the first calls with it go
-// to one endpoint. Such a name takes no slot, rules out no endpoint, and is forgotten with its last call. Where no
+// an endpoint whose reading should list it and does not: a server may go by more names than it reports. Until a reading
+// tells, a name counts as an adapter while it has calls in flight, so that the first calls with it go to one endpoint. Such a name takes no slot, rules out no endpoint, and is forgotten with its last call. Where no
 // endpoint reports adapter slots, there are no adapters.
 //
 // A reading should list a call's adapter from the call's first token on. Recent versions of vLLM list it when the front

@@ -100,8 +100,9 @@
 // # Bounds
 //
 // Some endpoints are picked only when no other endpoint is left. From the least to the most avoided they are: those
-// with more calls in flight than a multiple of the mean, or of their share of the pool's speed if that is more; those whose adapter slots are all in use by other adapters, of
-// the picker's own calls or of others', for a call that is known to name an adapter; those that shed calls lately; those
+// with more calls in flight than a multiple of the mean, or of their share of the pool's speed if that is more; those
+// whose adapter slots are all in use by other adapters, of the picker's own calls or of others', for a call that is known
+// to name an adapter; those that shed calls lately; those
 // that do not answer; those that failed lately. No cost outweighs such a class. Within a class, cost decides: where all
 // endpoints shed or fail, one of them is picked all the same.
 //

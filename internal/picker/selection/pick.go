@@ -141,9 +141,9 @@ func (p *pick) rule(now time.Duration) rule {
 // crowd sets the bound on calls in flight, and what a token to prefill costs. The bound is a multiple of the mean, or of the
 // candidate's share of the pool's speed if that is more. In overload it is of the mean alone: cached prompts that were evicted
 // then make servers look slow. At least one candidate is always below its bound. Where some candidate is idle or soon will be,
-// others pay for the token what they pay at half the fleet's limit. Where all have long queues, every call that arrives until one of them is empty waits for the token, and the
-// pool is short of prefill: then cached tokens count for more. Candidates that are avoided take no calls, so their
-// empty queues do not count, unless all candidates are avoided.
+// others pay for the token what they pay at half the fleet's limit. Where all have long queues, every call that arrives until
+// one of them is empty waits for the token, and the pool is short of prefill: then cached tokens count for more. Candidates
+// that are avoided take no calls, so their empty queues do not count, unless all candidates are avoided.
 func (p *pick) crowd(r *rule) {
 	l := p.load(r.now, p.unwell > 0)
 	if l.candidates == 0 {

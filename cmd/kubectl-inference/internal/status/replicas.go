@@ -35,14 +35,15 @@ func (j *judgement) replicas() {
 		return
 	}
 	var picking []livestate.PickedBy
-	for _, a := range answers {
+	picks := make([]bool, len(answers))
+	for i, a := range answers {
 		if own := j.ownPicks(a); own != nil {
-			picking = append(picking, *own)
+			picking, picks[i] = append(picking, *own), true
 		}
 	}
 	slices.SortFunc(picking, func(a, b livestate.PickedBy) int { return cmp.Compare(a.Until, b.Until) })
-	for _, a := range answers {
-		j.out.Picker.Replicas = append(j.out.Picker.Replicas, j.replica(a, picking))
+	for i, a := range answers {
+		j.out.Picker.Replicas = append(j.out.Picker.Replicas, j.replica(a, picks[i], picking))
 	}
 	if both := livestate.AtOnce(picking); len(both) > 0 {
 		j.say(livestate.Picking(picking), `docs/troubleshooting.md says under "Several pickers" what to look at`)
@@ -77,9 +78,9 @@ func (j *judgement) ownPicks(a cluster.Answer) *livestate.PickedBy {
 	return nil
 }
 
-// replica judges one replica. picking are those that picked of late, the last one first.
-func (j *judgement) replica(a cluster.Answer, picking []livestate.PickedBy) Replica {
-	out := Replica{Pod: a.Pod.String(), Picks: j.ownPicks(a) != nil}
+// replica judges one replica, and whether it picks is told. picking are those that picked of late, the last one first.
+func (j *judgement) replica(a cluster.Answer, picks bool, picking []livestate.PickedBy) Replica {
+	out := Replica{Pod: a.Pod.String(), Picks: picks}
 	if err := cmp.Or(a.Err, a.StateErr); err != nil {
 		out.Problem = err.Error()
 		return out

@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -32,34 +33,30 @@ func TestPickersKnowWhatOthersDecided(t *testing.T) {
 	}
 	for _, harm := range []struct {
 		name   string
-		do     func()
+		do     func(t *testing.T)
 		sudden bool
 	}{
-		{"the pool's picker is killed", func() {
-			must(t, the.Kill(pickerNamed(ctx, t, home).UID))
-		}, true},
-		{"the pickers do not reach each other for 10 s, and meet again", func() {
+		{"the pool's picker is killed", func(t *testing.T) { killPicker(ctx, t, c, home) }, true},
+		{"the pickers do not reach each other for 10 s, and meet again", func(t *testing.T) {
 			heard := split(ctx, t)
 			saysWhoPicks(ctx, t, c.name, map[string]string{home: "picks for the pool"}, "stands by\n")
 			time.Sleep(10 * time.Second)
 			heard()
 			saysWhoPicks(ctx, t, c.name, map[string]string{home: "picks for the pool"}, "stands by, at most ")
 		}, false},
-		{"the pool's picker is killed after that", func() {
-			must(t, the.Kill(pickerNamed(ctx, t, home).UID))
-		}, true},
-		{"the node of the pool's picker is lost for 10 s", func() {
+		{"the pool's picker is killed after that", func(t *testing.T) { killPicker(ctx, t, c, home) }, true},
+		{"the node of the pool's picker is lost for 10 s", func(t *testing.T) {
 			defer cutOff(t, pickerNamed(ctx, t, home))()
 			time.Sleep(10 * time.Second)
 		}, true},
-		{"all pickers are replaced, one after another", func() { rollPickers(ctx, t) }, false},
-		{"one picker is left", func() { scalePickers(ctx, t, 1) }, false},
-		{"there are three", func() { scalePickers(ctx, t, 3) }, false},
-		{"and two", func() { scalePickers(ctx, t, 2) }, false},
+		{"all pickers are replaced, one after another", func(t *testing.T) { rollPickers(ctx, t) }, false},
+		{"one picker is left", func(t *testing.T) { scalePickers(ctx, t, 1) }, false},
+		{"there are five", func(t *testing.T) { scalePickers(ctx, t, 5) }, false},
+		{"and two", func(t *testing.T) { scalePickers(ctx, t, 2) }, false},
 	} {
 		t.Run(harm.name, func(t *testing.T) {
 			began, picked := time.Now(), sumOf(picksBy(ctx, t, c.name))
-			harm.do()
+			harm.do(t)
 			took := time.Since(began)
 			time.Sleep(5 * time.Second)
 			got := talk.since(began)
@@ -76,6 +73,29 @@ func TestPickersKnowWhatOthersDecided(t *testing.T) {
 			talk.log(t, began)
 		})
 	}
+}
+
+// killPicker kills a picker, and logs how long it takes until another one picks for the pool.
+func killPicker(ctx context.Context, t *testing.T, c choice, name string) {
+	t.Helper()
+	others := func() (n int) {
+		for picker, picks := range picksBy(ctx, t, c.name) {
+			if picker != name {
+				n += picks
+			}
+		}
+		return n
+	}
+	picked, victim := others(), pickerNamed(ctx, t, name)
+	killed := time.Now()
+	must(t, the.Kill(victim.UID))
+	eventually(ctx, t, "a pick by another picker", func(context.Context) error {
+		if others() == picked {
+			return fmt.Errorf("none after %s", time.Since(killed))
+		}
+		return nil
+	})
+	t.Logf("another picker picks %s after the pool's is killed", time.Since(killed).Round(time.Millisecond))
 }
 
 // split keeps all pickers from each other. Waypoints still reach them.
@@ -114,13 +134,17 @@ func (f found) String() string {
 }
 
 // converse has eight callers each hold ten conversations in turn, of ten turns, one call at a time. The first conversations are
-// shorter, each of another length, so that at any time as many begin.
-func converse(ctx context.Context, c choice) *talk {
+// shorter, each of another length, so that at any time as many begin. Each caller has one of the clients, if any are given.
+func converse(ctx context.Context, c choice, clients ...*http.Client) *talk {
 	const conversations, turns = 10, 10
 	out := &talk{}
 	var wait sync.WaitGroup
 	var stopped atomic.Bool
 	for caller := range callers {
+		from := c.client()
+		if len(clients) > 0 {
+			from = clients[caller%len(clients)]
+		}
 		wait.Go(func() {
 			held := make([]*traffic.Conversation, conversations)
 			began := make([]int, conversations) // the turns, of all conversations, at which they began
@@ -135,7 +159,7 @@ func converse(ctx context.Context, c choice) *talk {
 					held[which] = traffic.NewConversation(fmt.Sprint("Conversation ", caller, n, time.Now()), uint64(caller<<32+n))
 				}
 				ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-				answer, err := held[which].Ask(ctx, c.client(), c.host, "sample-model", 300, 2)
+				answer, err := held[which].Ask(ctx, from, c.host, "sample-model", 300, 2)
 				cancel()
 				one := turn{at: time.Now(), err: err}
 				if err == nil {

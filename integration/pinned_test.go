@@ -104,7 +104,7 @@ func TestPoolsHaveTheirPicker(t *testing.T) {
 // saysWhoPicks checks what status says of each picker of a pool; others is what it says of those that are not named.
 func saysWhoPicks(ctx context.Context, t *testing.T, pool string, picker map[string]string, others string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	all := pickers(ctx, t)
 	eventually(ctx, t, "a status that tells who picks", func(ctx context.Context) error {

@@ -1,5 +1,5 @@
-// Package caller is a client inside the mesh: a pod with an identity, whose connections go by HBONE through the waypoint of
-// their host, as ztunnel routes them. It knows nothing of the services that it calls.
+// Package caller is a client inside the mesh: a pod with an identity, whose connections come from its address and go by HBONE
+// through the waypoint of their host, as ztunnel routes them. It knows nothing of the services that it calls.
 package caller
 
 import (
@@ -30,6 +30,7 @@ type Caller struct {
 
 	cluster *cluster.Cluster
 	config  *tls.Config
+	address netip.Addr
 
 	mu      sync.Mutex
 	dialers map[netip.Addr]*hbone.Dialer
@@ -58,8 +59,14 @@ func New(ctx context.Context, k *cluster.Cluster, namespace, name, account strin
 	}
 	c := &Caller{cluster: k, config: config, dialers: map[netip.Addr]*hbone.Dialer{}}
 	c.HTTP = &http.Client{Transport: &http.Transport{DialContext: c.dial, MaxIdleConnsPerHost: 64}}
-	_, err = k.ReadyPod(ctx, namespace, pod.Labels)
-	return c, err
+	ready, err := k.ReadyPod(ctx, namespace, pod.Labels)
+	if err != nil {
+		return nil, err
+	}
+	if c.address, err = netip.ParseAddr(ready.Status.PodIP); err != nil {
+		return nil, fmt.Errorf("pod %s: %w", name, err)
+	}
+	return c, nil
 }
 
 // Close ends the caller's idle connections.
@@ -103,7 +110,7 @@ func (c *Caller) dialer(via netip.Addr) *hbone.Dialer {
 	defer c.mu.Unlock()
 	d, ok := c.dialers[via]
 	if !ok {
-		d = hbone.NewDialer(via, c.config)
+		d = hbone.NewDialer(c.address, via, c.config)
 		c.dialers[via] = d
 	}
 	return d

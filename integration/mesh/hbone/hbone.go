@@ -115,9 +115,14 @@ type Dialer struct {
 	via       string
 }
 
-// NewDialer makes a Dialer to the HBONE port of via, with the identity in config.
-func NewDialer(via netip.Addr, config *tls.Config) *Dialer {
+// NewDialer makes a Dialer to the HBONE port of via, with the identity in config. Its connections come from the address from, or
+// from any address of the machine where that is the zero Addr.
+func NewDialer(from, via netip.Addr, config *tls.Config) *Dialer {
 	transport := &http.Transport{TLSClientConfig: config, Protocols: new(http.Protocols)}
+	if from.IsValid() {
+		dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
+		transport.DialContext = dialer.DialContext
+	}
 	transport.Protocols.SetHTTP2(true)
 	return &Dialer{transport: transport, via: netip.AddrPortFrom(via, Port).String()}
 }

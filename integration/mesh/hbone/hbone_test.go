@@ -59,7 +59,7 @@ func setUp(t *testing.T) (*Dialer, string) {
 		}
 	})
 	awaitListening(t, netip.AddrPortFrom(pod, Port).String())
-	dialer := NewDialer(pod, config.Clone())
+	dialer := NewDialer(netip.Addr{}, pod, config.Clone())
 	t.Cleanup(dialer.Close)
 	return dialer, program.Addr().String()
 }

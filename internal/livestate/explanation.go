@@ -35,6 +35,8 @@ type Cost struct {
 	Prefill float64 `json:"prefill"`
 	Others  float64 `json:"others"`
 	Batch   float64 `json:"batch"`
+	// Pickers is what other pickers may have sent to an endpoint of theirs, where several pick for the pool.
+	Pickers float64 `json:"pickers"`
 	Memory  float64 `json:"memory"`
 	Adapter float64 `json:"adapter"`
 	Session float64 `json:"session"`

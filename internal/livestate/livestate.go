@@ -32,6 +32,8 @@ type Pool struct {
 	Endpoints []Endpoint `json:"endpoints"`
 	// PickedBy are the pickers that picked for the pool in the last ten seconds, in the order of their names.
 	PickedBy []PickedBy `json:"pickedBy"`
+	// Split says that each picker picks for a part of the callers, at the same time as others.
+	Split bool `json:"split,omitempty"`
 	// Picks are some of the latest picks, the newest first.
 	Picks []Pick `json:"recentPicks"`
 }

@@ -45,6 +45,8 @@ type Settings struct {
 	MetricsPath string
 	// PrefixEvents makes the picker learn from the servers' events what their caches have.
 	PrefixEvents bool
+	// Split makes all pickers pick for the pool, each for a part of its callers. Else one picks for all.
+	Split bool
 	// Usage makes the picker count the tokens in the usage of the endpoints' answers.
 	Usage bool
 }
@@ -84,6 +86,7 @@ var setters = map[string]func(*Settings, string) error{
 	"engine":        func(s *Settings, v string) error { return setEngine(&s.Engine, v) },
 	"metrics-path":  func(s *Settings, v string) error { return setPath(&s.MetricsPath, v) },
 	"prefix-source": func(s *Settings, v string) error { return setSource(&s.PrefixEvents, v) },
+	"split":         func(s *Settings, v string) error { return setSplit(&s.Split, v) },
 	"usage":         func(s *Settings, v string) error { return setBool(&s.Usage, v) },
 }
 
@@ -180,6 +183,15 @@ func setBool(to *bool, text string) error {
 		return nil
 	}
 	return errors.New("want true or false")
+}
+
+func setSplit(callers *bool, text string) error {
+	switch text {
+	case "none", "callers":
+		*callers = text == "callers"
+		return nil
+	}
+	return errors.New("want none or callers")
 }
 
 func setSource(events *bool, text string) error {

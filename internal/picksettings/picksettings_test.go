@@ -29,12 +29,12 @@ func TestParse(t *testing.T) {
 			annotations: map[string]string{
 				"session-header": "X-Session-ID", "cache-bias": "1.5", "spread": "3", "prefill-rate": "20000", "cache-tokens": "100000",
 				"adapter-load-time": "300ms", "avoid-for": "2s", "avoid-max": "5m", "engine": "sglang", "metrics-path": "/m",
-				"usage": "true", "prefix-source": "events",
+				"usage": "true", "prefix-source": "events", "split": "callers",
 			},
 			want: Settings{
 				SessionHeader: "x-session-id", CacheBias: 1.5, Spread: 3, PrefillRate: 20000, CacheTokens: 100_000,
 				AdapterLoad: 300 * time.Millisecond, AvoidFor: 2 * time.Second, AvoidMax: 5 * time.Minute, Engine: "sglang", MetricsPath: "/m",
-				Usage: true, PrefixEvents: true,
+				Usage: true, PrefixEvents: true, Split: true,
 			},
 		},
 		"a wrong one leaves the others": {
@@ -45,11 +45,11 @@ func TestParse(t *testing.T) {
 		"all that is wrong at once": {
 			annotations: map[string]string{
 				"session-header": "a b", "cache-bias": "NaN", "prefill-rate": "-1", "cache-tokens": "1e9", "adapter-load-time": "5",
-				"avoid-for": "0s", "avoid-max": "48h", "engine": "llama", "metrics-path": "metrics", "usage": "yes", "prefix-source": "zmq",
+				"avoid-for": "0s", "avoid-max": "48h", "engine": "llama", "metrics-path": "metrics", "usage": "yes", "prefix-source": "zmq", "split": "sessions",
 			},
 			want: Defaults(),
 			wantWrong: []string{"pick-adapter-load-time", "pick-avoid-for", "pick-avoid-max", "pick-cache-bias", "pick-cache-tokens",
-				"pick-engine", "pick-metrics-path", "pick-prefill-rate", "pick-prefix-source", "pick-session-header", "pick-usage"},
+				"pick-engine", "pick-metrics-path", "pick-prefill-rate", "pick-prefix-source", "pick-session-header", "pick-split", "pick-usage"},
 		},
 		"a misspelt one": {
 			annotations: map[string]string{"sesion-header": "x"}, want: Defaults(),
@@ -106,7 +106,7 @@ func TestSettingsAreDocumented(t *testing.T) {
 		"session-header": "none", "engine": "found out", "metrics-path": d.MetricsPath,
 		"cache-bias": fmt.Sprint(d.CacheBias), "spread": fmt.Sprint(d.Spread), "prefill-rate": fmt.Sprint(d.PrefillRate),
 		"cache-tokens": fmt.Sprint(d.CacheTokens), "adapter-load-time": text(d.AdapterLoad),
-		"avoid-for": text(d.AvoidFor), "avoid-max": text(d.AvoidMax), "usage": fmt.Sprint(d.Usage), "prefix-source": "text",
+		"avoid-for": text(d.AvoidFor), "avoid-max": text(d.AvoidMax), "usage": fmt.Sprint(d.Usage), "prefix-source": "text", "split": "none",
 	}
 	if diff := cmp.Diff(want, documented); diff != "" {
 		t.Errorf("defaults in docs/picker-settings.md (-want +got):\n%s", diff)

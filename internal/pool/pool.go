@@ -24,6 +24,10 @@ const (
 	// a stream to the picker. It is the contract between the controller and the picker.
 	NameHeader = "inference-waypoint-pool"
 
+	// SplitHeader is the gRPC metadata key that names the caller, when the pool is split. It decides then which of our pickers gets
+	// the stream, in the place of the pool's name.
+	SplitHeader = "inference-waypoint-caller"
+
 	// TokenHeader is the gRPC metadata key of the token by which a waypoint proves that it serves the pool.
 	TokenHeader = "inference-waypoint-token"
 

@@ -54,7 +54,8 @@ type PickerCluster struct {
 	Port uint32
 	// Own says that the picker is this project's. Then all calls of a pool go to the same picker of several, whichever
 	// waypoint asks, so that one picker knows all that is known of the pool. Calls carry the pool's name in the metadata of
-	// their ext_proc stream (pool.NameHeader). When that picker is ejected or leaves, its pools go to the others, and come
+	// their ext_proc stream (pool.NameHeader). Where a pool is split, all calls of a caller go to the same picker: they also carry
+	// the caller's address (pool.SplitHeader). When that picker is ejected or leaves, its pools go to the others, and come
 	// back when it does.
 	Own bool
 }
@@ -93,7 +94,7 @@ func PickerPatch(p PickerCluster) (*Patch, error) {
 	policy := clusterv3.Cluster_ROUND_ROBIN // the zero value, which leaves istiod's policy
 	if p.Own {
 		// Maglev gives each waypoint the same table, and moves few pools when a picker comes or goes.
-		policy, http.HashPolicy = clusterv3.Cluster_MAGLEV, byPool()
+		policy, http.HashPolicy = clusterv3.Cluster_MAGLEV, byCallerOrPool()
 	}
 	options, err := pack(http)
 	if err != nil {
@@ -127,13 +128,15 @@ func PickerPatch(p PickerCluster) (*Patch, error) {
 	}, nil
 }
 
-// byPool hashes the name of the pool that a stream to the picker is for.
-func byPool() []*routev3.RouteAction_HashPolicy {
-	return []*routev3.RouteAction_HashPolicy{{
-		PolicySpecifier: &routev3.RouteAction_HashPolicy_Header_{
-			Header: &routev3.RouteAction_HashPolicy_Header{HeaderName: pool.NameHeader},
-		},
-	}}
+// byCallerOrPool hashes the caller of a stream to the picker, where it is named, or else the pool that the stream is for.
+func byCallerOrPool() (out []*routev3.RouteAction_HashPolicy) {
+	for _, header := range []string{pool.SplitHeader, pool.NameHeader} {
+		out = append(out, &routev3.RouteAction_HashPolicy{
+			PolicySpecifier: &routev3.RouteAction_HashPolicy_Header_{Header: &routev3.RouteAction_HashPolicy_Header{HeaderName: header}},
+			Terminal:        true,
+		})
+	}
+	return out
 }
 
 // askAnother asks another picker if the connection to the first is lost before it has answered, for example because the

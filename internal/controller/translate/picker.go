@@ -97,6 +97,9 @@ func invalidRef(message string) poolstatus.Verdict {
 	return poolstatus.Verdict{Reason: inferencev1.InferencePoolReasonInvalidExtensionRef, Message: message}
 }
 
+// callerAddress is Envoy's format string for the IP address of a call's pod. A pod's conversations go to one picker by it.
+const callerAddress = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
+
 // pickerSettings makes the settings with which a waypoint asks a pool's picker.
 func (t translator) pickerSettings(r readPool) envoypatch.Picker {
 	out := envoypatch.Picker{Protocol: envoypatch.Duplex, FailOpen: r.FailureMode == pool.FailOpen}
@@ -106,6 +109,9 @@ func (t translator) pickerSettings(r readPool) envoypatch.Picker {
 	if r.picker.ours {
 		out.Protocol = envoypatch.Buffered
 		out.Metadata = t.opening(pool.NameHeader, r)
+		if settings, _ := picksettings.Parse(t.Pool(r.Name).Annotations); settings.Split {
+			out.Metadata[pool.SplitHeader] = callerAddress
+		}
 	}
 	return out
 }

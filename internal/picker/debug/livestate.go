@@ -61,6 +61,7 @@ func poolAt(p *poolstate.Pool, wall time.Time, processes map[string]string) live
 		Name:      p.Name().String(),
 		Endpoints: make([]livestate.Endpoint, 0, len(now.Endpoints)),
 		PickedBy:  make([]livestate.PickedBy, 0, len(now.Stints)),
+		Split:     now.Split,
 		Picks:     make([]livestate.Pick, 0, len(now.Picks)),
 	}
 	for _, s := range now.Stints {

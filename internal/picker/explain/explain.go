@@ -30,7 +30,7 @@ func candidate(r *poolstate.Ranked) livestate.Candidate {
 		ObservedToExpected: poolstate.Known(r.ObservedToExpected),
 		Cost: livestate.Cost{
 			Total: poolstate.Rounded(r.Cost), Wait: poolstate.Rounded(r.Wait), Prefill: poolstate.Rounded(r.Prefill), Others: poolstate.Rounded(r.Others),
-			Batch: poolstate.Rounded(r.Batch), Memory: poolstate.Rounded(r.Memory), Adapter: poolstate.Rounded(r.Adapter), Session: poolstate.Rounded(r.Session),
+			Batch: poolstate.Rounded(r.Batch), Pickers: poolstate.Rounded(r.Pickers), Memory: poolstate.Rounded(r.Memory), Adapter: poolstate.Rounded(r.Adapter), Session: poolstate.Rounded(r.Session),
 		},
 	}
 	if !math.IsInf(r.ReadingAge, 0) {

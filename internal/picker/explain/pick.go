@@ -46,6 +46,7 @@ func reason(first, second *livestate.Candidate) string {
 		{b.Wait - a.Wait, "shorter queue"},
 		{b.Prefill + b.Others - a.Prefill - a.Others, prefillReason(first, second)},
 		{b.Batch - a.Batch, "fewer calls in flight"},
+		{b.Pickers - a.Pickers, "this picker's own endpoint"},
 		{b.Memory - a.Memory, "more free KV memory"},
 		{b.Adapter - a.Adapter, "adapter " + first.AdapterState},
 		{b.Session - a.Session, "the session's own endpoint"},

@@ -47,6 +47,7 @@ type Peers struct {
 	followed atomic.Bool
 	decided  atomic.Bool
 	kick     chan struct{} // an event waits to be sent
+	hurry    chan struct{} // one waits that should be heard of soon
 	closing  chan struct{} // closed when no more events come
 	close    sync.Once
 	giving   chan struct{} // full while a copy is given
@@ -73,6 +74,7 @@ func New(o Options) *Peers {
 		running:   make(chan struct{}),
 		identity:  &identity{secret: o.Secret},
 		kick:      make(chan struct{}, 1),
+		hurry:     make(chan struct{}, 1),
 		closing:   make(chan struct{}),
 		giving:    make(chan struct{}, 1),
 		followers: map[*follower]struct{}{},

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -543,4 +544,22 @@ func cpu(b *testing.B) time.Duration {
 		b.Fatal(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// Events of a pool for which several pick are told sooner.
+func TestSomeEventsAreToldSoon(t *testing.T) {
+	for soon, want := range map[bool]time.Duration{false: flushEvery, true: flushSoon} {
+		synctest.Test(t, func(t *testing.T) {
+			p := New(Options{})
+			began := time.Now()
+			p.Tell(&poolstate.Event{Kind: poolstate.Reserved, Soon: soon})
+			p.Tell(&poolstate.Event{Kind: poolstate.Reserved})
+			if last := p.collect(t.Context()); last {
+				t.Error("the events are taken for the last ones")
+			}
+			if took := time.Since(began); took != want {
+				t.Errorf("events of which one is to be told soon (%t) are collected for %s, want %s", soon, took, want)
+			}
+		})
+	}
 }

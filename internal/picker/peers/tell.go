@@ -16,6 +16,9 @@ const (
 	// flushEvery is for how long events are collected into one message. A message to two pickers costs as much as some 50 to
 	// 200 events (docs/design.md), and a picker that takes over a pool misses what was decided since the last one.
 	flushEvery = 200 * time.Millisecond
+	// flushSoon is the same where several pick for the same pool: until one hears of the others' calls, it may send its own to the
+	// same endpoint. It is no shorter, as each message then has few events.
+	flushSoon = 20 * time.Millisecond
 	// beat is how often a picker without events says that it is there.
 	beat = time.Second
 	// mostUnsent bounds what waits to be sent to one follower, in bytes: ten seconds of 1,000 calls a second.
@@ -39,6 +42,9 @@ type follower struct {
 	cut    bool
 	wake   chan struct{}
 }
+
+// Process is this picker's id, by which others know it.
+func (p *Peers) Process() string { return p.process }
 
 // Followed says whether any picker follows. It is asked for each decision.
 func (p *Peers) Followed() bool {
@@ -105,6 +111,9 @@ func (p *Peers) Tell(e *poolstate.Event) {
 	if first {
 		wake(p.kick)
 	}
+	if e.Soon {
+		wake(p.hurry)
+	}
 }
 
 // cutAll makes all followers begin again with a copy.
@@ -144,12 +153,8 @@ func (p *Peers) send(ctx context.Context) {
 		case <-p.closing:
 		case <-p.kick:
 		}
-		select {
-		case <-ctx.Done():
+		if last = p.collect(ctx); ctx.Err() != nil {
 			return
-		case <-p.closing:
-			last = true
-		case <-time.After(flushEvery):
 		}
 		p.mu.Lock()
 		told, p.pending = p.pending, told
@@ -168,6 +173,24 @@ func (p *Peers) send(ctx context.Context) {
 		}
 		p.flushed = last
 		p.mu.Unlock()
+	}
+}
+
+// collect waits while events come that are told in one message. It reports whether they are the last ones.
+func (p *Peers) collect(ctx context.Context) (last bool) {
+	flush := time.NewTimer(flushEvery)
+	defer flush.Stop()
+	for hurry := p.hurry; ; hurry = nil {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-p.closing:
+			return true
+		case <-hurry:
+			flush.Reset(flushSoon)
+		case <-flush.C:
+			return false
+		}
 	}
 }
 

@@ -69,10 +69,14 @@ type Event struct {
 	Unsure       int
 	// Speed is set where Learned.
 	Speed selection.Learned
+	// Soon says, where Reserved, that others pick for the pool too and should hear of it as soon as they can.
+	Soon bool
 }
 
 // Teller tells other pickers what this one decides. Its methods are called with a pool's mutex held: they must be quick.
 type Teller interface {
+	// Process is this picker's id, by which others know it.
+	Process() string
 	// Followed says whether any picker follows.
 	Followed() bool
 	// Tell tells all that follow. It must not keep the event's blocks.
@@ -124,6 +128,25 @@ func (f *Fleet) Lost(from string) {
 			lost = lost[n:]
 		}
 	}
+}
+
+// share finds out which of the pickers this one is that pick for the pool at the same time.
+func (p *Pool) share(now time.Duration) {
+	number, of := 0, 1
+	if p.settings.Load().Split && p.teller != nil {
+		own := p.teller.Process()
+		for process, s := range p.others {
+			if now >= s.last+stintShown {
+				continue
+			}
+			of++
+			if process < own {
+				number++
+			}
+		}
+	}
+	p.shared = of > 1
+	p.choice.Share(number, of)
 }
 
 // standsBy says whether another picker picks for the pool, and this one does not.

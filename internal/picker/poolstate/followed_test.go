@@ -14,6 +14,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/modelmetrics"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/request"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/selection"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
@@ -75,6 +76,7 @@ func TestReadingsWaitForWhatIsTold(t *testing.T) {
 // recorder keeps what a picker tells.
 type recorder struct{ events []Event }
 
+func (*recorder) Process() string { return "recorder" }
 func (*recorder) Followed() bool  { return true }
 func (r *recorder) Tell(e *Event) { r.events = append(r.events, *e) }
 
@@ -429,4 +431,54 @@ func TestStints(t *testing.T) {
 	want(Stint{"", 5 * time.Second, 5 * time.Second}, Stint{"a", 7 * time.Second, 7 * time.Second})
 	clock.now = 15 * time.Second
 	want(Stint{"a", 7 * time.Second, 7 * time.Second})
+}
+
+// Where a pool is split, pickers that picked for it of late share its endpoints, and tell of each call soon.
+func TestASplitPoolIsShared(t *testing.T) {
+	for name, tt := range map[string]struct {
+		split            bool
+		quiet            time.Duration // since the other picker's last pick
+		wantSoon, wantIt bool
+	}{
+		"split":                          {split: true, wantSoon: true, wantIt: true},
+		"split, and the other is quiet":  {split: true, quiet: stintShown + time.Second},
+		"not split":                      {},
+		"not split, but picked for here": {quiet: time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			told, clock := &recorder{}, &testClock{}
+			f := New(Options{
+				Metrics: telemetry.NewMetrics(prometheus.NewRegistry()), Seed: 1, Clock: func() time.Duration { return clock.now }, Teller: told,
+			})
+			f.SetPool(pool.Pool{Name: llama}, numbered(8))
+			settings := picksettings.Defaults()
+			settings.Split = tt.split
+			f.Configure(llama, settings)
+			f.Apply("other", reserved(1, prompt(1, 50)))
+			f.Apply("other", released(1))
+			clock.now += tt.quiet
+			p := f.Pool(llama)
+			var r Reservation
+			decision, err := p.Pick(&Call{Facts: prompt(2, 50), Explained: true}, &r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Release(Answered)
+			if soon := told.events[0].Soon; soon != tt.wantSoon {
+				t.Errorf("the call is to be told soon: %t, want %t", soon, tt.wantSoon)
+			}
+			theirs := 0
+			for _, row := range decision.Ranking {
+				if row.Pickers > 0 {
+					theirs++
+				}
+			}
+			if (theirs > 0) != tt.wantIt {
+				t.Errorf("%d of the ranked endpoints are the other picker's", theirs)
+			}
+			if p.Snapshot().Split != tt.split {
+				t.Error("the pool's state does not tell whether it is split")
+			}
+		})
+	}
 }

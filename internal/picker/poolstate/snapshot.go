@@ -16,6 +16,8 @@ type Snapshot struct {
 	Endpoints []EndpointState
 	// Stints tell which pickers picked for the pool of late, in no order.
 	Stints []Stint
+	// Split says that each picker picks for a part of the callers.
+	Split bool
 	// Picks are some of the latest picks, the newest first.
 	Picks []Decision
 }
@@ -59,6 +61,7 @@ func (p *Pool) Snapshot() Snapshot {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	out.At = p.clock()
+	out.Split = p.settings.Load().Split
 	out.Picks = p.recent.latest()
 	out.Stints = p.stints(out.At)
 	for n := range p.slots {

@@ -66,6 +66,7 @@ type Pool struct {
 	own        stint            // of this picker
 	others     map[string]stint // of those that are followed, by process
 	followedAt time.Duration    // when another picker last picked
+	shared     bool             // others pick for the pool at the same time
 	taken      uint64           // how many readings were taken at once
 }
 
@@ -218,7 +219,8 @@ func (p *Pool) choose(c *Call, r *Reservation, wanted bool) (rows []Ranked, keep
 	var choices [selection.Choices]selection.Choice
 	n := p.choice.Pick(&call, now, p.rnd, &choices)
 	p.reserve(r, p.nextID(), &call, &choices[0], int(p.held[choices[0].Endpoint]), now)
-	p.tell(r.id, Event{Kind: Reserved, Endpoint: p.slots[choices[0].Endpoint].addr, Facts: *c.Facts, Uncached: choices[0].Uncached})
+	p.choice.Decided(choices[0].Endpoint, now, choices[0].Uncached)
+	p.tell(r.id, Event{Kind: Reserved, Endpoint: p.slots[choices[0].Endpoint].addr, Facts: *c.Facts, Uncached: choices[0].Uncached, Soon: p.shared})
 	r.picked = n
 	for i, c := range choices[:n] {
 		r.texts[i] = p.slots[c.Endpoint].text
@@ -247,6 +249,7 @@ func (p *Pool) selectionCall(c *Call, now time.Duration) (selection.Call, error)
 		}
 	}
 	p.index.Match(c.Facts.Blocks, p.held)
+	p.share(now)
 	p.choice.Age(now, snap.numbers)
 	return selection.Call{Facts: c.Facts, Session: c.Session, Candidates: candidates, Cached: p.cachedBlocks(c.Facts.Blocks)}, nil
 }

@@ -23,7 +23,7 @@ type Reason struct {
 	// ReadingAge is how old the last reading is, in seconds; +Inf where there is none.
 	ReadingAge float64
 
-	Wait, Prefill, Others, Batch, Memory, Adapter, Session float64
+	Wait, Prefill, Others, Batch, Pickers, Memory, Adapter, Session float64
 	// AdapterState says whether the endpoint has the call's adapter or room for it; "" where the call names no adapter.
 	AdapterState string
 
@@ -83,6 +83,7 @@ func (p *pick) reason(r *rule, e int32, home bool) Reason {
 	tokens := float64(own) * h.perToken
 	why.Others = (r.share - 1 + h.displaces) * tokens
 	why.Batch = callTokens * h.perToken * h.calls
+	why.Pickers = p.unheard(r.now, len(p.Candidates)) * float64(h.theirs)
 	why.Memory = max(0, why.Wait+tokens-h.room)
 	if r.over(h) {
 		why.ruleOut(ClassOverBound, overBound)
@@ -96,7 +97,7 @@ func (p *pick) reason(r *rule, e int32, home bool) Reason {
 	if home {
 		why.Session = -sessionWorth
 	}
-	why.Cost = why.Wait + why.Prefill + why.Others + why.Batch + why.Memory + why.Adapter + why.Session
+	why.Cost = why.Wait + why.Prefill + why.Others + why.Batch + why.Pickers + why.Memory + why.Adapter + why.Session
 	return why
 }
 

@@ -16,6 +16,8 @@ type hot struct {
 	displaces float64
 	// own are the picker's own calls in flight.
 	own int32
+	// theirs is 1 where the endpoint belongs to another picker of the pool, else 0.
+	theirs float32
 	// lastPick is the number of the pick that last chose the endpoint; 0 where none did.
 	lastPick uint64
 }

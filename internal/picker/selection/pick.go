@@ -77,6 +77,7 @@ type scratch struct {
 	classes []class
 	short   []int32
 	equals  []int32
+	order   []int32 // of members
 	holds   []bool  // by endpoint number; all false between picks
 	queue   []place // of one endpoint, while it is observed
 }
@@ -193,6 +194,7 @@ func (p *pick) costs(r *rule) {
 		p.scratch.costs, p.scratch.classes = make([]float64, n), make([]class, n)
 	}
 	costs, classes := p.scratch.costs[:n], p.scratch.classes[:n]
+	unheard := p.unheard(r.now, n)
 	for i, e := range p.Candidates {
 		h := &p.hot[e]
 		wait := h.empty - r.now
@@ -200,7 +202,7 @@ func (p *pick) costs(r *rule) {
 			wait = 0
 		}
 		prefill := float64(Uncached(r.prompt, p.Cached[e])) * h.perToken
-		cost := wait + (r.share+h.displaces)*prefill + (p.perCall+callTokens*h.calls)*h.perToken
+		cost := wait + (r.share+h.displaces)*prefill + (p.perCall+callTokens*h.calls)*h.perToken + unheard*float64(h.theirs)
 		if short := wait + prefill - h.room; short > 0 {
 			cost += short
 		}

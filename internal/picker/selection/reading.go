@@ -300,6 +300,7 @@ func (s *State) Age(now time.Duration, members []int32) {
 		return
 	}
 	s.ageSpeeds(t, members)
+	s.deal(members)
 	s.findSilent(t, members)
 	s.aged = t
 	sum, weights := 0.0, 0.0

@@ -26,6 +26,7 @@ type State struct {
 	observed    []observedSpeed
 	work        work
 	overhead    overhead
+	share       share
 	perCall     float64 // a call's overhead, in tokens to prefill
 	scratch     scratch
 }

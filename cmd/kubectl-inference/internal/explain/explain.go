@@ -36,7 +36,7 @@ func (r Report) Text(wide bool) string {
 	fmt.Fprintf(&out, "It has about %d prompt tokens%s. Asked: %s.\n\n", r.PromptTokens, model, r.Picker)
 	head := []string{"ENDPOINT", "CACHED", "TO PREFILL", "AHEAD", "IN FLIGHT", "FIRST TOKEN", "COST", "BEHIND THE BEST BY"}
 	if wide {
-		head = append(head, "ADDRESS", "WAIT", "PREFILL", "OTHERS", "BATCH", "MEMORY", "ADAPTER", "SESSION", "READING'S AGE", "OBSERVED/EXPECTED")
+		head = append(head, "ADDRESS", "WAIT", "PREFILL", "OTHERS", "BATCH", "PICKERS", "MEMORY", "ADAPTER", "SESSION", "READING'S AGE", "OBSERVED/EXPECTED")
 	}
 	rows := [][]string{head}
 	for i, c := range r.Candidates {
@@ -46,7 +46,7 @@ func (r Report) Text(wide bool) string {
 		}
 		if wide {
 			row = append(row, c.Endpoint, span(c.Cost.Wait), span(c.Cost.Prefill), span(c.Cost.Others), span(c.Cost.Batch),
-				span(c.Cost.Memory), adapter(c), span(c.Cost.Session), age(c.ReadingAge), output.Times(c.ObservedToExpected))
+				span(c.Cost.Pickers), span(c.Cost.Memory), adapter(c), span(c.Cost.Session), age(c.ReadingAge), output.Times(c.ObservedToExpected))
 		}
 		rows = append(rows, row)
 	}
@@ -92,6 +92,7 @@ func behind(best, c livestate.Candidate, isBest bool) string {
 		{"tokens to prefill", c.Cost.Prefill - best.Cost.Prefill},
 		{"calls that would wait for it", c.Cost.Others - best.Cost.Others},
 		{"calls in the batch", c.Cost.Batch - best.Cost.Batch},
+		{"what other pickers may send there", c.Cost.Pickers - best.Cost.Pickers},
 		{"the room in its KV cache", c.Cost.Memory - best.Cost.Memory},
 		{"an adapter to load", c.Cost.Adapter - best.Cost.Adapter},
 		{"the session, which is elsewhere", c.Cost.Session - best.Cost.Session},

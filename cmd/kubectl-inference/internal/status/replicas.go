@@ -9,6 +9,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/cluster"
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
 
 // Replica is one of the pods of a pool's picker. Waypoints ask one of them about the pool. The others follow what that one
@@ -44,6 +45,9 @@ func (j *judgement) replicas() {
 	slices.SortFunc(picking, func(a, b livestate.PickedBy) int { return cmp.Compare(a.Until, b.Until) })
 	for i, a := range answers {
 		j.out.Picker.Replicas = append(j.out.Picker.Replicas, j.replica(a, picks[i], picking))
+	}
+	if settings, _ := picksettings.Parse(j.api.Annotations); settings.Split {
+		return
 	}
 	if both := livestate.AtOnce(picking); len(both) > 0 {
 		j.say(livestate.Picking(picking), `docs/troubleshooting.md says under "Several pickers" what to look at`)

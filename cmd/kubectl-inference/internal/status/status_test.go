@@ -17,6 +17,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/cmd/kubectl-inference/internal/snapshottest"
 	"github.com/inference-waypoint/inference-waypoint/internal/controller/poolstatus"
 	"github.com/inference-waypoint/inference-waypoint/internal/livestate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
@@ -123,6 +124,13 @@ func TestText(t *testing.T) {
 		},
 		"replicas-apart": {
 			change: answers(state([]livestate.Other{{Picker: "10.244.0.9:9004"}}, first), state([]livestate.Other{{Picker: "10.244.0.5:9004"}})),
+			detail: true, wantState: Picking,
+		},
+		"replicas-split": {
+			change: func(s *cluster.Snapshot) {
+				llama(s).Annotations = map[string]string{picksettings.Prefix + "split": "callers"}
+				answers(state(follows("inference-picker-1"), first, second), state(follows("inference-picker-0"), first, second))(s)
+			},
 			detail: true, wantState: Picking,
 		},
 		"replicas-at-once": {

@@ -10,6 +10,7 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/server"
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
 
 const (
@@ -17,10 +18,16 @@ const (
 	// long a message takes to the other replicas.
 	collectedFor = 200 * time.Millisecond
 	onTheWay     = time.Millisecond
+	// soonFor is the same where several pick for the pool.
+	soonFor = 20 * time.Millisecond
 )
 
-// HeardWithin is how long it takes at most until the other replicas have heard an event.
-const HeardWithin = collectedFor + onTheWay
+// HeardWithin is how long it takes at most until the other replicas have heard an event, and HeardSoon the same of a call where
+// several pick for the pool.
+const (
+	HeardWithin = collectedFor + onTheWay
+	HeardSoon   = soonFor + onTheWay
+)
 
 // Pinned is our picker with so many replicas, of which one picks for all calls of the pool. The others hear what it decides.
 func Pinned(n int) Policy {
@@ -47,14 +54,13 @@ func Shared(n int, told bool) Policy {
 func Split(n int) Policy {
 	return severalOf(fmt.Sprintf("split over %d pickers", n), n, true, func(Setting) router {
 		return func(_ time.Duration, c *workload.Call) int { return int(conversation(c) % uint64(n)) }
+	}).with(func(r *replicas) {
+		settings := picksettings.Defaults()
+		settings.Split = true
+		for _, o := range r.all {
+			o.fleet.Configure(poolName, settings)
+		}
 	})
-}
-
-// SplitSooner is Split with replicas that collect their events for a tenth of the time.
-func SplitSooner(n int) Policy {
-	p := Split(n)
-	p.Name += fmt.Sprintf(", heard within %d ms", (collectedFor/10 + onTheWay).Milliseconds())
-	return p.with(func(r *replicas) { r.collectedFor = collectedFor / 10 })
 }
 
 // conversation is a hash of a call's conversation or, where the call has none, of its first block.
@@ -112,25 +118,24 @@ type replicas struct {
 	picker map[int]*replica // of each call in flight
 	read   time.Duration    // when a replica last read the servers
 	// dies is when the first replica dies.
-	dies         time.Duration
-	collectedFor time.Duration
+	dies time.Duration
 }
 
 // replica is one of them.
 type replica struct {
 	*ours
 	name string
-	// told says that others hear what it decides. outbox is what they have not heard, from is its first event's time.
+	// told says that others hear what it decides. outbox is what they have not heard, and is told when it is due.
 	told   bool
 	outbox []poolstate.Event
-	from   time.Duration
+	due    time.Duration
 	// next is when it reads the servers next.
 	next time.Duration
 	dead bool
 }
 
 func newReplicas(s Setting, n int, told bool, route router) (*replicas, error) {
-	p := &replicas{route: route, picker: map[int]*replica{}, dies: math.MaxInt64, collectedFor: collectedFor}
+	p := &replicas{route: route, picker: map[int]*replica{}, dies: math.MaxInt64}
 	for i := range n {
 		r := &replica{name: strconv.Itoa(i), told: told}
 		own := s
@@ -150,10 +155,16 @@ func newReplicas(s Setting, n int, told bool, route router) (*replicas, error) {
 // Followed says whether other replicas hear this one.
 func (r *replica) Followed() bool { return r.told }
 
+// Process is its name.
+func (r *replica) Process() string { return r.name }
+
 // Tell collects an event. The blocks of a call of a workload never change, so they need not be copied.
 func (r *replica) Tell(e *poolstate.Event) {
 	if len(r.outbox) == 0 {
-		r.from = r.now
+		r.due = r.now + collectedFor
+	}
+	if e.Soon {
+		r.due = min(r.due, r.now+soonFor)
 	}
 	r.outbox = append(r.outbox, *e)
 }
@@ -165,7 +176,7 @@ func (p *replicas) pass(now time.Duration) {
 		if i == 0 {
 			until = min(now, p.dies)
 		}
-		if at := r.from + p.collectedFor; len(r.outbox) > 0 && at <= until {
+		if at := r.due; len(r.outbox) > 0 && at <= until {
 			events := r.outbox
 			r.outbox = nil
 			p.others(r, at+onTheWay, func(o *replica) {

@@ -1,12 +1,16 @@
 package peers
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -514,26 +518,87 @@ func TestMessagesThatAreNotUnderstood(t *testing.T) {
 	}
 }
 
-// What telling costs: 1,000 calls a second with prompts of 128 blocks, at a picker alone and at one that two others follow. All
-// three are in this process, so cpu-µs, of the process for a call, has the cost of all. A pick takes some 70 µs with its gRPC.
-func BenchmarkFollowed(b *testing.B) {
-	for _, followers := range []int{0, 2} {
-		b.Run(fmt.Sprintf("by %d", followers), func(b *testing.B) {
-			all := startAll(b, 1+followers)
-			pace := time.NewTicker(10 * time.Millisecond)
-			defer pace.Stop()
-			before := cpu(b)
-			for n := range b.N {
-				if n%10 == 0 {
-					<-pace.C
+// BenchmarkTelling picks at paces in calls a second, alone and followed by two pickers of another process. cpu-µs/op is this
+// process's time for a call; what telling costs is the difference.
+func BenchmarkTelling(b *testing.B) {
+	for _, rate := range []int{1000, 10000} {
+		for _, followers := range []int{0, 2} {
+			b.Run(fmt.Sprintf("%d a second, to %d", rate, followers), func(b *testing.B) {
+				p := start(b, secret)
+				if followers > 0 {
+					followElsewhere(b, p, followers)
 				}
-				r := all[0].pick(prompt(n%1000, 128))
-				r.Responded(poolstate.Ended)
-				r.Release(poolstate.Ended)
-			}
-			b.ReportMetric((cpu(b)-before).Seconds()*1e6/float64(b.N), "cpu-µs/op")
-		})
+				pace := time.NewTicker(10 * time.Millisecond)
+				defer pace.Stop()
+				before := cpu(b)
+				for n := range b.N {
+					if n%(rate/100) == 0 {
+						<-pace.C
+					}
+					r := p.pick(prompt(n%1000, 128))
+					r.Responded(poolstate.Ended)
+					r.Release(poolstate.Ended)
+				}
+				b.ReportMetric((cpu(b)-before).Seconds()*1e6/float64(b.N), "cpu-µs/op")
+			})
+		}
 	}
+}
+
+// elsewhere is the environment variable that has, in a process of followElsewhere, the address of the picker to follow and their
+// number.
+const elsewhere = "FOLLOW"
+
+// followElsewhere starts pickers in a process of their own that follow a picker, and are followed by it, until the benchmark ends.
+func followElsewhere(b *testing.B, p *picker, n int) {
+	b.Helper()
+	child := exec.Command(os.Args[0], "-test.run=^TestFollowElsewhere$", "-test.timeout=10m")
+	child.Env = append(os.Environ(), fmt.Sprintf("%s=%d %s", elsewhere, n, p.address))
+	in, err := child.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	out, err := child.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		_ = in.Close() // which ends it
+		_ = child.Wait()
+	})
+	addresses := []netip.AddrPort{p.address}
+	for lines := bufio.NewScanner(out); len(addresses) <= n && lines.Scan(); {
+		if address, err := netip.ParseAddrPort(lines.Text()); err == nil {
+			addresses = append(addresses, address)
+		}
+	}
+	p.Update(addresses)
+	p.eventually("both follow each other", func() bool {
+		return p.gauge("peers_following") == float64(n) && p.gauge("peers_followed") == float64(n)
+	})
+}
+
+// TestFollowElsewhere is the process of followElsewhere, and tests nothing.
+func TestFollowElsewhere(t *testing.T) {
+	var n int
+	var address string
+	if _, err := fmt.Sscan(os.Getenv(elsewhere), &n, &address); err != nil {
+		t.Skip("it is a process of BenchmarkTelling")
+	}
+	all := []netip.AddrPort{netip.MustParseAddrPort(address)}
+	var followers []*picker
+	for range n {
+		f := start(t, secret)
+		followers, all = append(followers, f), append(all, f.address)
+		fmt.Println(f.address)
+	}
+	for _, f := range followers {
+		f.Update(all)
+	}
+	_, _ = io.Copy(io.Discard, os.Stdin)
 }
 
 // cpu is the processor time that the process has taken.

@@ -50,7 +50,7 @@ const (
 
 // kustomizations are all kustomizations in manifests/ that can be applied.
 var kustomizations = []string{
-	"manifests", "manifests/overlays/default", "manifests/overlays/monitoring", "manifests/monitoring",
+	"manifests", "manifests/overlays/default", "manifests/overlays/monitoring", "manifests/overlays/autoscaling", "manifests/monitoring",
 	"manifests/uninstall",
 }
 

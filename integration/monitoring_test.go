@@ -101,6 +101,83 @@ func TestAlerts(t *testing.T) {
 	}
 }
 
+// The autoscaler's metrics are those of the rules for the Prometheus adapter, whose queries give a number for each picker, also for
+// one that stands by.
+func TestAutoscalerHasItsMetrics(t *testing.T) {
+	ctx := begin(t, 3*time.Minute)
+	setPickers(ctx, t, 2, "")
+	stop := flow(ctx, 4)
+	defer stop()
+	startPrometheus(ctx, t)
+	wanted := map[string]bool{}
+	for _, name := range scaledBy(t) {
+		wanted[name] = true
+	}
+	for name, query := range adapterQueries(t) {
+		if !wanted[name] {
+			t.Errorf("the autoscaler does not use the metric %s", name)
+		}
+		delete(wanted, name)
+		var names []string
+		for _, p := range stayingPickers(ctx, t) {
+			names = append(names, p.Name)
+		}
+		query = strings.NewReplacer("<<.GroupBy>>", "pod", "<<.LabelMatchers>>", fmt.Sprintf("namespace=%q,pod=~%q", system, strings.Join(names, "|")), "[2m]", "[10s]").Replace(query)
+		eventually(ctx, t, "a number for each picker", func(ctx context.Context) error {
+			var p prometheus
+			if err := p.has(ctx, fmt.Sprintf("count(%s >= 0) == %d", query, len(names))); err != nil {
+				return err
+			}
+			return p.has(ctx, fmt.Sprintf("max(%s) > 0", query))
+		})
+	}
+	if len(wanted) > 0 {
+		t.Errorf("the rules have no %v, which the autoscaler uses", wanted)
+	}
+}
+
+// scaledBy returns the names of the metrics that the autoscaler uses.
+func scaledBy(t *testing.T) (names []string) {
+	t.Helper()
+	objects, err := the.Read("manifests/overlays/autoscaling")
+	must(t, err)
+	for _, o := range objects {
+		if o.GetKind() != "HorizontalPodAutoscaler" {
+			continue
+		}
+		metrics, _, err := unstructured.NestedSlice(o.Object, "spec", "metrics")
+		must(t, err)
+		for _, m := range metrics {
+			name, _, err := unstructured.NestedString(m.(map[string]any), "pods", "metric", "name")
+			must(t, err)
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// adapterQueries returns the queries of the rules for the Prometheus adapter by the names of their metrics, with their series.
+func adapterQueries(t *testing.T) map[string]string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(the.Root, "manifests/components/autoscaling/prometheus-adapter.yaml"))
+	must(t, err)
+	var values struct {
+		Rules struct {
+			Custom []struct {
+				SeriesQuery, MetricsQuery string
+				Name                      struct{ As string }
+			}
+		}
+	}
+	must(t, yaml.Unmarshal(text, &values))
+	out := map[string]string{}
+	for _, r := range values.Rules.Custom {
+		series, _, _ := strings.Cut(r.SeriesQuery, "{")
+		out[r.Name.As] = strings.ReplaceAll(r.MetricsQuery, "<<.Series>>", series)
+	}
+	return out
+}
+
 // TestAccessLog reads a waypoint's log line of a call: it names the picked and the serving endpoint, and the pool.
 func TestAccessLog(t *testing.T) {
 	ctx := begin(t, time.Minute)

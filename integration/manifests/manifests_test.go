@@ -31,9 +31,10 @@ func TestChartAndOverlaysAreTheSame(t *testing.T) {
 		overlay string
 		values  []string
 	}{
-		"default":    {overlay: "overlays/default"},
-		"as it is":   {overlay: "."},
-		"monitoring": {overlay: "overlays/monitoring", values: []string{"monitoring.enabled=true"}},
+		"default":     {overlay: "overlays/default"},
+		"as it is":    {overlay: "."},
+		"autoscaling": {overlay: "overlays/autoscaling", values: []string{"picker.autoscaling.enabled=true"}},
+		"monitoring":  {overlay: "overlays/monitoring", values: []string{"monitoring.enabled=true"}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -154,7 +155,11 @@ func TestChartValues(t *testing.T) {
 			want:   []string{"pool: system", "key: gpu", "cpu: 2"},
 		},
 		"waypoints": {values: []string{"picker.waypoints={*/sa/mine}"}, want: []string{"- '*/sa/mine'"}},
-		"replicas":  {values: []string{"controller.replicas=7", "picker.replicas=3"}, want: []string{"replicas: 7", "replicas: 3"}},
+		"autoscaling": {
+			values: []string{"picker.autoscaling.enabled=true", "picker.replicas=3", "picker.autoscaling.maxReplicas=20", "picker.autoscaling.picksPerSecond=500"},
+			want:   []string{"minReplicas: 3", "maxReplicas: 20", `averageValue: "500"`},
+		},
+		"replicas": {values: []string{"controller.replicas=7", "picker.replicas=3"}, want: []string{"replicas: 7", "replicas: 3"}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -197,6 +202,7 @@ func TestChartRefusesWrongValues(t *testing.T) {
 		"an argument that is no flag":   {"picker.extraArgs={verbose}", "/picker/extraArgs/0"},
 		"everybody to answer":           {"picker.waypoints={*}", "/picker/waypoints/0"},
 		"a switch that is none":         {"monitoring.enabled=maybe", "/monitoring/enabled"},
+		"no picks":                      {"picker.autoscaling.picksPerSecond=0", "/picker/autoscaling/picksPerSecond"},
 		"an interval that is none":      {"monitoring.interval=often", "/monitoring/interval"},
 		"a tag that is none":            {"image.tag=a b", "/image/tag"},
 		"a repository that is none":     {"image.repository=https://x/", "/image/repository"},

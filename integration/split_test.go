@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"strings"
 	"testing"
@@ -73,12 +74,12 @@ func TestSplitPool(t *testing.T) {
 	talk.stop()
 
 	c.annotate(ctx, t, picksettings.Prefix+"split", "callers")
-	eventually(ctx, t, "one picker for each pod, and more than one for all", func(ctx context.Context) error {
+	eventually(ctx, t, "one picker for each pod, whatever it claims to be, and more than one for all", func(ctx context.Context) error {
 		all := map[string]bool{}
 		for i, from := range clients {
 			before := picksBy(ctx, t, c.name)
 			for range 4 {
-				if _, err := traffic.Chat(ctx, from, c.host, "sample-model", []traffic.Message{{Role: "user", Content: "Who picks?"}}, 1); err != nil {
+				if _, err := traffic.Chat(ctx, &http.Client{Transport: forging{from.Transport}}, c.host, "sample-model", []traffic.Message{{Role: "user", Content: "Who picks?"}}, 1); err != nil {
 					return err
 				}
 			}
@@ -93,6 +94,15 @@ func TestSplitPool(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// forging makes calls that claim to come from elsewhere, each from another place.
+type forging struct{ http.RoundTripper }
+
+func (f forging) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("X-Forwarded-For", fmt.Sprintf("192.0.2.%d", rand.IntN(256)))
+	return f.RoundTripper.RoundTrip(r)
 }
 
 func (c choice) annotate(ctx context.Context, t *testing.T, name, value string) {

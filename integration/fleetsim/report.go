@@ -165,7 +165,7 @@ func (r *report) heldTable() {
 
 func (r *report) severalTables() {
 	r.heading("Several pickers", fmt.Sprintf("The waypoint's picker, with replicas that hear from each other within %d ms what they decide. Pinned, which is the default, one of them picks for all calls; split, each picks for a part of the conversations, hears from the others within %d ms, and leaves to them servers that are theirs; shared, one is drawn for each call, and none has servers of its own. A replica cannot have heard of calls that come to others at the same time or so little before, and may send its own to the same server. After a failover the second picks for calls that the first picked for until then: the calls after %d such moments in runs of their own, next to the same calls under one picker that goes on.",
-		policy.HeardWithin.Milliseconds(), policy.HeardSoon.Milliseconds(), r.scale.deaths))
+		policy.HeardWithin.Milliseconds(), policy.HeardSoon(shards).Milliseconds(), r.scale.deaths))
 	for _, s := range r.several {
 		writeTable(r.w, s.table(r.results))
 	}

@@ -42,7 +42,7 @@ func severalPolicies(counts []int) []policy.Policy {
 	for _, n := range counts {
 		all = append(all, policy.Shared(n, false))
 	}
-	return append(all, policy.Split(shards))
+	return append(all, policy.Split(shards), policy.SplitUnevenly(shards))
 }
 
 // severalStudies are the real trace on the largest fleet, with caches of 20 %, and two synthetic workloads. As recorded, many

@@ -13,10 +13,23 @@ func (o Other) String() string {
 	return fmt.Sprintf("It knows what %s decided until %.1f s ago.", o.Picker, *o.Silent)
 }
 
+// Together returns the names of pickers that pick for the pool at the same time, although it is not split.
+func (p Pool) Together() []string {
+	if p.Split {
+		return nil
+	}
+	return AtOnce(p.PickedBy)
+}
+
 // Picking says in a sentence which pickers pick for a pool.
-func Picking(by []PickedBy) string {
+func (p Pool) Picking() string {
+	by := p.PickedBy
 	if all := AtOnce(by); len(all) > 0 {
-		return strings.Join(all, " and ") + " pick for the pool at the same time."
+		how := " at the same time."
+		if p.Split {
+			how = ", each for a part of its callers."
+		}
+		return strings.Join(all, " and ") + " pick for the pool" + how
 	}
 	if len(by) == 0 {
 		return "No picker has picked for the pool in the last 10 s."

@@ -97,8 +97,10 @@ func invalidRef(message string) poolstatus.Verdict {
 	return poolstatus.Verdict{Reason: inferencev1.InferencePoolReasonInvalidExtensionRef, Message: message}
 }
 
-// callerAddress is Envoy's format string for the IP address of a call's pod. A pod's conversations go to one picker by it.
-const callerAddress = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
+// callerAddress is Envoy's format string for the IP address that a call's connection comes from: its pod's. A pod's conversations go
+// to one picker by it. Istio notes the address where a waypoint ends the tunnel. Envoy's own DOWNSTREAM_REMOTE_ADDRESS is what
+// callers write into X-Forwarded-For, and the direct one is that of the waypoint's internal listener.
+const callerAddress = "%FILTER_STATE(envoy.filters.listener.original_dst.remote_ip:FIELD:ip)%"
 
 // pickerSettings makes the settings with which a waypoint asks a pool's picker.
 func (t translator) pickerSettings(r readPool) envoypatch.Picker {

@@ -21,7 +21,7 @@ import (
 var files embed.FS
 
 var templates = template.Must(template.New("").Funcs(template.FuncMap{
-	"total": total, "percent": percent, "seconds": seconds, "times": times, "count": count, "clock": clock, "names": names, "note": note, "picking": livestate.Picking, "atOnce": livestate.AtOnce,
+	"total": total, "percent": percent, "seconds": seconds, "times": times, "count": count, "clock": clock, "names": names, "note": note,
 	"known": func(v float64) *float64 { return &v },
 }).ParseFS(files, "page.html"))
 

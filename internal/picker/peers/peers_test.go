@@ -611,20 +611,71 @@ func cpu(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// Events of a pool for which several pick are told sooner.
+// Events of a pool for which several pick are told sooner, by so much the later as more follow, and never later than others.
 func TestSomeEventsAreToldSoon(t *testing.T) {
-	for soon, want := range map[bool]time.Duration{false: flushEvery, true: flushSoon} {
-		synctest.Test(t, func(t *testing.T) {
-			p := New(Options{})
-			began := time.Now()
-			p.Tell(&poolstate.Event{Kind: poolstate.Reserved, Soon: soon})
-			p.Tell(&poolstate.Event{Kind: poolstate.Reserved})
-			if last := p.collect(t.Context()); last {
-				t.Error("the events are taken for the last ones")
-			}
-			if took := time.Since(began); took != want {
-				t.Errorf("events of which one is to be told soon (%t) are collected for %s, want %s", soon, took, want)
-			}
+	const late = flushEvery - time.Millisecond
+	for name, tt := range map[string]struct {
+		followers int
+		soonAfter time.Duration // when an event comes that should be heard of soon; negative where none does
+		want      time.Duration
+	}{
+		"none is to be told soon": {2, -1, flushEvery},
+		"one of two followers":    {2, 0, 2 * flushSoon},
+		"one of ten":              {10, 0, 10 * flushSoon},
+		"one that comes late":     {2, late, flushEvery},
+		"one in between":          {2, 100 * time.Millisecond, 100*time.Millisecond + 2*flushSoon},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := New(Options{})
+				for range tt.followers {
+					p.followers[&follower{}] = struct{}{}
+				}
+				began := time.Now()
+				p.Tell(&poolstate.Event{Kind: poolstate.Reserved})
+				if tt.soonAfter >= 0 {
+					go func() {
+						time.Sleep(tt.soonAfter)
+						p.Tell(&poolstate.Event{Kind: poolstate.Reserved, Soon: true})
+					}()
+				}
+				if last := p.collect(t.Context()); last {
+					t.Error("the events are taken for the last ones")
+				}
+				if took := time.Since(began); took != tt.want {
+					t.Errorf("events are collected for %s, want %s", took, tt.want)
+				}
+			})
 		})
 	}
+}
+
+// An event that should be heard of soon hurries the message that it is in, and not a later one. This goes by send itself.
+func TestHurryEndsWithItsMessage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		registry := prometheus.NewRegistry()
+		p := New(Options{Metrics: telemetry.NewPeerMetrics(registry), Secret: func() []byte { return secret }})
+		f, err := p.join()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go p.send(ctx)
+		took := func(e poolstate.Event, times int) time.Duration {
+			began := time.Now()
+			for range times {
+				p.Tell(&e)
+				synctest.Wait() // so that send takes what hurries before more does
+			}
+			<-f.wake
+			return time.Since(began)
+		}
+		if got := took(poolstate.Event{Kind: poolstate.Reserved, Soon: true}, 3); got != flushSoon {
+			t.Errorf("an event is told after %s that should be heard of soon, want %s", got, flushSoon)
+		}
+		if got := took(poolstate.Event{Kind: poolstate.Reserved}, 1); got != flushEvery {
+			t.Errorf("the next one is told after %s, want %s", got, flushEvery)
+		}
+	})
 }

@@ -25,7 +25,7 @@ const (
 	// doubtBytes is the memory of one such call besides its blocks.
 	doubtBytes = 64
 	// mostReported is how many reported calls are remembered whose end the picker has not seen.
-	mostReported = 64
+	mostReported = 256
 	// idSpare is how many bits of a uint64 a call's id leaves unused: proxies hold the id as a float64.
 	idSpare = 12
 )

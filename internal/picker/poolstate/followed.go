@@ -130,23 +130,20 @@ func (f *Fleet) Lost(from string) {
 	}
 }
 
-// share finds out which of the pickers this one is that pick for the pool at the same time.
+// share finds out which pickers pick for the pool at the same time as this one.
 func (p *Pool) share(now time.Duration) {
-	number, of := 0, 1
+	all := p.sharers[:0]
 	if p.settings.Load().Split && p.teller != nil {
-		own := p.teller.Process()
+		all = append(all, selection.Sharer{Key: selection.Hash(p.teller.Process()), Calls: p.own.calls.until(now, callsOver)})
 		for process, s := range p.others {
-			if now >= s.last+stintShown {
-				continue
-			}
-			of++
-			if process < own {
-				number++
+			if now < s.last+stintShown {
+				all = append(all, selection.Sharer{Key: selection.Hash(process), Calls: s.calls.until(now, callsOver)})
 			}
 		}
+		slices.SortFunc(all[1:], func(a, b selection.Sharer) int { return cmp.Compare(a.Key, b.Key) })
 	}
-	p.shared = of > 1
-	p.choice.Share(number, of)
+	p.sharers = all
+	p.choice.Share(all)
 }
 
 // standsBy says whether another picker picks for the pool, and this one does not.

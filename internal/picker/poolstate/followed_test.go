@@ -482,3 +482,102 @@ func TestASplitPoolIsShared(t *testing.T) {
 		})
 	}
 }
+
+// teller is a picker whose events other pickers hear when hear is called.
+type teller struct {
+	recorder
+	name string
+}
+
+func (t *teller) Process() string { return t.name }
+
+// Three pickers pick for a split pool, and know its endpoints in different orders. Of calls that come to all at the same instant
+// none goes where another picker's goes; and of a burst that comes to one, others' endpoints are left to what may come to the others.
+func TestPickersOfASplitPoolLeaveEachOtherEndpoints(t *testing.T) {
+	const pickers, endpoints = 3, 12
+	clock := &testClock{now: time.Minute}
+	var all []*Fleet
+	var tellers []*teller
+	for i := range pickers {
+		told := &teller{name: fmt.Sprint("picker-", i)}
+		f := New(Options{
+			Metrics: telemetry.NewMetrics(prometheus.NewRegistry()), Seed: uint64(i), Clock: func() time.Duration { return clock.now }, Teller: told,
+		})
+		members := numbered(endpoints)
+		rand.New(rand.NewPCG(1, uint64(i))).Shuffle(endpoints, func(a, b int) { members[a], members[b] = members[b], members[a] })
+		f.SetPool(pool.Pool{Name: llama}, members)
+		settings := picksettings.Defaults()
+		settings.Split = true
+		f.Configure(llama, settings)
+		all, tellers = append(all, f), append(tellers, told)
+	}
+	var inFlight []*Reservation
+	hear := func() { // and all calls end, a second later
+		clock.now += time.Second
+		for _, r := range inFlight {
+			r.Release(Answered)
+		}
+		inFlight = nil
+		for i, from := range tellers {
+			for k, f := range all {
+				for e := range from.events {
+					if k != i {
+						f.Apply(from.name, &from.events[e])
+					}
+				}
+			}
+			from.events = nil
+		}
+	}
+	prompts := uint64(0)
+	picks := func(f *Fleet) string {
+		prompts++
+		r := &Reservation{}
+		if _, err := f.Pool(llama).Pick(&Call{Facts: prompt(prompts, 100)}, r); err != nil {
+			t.Fatal(err)
+		}
+		inFlight = append(inFlight, r)
+		return r.texts[0]
+	}
+	for range 40 { // so that each knows that the others pick, as often as it does
+		for _, f := range all {
+			picks(f)
+		}
+		hear()
+	}
+	owned := map[string]int{}
+	for _, f := range all {
+		p := f.Pool(llama)
+		for n := range p.slots {
+			if p.choice.Own(int32(n)) {
+				owned[p.slots[n].text]++
+			}
+		}
+	}
+	for endpoint, by := range owned {
+		if by != 1 {
+			t.Errorf("%s belongs to %d pickers", endpoint, by)
+		}
+	}
+	if len(owned) != endpoints {
+		t.Errorf("%d of %d endpoints belong to a picker", len(owned), endpoints)
+	}
+	clock.now += 5 * time.Second
+	went := map[string]int{}
+	for i, f := range all {
+		to := picks(f)
+		if other, taken := went[to]; taken {
+			t.Errorf("pickers %d and %d send calls of the same instant to %s", other, i, to)
+		}
+		went[to] = i
+	}
+	hear()
+	clock.now += 5 * time.Second
+	burst := map[string]int{}
+	for range 2 * endpoints / pickers {
+		burst[picks(all[0])]++
+	}
+	if want := endpoints / pickers; len(burst) != want {
+		t.Errorf("as many calls as two for each endpoint of its own go to %d endpoints, want its %d", len(burst), want)
+	}
+}

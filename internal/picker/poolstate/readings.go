@@ -217,10 +217,10 @@ func (p *Pool) observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 	p.learnCapacity(n, r.CapacityTokens)
 	p.learnGrain(n, r.BlockTokens)
 	p.occupy(n, &r, first.Shared)
-	p.pace.served.add(now, min(first.Counted, mostServed))
+	p.pace.served.add(now, min(first.Counted, mostServed), paceMemory)
 	s.observed.compare(first)
 	p.tellSpeed(n, now)
-	if !p.standsBy(now) { // the other picker counts them
+	if !p.standsBy(now) && p.choice.Own(n) { // another picker counts the others
 		p.metrics.FirstTokens(first.Calls, first.Expected, first.Observed)
 	}
 }

@@ -34,20 +34,20 @@ type recentCalls struct {
 	at    time.Duration // when calls was last decayed
 }
 
-func (c *recentCalls) add(now time.Duration, calls float64) {
-	c.calls, c.at = c.until(now)+calls, now
+func (c *recentCalls) add(now time.Duration, calls float64, over time.Duration) {
+	c.calls, c.at = c.until(now, over)+calls, now
 }
 
-// until returns what is left of the count at the given time.
-func (c *recentCalls) until(now time.Duration) float64 {
-	return c.calls * math.Exp(-max(0, (now-c.at).Seconds())/paceMemory.Seconds())
+// until returns what is left of the count at the given time, where it decays over a time.
+func (c *recentCalls) until(now, over time.Duration) float64 {
+	return c.calls * math.Exp(-max(0, (now-c.at).Seconds())/over.Seconds())
 }
 
 // interval returns the time after which a new reading of one of so many endpoints is of use, at most restInterval.
 func (p *pace) interval(endpoints int, now time.Duration) time.Duration {
-	calls := p.asked.until(now)
+	calls := p.asked.until(now, paceMemory)
 	if calls > leastAsked {
-		calls = max(calls, p.served.until(now))
+		calls = max(calls, p.served.until(now, paceMemory))
 	}
 	perSecond := readingsPerPick * calls / paceMemory.Seconds()
 	seconds := float64(endpoints) / max(perSecond, math.SmallestNonzeroFloat64)

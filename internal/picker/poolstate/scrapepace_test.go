@@ -27,7 +27,7 @@ func TestPaceFollowsCalls(t *testing.T) {
 			var p pace
 			now := time.Hour
 			for end := now + 20*time.Second; test.gap > 0 && now < end; now += test.gap {
-				p.asked.add(now, 1)
+				p.asked.add(now, 1, paceMemory)
 			}
 			if got := p.interval(8, now-test.gap+test.rest); got < test.min || got > test.want {
 				t.Errorf("readings every %v, want %v to %v", got, test.min, test.want)
@@ -41,12 +41,12 @@ func TestPaceFollowsCalls(t *testing.T) {
 func TestCallsOfOthersQuickenThePace(t *testing.T) {
 	var p pace
 	for now := time.Duration(0); now < 20*time.Second; now += 100 * time.Millisecond {
-		p.served.add(now, 4)
+		p.served.add(now, 4, paceMemory)
 	}
 	if got := p.interval(8, 20*time.Second); got != restInterval {
 		t.Errorf("readings every %v without a call, want %v", got, restInterval)
 	}
-	p.asked.add(20*time.Second, 1)
+	p.asked.add(20*time.Second, 1, paceMemory)
 	if got := p.interval(8, 20*time.Second); got < 20*time.Millisecond || got > 30*time.Millisecond {
 		t.Errorf("readings every %v where others make 40 calls a second, want about 25ms", got)
 	}

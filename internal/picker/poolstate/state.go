@@ -63,11 +63,11 @@ type Pool struct {
 	teller     Teller // nil where no other picker follows this one
 	theirs     map[string]map[uint64]*Reservation
 	theirsRoom *fairshare.Share
-	own        stint            // of this picker
-	others     map[string]stint // of those that are followed, by process
-	followedAt time.Duration    // when another picker last picked
-	shared     bool             // others pick for the pool at the same time
-	taken      uint64           // how many readings were taken at once
+	own        stint              // of this picker
+	others     map[string]stint   // of those that are followed, by process
+	followedAt time.Duration      // when another picker last picked
+	sharers    []selection.Sharer // working memory of a pick: who picks for the pool at the same time, this picker first
+	taken      uint64             // how many readings were taken at once
 }
 
 // snapshot is the pool's endpoints at one time; it never changes.
@@ -206,7 +206,7 @@ func (p *Pool) choose(c *Call, r *Reservation, wanted bool) (rows []Ranked, keep
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now = p.clock()
-	p.pace.asked.add(now, 1)
+	p.pace.asked.add(now, 1, paceMemory)
 	p.own.pick(now)
 	call, err := p.selectionCall(c, now)
 	if err != nil {
@@ -220,7 +220,7 @@ func (p *Pool) choose(c *Call, r *Reservation, wanted bool) (rows []Ranked, keep
 	n := p.choice.Pick(&call, now, p.rnd, &choices)
 	p.reserve(r, p.nextID(), &call, &choices[0], int(p.held[choices[0].Endpoint]), now)
 	p.choice.Decided(choices[0].Endpoint, now, choices[0].Uncached)
-	p.tell(r.id, Event{Kind: Reserved, Endpoint: p.slots[choices[0].Endpoint].addr, Facts: *c.Facts, Uncached: choices[0].Uncached, Soon: p.shared})
+	p.tell(r.id, Event{Kind: Reserved, Endpoint: p.slots[choices[0].Endpoint].addr, Facts: *c.Facts, Uncached: choices[0].Uncached, Soon: len(p.sharers) > 1})
 	r.picked = n
 	for i, c := range choices[:n] {
 		r.texts[i] = p.slots[c.Endpoint].text

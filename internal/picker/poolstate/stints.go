@@ -3,7 +3,10 @@ package poolstate
 import "time"
 
 // stint is a time during which a picker picks for a pool, from its first pick to its last, without a pause of stintEnds.
-type stint struct{ first, last time.Duration }
+type stint struct {
+	first, last time.Duration
+	calls       recentCalls
+}
 
 const (
 	// stintEnds is the pause after which a picker's next pick begins another stint.
@@ -12,14 +15,18 @@ const (
 	stintShown = 10 * time.Second
 )
 
+// callsOver is the time over which the calls of pickers are compared: some bursts.
+const callsOver = 30 * time.Second
+
 // never is the stint of a picker that has not picked.
-var never = stint{-stintShown, -stintShown}
+var never = stint{first: -stintShown, last: -stintShown}
 
 func (s *stint) pick(now time.Duration) {
 	if now >= s.last+stintEnds {
 		s.first = now
 	}
 	s.last = now
+	s.calls.add(now, 1, callsOver)
 }
 
 // Stint is a picker's latest stint, of the last ten seconds, on the pool's clock.

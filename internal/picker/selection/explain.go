@@ -83,7 +83,7 @@ func (p *pick) reason(r *rule, e int32, home bool) Reason {
 	tokens := float64(own) * h.perToken
 	why.Others = (r.share - 1 + h.displaces) * tokens
 	why.Batch = callTokens * h.perToken * h.calls
-	why.Pickers = p.unheard(r.now, len(p.Candidates)) * float64(h.theirs)
+	why.Pickers = p.unheard(r.now) * float64(h.theirs)
 	why.Memory = max(0, why.Wait+tokens-h.room)
 	if r.over(h) {
 		why.ruleOut(ClassOverBound, overBound)

@@ -16,7 +16,7 @@ type hot struct {
 	displaces float64
 	// own are the picker's own calls in flight.
 	own int32
-	// theirs is 1 where the endpoint belongs to another picker of the pool, else 0.
+	// theirs is 0 for this picker's own endpoint, else what part of another one's calls goes there, as a multiple of the own calls.
 	theirs float32
 	// lastPick is the number of the pick that last chose the endpoint; 0 where none did.
 	lastPick uint64

@@ -77,7 +77,6 @@ type scratch struct {
 	classes []class
 	short   []int32
 	equals  []int32
-	order   []int32 // of members
 	holds   []bool  // by endpoint number; all false between picks
 	queue   []place // of one endpoint, while it is observed
 }
@@ -194,7 +193,7 @@ func (p *pick) costs(r *rule) {
 		p.scratch.costs, p.scratch.classes = make([]float64, n), make([]class, n)
 	}
 	costs, classes := p.scratch.costs[:n], p.scratch.classes[:n]
-	unheard := p.unheard(r.now, n)
+	unheard := p.unheard(r.now)
 	for i, e := range p.Candidates {
 		h := &p.hot[e]
 		wait := h.empty - r.now

@@ -296,11 +296,16 @@ func weight(age float64) float64 {
 // nothing in most calls.
 func (s *State) Age(now time.Duration, members []int32) {
 	t := now.Seconds()
+	if s.share.stale {
+		s.deal(members)
+	}
 	if t < s.aged+refreshEvery && t >= s.aged {
 		return
 	}
 	s.ageSpeeds(t, members)
-	s.deal(members)
+	if len(s.share.all) > 0 {
+		s.deal(members)
+	}
 	s.findSilent(t, members)
 	s.aged = t
 	sum, weights := 0.0, 0.0

@@ -60,6 +60,7 @@ func (s *State) Reset(n int32, key uint64) {
 	s.hot[n] = hot{perToken: 1 / s.meanRate, rate: s.meanRate, room: math.Inf(1)}
 	s.loads[n] = load{places: s.loads[n].places[:0], reading: noReading()}
 	s.keys[n] = key
+	s.share.stale = true
 }
 
 // Restarted notes that endpoint n restarted and lost what it had in memory. Its speed stays, and so do the picker's own

@@ -12,12 +12,14 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
 
-// Replica is one of the pods of a pool's picker. Waypoints ask one of them about the pool. The others follow what that one
-// decides, to take over.
+// Replica is one of the pods of a pool's picker. Waypoints ask one of them about the pool, or each about a part of the callers where
+// the pool is split. Each follows what the others decide, to take over.
 type Replica struct {
 	Pod string `json:"pod"` // namespace/name
 	// Picks says that it picks for the pool, or did so in the last ten seconds.
 	Picks bool `json:"picks"`
+	// Part says that it picks for a part of the callers.
+	Part bool `json:"part,omitempty"`
 	// Behind is, of a replica that does not pick, for how many seconds at most it does not know what was decided; nil where it does
 	// not follow the one that picks, or where none picks.
 	Behind *float64 `json:"behindSeconds,omitempty"`
@@ -46,11 +48,32 @@ func (j *judgement) replicas() {
 	for i, a := range answers {
 		j.out.Picker.Replicas = append(j.out.Picker.Replicas, j.replica(a, picks[i], picking))
 	}
-	if settings, _ := picksettings.Parse(j.api.Annotations); settings.Split {
+	if j.split() {
+		j.eachFollows(answers, picking)
 		return
 	}
-	if both := livestate.AtOnce(picking); len(both) > 0 {
-		j.say(livestate.Picking(picking), `docs/troubleshooting.md says under "Several pickers" what to look at`)
+	if both := (livestate.Pool{PickedBy: picking}); len(both.Together()) > 0 {
+		j.say(both.Picking(), `docs/troubleshooting.md says under "Several pickers" what to look at`)
+	}
+}
+
+// split reports whether each picker picks for a part of the pool's callers.
+func (j *judgement) split() bool {
+	settings, _ := picksettings.Parse(j.api.Annotations)
+	return settings.Split
+}
+
+// eachFollows says which of the pickers that pick does not know what another one of them decides.
+func (j *judgement) eachFollows(answers []cluster.Answer, picking []livestate.PickedBy) {
+	for _, a := range answers {
+		if j.ownPicks(a) == nil {
+			continue
+		}
+		for _, other := range picking {
+			if other.Picker != a.State.Picker && behind(a, other.Picker) == nil {
+				j.say(fmt.Sprintf("Picker %s does not follow %s, which picks too: both may send their calls to the same endpoint.", a.State.Picker, other.Picker), WhereApart)
+			}
+		}
 	}
 }
 
@@ -84,7 +107,7 @@ func (j *judgement) ownPicks(a cluster.Answer) *livestate.PickedBy {
 
 // replica judges one replica, and whether it picks is told. picking are those that picked of late, the last one first.
 func (j *judgement) replica(a cluster.Answer, picks bool, picking []livestate.PickedBy) Replica {
-	out := Replica{Pod: a.Pod.String(), Picks: picks}
+	out := Replica{Pod: a.Pod.String(), Picks: picks, Part: picks && j.split()}
 	if err := cmp.Or(a.Err, a.StateErr); err != nil {
 		out.Problem = err.Error()
 		return out
@@ -118,6 +141,8 @@ func (r Replica) text() string {
 	switch {
 	case r.Problem != "":
 		return r.Pod + ", not known: " + r.Problem
+	case r.Part:
+		return r.Pod + ", picks for a part of the callers"
 	case r.Picks:
 		return r.Pod + ", picks for the pool"
 	case r.Behind != nil:

@@ -126,6 +126,13 @@ func TestText(t *testing.T) {
 			change: answers(state([]livestate.Other{{Picker: "10.244.0.9:9004"}}, first), state([]livestate.Other{{Picker: "10.244.0.5:9004"}})),
 			detail: true, wantState: Picking,
 		},
+		"replicas-split-apart": {
+			change: func(s *cluster.Snapshot) {
+				llama(s).Annotations = map[string]string{picksettings.Prefix + "split": "callers"}
+				answers(state(follows("inference-picker-1"), first, second), state([]livestate.Other{{Picker: "10.244.0.5:9004"}}, first, second))(s)
+			},
+			detail: true, wantState: Picking,
+		},
 		"replicas-split": {
 			change: func(s *cluster.Snapshot) {
 				llama(s).Annotations = map[string]string{picksettings.Prefix + "split": "callers"}

@@ -36,7 +36,7 @@ func (r Report) Text(wide bool) string {
 
 // pickers says which pickers pick for a pool, and how far the one that answered knows what others decide.
 func (r Report) pickers(p livestate.Pool) string {
-	said := []string{livestate.Picking(p.PickedBy)}
+	said := []string{p.Picking()}
 	for _, o := range r.Others {
 		said = append(said, o.String())
 	}

@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"math"
+	"math/bits"
 	"math/rand/v2"
 	"strconv"
 	"time"
@@ -18,16 +19,15 @@ const (
 	// long a message takes to the other replicas.
 	collectedFor = 200 * time.Millisecond
 	onTheWay     = time.Millisecond
-	// soonFor is the same where several pick for the pool.
-	soonFor = 20 * time.Millisecond
+	// soonFor is the same where several pick for the pool, for each of the others.
+	soonFor = 7 * time.Millisecond
 )
 
-// HeardWithin is how long it takes at most until the other replicas have heard an event, and HeardSoon the same of a call where
-// several pick for the pool.
-const (
-	HeardWithin = collectedFor + onTheWay
-	HeardSoon   = soonFor + onTheWay
-)
+// HeardWithin is how long it takes at most until the other replicas have heard an event.
+const HeardWithin = collectedFor + onTheWay
+
+// HeardSoon is the same of a call where so many replicas pick for the pool.
+func HeardSoon(n int) time.Duration { return time.Duration(n-1)*soonFor + onTheWay }
 
 // Pinned is our picker with so many replicas, of which one picks for all calls of the pool. The others hear what it decides.
 func Pinned(n int) Policy {
@@ -52,8 +52,17 @@ func Shared(n int, told bool) Policy {
 // Split is our picker with so many replicas, each of which picks for a part of the conversations. All hear what the others
 // decide.
 func Split(n int) Policy {
-	return severalOf(fmt.Sprintf("split over %d pickers", n), n, true, func(Setting) router {
-		return func(_ time.Duration, c *workload.Call) int { return int(conversation(c) % uint64(n)) }
+	return split(fmt.Sprintf("split over %d pickers", n), n, func(of uint64) int { return int(of % uint64(n)) })
+}
+
+// SplitUnevenly is Split with half of the conversations at the first replica, and half of the rest at each next one.
+func SplitUnevenly(n int) Policy {
+	return split(fmt.Sprintf("split over %d pickers, unevenly", n), n, func(of uint64) int { return min(bits.TrailingZeros64(of), n-1) })
+}
+
+func split(name string, n int, replica func(conversation uint64) int) Policy {
+	return severalOf(name, n, true, func(Setting) router {
+		return func(_ time.Duration, c *workload.Call) int { return replica(conversation(c)) }
 	}).with(func(r *replicas) {
 		settings := picksettings.Defaults()
 		settings.Split = true
@@ -129,6 +138,7 @@ type replica struct {
 	told   bool
 	outbox []poolstate.Event
 	due    time.Duration
+	soon   time.Duration // for how long it collects events of which one should be heard of soon
 	// next is when it reads the servers next.
 	next time.Duration
 	dead bool
@@ -137,7 +147,7 @@ type replica struct {
 func newReplicas(s Setting, n int, told bool, route router) (*replicas, error) {
 	p := &replicas{route: route, picker: map[int]*replica{}, dies: math.MaxInt64}
 	for i := range n {
-		r := &replica{name: strconv.Itoa(i), told: told}
+		r := &replica{name: strconv.Itoa(i), told: told, soon: time.Duration(n-1) * soonFor}
 		own := s
 		if i > 0 { // replicas draw between equal servers independently; one picker draws as the first of several does
 			own.Seed = rand.New(rand.NewPCG(s.Seed, uint64(i))).Uint64()
@@ -164,7 +174,7 @@ func (r *replica) Tell(e *poolstate.Event) {
 		r.due = r.now + collectedFor
 	}
 	if e.Soon {
-		r.due = min(r.due, r.now+soonFor)
+		r.due = min(r.due, r.now+r.soon)
 	}
 	r.outbox = append(r.outbox, *e)
 }

@@ -15,7 +15,7 @@ import (
 const dies = 20 * time.Second
 
 func severalPolicies() []Policy {
-	return []Policy{Pinned(3), Shared(3, true), Shared(3, false), Split(3), Failover(dies, true), Failover(dies, false)}
+	return []Policy{Pinned(3), Shared(3, true), Shared(3, false), Split(3), SplitUnevenly(3), Failover(dies, true), Failover(dies, false)}
 }
 
 // serve lets idle servers serve calls until all are answered and all replicas have heard of it. It returns where each call went.

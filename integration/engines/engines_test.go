@@ -17,7 +17,10 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/mesh"
@@ -68,11 +71,30 @@ func run(m *testing.M) int {
 	return code
 }
 
+// onePicker leaves one picker, as tests ask the picker what it knows: one that stands by knows no tokens of prompts.
+func onePicker(ctx context.Context) error {
+	deployment := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "inference-system", Name: "inference-picker"}}
+	if err := the.Client.Patch(ctx, deployment, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"replicas":1}}`))); err != nil {
+		return err
+	}
+	return the.Await(ctx, "one picker", func(ctx context.Context) error {
+		var pickers corev1.PodList
+		err := the.Client.List(ctx, &pickers, client.InNamespace("inference-system"), client.MatchingLabels{"app.kubernetes.io/name": "inference-picker"})
+		if n := len(pickers.Items); err == nil && n != 1 {
+			err = fmt.Errorf("%d pickers", n)
+		}
+		return err
+	})
+}
+
 func install(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Minute, errors.New("the engines did not start within ten minutes"))
 	defer cancel()
 	fmt.Fprintf(os.Stderr, "%d vLLMs start: a minute or two\n", Servers)
 	if err := Install(ctx, the.Mesh); err != nil {
+		return err
+	}
+	if err := onePicker(ctx); err != nil {
 		return err
 	}
 	if err := the.ApplyYAML(ctx, `{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}`); err != nil {

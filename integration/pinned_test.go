@@ -104,10 +104,10 @@ func TestPoolsHaveTheirPicker(t *testing.T) {
 // saysWhoPicks checks what status says of each picker of a pool; others is what it says of those that are not named.
 func saysWhoPicks(ctx context.Context, t *testing.T, pool string, picker map[string]string, others string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	soon, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	all := pickers(ctx, t)
-	eventually(ctx, t, "a status that tells who picks", func(ctx context.Context) error {
+	eventually(soon, t, "a status that tells who picks", func(context.Context) error { // the last status ends by itself, so that the error tells it
 		_ = say(ctx, the.caller, hostOf(pool)) // is picked, also where the server has no such model
 		got := kubectl(ctx, t, "", "", "status", pool, "-n", "models").out
 		for _, p := range all {

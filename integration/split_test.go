@@ -3,14 +3,10 @@ package integration
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
-
-	"k8s.io/apimachinery/pkg/types"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/inference-waypoint/inference-waypoint/integration/traffic"
 	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
@@ -78,8 +74,9 @@ func TestSplitPool(t *testing.T) {
 		all := map[string]bool{}
 		for i, from := range clients {
 			before := picksBy(ctx, t, c.name)
-			for range 4 {
-				if _, err := traffic.Chat(ctx, &http.Client{Transport: forging{from.Transport}}, c.host, "sample-model", []traffic.Message{{Role: "user", Content: "Who picks?"}}, 1); err != nil {
+			for n := range 4 {
+				claims := &http.Client{Transport: withHeader{from.Transport, "X-Forwarded-For", fmt.Sprintf("192.0.2.%d", n)}}
+				if _, err := traffic.Chat(ctx, claims, c.host, "sample-model", []traffic.Message{{Role: "user", Content: "Who picks?"}}, 1); err != nil {
 					return err
 				}
 			}
@@ -96,18 +93,9 @@ func TestSplitPool(t *testing.T) {
 	})
 }
 
-// forging makes calls that claim to come from elsewhere, each from another place.
-type forging struct{ http.RoundTripper }
-
-func (f forging) RoundTrip(r *http.Request) (*http.Response, error) {
-	r = r.Clone(r.Context())
-	r.Header.Set("X-Forwarded-For", fmt.Sprintf("192.0.2.%d", rand.IntN(256)))
-	return f.RoundTripper.RoundTrip(r)
-}
-
 func (c choice) annotate(ctx context.Context, t *testing.T, name, value string) {
 	t.Helper()
-	must(t, the.Client.Patch(ctx, pool(c.name), client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, name, value))))
+	must(t, patch(ctx, pool(c.name), fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, name, value)))
 }
 
 // pickersIn returns the pickers that pick for the pool in a time from now on.

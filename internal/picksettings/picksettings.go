@@ -85,8 +85,8 @@ var setters = map[string]func(*Settings, string) error{
 	},
 	"engine":        func(s *Settings, v string) error { return setEngine(&s.Engine, v) },
 	"metrics-path":  func(s *Settings, v string) error { return setPath(&s.MetricsPath, v) },
-	"prefix-source": func(s *Settings, v string) error { return setSource(&s.PrefixEvents, v) },
-	"split":         func(s *Settings, v string) error { return setSplit(&s.Split, v) },
+	"prefix-source": func(s *Settings, v string) error { return setEither(&s.PrefixEvents, v, "text", "events") },
+	"split":         func(s *Settings, v string) error { return setEither(&s.Split, v, "none", "callers") },
 	"usage":         func(s *Settings, v string) error { return setBool(&s.Usage, v) },
 }
 
@@ -185,20 +185,12 @@ func setBool(to *bool, text string) error {
 	return errors.New("want true or false")
 }
 
-func setSplit(callers *bool, text string) error {
+// setEither takes one of two words, the second of which sets the setting.
+func setEither(to *bool, text, no, yes string) error {
 	switch text {
-	case "none", "callers":
-		*callers = text == "callers"
+	case no, yes:
+		*to = text == yes
 		return nil
 	}
-	return errors.New("want none or callers")
-}
-
-func setSource(events *bool, text string) error {
-	switch text {
-	case "text", "events":
-		*events = text == "events"
-		return nil
-	}
-	return errors.New("want text or events")
+	return fmt.Errorf("want %s or %s", no, yes)
 }

@@ -296,16 +296,14 @@ func weight(age float64) float64 {
 // nothing in most calls.
 func (s *State) Age(now time.Duration, members []int32) {
 	t := now.Seconds()
-	if s.share.stale {
+	due := t >= s.aged+refreshEvery || t < s.aged
+	if s.share.stale || due && len(s.share.all) > 0 {
 		s.deal(members)
 	}
-	if t < s.aged+refreshEvery && t >= s.aged {
+	if !due {
 		return
 	}
 	s.ageSpeeds(t, members)
-	if len(s.share.all) > 0 {
-		s.deal(members)
-	}
 	s.findSilent(t, members)
 	s.aged = t
 	sum, weights := 0.0, 0.0

@@ -45,11 +45,14 @@ func (j *judgement) replicas() {
 		}
 	}
 	slices.SortFunc(picking, func(a, b livestate.PickedBy) int { return cmp.Compare(a.Until, b.Until) })
+	settings, _ := picksettings.Parse(j.api.Annotations)
 	for i, a := range answers {
-		j.out.Picker.Replicas = append(j.out.Picker.Replicas, j.replica(a, picks[i], picking))
+		r := j.replica(a, picks[i], picking)
+		r.Part = r.Picks && settings.Split
+		j.out.Picker.Replicas = append(j.out.Picker.Replicas, r)
 	}
-	if j.split() {
-		j.eachFollows(answers, picking)
+	if settings.Split {
+		j.eachFollows(answers, picks, picking)
 		return
 	}
 	if both := (livestate.Pool{PickedBy: picking}); len(both.Together()) > 0 {
@@ -57,16 +60,10 @@ func (j *judgement) replicas() {
 	}
 }
 
-// split reports whether each picker picks for a part of the pool's callers.
-func (j *judgement) split() bool {
-	settings, _ := picksettings.Parse(j.api.Annotations)
-	return settings.Split
-}
-
 // eachFollows says which of the pickers that pick does not know what another one of them decides.
-func (j *judgement) eachFollows(answers []cluster.Answer, picking []livestate.PickedBy) {
-	for _, a := range answers {
-		if j.ownPicks(a) == nil {
+func (j *judgement) eachFollows(answers []cluster.Answer, picks []bool, picking []livestate.PickedBy) {
+	for i, a := range answers {
+		if !picks[i] {
 			continue
 		}
 		for _, other := range picking {
@@ -107,7 +104,7 @@ func (j *judgement) ownPicks(a cluster.Answer) *livestate.PickedBy {
 
 // replica judges one replica, and whether it picks is told. picking are those that picked of late, the last one first.
 func (j *judgement) replica(a cluster.Answer, picks bool, picking []livestate.PickedBy) Replica {
-	out := Replica{Pod: a.Pod.String(), Picks: picks, Part: picks && j.split()}
+	out := Replica{Pod: a.Pod.String(), Picks: picks}
 	if err := cmp.Or(a.Err, a.StateErr); err != nil {
 		out.Problem = err.Error()
 		return out

@@ -14,9 +14,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/picker/admission"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairshare"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/proxies"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
@@ -36,7 +36,7 @@ type Options struct {
 	Metrics *telemetry.Metrics
 	Log     *slog.Logger
 	// Admits says whether a proxy that sends this token may report calls of the pool of this name; nil admits all.
-	Admits admission.Check
+	Admits proxies.Check
 }
 
 // Server receives the reports of waypoints.
@@ -58,7 +58,7 @@ func (s *Server) Register(r grpc.ServiceRegistrar) { accesslogv3.RegisterAccessL
 
 // StreamAccessLogs receives a waypoint's reports of calls to one pool.
 func (s *Server) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
-	name := admission.Opened(stream.Context(), pool.NameHeader)
+	name := proxies.Opened(stream.Context(), pool.NameHeader)
 	if !s.options.Admits.Admits(stream.Context(), name) {
 		return status.Error(codes.PermissionDenied, "the proxy did not send the pool's token")
 	}

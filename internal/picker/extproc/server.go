@@ -22,11 +22,11 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/picker/admission"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/answer"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairqueue"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairshare"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/poolstate"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/proxies"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/refusal"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
@@ -52,7 +52,7 @@ type Options struct {
 	// may be on their way back to proxies; streams above that are ended. 0 sets no limit.
 	MaxHeldBytes int
 	// Admits says whether a proxy that sends this token may ask about the pool of this name; nil admits all.
-	Admits admission.Check
+	Admits proxies.Check
 	// BodyWithin is how long a call may take from its headers to the part of its body that decides the pick, at most 1
 	// MiB. 0 stands for five minutes, after which Envoy ends an idle stream by default.
 	BodyWithin time.Duration

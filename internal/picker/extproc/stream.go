@@ -8,7 +8,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/inference-waypoint/inference-waypoint/internal/picker/admission"
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/proxies"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/refusal"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
@@ -42,9 +42,9 @@ func (s *Server) counterOf(name string) counter {
 // Process serves one stream, which is one HTTP call and ends with it, by the protocol. A stream that is opened for the
 // usage only shows the answer to a call.
 func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
-	name := admission.Opened(stream.Context(), pool.NameHeader)
+	name := proxies.Opened(stream.Context(), pool.NameHeader)
 	if name == "" {
-		if shownOf := admission.Opened(stream.Context(), pool.UsageHeader); shownOf != "" {
+		if shownOf := proxies.Opened(stream.Context(), pool.UsageHeader); shownOf != "" {
 			if !s.admits(stream.Context(), shownOf) {
 				return errNotAdmitted
 			}

@@ -1,6 +1,6 @@
-// Package admission decides which proxies may ask about which pool: those that open their stream with the pool's token.
+// Package proxies decides which proxies may ask about which pool: those that open their stream with the pool's token.
 // It must not know what the proxies ask: all services of the picker that proxies call use it.
-package admission
+package proxies
 
 import (
 	"context"

@@ -99,6 +99,7 @@ func TestAccountsMayDoNoMore(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	const look, write = "get,list,watch", "create,delete,get,list,patch,watch"
 	pickerRights := []string{
+		"inferenceobjectives.inference.networking.x-k8s.io: list,watch", "inferenceobjectives.llm-d.ai: list,watch",
 		"inferencepools.inference.networking.k8s.io: " + look, "pods: " + look,
 		"subjectaccessreviews.authorization.k8s.io: create", "tokenreviews.authentication.k8s.io: create",
 	}
@@ -125,7 +126,7 @@ func TestAccountsMayDoNoMore(t *testing.T) {
 			"virtualservices.networking.istio.io: list,watch",
 		}},
 		"the picker":                      {pickerAccount, "models", pickerRights},
-		"the picker in its own namespace": {pickerAccount, system, slices.Concat([]string{"endpointslices.discovery.k8s.io: " + look}, slices.Insert(slices.Clone(pickerRights), 2, "secrets/inference-picker-key: get"))},
+		"the picker in its own namespace": {pickerAccount, system, slices.Concat([]string{"endpointslices.discovery.k8s.io: " + look}, slices.Insert(slices.Clone(pickerRights), 4, "secrets/inference-picker-key: get"))},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -133,6 +134,53 @@ func TestAutoscalerHasItsMetrics(t *testing.T) {
 	}
 	if len(wanted) > 0 {
 		t.Errorf("the rules have no %v, which the autoscaler uses", wanted)
+	}
+}
+
+// The samples that scale model servers ask for a metric that the picker has for a pool that is called, by the names that they use, and
+// the API server takes the HorizontalPodAutoscaler.
+func TestModelServersAreScaledByWhatIsNeeded(t *testing.T) {
+	ctx := begin(t, 2*time.Minute)
+	stop := flow(ctx, 4)
+	defer stop()
+	startPrometheus(ctx, t)
+	read := func(file string, into any) {
+		t.Helper()
+		text, err := os.ReadFile(filepath.Join(the.Root, "samples/autoscaling", file))
+		must(t, err)
+		must(t, yaml.Unmarshal(text, into))
+	}
+	var hpa autoscalingv2.HorizontalPodAutoscaler
+	read("hpa.yaml", &hpa)
+	must(t, the.Client.Create(ctx, &hpa, client.DryRunAll))
+	var scaled struct {
+		Spec struct {
+			Triggers []struct{ Metadata struct{ Query string } }
+		}
+	}
+	read("keda.yaml", &scaled)
+	var adapter struct {
+		Rules struct {
+			External []struct {
+				SeriesQuery, MetricsQuery string
+				Name                      struct{ As string }
+			}
+		}
+	}
+	read("prometheus-adapter.yaml", &adapter)
+	metric, rule := hpa.Spec.Metrics[0].External.Metric, adapter.Rules.External[0]
+	if rule.Name.As != metric.Name {
+		t.Errorf("the rule makes %s, and the autoscaler asks for %s", rule.Name.As, metric.Name)
+	}
+	var labels []string
+	for name, value := range metric.Selector.MatchLabels {
+		labels = append(labels, fmt.Sprintf("%s=%q", name, value))
+	}
+	byAdapter := strings.NewReplacer("<<.Series>>", rule.SeriesQuery, "<<.LabelMatchers>>", strings.Join(labels, ",")).Replace(rule.MetricsQuery)
+	for _, query := range []string{byAdapter, scaled.Spec.Triggers[0].Metadata.Query} {
+		eventually(ctx, t, "a value of "+query, func(ctx context.Context) error {
+			return prometheus{}.has(ctx, fmt.Sprintf("count(%s > 0 and %s < 100) == 1", query, query))
+		})
 	}
 }
 

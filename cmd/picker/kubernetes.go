@@ -60,7 +60,11 @@ func fromCluster(o Options, pools *poolstate.Fleet, others *others, log *slog.Lo
 	if err != nil {
 		return nil, nil, err
 	}
-	from := several{fromObjects, ring}
+	objectives, err := cluster.NewObjectives(config, pools)
+	if err != nil {
+		return nil, nil, err
+	}
+	from := several{fromObjects, objectives, ring}
 	if others == nil {
 		return from, ring.Admits, nil
 	}

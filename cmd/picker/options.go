@@ -32,6 +32,7 @@ type Options struct {
 	MaxIndexBytes   int
 	MaxMessageBytes int
 	MaxHeldBytes    int
+	MaxWaitingBytes int
 	TLSCertFile     string
 	TLSKeyFile      string
 	TLSClientCAFile string
@@ -61,6 +62,7 @@ func parseOptions(args []string, stderr io.Writer) (Options, error) {
 	flags.IntVar(&o.MaxStreams, "max-streams", 50_000, "leave calls above this `number` in flight to their pool's failure mode. The pools of one namespace may have four times as many as are free. 0 sets no limit. A call that waits for its answer takes some 10 KB, and as much again if its usage is counted")
 	flags.IntVar(&o.MaxMessageBytes, "max-message-bytes", extproc.LargestMessage, "refuse ext_proc messages above this `size`. Proxies that buffer longer bodies whole need more")
 	flags.IntVar(&o.MaxHeldBytes, "max-held-bytes", 256<<20, "hold at most so many `bytes` of streamed bodies before their picks, of each body at most 1 MiB and for one namespace four times what is free. Above that, pick on the part of the body that has come. An encoded body takes 10 MiB while it is decoded, and without room is not read. As many more bytes may be on their way back to proxies. 0 sets no limit")
+	flags.IntVar(&o.MaxWaitingBytes, "max-waiting-bytes", 512<<20, "let calls that wait for a server have at most so many `bytes`: their bodies and some 16 KiB each. The pools of one namespace may have four times as many as are free. Above that, the last call of the caller with the most of them is refused. 0 sets no limit")
 	flags.IntVar(&o.MaxIndexBytes, "max-index-bytes", 512<<20, "remember at most so many `bytes` of prefix blocks in model servers' caches, of all pools together. The pools of one namespace may have four times as many as are free, and forget the least recently used blocks first. 0 sets no limit")
 	flags.StringVar(&o.TLSCertFile, "tls-cert-file", "", "serve ext_proc over TLS with the certificate in this PEM `file`, and read it again when it changes. Without it, serve in the clear, for a mesh that does mTLS itself")
 	flags.StringVar(&o.TLSKeyFile, "tls-key-file", "", "the certificate's key, a PEM `file`")
@@ -143,7 +145,7 @@ func (o *Options) validateLimits() error {
 	for _, n := range []struct {
 		flag       string
 		value, min int
-	}{{"max-streams", o.MaxStreams, 0}, {"max-message-bytes", o.MaxMessageBytes, 1}, {"max-held-bytes", o.MaxHeldBytes, 0}, {"max-index-bytes", o.MaxIndexBytes, 0}} {
+	}{{"max-streams", o.MaxStreams, 0}, {"max-message-bytes", o.MaxMessageBytes, 1}, {"max-held-bytes", o.MaxHeldBytes, 0}, {"max-waiting-bytes", o.MaxWaitingBytes, 0}, {"max-index-bytes", o.MaxIndexBytes, 0}} {
 		if n.value < n.min {
 			wrong = append(wrong, fmt.Errorf("--%s is %d: want %d or more", n.flag, n.value, n.min))
 		}

@@ -61,8 +61,9 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	tokenizer := tokenizer.New(tokenizer.Options{Metrics: metrics, Log: log})
 	defer tokenizer.Close()
 	pools := poolstate.New(poolstate.Options{
-		Metrics: metrics, Seed: rand.Uint64(), Log: log, MaxIndexBytes: int64(o.MaxIndexBytes), Tokenizer: tokenizer,
-		Teller: others.teller(),
+		Metrics: metrics, Seed: rand.Uint64(), Log: log, MaxIndexBytes: int64(o.MaxIndexBytes), MaxWaitingBytes: int64(o.MaxWaitingBytes),
+		Tokenizer: tokenizer,
+		Teller:    others.teller(),
 	})
 	told := debug.Picker{Fleet: pools, Name: name, Others: others.known()}
 	registry.MustRegister(endpointmetrics.New(told.LiveState))

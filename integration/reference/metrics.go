@@ -79,7 +79,7 @@ func table(registry *prometheus.Registry) (string, error) {
 
 // wholeState is an endpoint with all values set.
 func wholeState() livestate.State {
-	return livestate.State{Pools: []livestate.Pool{{Name: "namespace/pool", Endpoints: []livestate.Endpoint{{
+	return livestate.State{Pools: []livestate.Pool{{Name: "namespace/pool", Needed: new(float64), Endpoints: []livestate.Endpoint{{
 		Address: "10.0.0.1:8000", Reading: &livestate.Reading{}, CachedShare: new(float64), ObservedFirstToken: new(float64),
 		ObservedToExpected: new(float64), ToldTokens: new(int),
 	}}}}}

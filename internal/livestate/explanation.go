@@ -7,6 +7,9 @@ type Explanation struct {
 	PromptTokens int         `json:"promptTokens"`
 	PromptBlocks int         `json:"promptBlocks"`
 	Candidates   []Candidate `json:"candidates"` // best first
+	// Wait is how long the request is expected to wait at the picker first, in seconds, if it comes from a caller without priority whose
+	// other calls do not wait.
+	Wait float64 `json:"expectedWaitSeconds"`
 }
 
 // Candidate is one endpoint's place in an explanation. Times are in seconds. The terms under Cost add up to its total.

@@ -36,6 +36,30 @@ type Pool struct {
 	Split bool `json:"split,omitempty"`
 	// Picks are some of the latest picks, the newest first.
 	Picks []Pick `json:"recentPicks"`
+	// Line is what waits at the picker until a server would begin with it soon.
+	Line Line `json:"line"`
+	// Needed is how many servers the pool's calls need, those that wait too; nil where another picker picks for the pool.
+	Needed *float64 `json:"serversNeeded"`
+}
+
+// Line is what waits at the picker. No server knows of these calls yet.
+type Line struct {
+	Calls  int     `json:"calls"`
+	Tokens float64 `json:"tokens"` // to prefill
+	// Oldest is how long the first call has waited, in seconds.
+	Oldest float64 `json:"oldestSeconds"`
+	// Callers are those of the calls, the ones with the most calls first, at most ten.
+	Callers []LineCaller `json:"callers"`
+}
+
+// LineCaller is a caller with calls that wait.
+type LineCaller struct {
+	// Caller is its SPIFFE ID; "" where it has proven none.
+	Caller   string  `json:"caller"`
+	Priority int     `json:"priority"`
+	Weight   float64 `json:"weight"`
+	Calls    int     `json:"calls"`
+	Oldest   float64 `json:"oldestSeconds"`
 }
 
 // PickedBy is a picker that picks for a pool, or did so a moment ago. It has picked from Since to Until seconds ago, with no

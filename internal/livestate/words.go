@@ -42,3 +42,28 @@ func (p Pool) Picking() string {
 	}
 	return fmt.Sprintf("%s picks for the pool, last %.1f s ago.", last.Picker, last.Until)
 }
+
+// String says in a sentence what waits; "" where nothing does.
+func (l Line) String() string {
+	if l.Calls == 0 {
+		return ""
+	}
+	calls := "calls wait"
+	if l.Calls == 1 {
+		calls = "call waits"
+	}
+	return fmt.Sprintf("%d %s at the picker for a server that would begin soon, the first for %.1f s.", l.Calls, calls, l.Oldest)
+}
+
+// Waiting says for each caller how many of its calls wait, in the order of the list.
+func (l Line) Waiting() []string {
+	var out []string
+	for _, c := range l.Callers {
+		who := c.Caller
+		if who == "" {
+			who = "callers without an identity"
+		}
+		out = append(out, fmt.Sprintf("%s: %d of priority %d and weight %g, the first for %.1f s", who, c.Calls, c.Priority, c.Weight, c.Oldest))
+	}
+	return out
+}

@@ -49,6 +49,15 @@ type Settings struct {
 	Split bool
 	// Usage makes the picker count the tokens in the usage of the endpoints' answers.
 	Usage bool
+	// Patience is how long after its arrival a call is to have its first token at the latest. A call for which this cannot be met is
+	// refused. With 0 no call waits at the picker, and none is refused for its time.
+	Patience time.Duration
+	// Callers are rules for callers, in the form that ParseCallers reads; "" is none.
+	Callers string
+	// TrustCallers makes the picker believe headers that name a call's caller and objective.
+	TrustCallers bool
+	// EndpointsWithin is how long a call waits for an endpoint while the pool has none.
+	EndpointsWithin time.Duration
 }
 
 // Engines are the known model servers, by their names in the Gateway API Inference Extension.
@@ -66,8 +75,12 @@ func Defaults() Settings {
 		AvoidFor:    time.Second,
 		AvoidMax:    time.Minute,
 		MetricsPath: "/metrics",
+		Patience:    30 * time.Second,
 	}
 }
+
+// MostPatience bounds how long a pool lets calls wait: Envoy ends a stream by default on which nothing happens for five minutes.
+const MostPatience = 4 * time.Minute
 
 // setters read an annotation's value into the settings; the error says what is wanted instead.
 var setters = map[string]func(*Settings, string) error{
@@ -83,11 +96,15 @@ var setters = map[string]func(*Settings, string) error{
 	"avoid-max": func(s *Settings, v string) error {
 		return setTime(&s.AvoidMax, v, time.Millisecond, time.Hour)
 	},
-	"engine":        func(s *Settings, v string) error { return setEngine(&s.Engine, v) },
-	"metrics-path":  func(s *Settings, v string) error { return setPath(&s.MetricsPath, v) },
-	"prefix-source": func(s *Settings, v string) error { return setEither(&s.PrefixEvents, v, "text", "events") },
-	"split":         func(s *Settings, v string) error { return setEither(&s.Split, v, "none", "callers") },
-	"usage":         func(s *Settings, v string) error { return setBool(&s.Usage, v) },
+	"engine":           func(s *Settings, v string) error { return setEngine(&s.Engine, v) },
+	"metrics-path":     func(s *Settings, v string) error { return setPath(&s.MetricsPath, v) },
+	"prefix-source":    func(s *Settings, v string) error { return setEither(&s.PrefixEvents, v, "text", "events") },
+	"split":            func(s *Settings, v string) error { return setEither(&s.Split, v, "none", "callers") },
+	"patience":         func(s *Settings, v string) error { return setTime(&s.Patience, v, 0, MostPatience) },
+	"callers":          func(s *Settings, v string) error { return setCallers(&s.Callers, v) },
+	"trust-callers":    func(s *Settings, v string) error { return setBool(&s.TrustCallers, v) },
+	"endpoints-within": func(s *Settings, v string) error { return setTime(&s.EndpointsWithin, v, 0, MostPatience) },
+	"usage":            func(s *Settings, v string) error { return setBool(&s.Usage, v) },
 }
 
 // Parse reads a pool's annotations. Wrong has an error for each wrong annotation, in the order of their names. The
@@ -171,6 +188,14 @@ func setEngine(to *string, text string) error {
 func setPath(to *string, text string) error {
 	if !strings.HasPrefix(text, "/") || strings.ContainsAny(text, " #?\t\r\n") {
 		return errors.New("want a path such as /metrics")
+	}
+	*to = text
+	return nil
+}
+
+func setCallers(to *string, text string) error {
+	if _, err := ParseCallers(text); err != nil {
+		return err
 	}
 	*to = text
 	return nil

@@ -29,12 +29,13 @@ func TestParse(t *testing.T) {
 			annotations: map[string]string{
 				"session-header": "X-Session-ID", "cache-bias": "1.5", "spread": "3", "prefill-rate": "20000", "cache-tokens": "100000",
 				"adapter-load-time": "300ms", "avoid-for": "2s", "avoid-max": "5m", "engine": "sglang", "metrics-path": "/m",
-				"usage": "true", "prefix-source": "events", "split": "callers",
+				"usage": "true", "prefix-source": "events", "split": "callers", "patience": "5s", "callers": "a/* priority=1", "endpoints-within": "2m", "trust-callers": "true",
 			},
 			want: Settings{
 				SessionHeader: "x-session-id", CacheBias: 1.5, Spread: 3, PrefillRate: 20000, CacheTokens: 100_000,
 				AdapterLoad: 300 * time.Millisecond, AvoidFor: 2 * time.Second, AvoidMax: 5 * time.Minute, Engine: "sglang", MetricsPath: "/m",
-				Usage: true, PrefixEvents: true, Split: true,
+				Usage: true, PrefixEvents: true, Split: true, Patience: 5 * time.Second, Callers: "a/* priority=1", EndpointsWithin: 2 * time.Minute,
+				TrustCallers: true,
 			},
 		},
 		"a wrong one leaves the others": {
@@ -46,10 +47,11 @@ func TestParse(t *testing.T) {
 			annotations: map[string]string{
 				"session-header": "a b", "cache-bias": "NaN", "prefill-rate": "-1", "cache-tokens": "1e9", "adapter-load-time": "5",
 				"avoid-for": "0s", "avoid-max": "48h", "engine": "llama", "metrics-path": "metrics", "usage": "yes", "prefix-source": "zmq", "split": "sessions",
+				"patience": "6m", "callers": "everybody", "endpoints-within": "-1s", "trust-callers": "all",
 			},
 			want: Defaults(),
 			wantWrong: []string{"pick-adapter-load-time", "pick-avoid-for", "pick-avoid-max", "pick-cache-bias", "pick-cache-tokens",
-				"pick-engine", "pick-metrics-path", "pick-prefill-rate", "pick-prefix-source", "pick-session-header", "pick-split", "pick-usage"},
+				"pick-callers", "pick-endpoints-within", "pick-engine", "pick-metrics-path", "pick-patience", "pick-prefill-rate", "pick-prefix-source", "pick-session-header", "pick-split", "pick-trust-callers", "pick-usage"},
 		},
 		"a misspelt one": {
 			annotations: map[string]string{"sesion-header": "x"}, want: Defaults(),
@@ -107,6 +109,7 @@ func TestSettingsAreDocumented(t *testing.T) {
 		"cache-bias": fmt.Sprint(d.CacheBias), "spread": fmt.Sprint(d.Spread), "prefill-rate": fmt.Sprint(d.PrefillRate),
 		"cache-tokens": fmt.Sprint(d.CacheTokens), "adapter-load-time": text(d.AdapterLoad),
 		"avoid-for": text(d.AvoidFor), "avoid-max": text(d.AvoidMax), "usage": fmt.Sprint(d.Usage), "prefix-source": "text", "split": "none",
+		"patience": text(d.Patience), "callers": "none", "endpoints-within": text(d.EndpointsWithin), "trust-callers": fmt.Sprint(d.TrustCallers),
 	}
 	if diff := cmp.Diff(want, documented); diff != "" {
 		t.Errorf("defaults in docs/picker-settings.md (-want +got):\n%s", diff)
@@ -118,5 +121,5 @@ func TestSettingsAreDocumented(t *testing.T) {
 
 // text is a time as people write it: 1m, not 1m0s.
 func text(d time.Duration) string {
-	return strings.TrimSuffix(d.String(), "m0s") + map[bool]string{true: "m"}[d%time.Minute == 0]
+	return strings.TrimSuffix(d.String(), "m0s") + map[bool]string{true: "m"}[d >= time.Minute && d%time.Minute == 0]
 }

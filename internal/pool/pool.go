@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -28,6 +29,10 @@ const (
 	// the stream, in the place of the pool's name.
 	SplitHeader = "inference-waypoint-caller"
 
+	// HoldHeader is the gRPC metadata key by which a waypoint says that it waits for a pick, if the picker asks it to, and for how long a
+	// call may wait: a time such as "10m0s". It is MostHold, or less where the call's route bounds the call.
+	HoldHeader = "inference-waypoint-holds"
+
 	// TokenHeader is the gRPC metadata key of the token by which a waypoint proves that it serves the pool.
 	TokenHeader = "inference-waypoint-token"
 
@@ -42,6 +47,13 @@ const (
 	// PickNamespace is the metadata namespace of a pick in the Endpoint Picker Protocol 1.0.0.
 	PickNamespace = "envoy.lb"
 )
+
+// CallerAttribute is the attribute of a call that has the caller's identity as the waypoint has proven it by mTLS: a SPIFFE ID. The
+// waypoint's HBONE listener stores it.
+const CallerAttribute = "filter_state['io.istio.peer_principal']"
+
+// MostHold is how long a waypoint waits for the pick of a call that the picker holds: longer than any setting lets a call wait.
+const MostHold = 10 * time.Minute
 
 // FailureMode says whether a call is served or refused when the endpoint picker does not answer.
 type FailureMode string

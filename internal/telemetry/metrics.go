@@ -38,6 +38,8 @@ type Metrics struct {
 	broken    *prometheus.CounterVec
 	expected  *prometheus.HistogramVec
 	tokenized *prometheus.CounterVec
+	waiting   *prometheus.GaugeVec
+	waited    *prometheus.HistogramVec
 }
 
 // NewMetrics makes the metrics and registers them. It panics if they are registered already, which is a bug of the
@@ -71,6 +73,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		hitLength: histogramVec("prefix_hit_tokens",
 			"Estimated length of the prompt's head that is taken to be in the picked endpoint's prefix cache, in tokens.",
 			append([]float64{0}, prometheus.ExponentialBuckets(64, 4, 6)...)), // 64 to 65,536
+		waiting: gaugeVec("requests_waiting", "Calls that wait at the picker until a server would begin with them soon.", pool...),
+		waited: histogramVec("wait_duration_seconds",
+			"Time for which calls waited at the picker before they were picked, of those that waited.",
+			prometheus.ExponentialBuckets(0.01, 2, 14)), // 10 ms to 82 s
 		inFlight:  gaugeVec("requests_in_flight", "Picked calls that have not ended.", pool...),
 		endpoints: gaugeVec("endpoints", "Endpoints that can be picked now.", pool...),
 		invalid: gaugeVec("pool_settings_invalid",
@@ -98,7 +104,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	}
 	m.poolless = m.streams.WithLabelValues("")
 	reg.MustRegister(buildInfo(), m.streams, m.held, m.panics, m.timeouts, m.pools, m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched,
-		m.duration, m.hitRatio, m.hitLength, m.inFlight, m.endpoints, m.invalid, m.used, m.shown, m.unread, m.broken, m.expected, m.tokenized)
+		m.duration, m.hitRatio, m.hitLength, m.inFlight, m.endpoints, m.invalid, m.used, m.shown, m.unread, m.broken, m.expected, m.tokenized, m.waiting, m.waited)
 	return m
 }
 
@@ -143,6 +149,8 @@ type PoolMetrics struct {
 	unread           prometheus.Counter
 	broken           prometheus.Counter
 	expected         prometheus.Observer
+	waiting          prometheus.Gauge
+	waited           prometheus.Observer
 	responses        [4]prometheus.Counter // in the order of responseClasses
 }
 
@@ -168,6 +176,8 @@ func (m *Metrics) ForPool(name string) *PoolMetrics {
 		unread:    m.unread.WithLabelValues(name),
 		broken:    m.broken.WithLabelValues(name),
 		expected:  m.expected.WithLabelValues(name),
+		waiting:   m.waiting.WithLabelValues(name),
+		waited:    m.waited.WithLabelValues(name),
 	}
 	for i, class := range responseClasses {
 		p.responses[i] = m.responses.WithLabelValues(name, class)
@@ -180,7 +190,7 @@ func (m *Metrics) DropPool(name string) {
 	labels := prometheus.Labels{"pool": name}
 	for _, v := range []interface{ DeletePartialMatch(prometheus.Labels) int }{
 		m.picks, m.refusals, m.responses, m.elsewhere, m.tokens, m.matched, m.duration, m.hitRatio, m.hitLength,
-		m.inFlight, m.endpoints, m.invalid, m.streams, m.used, m.shown, m.unread, m.broken, m.expected,
+		m.inFlight, m.endpoints, m.invalid, m.streams, m.used, m.shown, m.unread, m.broken, m.expected, m.waiting, m.waited,
 	} {
 		v.DeletePartialMatch(labels)
 	}
@@ -256,6 +266,12 @@ func (p *PoolMetrics) Used(prompt, cached, completion int) {
 
 // UsageMissing notes an answer that does not report its used tokens.
 func (p *PoolMetrics) UsageMissing() { p.parent.shown.WithLabelValues(p.name, "missing").Inc() }
+
+// SetWaiting sets how many calls wait.
+func (p *PoolMetrics) SetWaiting(n int) { p.waiting.Set(float64(n)) }
+
+// Waited notes how long a call waited that is picked now.
+func (p *PoolMetrics) Waited(d time.Duration) { p.waited.Observe(d.Seconds()) }
 
 // RequestStarted notes a picked call; RequestEnded must follow.
 func (p *PoolMetrics) RequestStarted() { p.inFlight.Inc() }

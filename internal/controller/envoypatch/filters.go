@@ -15,6 +15,8 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // The header, metadata key and metadata namespaces of a pick in the Endpoint Picker Protocol 1.0.0.
@@ -45,9 +47,6 @@ const FilterPrefix = "inference-waypoint."
 
 // OwnFilter reports whether a name is the name of one of our HTTP filters.
 func OwnFilter(name string) bool { return strings.HasPrefix(name, FilterPrefix) }
-
-// callerAttribute is the caller's mTLS identity (a SPIFFE URI), which the waypoint's HBONE listener stores.
-const callerAttribute = "filter_state['io.istio.peer_principal']"
 
 // pickTimeout is how long the waypoint waits for a picker's answer to one message. A pick takes well under 1 ms; 0.3 s is
 // longer than a garbage collection, and short against a model's time to first token. So a picker that hangs delays a call
@@ -103,7 +102,8 @@ func extProcFilter(statPrefix string) *extprocv3.ExternalProcessor {
 		StatusOnError:     &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
 		ProcessingMode:    headersOnly(),
 		MessageTimeout:    durationpb.New(pickTimeout),
-		RequestAttributes: []string{callerAttribute},
+		MaxMessageTimeout: durationpb.New(pool.MostHold),
+		RequestAttributes: []string{pool.CallerAttribute},
 		// The waypoint chooses and authorizes the route before it asks the picker. A picker picks an endpoint of its pool
 		// and cannot move the call to another route.
 		RouteCacheAction: extprocv3.ExternalProcessor_RETAIN,

@@ -3,6 +3,7 @@ package envoypatch
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"time"
@@ -12,6 +13,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
 // Route sends the calls that it matches to destinations, redirects them, or answers them with a status, whichever of To,
@@ -106,7 +109,7 @@ func (r Route) action(own Picker, part calls) (*routev3.RouteAction, error) {
 		}
 		out.RetryPolicy = retry
 	}
-	clusters, err := weighted(r.To, own, part)
+	clusters, err := r.weighted(own, part)
 	if err != nil {
 		return nil, err
 	}
@@ -122,9 +125,9 @@ func (r Route) action(own Picker, part calls) (*routev3.RouteAction, error) {
 }
 
 // weighted makes the weighted clusters, also for a single destination, as the settings of a destination belong there.
-func weighted(to []Destination, own Picker, part calls) (*routev3.WeightedCluster, error) {
+func (r Route) weighted(own Picker, part calls) (*routev3.WeightedCluster, error) {
 	out := &routev3.WeightedCluster{}
-	for _, d := range to {
+	for _, d := range r.To {
 		if err := errors.Join(d.Request.check(), d.Response.check()); err != nil {
 			return nil, err
 		}
@@ -135,12 +138,23 @@ func weighted(to []Destination, own Picker, part calls) (*routev3.WeightedCluste
 		cluster.RequestHeadersToAdd, cluster.RequestHeadersToRemove = d.Request.build()
 		cluster.ResponseHeadersToAdd, cluster.ResponseHeadersToRemove = d.Response.build()
 		var err error
-		if cluster.TypedPerFilterConfig, err = pickerOverride(d.Picker, own, part); err != nil {
+		if cluster.TypedPerFilterConfig, err = pickerOverride(r.bounded(d.Picker), own, part); err != nil {
 			return nil, err
 		}
 		out.Clusters = append(out.Clusters, cluster)
 	}
 	return out, nil
+}
+
+// bounded returns the settings of a picker with which it holds no call for longer than the route lets a call take.
+func (r Route) bounded(p *Picker) *Picker {
+	if r.Timeout == 0 || p == nil || p.Metadata[pool.HoldHeader] == "" {
+		return p
+	}
+	out := *p
+	out.Metadata = maps.Clone(p.Metadata)
+	out.Metadata[pool.HoldHeader] = min(r.Timeout, pool.MostHold).String()
+	return &out
 }
 
 // pickerOverride overrides the virtual host's picker settings for a part of the calls: where the destination has another picker

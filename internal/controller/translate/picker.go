@@ -111,6 +111,7 @@ func (t translator) pickerSettings(r readPool) envoypatch.Picker {
 	if r.picker.ours {
 		out.Protocol = envoypatch.Buffered
 		out.Metadata = t.opening(pool.NameHeader, r)
+		out.Metadata[pool.HoldHeader] = pool.MostHold.String()
 		if settings, _ := picksettings.Parse(t.Pool(r.Name).Annotations); settings.Split {
 			out.Metadata[pool.SplitHeader] = callerAddress
 		}

@@ -75,9 +75,23 @@ func poolAt(p *poolstate.Pool, wall time.Time, processes map[string]string) live
 	for i := range now.Endpoints {
 		out.Endpoints = append(out.Endpoints, endpoint(&now.Endpoints[i]))
 	}
+	out.Line, out.Needed = line(&now.Line), poolstate.Known(now.Needed)
 	for i := range now.Picks {
 		d := &now.Picks[i]
 		out.Picks = append(out.Picks, explain.Pick(d, wall.Add(d.At-now.At)))
+	}
+	return out
+}
+
+// mostCallers bounds how many callers are told.
+const mostCallers = 10
+
+func line(l *poolstate.Line) livestate.Line {
+	out := livestate.Line{Calls: l.Calls, Tokens: poolstate.Rounded(l.Tokens), Oldest: poolstate.Rounded(l.Oldest.Seconds()), Callers: []livestate.LineCaller{}}
+	for _, c := range l.Callers[:min(len(l.Callers), mostCallers)] {
+		out.Callers = append(out.Callers, livestate.LineCaller{
+			Caller: c.Identity, Priority: c.Priority, Weight: c.Weight, Calls: c.Calls, Oldest: poolstate.Rounded(c.Oldest.Seconds()),
+		})
 	}
 	return out
 }

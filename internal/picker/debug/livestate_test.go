@@ -49,7 +49,7 @@ func TestLiveState(t *testing.T) {
 
 	wall := time.Unix(1000, 0)
 	want := livestate.Pool{
-		Name: "models/llama",
+		Name: "models/llama", Line: livestate.Line{Callers: []livestate.LineCaller{}}, Needed: ptr(0.277778),
 		Endpoints: []livestate.Endpoint{{
 			Name: "one", Address: "10.0.0.1:8000", Ready: true,
 			Reading: &livestate.Reading{Age: 0.5, Running: 3, Waiting: 1, KVUse: 0.25, Adapters: &livestate.Adapters{

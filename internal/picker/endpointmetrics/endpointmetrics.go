@@ -1,4 +1,4 @@
-// Package endpointmetrics makes metrics of each endpoint from a livestate.State, only when they are scraped. It must
+// Package endpointmetrics makes metrics of each endpoint, and of each pool's need of endpoints, from a livestate.State, only when they are scraped. It must
 // not know how the state comes about. Labels name endpoints of existing pools, and nothing from clients.
 package endpointmetrics
 
@@ -64,6 +64,11 @@ func New(state func() livestate.State) prometheus.Collector {
 	}}
 }
 
+// needed is the metric of a pool.
+var needed = prometheus.NewDesc("inference_waypoint_servers_needed",
+	"Servers that the pool's calls need at the speed of its servers: for the prompts that come and those that wait, and for the memory of the calls that run, whichever is more. A picker that stands by has no value; of a split pool each picker takes the others' calls to be like its own.",
+	[]string{"pool"}, nil)
+
 func describe(name, help string) *prometheus.Desc {
 	return prometheus.NewDesc("inference_waypoint_endpoint_"+name, help, []string{"pool", "endpoint"}, nil)
 }
@@ -89,6 +94,7 @@ func known(v *float64) (float64, bool) {
 }
 
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
+	out <- needed
 	for _, g := range c.gauges {
 		out <- g.desc
 	}
@@ -96,6 +102,9 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 
 func (c *collector) Collect(out chan<- prometheus.Metric) {
 	for _, p := range c.state().Pools {
+		if p.Needed != nil {
+			out <- prometheus.MustNewConstMetric(needed, prometheus.GaugeValue, *p.Needed, p.Name)
+		}
 		for i := range p.Endpoints {
 			e := &p.Endpoints[i]
 			for _, g := range c.gauges {

@@ -12,6 +12,7 @@ import (
 // Decision returns a decision as operators see it.
 func Decision(d *poolstate.Decision) *livestate.Explanation {
 	out := &livestate.Explanation{
+		Wait: poolstate.Rounded(d.Wait.Seconds()),
 		Pool: d.Pool, Model: d.Model, PromptTokens: d.PromptTokens, PromptBlocks: d.PromptBlocks,
 		Candidates: make([]livestate.Candidate, 0, len(d.Ranking)),
 	}

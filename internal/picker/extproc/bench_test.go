@@ -8,9 +8,11 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/tap"
+
+	"github.com/inference-waypoint/inference-waypoint/internal/pool"
 )
 
-// BenchmarkStream is a stream over the loopback, client included: headers, body and the answer's headers, each with its
+// BenchmarkStream is a stream of a waypoint over the loopback, client included: headers, body and the answer's headers, each with its
 // reply. Server "nothing" replies without reading the messages: the difference is the picker's cost.
 func BenchmarkStream(b *testing.B) {
 	servers := map[string]func(b *testing.B) *world{
@@ -24,7 +26,7 @@ func BenchmarkStream(b *testing.B) {
 				body := completion(1, size)
 				b.ReportAllocs()
 				for b.Loop() {
-					x := w.open(b, llama, withModes(partial, none))
+					x := w.openWith(b, by("spiffe://cluster.local/ns/shop/sa/checkout"), pool.NameHeader, llama, pool.HoldHeader, "10m0s")
 					x.send(requestHeaders(false))
 					x.recv()
 					x.send(requestBody(body, true))

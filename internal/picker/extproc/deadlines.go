@@ -76,8 +76,20 @@ func (p *waitlist) end(x *session) (givenUp bool) {
 		return false
 	}
 	p.mu.Unlock()
+	if x.waiting.ending == nil {
+		return false // it was passed
+	}
 	<-x.waiting.ending
 	return !x.decided() || x.stream.terminated() // what decides may have come just before
+}
+
+// pass removes a session for which nothing is awaited any more, before its end is due.
+func (p *waitlist) pass(x *session) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if x.waiting.on {
+		p.remove(x)
+	}
 }
 
 // watch gives up the sessions whose time is over.

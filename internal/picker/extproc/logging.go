@@ -32,11 +32,11 @@ func (s *Server) logPanic(pool string, fault any) {
 	s.options.Log.Error("the picker panicked", "pool", pool, "panic", fault, "stack", string(debug.Stack()))
 }
 
-func (x *session) logPick(took time.Duration) {
+func (x *session) logPick(took, held time.Duration) {
 	if log := x.server.options.Log; x.pool != probePool && log.Enabled(context.Background(), slog.LevelDebug) {
 		log.Debug("picked", "pool", x.pool, "path", clipped(x.head.Path), "model", clipped(x.facts.Model), "endpoints", string(x.endpoints),
 			"promptTokens", x.reservation.PromptTokens, "cachedTokens", x.reservation.CachedTokens,
-			"subset", x.subset.Given, "took", took)
+			"subset", x.subset.Given, "took", took, "held", held)
 	}
 	if x.span != nil {
 		x.span.SetAttributes(
@@ -44,6 +44,7 @@ func (x *session) logPick(took time.Duration) {
 			attribute.String("inference_waypoint.endpoints", string(x.endpoints)),
 			attribute.Int("inference_waypoint.prompt_tokens", x.reservation.PromptTokens),
 			attribute.Int("inference_waypoint.cached_tokens", x.reservation.CachedTokens),
+			attribute.Float64("inference_waypoint.held_seconds", held.Seconds()),
 		)
 		x.endSpan()
 	}

@@ -104,7 +104,7 @@ func (w *world) set(name string, endpoints ...string) {
 	w.fleet.SetPool(pool.Pool{Name: types.NamespacedName{Namespace: namespace, Name: base}}, list)
 }
 
-// metric sums the values of a metric over the series that have all of these "label=value".
+// metric sums the values of a metric, of a histogram its count, over the series that have all of these "label=value".
 func (w *world) metric(t testing.TB, name string, labels ...string) float64 {
 	t.Helper()
 	families, err := w.registry.Gather()
@@ -118,7 +118,7 @@ func (w *world) metric(t testing.TB, name string, labels ...string) float64 {
 		}
 		for _, m := range f.GetMetric() {
 			if hasLabels(m, labels) {
-				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
 			}
 		}
 	}

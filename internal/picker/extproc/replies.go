@@ -3,6 +3,8 @@ package extproc
 import (
 	"encoding/json"
 	"math"
+	"strconv"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
@@ -10,6 +12,7 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/refusal"
 	"github.com/inference-waypoint/inference-waypoint/internal/pool"
@@ -69,6 +72,8 @@ type reply struct {
 	end   bool
 	// refused ends the call.
 	refused *refusal.Error
+	// holds is for how long the proxy is to wait for the reply proper, where it is not 0.
+	holds time.Duration
 }
 
 // encode encodes the reply. A chunk is not copied: the result holds a reference to it.
@@ -76,6 +81,9 @@ func (r *reply) encode() (mem.BufferSlice, error) {
 	switch {
 	case r.refused != nil:
 		b, err := proto.Marshal(refuse(r.refused))
+		return mem.BufferSlice{mem.SliceBuffer(b)}, err
+	case r.holds > 0:
+		b, err := proto.Marshal(&extprocv3.ProcessingResponse{OverrideMessageTimeout: durationpb.New(r.holds)})
 		return mem.BufferSlice{mem.SliceBuffer(b)}, err
 	case r.chunk != nil:
 		return encodeChunk(replyTags[r.kind], r.chunk, r.end), nil
@@ -184,17 +192,25 @@ func (w *writer) number(n uint64) {
 
 // refuse is the reply that ends a call with an error in the form that clients of the OpenAI API read.
 func refuse(e *refusal.Error) *extprocv3.ProcessingResponse {
+	headers := []*corev3.HeaderValueOption{setHeader("content-type", "application/json")}
+	if e.RetryAfter > 0 {
+		headers = append(headers, setHeader("retry-after", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds())))))
+	}
 	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ImmediateResponse{
 		ImmediateResponse: &extprocv3.ImmediateResponse{
-			Status: &typev3.HttpStatus{Code: typev3.StatusCode(e.Status())},
-			Headers: &extprocv3.HeaderMutation{SetHeaders: []*corev3.HeaderValueOption{{
-				Header:       &corev3.HeaderValue{Key: "content-type", RawValue: []byte("application/json")},
-				AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
-			}}},
+			Status:  &typev3.HttpStatus{Code: typev3.StatusCode(e.Status())},
+			Headers: &extprocv3.HeaderMutation{SetHeaders: headers},
 			Body:    errorBody(e),
 			Details: "inference_waypoint_" + string(e.Reason), // for the proxy's access log
 		},
 	}}
+}
+
+func setHeader(name, value string) *corev3.HeaderValueOption {
+	return &corev3.HeaderValueOption{
+		Header:       &corev3.HeaderValue{Key: name, RawValue: []byte(value)},
+		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+	}
 }
 
 func errorBody(e *refusal.Error) []byte {
@@ -209,7 +225,7 @@ func errorBody(e *refusal.Error) []byte {
 	body.Error.Code = string(e.Reason)
 	body.Error.Type = "service_unavailable_error"
 	switch e.Reason {
-	case refusal.Overloaded:
+	case refusal.Overloaded, refusal.TooLate, refusal.Shed, refusal.LineFull:
 		body.Error.Type = "rate_limit_error"
 	case refusal.Stalled:
 		body.Error.Type = "invalid_request_error"

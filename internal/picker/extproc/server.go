@@ -154,10 +154,15 @@ func piecesOf(held int) int64 {
 }
 
 // Part ends all streams whose pick is made, at the end of a drain. It ends them with OK, upon which the proxy goes on
-// without the picker, so their calls are unharmed. A stream that waits for its pick goes on until the pick is made. A
+// without the picker, so their calls are unharmed. Calls that are held are picked now. A stream that waits for its pick goes on until the pick is made. A
 // stream through which a request's body passes goes on until the body's end: at OK before that, Envoy 1.40 drops the
 // chunks that are on their way, and the model server gets a body with a hole. Answers pass OK unharmed.
-func (s *Server) Part() { s.parting.Do(func() { close(s.parted) }) }
+func (s *Server) Part() {
+	s.parting.Do(func() {
+		s.fleet.LetGo()
+		close(s.parted)
+	})
+}
 
 // admits says whether the proxy may ask about the pool that it names. The picker's own probe always may.
 func (s *Server) admits(stream context.Context, name string) bool {

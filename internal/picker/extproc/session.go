@@ -2,6 +2,7 @@ package extproc
 
 import (
 	"bytes"
+	"context"
 	"net/http"
 	"strconv"
 	"sync"
@@ -85,9 +86,16 @@ type session struct {
 	send    sender
 	pool    string
 	stream  *terminable
-	waiting waiting
-	tenant  string
-	room    *fairshare.Share // the tenant's share of MaxStreams; nil before the first message
+	context context.Context // the stream's
+	caller  string          // the caller's identity; "" where it has proven none
+	// behalf and objective are by the words of the caller; empty where these do not count.
+	behalf, objective string
+	holds             time.Duration // how long the proxy waits for the pick of a call that is held; 0 where it does not
+	// bodiless says that the request has no body, and so nothing to prefill.
+	bodiless bool
+	waiting  waiting
+	tenant   string
+	room     *fairshare.Share // the tenant's share of MaxStreams; nil before the first message
 
 	mu     sync.Mutex // held while a message is answered
 	phase  phase
@@ -98,7 +106,8 @@ type session struct {
 
 	requestMode, answerMode bodyMode
 	head                    request.Head
-	session                 string // the value of the pool's session header
+	session                 string        // the value of the pool's session header
+	within                  time.Duration // in which the caller wants the first token; 0 where it does not say
 	subset                  poolstate.Subset
 	held                    heldBody // the head of a streamed body, before the pick
 	refused                 *refusal.Error
@@ -192,14 +201,18 @@ func (x *session) requestHeaders() error {
 	if x.phase.decided() {
 		return x.sendPick(onRequestHeaders)
 	}
-	x.head = x.message.head()
-	if p := x.server.find(x.pool); p != nil && p.SessionHeader() != "" {
-		x.session = headOf(x.message.header(p.SessionHeader()))
+	x.head, x.within, x.caller = x.message.head(), x.message.within, string(x.message.caller)
+	if p := x.server.find(x.pool); p != nil {
+		x.readFor(p)
 	}
 	x.startSpan()
 	streams := x.requestMode == duplex && !x.message.end
 	switch {
-	case x.message.end || x.requestMode == unseen || !x.message.carriesPrompt():
+	case x.message.end:
+		x.bodiless = true
+		x.decide(nil, false, decidedWhere(streams))
+		return x.sendPick(onRequestHeaders)
+	case x.requestMode == unseen || !x.message.carriesPrompt():
 		x.decide(nil, false, decidedWhere(streams))
 		return x.sendPick(onRequestHeaders)
 	case streams:
@@ -208,6 +221,16 @@ func (x *session) requestHeaders() error {
 	default:
 		x.phase = awaitsBody
 		return x.sendPlain()
+	}
+}
+
+// readFor copies the values of the headers that count for a pool.
+func (x *session) readFor(p *poolstate.Pool) {
+	if name := p.SessionHeader(); name != "" {
+		x.session = headOf(x.message.header(name))
+	}
+	if x.holds > 0 && p.TrustsCallers() {
+		x.behalf, x.objective = nameOf(x.message.header(behalfHeader)), nameOf(x.message.header(objectiveHeader))
 	}
 }
 
@@ -441,7 +464,7 @@ func (x *session) decide(body []byte, whole bool, next phase) {
 		x.pick(nil, false)
 	}
 	// The call may last for minutes without what was for the pick.
-	x.head, x.session = request.Head{}, ""
+	x.head, x.session, x.caller, x.behalf, x.objective = request.Head{}, "", "", "", ""
 	if cap(x.subset.Endpoints) > subsetKept {
 		x.subset.Endpoints = nil
 	}
@@ -455,6 +478,35 @@ func (x *session) pick(body []byte, whole bool) {
 		x.refuse(refusal.New(refusal.UnknownPool, "there is no pool %q", x.pool))
 		return
 	}
+	size := len(body)
+	body = x.read(p, body)
+	call := poolstate.Call{
+		Facts: &x.facts, Subset: x.subset, Session: x.session, Explained: x.recording(),
+		Caller: x.caller, Behalf: x.behalf, Objective: x.objective, FirstTokenWithin: x.within, MostWait: x.holds, Bytes: int64(heldCall + size + 8*len(x.facts.Blocks)),
+	}
+	if body == nil {
+		call.Unread = size / request.BytesPerToken
+	}
+	if whole && x.head.ContentEncoding == "" {
+		call.Body = body
+	}
+	why, held, err := x.ask(p, &call)
+	if err != nil {
+		x.refuse(refusal.Of(err))
+		return
+	}
+	if !x.reservation.Held() {
+		return // the caller has gone
+	}
+	x.traceWhy(why)
+	x.endpoints, x.call = x.reservation.Endpoints(x.endpoints[:0]), x.reservation.ID()
+	took := time.Since(begin) - held
+	p.Metrics().Picked(x.reservation.PromptTokens, x.reservation.CachedTokens, took)
+	x.logPick(took, held)
+}
+
+// read reads the facts of a body, as far as there is a turn at the processors. It returns the body that was read.
+func (x *session) read(p *poolstate.Pool, body []byte) []byte {
 	if x.costly(body) {
 		if x.enter() {
 			defer x.leave()
@@ -465,20 +517,7 @@ func (x *session) pick(body []byte, whole bool) {
 	}
 	x.facts.Seed = x.server.fleet.Seed()
 	x.facts.Read(x.head, body)
-	call := poolstate.Call{Facts: &x.facts, Subset: x.subset, Session: x.session, Explained: x.recording()}
-	if whole && x.head.ContentEncoding == "" {
-		call.Body = body
-	}
-	why, err := p.Pick(&call, &x.reservation)
-	if err != nil {
-		x.refuse(refusal.Of(err))
-		return
-	}
-	x.traceWhy(why)
-	x.endpoints, x.call = x.reservation.Endpoints(x.endpoints[:0]), x.reservation.ID()
-	took := time.Since(begin)
-	p.Metrics().Picked(x.reservation.PromptTokens, x.reservation.CachedTokens, took)
-	x.logPick(took)
+	return body
 }
 
 // costly says whether reading a body needs a turn at the processors.

@@ -68,7 +68,8 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 // its own, and this one waits to end the stream at a drain. An idle stream still takes less than 14 KB.
 func (s *Server) serve(stream extprocv3.ExternalProcessor_ProcessServer, name string) error {
 	x := s.sessions.Get().(*session)
-	x.pool, x.send, x.stream = name, stream, terminableOf(stream.Context())
+	x.pool, x.send, x.context, x.stream = name, stream, stream.Context(), terminableOf(stream.Context())
+	x.holds = holdsFor(proxies.Opened(x.context, pool.HoldHeader))
 	if over, err := x.begin(stream); over {
 		x.finish()
 		return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/encoding"
 	_ "google.golang.org/grpc/encoding/proto" // for the messages of other services
@@ -97,6 +98,8 @@ type received struct {
 	requestMode   int32 // of envoy.extensions.filters.http.ext_proc.v3.ProcessingMode.BodySendMode
 	answerMode    int32
 
+	// within is the shortest of the times in which the caller wants its answer; 0 where it does not say.
+	within time.Duration
 	// The headers of these names, nil where they are missing.
 	method, path, contentType, contentEncoding, status, trace []byte
 
@@ -107,6 +110,7 @@ type received struct {
 
 	subset []byte // the restriction to endpoints, an encoded Value; nil where there is none
 	served []byte // the name of the endpoint that answered; nil where there is none
+	caller []byte // the caller's identity; nil where there is none
 
 	message mem.Buffer
 }
@@ -173,7 +177,7 @@ func (r *received) decodeKind(k kind, b []byte, at int) error {
 	if r.kind != k { // of two kinds in one message the last counts
 		*r = received{
 			kind: k, observability: r.observability, modesTold: r.modesTold, requestMode: r.requestMode, answerMode: r.answerMode,
-			subset: r.subset, served: r.served, message: r.message,
+			subset: r.subset, served: r.served, caller: r.caller, message: r.message,
 		}
 	}
 	switch k {
@@ -252,12 +256,23 @@ func (r *received) decodeHeaderMap(b []byte) error {
 			into = &r.status
 		case traceHeader:
 			into = &r.trace
+		case "x-slo-ttft-ms", "x-envoy-upstream-rq-timeout-ms":
+			r.wants(withinOf(value, time.Millisecond))
+		case "x-stainless-read-timeout", "x-stainless-timeout": // of OpenAI's and Anthropic's SDKs
+			r.wants(withinOf(value, time.Second))
 		}
 		if into != nil && *into == nil {
 			*into = value
 		}
 	}
 	return f.err
+}
+
+// wants notes a time in which the caller wants its answer.
+func (r *received) wants(within time.Duration) {
+	if within > 0 && (r.within == 0 || within < r.within) {
+		r.within = within
+	}
 }
 
 // header returns the first header of a name, nil where there is none. It is for headers that few calls need.
@@ -310,10 +325,20 @@ func (r *received) decodeMetadata(b []byte) error {
 	return err
 }
 
-// decodeAttributes decodes one group of attributes, in which a proxy may be set to send the served endpoint. The
-// metadata come first, and win.
+// decodeAttributes decodes one group of attributes: the caller's identity, and the served endpoint, if a proxy is set to
+// send it so. The metadata come first, and win.
 func (r *received) decodeAttributes(b []byte) error {
 	_, group, err := entry(b)
+	if err != nil {
+		return err
+	}
+	caller, ok, err := find(group, tagFields, pool.CallerAttribute)
+	if err != nil {
+		return err
+	}
+	if ok {
+		r.caller, err = text(caller)
+	}
 	if err != nil || r.served != nil {
 		return err
 	}

@@ -57,7 +57,7 @@ func TestPage(t *testing.T) {
 	for _, path := range []string{"/", "/tables"} {
 		body := get(t, sample(), path).Body.String()
 		for _, want := range []string{
-			"models/llama", "4 of 5 endpoints ready", "Running 1,234, waiting 5, in flight by this picker and those that it follows 7", "llama-1 <small>10.0.0.1:8000",
+			"models/llama", "4 of 5 endpoints ready", "Running 1,234, waiting at the servers 5 and at the picker 0, in flight by this picker and those that it follows 7", "llama-1 <small>10.0.0.1:8000",
 			"62 %", "45,678", "30 %", "250 ms", "1.2 s", "<td>1.5 ×</td>", "200 ms ago", "<b>sql</b> running", "2 of 4 slots: chat, sql",
 			"not read", "avoided for 1.5 s", "leaving", "stale",
 			"shorter queue (2 s less)", "&lt;script&gt;alert(1)", "2.1 s", "03:04:05.6",

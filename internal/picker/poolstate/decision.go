@@ -24,6 +24,8 @@ type Decision struct {
 	// is not in it. The Ranking of a recent pick has only the chosen endpoint and the next best.
 	Candidates int
 	Ranking    []Ranked
+	// Wait is how long the call is expected to wait at the picker first, as a call of nobody in particular; only of a preview.
+	Wait time.Duration
 }
 
 // Ranked is an endpoint's place in a ranking.
@@ -37,22 +39,24 @@ type Ranked struct {
 
 // Rank returns what Pick would decide now, and reserves nothing. The error is a *refusal.Error, as Pick's is.
 func (p *Pool) Rank(c *Call) (*Decision, error) {
-	rows, now, err := p.rankNow(c)
-	if err != nil {
-		return nil, err
+	m, wait := p.preview(c)
+	if m.err != nil {
+		return nil, m.err
 	}
-	return p.decision(c.Facts, rows, now, ""), nil
+	d := p.decision(c.Facts, m.rows, m.at, "")
+	d.Wait = wait
+	return d, nil
 }
 
-func (p *Pool) rankNow(c *Call) ([]Ranked, time.Duration, error) {
+func (p *Pool) preview(c *Call) (made, time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := p.clock()
-	call, err := p.selectionCall(c, now)
+	call, _, err := p.consider(c, now)
 	if err != nil {
-		return nil, now, err
+		return made{at: now, err: err}, 0
 	}
-	return p.rank(&call, now), now, nil
+	return made{rows: p.rank(&call, now), at: now}, p.wouldWait(c, now)
 }
 
 // rank copies the numbers of all candidates, in no order. The pool's mutex is held, so rank does no more than that.

@@ -38,6 +38,8 @@ type Options struct {
 	// MaxIndexBytes bounds the memory of prefix indexes, of all pools together. The pools of a namespace have at most four
 	// times as much as is free. 0 sets no limit.
 	MaxIndexBytes int64
+	// MaxWaitingBytes bounds the memory of calls that wait, in the same way. 0 sets no limit.
+	MaxWaitingBytes int64
 }
 
 // Fleet holds all pools by name. Its methods may be called from several goroutines.
@@ -47,6 +49,7 @@ type Fleet struct {
 	doubted *fairshare.Whole // bytes of the calls that may have been broken off
 	told    *fairshare.Whole // bytes of what servers told of their caches
 	theirs  *fairshare.Whole // bytes of the blocks of other pickers' calls in flight
+	waiting *fairshare.Whole // bytes of the calls that wait
 	pools   atomic.Pointer[map[types.NamespacedName]*Pool]
 	seed    atomic.Uint64
 
@@ -58,6 +61,8 @@ type Fleet struct {
 	heard      map[netip.AddrPort][]*Pool
 	warned     warned
 	members    members
+	// objectives are the priorities of InferenceObjectives, by pool and name, also of pools that do not exist.
+	objectives map[types.NamespacedName]map[string]int
 }
 
 // New makes a fleet without pools.
@@ -73,7 +78,7 @@ func New(o Options) *Fleet {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	f := &Fleet{options: o, memory: fairshare.New(o.MaxIndexBytes), doubted: fairshare.New(maxDoubted), heard: map[netip.AddrPort][]*Pool{},
-		told: fairshare.New(maxTold), theirs: fairshare.New(maxTheirs), warned: warned{at: map[netip.AddrPort]time.Duration{}}}
+		told: fairshare.New(maxTold), theirs: fairshare.New(maxTheirs), waiting: fairshare.New(o.MaxWaitingBytes), warned: warned{at: map[netip.AddrPort]time.Duration{}}, objectives: map[types.NamespacedName]map[string]int{}}
 	f.pools.Store(&map[types.NamespacedName]*Pool{})
 	return f
 }
@@ -111,12 +116,27 @@ func (f *Fleet) Configure(name types.NamespacedName, settings picksettings.Setti
 	}
 }
 
+// SetObjectives sets the priorities of a pool's InferenceObjectives, by their names. The pool need not exist yet. The map must not be
+// changed any more.
+func (f *Fleet) SetObjectives(name types.NamespacedName, objectives map[string]int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.objectives[name] = objectives
+	if objectives == nil {
+		delete(f.objectives, name)
+	}
+	if known := f.Pool(name); known != nil {
+		known.setObjectives(objectives)
+	}
+}
+
 // ensure returns the pool of a name, and adds it if it does not exist.
 func (f *Fleet) ensure(name types.NamespacedName) *Pool {
 	known := f.Pool(name)
 	if known == nil {
 		f.made++
-		known = newPool(name, f.options, shares{f.memory.Of(name.Namespace), f.doubted.Of(name.Namespace), f.told.Of(name.Namespace), f.theirs.Of(name.Namespace)}, rand.New(rand.NewPCG(f.options.Seed, f.made)))
+		known = newPool(name, f.options, shares{f.memory.Of(name.Namespace), f.doubted.Of(name.Namespace), f.told.Of(name.Namespace), f.theirs.Of(name.Namespace), f.waiting.Of(name.Namespace)}, rand.New(rand.NewPCG(f.options.Seed, f.made)))
+		known.setObjectives(f.objectives[name])
 		f.swap(func(pools map[types.NamespacedName]*Pool) { pools[name] = known })
 	}
 	return known

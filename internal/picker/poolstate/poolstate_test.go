@@ -857,8 +857,8 @@ func BenchmarkPoolPick(b *testing.B) {
 				p, facts, r := f.Pool(llama), prompt(1, blocks), &Reservation{}
 				b.ReportAllocs()
 				for b.Loop() {
-					if _, err := p.Pick(&Call{Facts: facts}, r); err != nil {
-						b.Fatal(err)
+					if _, w, err := p.Ask(&Call{Facts: facts}, r); err != nil || w != nil {
+						b.Fatalf("the call waits, or %v", err)
 					}
 					r.Release(Answered)
 				}

@@ -189,6 +189,7 @@ func (p *Pool) observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 	if s.observed == nil {
 		s.observed = &observed{}
 	}
+	p.waits.outputs.see(now, &s.observed.reading, &r)
 	s.observed.take(r, now-age)
 	first := p.choice.Observe(n, now, &selection.Reading{
 		At:              now - age,
@@ -214,6 +215,7 @@ func (p *Pool) observe(endpoint netip.AddrPort, r modelmetrics.Reading, age time
 	if !first.Taken {
 		return
 	}
+	defer p.letGo(now)
 	p.learnCapacity(n, r.CapacityTokens)
 	p.learnGrain(n, r.BlockTokens)
 	p.occupy(n, &r, first.Shared)

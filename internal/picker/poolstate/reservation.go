@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/admission"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/selection"
 	"github.com/inference-waypoint/inference-waypoint/internal/telemetry"
 )
@@ -26,6 +27,8 @@ type Reservation struct {
 	id        uint64
 	// untokenized says that the prompt's tokens are to be learned from its first endpoint.
 	untokenized bool
+	// waited is whose call it was in the line; zero where it did not wait.
+	waited admission.Served
 	// theirs says that another picker picked for the call, and room is the memory of its blocks, in bytes.
 	theirs bool
 	room   int64
@@ -115,9 +118,12 @@ func (r *Reservation) Release(outcome Outcome) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	prefilled, unsure := p.release(r, outcome, p.clock())
+	now := p.clock()
+	p.charge(r, outcome, now)
+	prefilled, unsure := p.release(r, outcome, now)
 	p.tell(r.id, Event{Kind: Released, Outcome: outcome, NotPrefilled: !prefilled, Unsure: unsure})
 	r.end()
+	p.letGo(now)
 }
 
 func (r *Reservation) end() {

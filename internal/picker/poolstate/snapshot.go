@@ -20,6 +20,10 @@ type Snapshot struct {
 	Split bool
 	// Picks are some of the latest picks, the newest first.
 	Picks []Decision
+	// Line is what waits at the picker.
+	Line Line
+	// Needed is how many endpoints the pool's calls need; NaN where another picker picks for the pool.
+	Needed float64
 }
 
 // EndpointState is one endpoint's state at one time.
@@ -64,6 +68,7 @@ func (p *Pool) Snapshot() Snapshot {
 	out.Split = p.settings.Load().Split
 	out.Picks = p.recent.latest()
 	out.Stints = p.stints(out.At)
+	out.Line, out.Needed = p.lineNow(out.At), p.needed(out.At)
 	for n := range p.slots {
 		if s := &p.slots[n]; !s.member && p.choice.InFlight(int32(n)) > 0 {
 			out.Endpoints = append(out.Endpoints, p.endpointState(int32(n), "", out.At))

@@ -12,6 +12,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/inference-waypoint/inference-waypoint/internal/picker/admission"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairshare"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/prefixindex"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/refusal"
@@ -68,6 +69,9 @@ type Pool struct {
 	followedAt time.Duration      // when another picker last picked
 	sharers    []selection.Sharer // working memory of a pick: who picks for the pool at the same time, this picker first
 	taken      uint64             // how many readings were taken at once
+
+	choices [selection.Choices]selection.Choice // working memory of a pick
+	waits   waits
 }
 
 // snapshot is the pool's endpoints at one time; it never changes.
@@ -109,7 +113,7 @@ type slot struct {
 }
 
 // shares are what a pool's namespace has of the picker's memory.
-type shares struct{ index, doubted, told, theirs *fairshare.Share }
+type shares struct{ index, doubted, told, theirs, waiting *fairshare.Share }
 
 func newPool(name types.NamespacedName, o Options, of shares, rnd *rand.Rand) *Pool {
 	settings := picksettings.Defaults()
@@ -127,6 +131,7 @@ func newPool(name types.NamespacedName, o Options, of shares, rnd *rand.Rand) *P
 		byAddr:    map[netip.AddrPort]int32{},
 		choice:    selection.NewState(settings),
 		doubts:    doubts{room: of.doubted},
+		waits:     waits{room: of.waiting, by: map[*admission.Call]*Waiting{}},
 		toldRoom:  of.told,
 		tokenizer: o.Tokenizer,
 		tokenized: tokenized{room: of.told},
@@ -160,6 +165,9 @@ func (p *Pool) SessionHeader() string { return p.settings.Load().SessionHeader }
 // CountsUsage says whether the tokens that answers report as used are counted.
 func (p *Pool) CountsUsage() bool { return p.settings.Load().Usage }
 
+// TrustsCallers says whether the headers count by which callers say on whose behalf they call.
+func (p *Pool) TrustsCallers() bool { return p.settings.Load().TrustCallers }
+
 // Call is one call that needs an endpoint.
 type Call struct {
 	Facts *request.Facts
@@ -171,6 +179,19 @@ type Call struct {
 	Session string
 	// Explained makes Pick return the numbers behind the choice.
 	Explained bool
+	// Caller is the identity of who makes the call, as the proxy has proven it: a SPIFFE ID; "" where it has not.
+	Caller string
+	// Behalf is on whose behalf the caller calls, and Objective the name of the call's InferenceObjective, both by the caller's own words,
+	// which count only where the pool trusts its callers.
+	Behalf, Objective string
+	// FirstTokenWithin is how long after its arrival the caller wants the first token at the latest; 0 where it does not say.
+	FirstTokenWithin time.Duration
+	// MostWait is how long the proxy lets the call wait; 0 sets no bound.
+	MostWait time.Duration
+	// Unread is the length of a body that was not read, in tokens; 0 where the facts are of the whole body.
+	Unread int
+	// Bytes is what the call takes of memory while it waits.
+	Bytes int64
 }
 
 // Pick chooses the endpoints for a call and reserves the first of them, in one step. It writes the reservation to r,
@@ -178,20 +199,44 @@ type Call struct {
 // nil unless c.Explained is set. The error is a *refusal.Error: the pool has no endpoint, or none that the subset
 // allows.
 func (p *Pool) Pick(c *Call, r *Reservation) (*Decision, error) {
-	logged := p.log.Enabled(context.Background(), slog.LevelDebug)
-	rows, keep, at, err := p.choose(c, r, c.Explained || logged)
-	// From here on the pool's mutex is not held.
+	made := p.choose(c, r)
+	return p.finish(c, r, made)
+}
+
+func (p *Pool) choose(c *Call, r *Reservation) made {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.clock()
+	p.arrived(now)
+	call, n, err := p.consider(c, now)
+	if err != nil {
+		return made{at: now, err: err}
+	}
+	p.demand(now)
+	return p.commit(c, r, &call, n, now)
+}
+
+// made is a choice that was made, for what follows when the pool's mutex is not held any more.
+type made struct {
+	rows []Ranked // the numbers behind it, where they are wanted
+	keep bool     // for people to read
+	at   time.Duration
+	err  error
+}
+
+// finish does what follows a choice. The pool's mutex is not held.
+func (p *Pool) finish(c *Call, r *Reservation, m made) (*Decision, error) {
 	if r.untokenized {
 		p.tokenize(c, r.texts[0])
 	}
-	if err != nil || rows == nil {
-		return nil, err
+	if m.err != nil || m.rows == nil {
+		return nil, m.err
 	}
-	decision := p.decision(c.Facts, rows, at, r.texts[0])
-	if keep {
+	decision := p.decision(c.Facts, m.rows, m.at, r.texts[0])
+	if m.keep {
 		p.keepRecent(decision.abridged())
 	}
-	if logged {
+	if p.logged() {
 		p.log.Debug("ranked the endpoints", "why", decision)
 	}
 	if !c.Explained {
@@ -200,34 +245,39 @@ func (p *Pool) Pick(c *Call, r *Reservation) (*Decision, error) {
 	return decision, nil
 }
 
-// choose does the one step: the choice, the reservation and, where they are wanted or the pick is kept, the numbers
-// behind the choice.
-func (p *Pool) choose(c *Call, r *Reservation, wanted bool) (rows []Ranked, keep bool, now time.Duration, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	now = p.clock()
+func (p *Pool) logged() bool { return p.log.Enabled(context.Background(), slog.LevelDebug) }
+
+// arrived notes that a call came.
+func (p *Pool) arrived(now time.Duration) {
 	p.pace.asked.add(now, 1, paceMemory)
 	p.own.pick(now)
-	call, err := p.selectionCall(c, now)
-	if err != nil {
-		return nil, false, now, err
+}
+
+// consider ranks the endpoints for a call, up to n of them into p.choices.
+func (p *Pool) consider(c *Call, now time.Duration) (call selection.Call, n int, err error) {
+	if call, err = p.selectionCall(c, now); err != nil {
+		return call, 0, err
 	}
-	keep = p.recent.due(now)
-	if wanted || keep {
-		rows = p.rank(&call, now)
+	return call, p.choice.Pick(&call, now, p.rnd, &p.choices), nil
+}
+
+// commit reserves the first of the n endpoints that were ranked for a call.
+func (p *Pool) commit(c *Call, r *Reservation, call *selection.Call, n int, now time.Duration) made {
+	m := made{at: now, keep: p.recent.due(now)}
+	if m.keep || c.Explained || p.logged() {
+		m.rows = p.rank(call, now)
 	}
-	var choices [selection.Choices]selection.Choice
-	n := p.choice.Pick(&call, now, p.rnd, &choices)
-	p.reserve(r, p.nextID(), &call, &choices[0], int(p.held[choices[0].Endpoint]), now)
-	p.choice.Decided(choices[0].Endpoint, now, choices[0].Uncached)
-	p.tell(r.id, Event{Kind: Reserved, Endpoint: p.slots[choices[0].Endpoint].addr, Facts: *c.Facts, Uncached: choices[0].Uncached, Soon: len(p.sharers) > 1})
+	first := &p.choices[0]
+	p.reserve(r, p.nextID(), call, first, int(p.held[first.Endpoint]), now)
+	p.choice.Decided(first.Endpoint, now, first.Uncached)
+	p.tell(r.id, Event{Kind: Reserved, Endpoint: p.slots[first.Endpoint].addr, Facts: *c.Facts, Uncached: first.Uncached, Soon: len(p.sharers) > 1})
 	r.picked = n
-	for i, c := range choices[:n] {
+	for i, c := range p.choices[:n] {
 		r.texts[i] = p.slots[c.Endpoint].text
 	}
-	r.untokenized = p.tellers > 0 && p.untokenized(c, choices[0].Endpoint)
+	r.untokenized = p.tellers > 0 && p.untokenized(c, first.Endpoint)
 	p.metrics.RequestStarted()
-	return rows, keep, now, nil
+	return m
 }
 
 func (p *Pool) keepRecent(d Decision) {
@@ -302,6 +352,12 @@ func (p *Pool) setEndpoints(endpoints []pool.Endpoint) bool {
 	}
 	p.snapshot.Store(next)
 	p.metrics.SetEndpoints(len(next.endpoints))
+	if now := p.clock(); len(next.endpoints) > 0 {
+		p.woken(now)
+	} else {
+		p.fallAsleep(now)
+	}
+	p.letGo(p.clock())
 	return true
 }
 
@@ -314,6 +370,7 @@ func (p *Pool) configure(settings picksettings.Settings) bool {
 	}
 	p.settings.Store(&settings)
 	p.choice.Configure(settings)
+	p.reclass()
 	for n := range p.slots {
 		if p.slots[n].member && p.slots[n].blocks == 0 {
 			p.index.SetCapacity(n, assumedBlocks(&settings))

@@ -204,6 +204,9 @@ func (p *Pool) close() {
 	for from := range p.theirs {
 		p.giveUp(p.lose(from))
 	}
+	for p.waits.open = true; p.waits.line.Len() > 0; {
+		p.letSomeGo(p.clock())
+	}
 	p.closed = true
 	p.index.Close()
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 )
 
 // Reason is a kind of refusal and, as text, its metric label and the code in the error body.
@@ -19,6 +20,9 @@ const (
 	NotInSubset Reason = "not_in_subset" // none of the endpoints that the proxy allows is ready
 	NotAdmitted Reason = "not_admitted"  // the proxy did not send the pool's token
 	Overloaded  Reason = "overloaded"    // the picker or the pool is at its limit
+	TooLate     Reason = "too_late"      // the first token would come after the time that the call has for it
+	Shed        Reason = "shed"          // a call of a negative priority, while others wait
+	LineFull    Reason = "line_full"     // the pool or the caller has as many calls waiting as it may
 	Stalled     Reason = "stalled_body"  // the caller sent only a part of its body
 	Internal    Reason = "internal"      // an error of the picker itself
 )
@@ -27,6 +31,8 @@ const (
 type Error struct {
 	Reason  Reason
 	Message string // for the caller: what is wrong, and with which pool
+	// RetryAfter is when the call may be tried again, with hope; 0 where that is not known.
+	RetryAfter time.Duration
 }
 
 func (e *Error) Error() string { return e.Message }
@@ -34,7 +40,7 @@ func (e *Error) Error() string { return e.Message }
 // Status is the HTTP status with which the call is refused.
 func (e *Error) Status() int {
 	switch e.Reason {
-	case Overloaded:
+	case Overloaded, TooLate, Shed, LineFull:
 		return http.StatusTooManyRequests
 	case Stalled:
 		return http.StatusRequestTimeout

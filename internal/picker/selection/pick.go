@@ -151,10 +151,14 @@ func (p *pick) crowd(r *rule) {
 	}
 	most := p.settings.Spread * float64(l.calls+1) * (1 - rounding)
 	r.bound = max(batch, most/float64(l.candidates))
-	if l.soonest-r.now < busyTime {
+	ahead := l.soonest - r.now
+	if p.waiting > 0 {
+		ahead = max(0, ahead) + p.waiting/l.rate
+	}
+	if ahead < busyTime {
 		r.boundOfSpeed = most / l.rate
 	}
-	others := min(max(leastOthers, (l.soonest-r.now)/busyTime), mostOthers)
+	others := min(max(leastOthers, ahead/busyTime), mostOthers)
 	r.share = 1 + others*p.settings.CacheBias
 }
 

@@ -28,6 +28,8 @@ type State struct {
 	overhead    overhead
 	share       share
 	perCall     float64 // a call's overhead, in tokens to prefill
+	waiting     float64 // work that waits at the picker, in tokens to prefill
+	supposed    []supposed
 	scratch     scratch
 }
 

@@ -29,6 +29,9 @@ func (r Report) Text(wide bool) string {
 	best := r.Candidates[0]
 	var out strings.Builder
 	fmt.Fprintf(&out, "The request would go to %s: %s.\n", r.name(best.Endpoint), because(best, r.PromptTokens))
+	if r.Wait > 0 {
+		fmt.Fprintf(&out, "It would wait at the picker first, for about %s: no server would begin with it soon.\n", span(r.Wait))
+	}
 	model := ""
 	if r.Model != "" {
 		model = " for model " + r.Model

@@ -29,9 +29,24 @@ func (r Report) Text(wide bool) string {
 		if i > 0 {
 			out.WriteString("\n")
 		}
-		fmt.Fprintf(&out, "%s at %s, by %s\n%s\n\n%s", p.Name, r.Time.UTC().Format(time.TimeOnly), r.Picker, r.pickers(p), table(p, wide))
+		fmt.Fprintf(&out, "%s at %s, by %s\n%s\n%s\n%s", p.Name, r.Time.UTC().Format(time.TimeOnly), r.Picker, r.pickers(p), line(p), table(p, wide))
 	}
 	return out.String()
+}
+
+// line says what waits at the picker, and whose calls do.
+func line(p livestate.Pool) string {
+	if p.Line.Calls == 0 {
+		return ""
+	}
+	said := []string{p.Line.String()}
+	if p.Needed != nil {
+		said[0] += fmt.Sprintf(" The pool's calls need %.1f servers.", *p.Needed)
+	}
+	for _, w := range p.Line.Waiting() {
+		said = append(said, "  "+w)
+	}
+	return strings.Join(said, "\n") + "\n"
 }
 
 // pickers says which pickers pick for a pool, and how far the one that answered knows what others decide.

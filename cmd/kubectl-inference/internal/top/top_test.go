@@ -20,7 +20,11 @@ func TestText(t *testing.T) {
 		{Name: "llama-1", Address: "10.244.0.7:8000", Ready: true, Health: livestate.Health{Failures: 3, AvoidedFor: 4.2}, PrefillRate: 8000},
 		{Address: "10.244.0.8:8000", Reading: &livestate.Reading{Age: 30, Running: 1}, ReservedRequests: 1},
 	}
-	for name, wide := range map[string]bool{"pool": false, "pool-wide": true} {
+	needed := 5.3
+	line := livestate.Line{Calls: 12, Tokens: 34_000, Oldest: 3.21, Callers: []livestate.LineCaller{
+		{Caller: "spiffe://cluster.local/ns/shop/sa/web", Priority: 1, Weight: 2, Calls: 11, Oldest: 3.21}, {Weight: 1, Calls: 1, Oldest: 0.5},
+	}}
+	for name, wide := range map[string]bool{"pool": false, "pool-wide": true, "pool-waiting": false} {
 		t.Run(name, func(t *testing.T) {
 			r := Report{Picker: "pod inference-system/inference-picker-0", State: livestate.State{
 				Time: time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC), Picker: "inference-picker-0",
@@ -29,6 +33,9 @@ func TestText(t *testing.T) {
 					Name: "models/llama", Endpoints: endpoints, PickedBy: []livestate.PickedBy{{Picker: "inference-picker-0", Since: 60, Until: 0.1}},
 				}},
 			}}
+			if name == "pool-waiting" {
+				r.Pools[0].Line, r.Pools[0].Needed = line, &needed
+			}
 			snapshottest.Golden(t, filepath.Join("testdata", name+".txt"), r.Text(wide))
 		})
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/chart"
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/policy"
+	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/sim"
 	"github.com/inference-waypoint/inference-waypoint/integration/fleetsim/internal/workload"
 )
 
@@ -27,6 +28,7 @@ type report struct {
 	others   []study
 	harder   []study
 	several  []severalStudy
+	overload []study
 	results  results
 }
 
@@ -43,7 +45,8 @@ func (r *report) measure(policies []policy.Policy) error {
 	r.others = otherStudies(r.scale, r.seed)
 	r.harder = harderStudies(r.scale, r.seed)
 	r.several = severalStudies(r.scale, r.seed, r.trace)
-	all := append(append([]study{}, r.others...), r.harder...)
+	r.overload = overloadStudies(r.scale, r.seed, r.trace)
+	all := append(append(append([]study{}, r.others...), r.harder...), r.overload...)
 	for _, s := range r.several {
 		all = append(append(all, s.study), s.deaths...)
 	}
@@ -93,7 +96,8 @@ func (r *report) goals() []goal {
 		}
 	}
 	goals = append(append(goals, patienceGoals(all, r.results)...), otherGoals(r.results)...)
-	return append(append(goals, harderGoals(r.results)...), severalGoals(r.several, r.results)...)
+	goals = append(append(goals, harderGoals(r.results)...), r.overloadGoals()...)
+	return append(goals, severalGoals(r.several, r.results)...)
 }
 
 // print writes all tables.
@@ -106,6 +110,7 @@ func (r *report) print() {
 			studies = append(studies, s.study)
 		}
 		r.usual(studies)
+		r.figures("Refused calls", studies, func(x result) string { return fmt.Sprintf("%.3f", x.Refused) })
 		r.heldTable()
 	}
 	r.heading("Other workloads", "On 8 servers with caches of 512,000 tokens. The last two count calls from 10 s after the slowing on.")
@@ -116,6 +121,7 @@ func (r *report) print() {
 	r.usual(r.harder)
 	r.figures("Answers with an error, a call", r.harder, func(x result) string { return fmt.Sprintf("%.4f", x.Failed) })
 	r.figures("Calls that end without a token", r.harder, func(x result) string { return fmt.Sprintf("%.4f", x.Lost) })
+	r.overloadTable()
 	r.severalTables()
 	r.goalTable()
 }
@@ -124,7 +130,12 @@ func (r *report) heading(title, text string) { fmt.Fprintf(r.w, "## %s\n\n%s\n\n
 
 // usual writes the figures that all studies have.
 func (r *report) usual(studies []study) {
-	r.figures("TTFT p90 in seconds", studies, func(x result) string { return fmt.Sprintf("%.2f", p90(x.Summary)) })
+	r.figures("TTFT p90 in seconds", studies, func(x result) string {
+		if x.P90 == sim.Never {
+			return "refused"
+		}
+		return fmt.Sprintf("%.2f", p90(x.Summary))
+	})
 	r.figures("TTFT mean in seconds", studies, func(x result) string { return fmt.Sprintf("%.2f", mean(x.Summary)) })
 	r.figures("Cached share of prompt tokens", studies, func(x result) string { return fmt.Sprintf("%.3f", x.Cached) })
 }

@@ -32,7 +32,7 @@ var fewAndMost = []int{2, 4, mostPickers}
 
 // severalPolicies are those of a severalStudy, one picker first.
 func severalPolicies(counts []int) []policy.Policy {
-	all := []policy.Policy{policy.Ours}
+	all := []policy.Policy{policy.Unheld}
 	for _, n := range counts {
 		all = append(all, policy.Pinned(n))
 	}
@@ -80,7 +80,7 @@ func (s study) withDeath(part float64) study {
 		calls:    s.calls[:n],
 		from:     dies,
 		keep:     true,
-		policies: []policy.Policy{policy.Ours, policy.Failover(dies, true), policy.Failover(dies, false)},
+		policies: []policy.Policy{policy.Unheld, policy.Failover(dies, true), policy.Failover(dies, false)},
 	}
 }
 
@@ -104,7 +104,7 @@ type severalRow struct {
 }
 
 func (s severalStudy) rows(r results) []severalRow {
-	one := r.of(s.name, policy.Ours.Name).Summary
+	one := r.of(s.name, policy.Unheld.Name).Summary
 	rows := []severalRow{{"1 picker", one, one}}
 	for _, p := range s.policies[1:] {
 		rows = append(rows, severalRow{p.Name, r.of(s.name, p.Name).Summary, one})
@@ -114,7 +114,7 @@ func (s severalStudy) rows(r results) []severalRow {
 		for _, within := range []time.Duration{soonAfter, after} {
 			rows = append(rows, severalRow{
 				name: fmt.Sprintf("%s, the next %.0f s", name, within.Seconds()),
-				got:  s.followed(r, name, within), one: s.followed(r, policy.Ours.Name, within),
+				got:  s.followed(r, name, within), one: s.followed(r, policy.Unheld.Name, within),
 			})
 		}
 	}
@@ -143,7 +143,7 @@ func severalGoals(studies []severalStudy, r results) []goal {
 	pinned, split := policy.Pinned(mostPickers).Name, policy.Split(shards).Name
 	ratio := func(f figure, of string) func(severalStudy) float64 {
 		return func(s severalStudy) float64 {
-			return f(r.of(s.name, of).Summary) / f(r.of(s.name, policy.Ours.Name).Summary)
+			return f(r.of(s.name, of).Summary) / f(r.of(s.name, policy.Unheld.Name).Summary)
 		}
 	}
 	return []goal{
@@ -152,7 +152,7 @@ func severalGoals(studies []severalStudy, r results) []goal {
 		worstOf(studies, goal{name: split + ": TTFT p90 / one picker's", bound: 1.1}, ratio(p90, split)),
 		worstOf(studies, goal{name: split + ": cached share / one picker's", bound: 0.95, atLeast: true}, ratio(cached, split)),
 		worstOf(studies, goal{name: "failover: cached share of the next 5 s / one picker's", bound: 0.95, atLeast: true}, func(s severalStudy) float64 {
-			return s.followed(r, policy.Failover(0, true).Name, soonAfter).Cached / s.followed(r, policy.Ours.Name, soonAfter).Cached
+			return s.followed(r, policy.Failover(0, true).Name, soonAfter).Cached / s.followed(r, policy.Unheld.Name, soonAfter).Cached
 		}),
 	}
 }

@@ -26,7 +26,7 @@ func TestFollowed(t *testing.T) {
 				kept = append(kept, sim.Outcome{At: c.At, Prompt: 100, Cached: int(c.At.Seconds())})
 			}
 		}
-		r[[2]string{d.name, policy.Ours.Name}] = result{kept: kept}
+		r[[2]string{d.name, policy.Unheld.Name}] = result{kept: kept}
 	}
 	for _, test := range []struct {
 		within time.Duration
@@ -36,7 +36,7 @@ func TestFollowed(t *testing.T) {
 		{soonAfter, 10, 0.595}, // from 25 to 29 s and from 90 to 94 s
 		{after, 30 + 11, (30*0.395 + 11*0.95) / 41},
 	} {
-		got := s.followed(r, policy.Ours.Name, test.within)
+		got := s.followed(r, policy.Unheld.Name, test.within)
 		if got.Calls != test.calls || got.Cached < test.cached-1e-9 || got.Cached > test.cached+1e-9 {
 			t.Errorf("within %s: %d calls with a cached share of %g, want %d with %g", test.within, got.Calls, got.Cached, test.calls, test.cached)
 		}
@@ -49,7 +49,7 @@ func TestSeveralGoalsTakeTheWorstWorkload(t *testing.T) {
 	for i, name := range []string{"light", "heavy"} {
 		studies = append(studies, severalStudy{study: study{name: name}, title: name})
 		one := sim.Summary{P90: time.Second, Cached: 0.5}
-		r[[2]string{name, policy.Ours.Name}] = result{Summary: one}
+		r[[2]string{name, policy.Unheld.Name}] = result{Summary: one}
 		r[[2]string{name, policy.Pinned(mostPickers).Name}] = result{Summary: one}
 		r[[2]string{name, policy.Split(shards).Name}] = result{Summary: sim.Summary{P90: time.Second * time.Duration(i+1), Cached: 0.5 - 0.1*float64(i)}}
 	}

@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -21,18 +22,26 @@ import (
 )
 
 // Ours is this project's picker: the pool state, the index and the rule of a cluster's picker, under a virtual clock.
-var Ours = Policy{"waypoint", func(s Setting) (Picker, error) { return newOurs(s, nil) }}
+var Ours = Policy{"waypoint", func(s Setting) (Picker, error) { return newHolding(s, "") }}
+
+// Ruled is the same picker, whose pool has rules for callers.
+func Ruled(callers string) Policy {
+	return Policy{"waypoint, rules", func(s Setting) (Picker, error) { return newHolding(s, callers) }}
+}
+
+// Unheld is the same picker, which lets no call wait.
+var Unheld = Policy{"waypoint, not holding", func(s Setting) (Picker, error) { return newOurs(s, nil) }}
 
 // Precise is the same picker, where pools ask for the servers' events.
 var Precise = Policy{"waypoint, events", func(s Setting) (Picker, error) {
-	p, err := newOurs(s, nil)
+	p, err := newHolding(s, "")
 	if err != nil {
 		return nil, err
 	}
 	settings := picksettings.Defaults()
 	settings.PrefixEvents = true
 	p.fleet.Configure(poolName, settings)
-	return &precise{ours: p}, nil
+	return &precise{holding: p}, nil
 }}
 
 // ours connects the simulator and the picker: only this type calls the picker's pool.
@@ -116,8 +125,16 @@ func (p *ours) Pick(now time.Duration, id int, c *workload.Call) int {
 	r := &poolstate.Reservation{}
 	p.tokenized = c
 	if _, err := p.pool.Pick(&poolstate.Call{Facts: &p.facts, Body: whole}, r); err != nil {
-		return -1 // not a member, which ends the run: a pool with endpoints refuses no call
+		return none
 	}
+	return p.picked(id, c, r)
+}
+
+// none is no member, which ends the run.
+const none = math.MinInt
+
+// picked notes the reservation of a call, and returns its server.
+func (p *ours) picked(id int, c *workload.Call, r *poolstate.Reservation) int {
 	p.reservations[id] = &reserved{Reservation: r, streamed: c.Stream}
 	p.text = r.Endpoints(p.text[:0])
 	return p.numbers[first(string(p.text))]

@@ -45,6 +45,23 @@ type Listener interface {
 	Changed(now time.Duration, server int, blocks []server.Changed)
 }
 
+// What Pick may return in place of a server, for a Holder.
+const (
+	// Held is returned for a call that waits at the picker.
+	Held = -1 - iota
+	// Refused is returned for a call that is refused.
+	Refused
+)
+
+// Holder is a Picker that may hold calls.
+type Holder interface {
+	// Holds reports whether calls wait.
+	Holds() bool
+	// Pass advances the picker's clock, and calls a function with each held call that was decided on since the last time, and its
+	// server or Refused.
+	Pass(now time.Duration, decided func(id, server int))
+}
+
 // Setting is what a picker may know at its start.
 type Setting struct {
 	Seed uint64

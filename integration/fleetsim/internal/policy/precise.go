@@ -23,7 +23,7 @@ const (
 var whole = []byte("{}")
 
 // precise hears the servers' events.
-type precise struct{ *ours }
+type precise struct{ *holding }
 
 func (p *precise) Members(now time.Duration, members []int) {
 	p.ours.Members(now, members)

@@ -73,6 +73,7 @@ type Outcome struct {
 	Failed          int  // answers with an error
 	Left            bool // the caller left before the answer's end
 	Lost            bool // the caller left, or gave up, without a token
+	Refused         bool // by the picker
 	submitted       bool // a server has accepted it
 	ends            int
 }
@@ -93,6 +94,11 @@ func Run(f Fleet, calls []workload.Call, p policy.Policy, seed uint64) ([]Outcom
 	}
 	for end := time.Duration(-1); end < r.lastCaller; { // who tries again may have to try once more
 		end = r.lastCaller
+		if err := r.passUntil(end); err != nil {
+			return nil, err
+		}
+	}
+	for end := r.tick; r.holder != nil && r.holder.Holds(); end += tick {
 		if err := r.passUntil(end); err != nil {
 			return nil, err
 		}
@@ -121,7 +127,10 @@ type run struct {
 	observer policy.Observer
 	scraper  policy.Scraper
 	listener policy.Listener
+	holder   policy.Holder
 	scrape   time.Duration
+	held     map[int]bool  // the calls that the picker holds
+	tick     time.Duration // when held calls are looked at next
 	metrics  []server.Metrics
 	events   []event
 	answered []answer
@@ -141,7 +150,7 @@ type answer struct {
 }
 
 func newRun(f Fleet, calls []workload.Call, p policy.Policy, seed uint64) (*run, error) {
-	r := &run{calls: calls, foreign: f.Foreign, outcomes: make([]Outcome, len(calls)), first: f.Servers}
+	r := &run{calls: calls, foreign: f.Foreign, outcomes: make([]Outcome, len(calls)), first: f.Servers, held: map[int]bool{}}
 	most := f.Servers
 	for _, c := range f.Changes {
 		most = max(most, c.Server+1)
@@ -166,6 +175,7 @@ func newRun(f Fleet, calls []workload.Call, p policy.Policy, seed uint64) (*run,
 		return nil, fmt.Errorf("making the picker %s: %w", p.Name, err)
 	}
 	r.scraper, _ = r.picker.(policy.Scraper)
+	r.holder, _ = r.picker.(policy.Holder)
 	r.listener, _ = r.picker.(policy.Listener)
 	var observes bool
 	if r.observer, observes = r.picker.(policy.Observer); !observes {
@@ -218,6 +228,22 @@ func (r *run) attempt(now time.Duration, id int) error {
 		return nil // the caller has left
 	}
 	n := r.picker.Pick(now, id, c)
+	if n == policy.Held {
+		r.tick = max(r.tick, now)
+		r.held[id] = true
+		return nil
+	}
+	return r.send(now, id, n)
+}
+
+// send sends a call to the server that was picked for it.
+func (r *run) send(now time.Duration, id, n int) error {
+	c, o := &r.calls[id], &r.outcomes[id]
+	if n == policy.Refused {
+		o.First, o.Last, o.Lost, o.Refused = now, now, true, true
+		o.ends++
+		return nil
+	}
 	if n < 0 || n >= len(r.servers) || !r.member[n] {
 		return fmt.Errorf("call %d was sent to server %d, which is no member", id, n)
 	}
@@ -272,7 +298,11 @@ func (r *run) leave(now time.Duration, id int) {
 	if o.ends > 0 {
 		return
 	}
-	if !o.submitted { // between two tries
+	if r.held[id] {
+		delete(r.held, id)
+		r.observer.Left(now, id, false)
+	}
+	if !o.submitted { // between two tries, or held
 		o.First, o.Last, o.Left, o.Lost = now, now, true, true
 		o.ends++
 		return
@@ -292,6 +322,14 @@ func (r *run) passUntil(now time.Duration) error {
 	for {
 		events := len(r.events) > 0 && r.events[0].at <= now
 		scrapes := r.scraper != nil && r.scrape <= now
+		if r.holder != nil && r.holder.Holds() && r.tick <= now && (!events || r.tick <= r.events[0].at) && (!scrapes || r.tick <= r.scrape) {
+			r.advance(r.tick)
+			if err := r.decide(r.tick); err != nil {
+				return err
+			}
+			r.tick += tick
+			continue
+		}
 		switch {
 		case events && (!scrapes || r.events[0].at <= r.scrape):
 			r.advance(r.events[0].at)
@@ -311,6 +349,20 @@ func (r *run) passUntil(now time.Duration) error {
 			return nil
 		}
 	}
+}
+
+// tick is the time between two looks at held calls.
+const tick = 10 * time.Millisecond
+
+// decide sends the held calls that were decided on.
+func (r *run) decide(now time.Duration) (err error) {
+	r.holder.Pass(now, func(id, server int) {
+		if err == nil {
+			delete(r.held, id)
+			err = r.send(now, id, server)
+		}
+	})
+	return err
 }
 
 func (r *run) change(c Change) {

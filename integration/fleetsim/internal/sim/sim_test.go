@@ -144,6 +144,42 @@ func TestCallersLeave(t *testing.T) {
 	}
 }
 
+// In overload a picker that holds calls serves most of them soon, refuses the others, and ends each once, also of callers who leave while
+// their calls wait.
+func TestOverload(t *testing.T) {
+	fleet := Fleet{Servers: 2, Server: server.Default(500)}
+	calls := workload.Independent(1, 8, time.Minute) // twice what two servers can do
+	unheld, err := Run(fleet, calls, policy.Unheld, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	held, err := Run(fleet, calls, policy.Ours, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, after := Summarize(unheld), Summarize(held)
+	if before.Refused != 0 || after.Refused < 0.05 || after.Refused > 0.4 || after.P50 > before.P50/3 {
+		t.Errorf("held, %.2f are refused and the median is %s; sent at once, %.2f and %s", after.Refused, after.P50, before.Refused, before.P50)
+	}
+	leaving := workload.Leaving(1, workload.Streamed(calls), 0.5, 2*time.Second)
+	left, err := Run(fleet, leaving, policy.Ours, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waited := 0
+	for i, o := range left {
+		if o.Left && o.Last != o.At+leaving[i].Patience {
+			t.Fatalf("call %+v ended as %+v", leaving[i], o)
+		}
+		if o.Left && !o.submitted {
+			waited++
+		}
+	}
+	if waited < 10 {
+		t.Errorf("%d callers left while their calls waited", waited)
+	}
+}
+
 // A foreign client's calls load the servers and are no outcomes.
 func TestForeignClient(t *testing.T) {
 	calls := workload.Independent(1, 3, time.Minute)

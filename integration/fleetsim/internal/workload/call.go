@@ -29,6 +29,8 @@ type Call struct {
 	Stream bool
 	// TokenBytes is how many bytes of text a token is; 0 stands for the four that pickers assume.
 	TokenBytes int
+	// Tenant is the number of the caller; 0 is the only one.
+	Tenant int
 	// Patience is how long after its arrival the caller leaves if the answer has not ended; 0 is never.
 	Patience time.Duration
 }
@@ -75,6 +77,18 @@ func Streamed(calls []Call) []Call {
 // Of returns the calls with a text of so many bytes a token.
 func Of(bytes int, calls []Call) []Call {
 	return each(calls, func(c *Call) { c.TokenBytes = bytes })
+}
+
+// By returns the calls as those of a tenant.
+func By(tenant int, calls []Call) []Call {
+	return each(calls, func(c *Call) { c.Tenant = tenant })
+}
+
+// Merged returns all calls in the order of arrival.
+func Merged(all ...[]Call) []Call {
+	out := slices.Concat(all...)
+	sortByTime(out)
+	return out
 }
 
 // Patient returns the calls with callers who wait for so long.

@@ -621,3 +621,64 @@ func TestWhateverHappensWhileCallsWait(t *testing.T) {
 		c.nothingLeft()
 	}
 }
+
+// A call waits for memory only if its own prompt does not fit.
+func TestCallsThatFitDoNotWait(t *testing.T) {
+	c := newCrowded(t, 1, Options{})
+	c.ask("a", 16_000)
+	c.to(3 * time.Second)
+	c.pool.Observe(c.pool.Endpoints()[0].Address, modelmetrics.Reading{
+		At: time.Unix(0, int64(c.now)), Running: 1, WaitingSplit: true, KVUsage: 0.9, CapacityTokens: 50_000,
+	}, 0) // 5,000 tokens are free
+	if wait := c.pool.choice.Begins(0, c.now, 32_000); wait < time.Second {
+		t.Errorf("a prompt of 32,000 tokens would begin after %s where 5,000 are free", wait)
+	}
+	c.wantGone(c.ask("b", 640), "")
+}
+
+// A call of a negative priority goes only to a server that is about to be idle, also when it is the first that comes.
+func TestLowPriorityOnArrival(t *testing.T) {
+	c := newCrowded(t, 1, Options{})
+	c.set(func(s *picksettings.Settings) { s.Callers = "batch/* priority=-1" })
+	c.ask("a", 16_000)
+	c.to(1200 * ms) // 0.8 s are left, of which half a mean call is 1 s
+	low := c.ask("spiffe://x/ns/batch/sa/s", 16_000)
+	c.wantWaits(low)
+	c.to(2 * time.Second)
+	c.wantGone(low, "")
+}
+
+// A body that was not read counts by its length, so that it does not go before those that were.
+func TestUnreadBodiesInTheLine(t *testing.T) {
+	c := newCrowded(t, 1, Options{})
+	c.ask("a", 16_000)
+	unread := c.askFor(&Call{Facts: c.facts(0), Caller: "a", Unread: 5000})
+	c.wantWaits(unread)
+	if work := unread.w.place.Work; work != 5000 {
+		t.Errorf("a body of 5,000 tokens that was not read brings %g", work)
+	}
+}
+
+// What answers cost is learned only from servers that count their answers, and within bounds.
+func TestOutputs(t *testing.T) {
+	reading := func(at, tokens, ended int64) *modelmetrics.Reading {
+		return &modelmetrics.Reading{At: time.Unix(at, 0), GeneratedTokens: tokens, Ended: ended}
+	}
+	var o outputs
+	o.see(time.Second, reading(1, 1000, 0), reading(2, 900_000, 0))
+	o.see(time.Second, &modelmetrics.Reading{}, reading(2, 900_000, 10))
+	o.see(time.Second, reading(1, 1000, 10), reading(2, 900, 5))
+	if got := o.mean(); got != assumedOutput {
+		t.Errorf("the mean is %g where nothing is known", got)
+	}
+	for range 100 {
+		o.see(time.Second, reading(1, 1000, 10), reading(2, 31_000, 110))
+	}
+	if got := o.mean(); got < 299 || got > 301 {
+		t.Errorf("the mean of answers of 300 tokens is %g", got)
+	}
+	o.see(time.Second, reading(1, 1000, 10), reading(2, 1<<53, 11))
+	if got := o.mean(); got > 310 {
+		t.Errorf("one reading that lies makes the mean %g", got)
+	}
+}

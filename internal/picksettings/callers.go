@@ -3,8 +3,6 @@ package picksettings
 import (
 	"errors"
 	"fmt"
-	"math"
-	"strconv"
 	"strings"
 )
 
@@ -101,29 +99,19 @@ func parseCaller(words []string) (CallerRule, error) {
 	return rule, nil
 }
 
-func (r *CallerRule) set(name, value string) error {
+func (r *CallerRule) set(name, value string) (err error) {
 	switch name {
 	case "weight":
-		v, err := strconv.ParseFloat(value, 64)
-		if err != nil || math.IsNaN(v) || v < leastWeight || v > mostWeight {
-			return fmt.Errorf("weight is %.100q: want a number from %g to %g", value, leastWeight, float64(mostWeight))
-		}
-		r.Weight = v
+		err = setNumber(&r.Weight, value, leastWeight, mostWeight)
 	case "priority":
-		return setWhole(&r.Priority, name, value, -MostPriority, MostPriority)
+		err = setCount(&r.Priority, value, -MostPriority, MostPriority)
 	case "waiting":
-		return setWhole(&r.Waiting, name, value, 1, mostWaiting)
+		err = setCount(&r.Waiting, value, 1, mostWaiting)
 	default:
 		return fmt.Errorf("there is no %.100q: want weight, priority or waiting", name)
 	}
-	return nil
-}
-
-func setWhole(to *int, name, value string, low, high int) error {
-	v, err := strconv.Atoi(value)
-	if err != nil || v < low || v > high {
-		return fmt.Errorf("%s is %.100q: want a whole number from %d to %d", name, value, low, high)
+	if err != nil {
+		return fmt.Errorf("%s is %.100q: %w", name, value, err)
 	}
-	*to = v
 	return nil
 }

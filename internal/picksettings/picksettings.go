@@ -49,8 +49,8 @@ type Settings struct {
 	Split bool
 	// Usage makes the picker count the tokens in the usage of the endpoints' answers.
 	Usage bool
-	// Patience is how long after its arrival a call is to have its first token at the latest. A call for which this cannot be met is
-	// refused. With 0 no call waits at the picker, and none is refused for its time.
+	// Patience is how long a call may wait at the picker. A call that would wait longer is refused. With 0 no call waits at the
+	// picker, and none is refused for its time.
 	Patience time.Duration
 	// Callers are rules for callers, in the form that ParseCallers reads; "" is none.
 	Callers string

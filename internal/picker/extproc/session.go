@@ -207,12 +207,9 @@ func (x *session) requestHeaders() error {
 	}
 	x.startSpan()
 	streams := x.requestMode == duplex && !x.message.end
+	x.bodiless = x.message.end
 	switch {
-	case x.message.end:
-		x.bodiless = true
-		x.decide(nil, false, decidedWhere(streams))
-		return x.sendPick(onRequestHeaders)
-	case x.requestMode == unseen || !x.message.carriesPrompt():
+	case x.bodiless || x.requestMode == unseen || !x.message.carriesPrompt():
 		x.decide(nil, false, decidedWhere(streams))
 		return x.sendPick(onRequestHeaders)
 	case streams:

@@ -71,7 +71,6 @@ type waits struct {
 	outputs    outputs
 	demand     recentCalls // tokens to prefill of the calls that came, also of those that are refused
 	bytes      int64       // of the calls that wait
-	planned    int         // working memory of plan
 	watched    bool        // the line will be looked at again
 	patrolled  time.Duration
 	open       bool // no call waits any more, as the picker is about to end
@@ -421,6 +420,7 @@ func (p *Pool) sendNext(now time.Duration) bool {
 	var next *Waiting
 	var considered choice
 	var works []reworked
+	tried := 0
 	p.waits.line.Next(plannedOfOne, func(c *admission.Call) bool {
 		w := p.waits.by[c]
 		if considered = p.ranked(w.call, now); considered.err != nil || p.begins(soon, now) {
@@ -432,10 +432,9 @@ func (p *Pool) sendNext(now time.Duration) bool {
 			works = append(works, reworked{c, work})
 		}
 		p.choice.Suppose(best.Endpoint, now, best.Uncached)
-		p.waits.planned++
-		return p.waits.planned < planned
+		tried++
+		return tried < planned
 	})
-	p.waits.planned = 0
 	p.choice.Unsuppose()
 	for _, r := range works { // what is cached changes while calls wait
 		p.waits.line.Change(r.call, r.work)

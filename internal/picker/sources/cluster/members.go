@@ -42,20 +42,25 @@ func newMembers(watch cache.ListerWatcher, port uint16) (*Members, error) {
 		port:     port,
 		changed:  make(chan struct{}, 1),
 	}
-	change := func() {
-		select {
-		case m.changed <- struct{}{}:
-		default:
-		}
-	}
-	registration, err := m.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { change() }, UpdateFunc: func(any, any) { change() }, DeleteFunc: func(any) { change() },
-	})
+	registration, err := m.informer.AddEventHandler(signals(m.changed))
 	if err != nil {
 		return nil, fmt.Errorf("watching EndpointSlices: %w", err)
 	}
 	m.synced = registration.HasSynced
 	return m, nil
+}
+
+// signals makes handlers that tell a channel with room for one that something has changed.
+func signals(changed chan<- struct{}) cache.ResourceEventHandler {
+	change := func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { change() }, UpdateFunc: func(any, any) { change() }, DeleteFunc: func(any) { change() },
+	}
 }
 
 // Run gives update all addresses, at first and whenever they change, until the context ends.

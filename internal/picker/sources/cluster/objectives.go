@@ -109,15 +109,7 @@ func (o *Objectives) watch(config *rest.Config, version schema.GroupVersion) (ob
 		return objectiveAPI{}, fmt.Errorf("making the client for %s: %w", resource, err)
 	}
 	informer := cache.NewSharedIndexInformer(watch, &Objective{}, 0, cache.Indexers{})
-	change := func() {
-		select {
-		case o.changed <- struct{}{}:
-		default:
-		}
-	}
-	_, err = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { change() }, UpdateFunc: func(any, any) { change() }, DeleteFunc: func(any) { change() },
-	})
+	_, err = informer.AddEventHandler(signals(o.changed))
 	return objectiveAPI{informer: informer, exists: func(ctx context.Context) bool {
 		err := client.Get().Resource(resource).Param("limit", "1").Do(ctx).Error()
 		return !apierrors.IsNotFound(err) // any other error may go away, and the watch tells of it

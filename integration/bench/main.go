@@ -147,7 +147,7 @@ func (b *bench) introduce() {
 
 CPU is the kernel's account of the server's process alone, user and system, less what the process uses while nothing
 is asked (of whole calls, with it). Driver and servers share %d cores. A pick is one gRPC stream as Envoy makes it: request headers, a chat body,
-answer headers, end. "buffered" is Envoy's BUFFERED_PARTIAL without bodies of answers, as our waypoints ask;
+answer headers, end. "buffered" is Envoy's BUFFERED without bodies of answers, as our waypoints ask;
 "duplex" is FULL_DUPLEX_STREAMED, where every byte is sent back, as endpoint pickers are asked by default.
 "warm" prompts repeat (%d of them), of "cold" ones each is new. The machine's load average at the start was %s: above
 1, other work blurs the figures, and times of a pick more than CPU.`,

@@ -108,9 +108,9 @@ func read(ctx context.Context, c *contender, d *load.Driver) (reading, error) {
 // picks compares the three contenders with the usual number of endpoints and warm prompts.
 func (b *bench) picks(ctx context.Context) error {
 	type row struct{ nothing, picker, reference *cell }
-	rows := map[load.Mode]map[int]*row{load.Partial: {}, load.Duplex: {}}
+	rows := map[load.Mode]map[int]*row{load.Buffered: {}, load.Duplex: {}}
 	var cells []*cell
-	for _, mode := range []load.Mode{load.Partial, load.Duplex} {
+	for _, mode := range []load.Mode{load.Buffered, load.Duplex} {
 		for _, size := range sizes {
 			r := &row{nothing: b.usual(b.nothing, mode, size), picker: b.usual(b.picker, mode, size)}
 			cells = append(cells, r.nothing, r.picker)
@@ -125,7 +125,7 @@ func (b *bench) picks(ctx context.Context) error {
 		return err
 	}
 	var table [][]string
-	for _, mode := range []load.Mode{load.Partial, load.Duplex} {
+	for _, mode := range []load.Mode{load.Buffered, load.Duplex} {
 		for _, size := range sizes {
 			r := rows[mode][size]
 			ratio, limit := r.picker.cpuPerPick()/r.nothing.cpuPerPick(), 1.3
@@ -142,7 +142,7 @@ func (b *bench) picks(ctx context.Context) error {
 
 	table = nil
 	for _, size := range sizes {
-		ours, theirs := rows[load.Partial][size].picker, rows[load.Duplex][size].reference
+		ours, theirs := rows[load.Buffered][size].picker, rows[load.Duplex][size].reference
 		ratio := ours.cpuPerPick() / theirs.cpuPerPick()
 		switch size {
 		case 8 << 10:
@@ -194,7 +194,7 @@ func (b *bench) growth(ctx context.Context) error {
 	for _, size := range sizes {
 		for _, endpoints := range fleetSizes {
 			for _, warm := range []bool{true, false} {
-				c := &cell{server: b.picker, load: b.loadOf(b.picker, endpoints, load.Partial, size, warm)}
+				c := &cell{server: b.picker, load: b.loadOf(b.picker, endpoints, load.Buffered, size, warm)}
 				cells[key(size, endpoints, warm)] = c
 				all = append(all, c)
 			}
@@ -235,7 +235,7 @@ func (b *bench) rates(ctx context.Context) error {
 	all := []struct {
 		server *contender
 		mode   load.Mode
-	}{{b.nothing, load.Partial}, {b.picker, load.Partial}, {b.reference, load.Duplex}}
+	}{{b.nothing, load.Buffered}, {b.picker, load.Buffered}, {b.reference, load.Duplex}}
 	var rows [][]string
 	for _, size := range b.plan.rateSizes {
 		rate := b.referenceRate[size] / 2

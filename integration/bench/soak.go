@@ -68,7 +68,7 @@ func (b *bench) soakLoad(ctx context.Context, length time.Duration) ([]soakReadi
 	defer cancel()
 	var drivers []*load.Driver
 	failed := make(chan error, 4)
-	for _, mode := range []load.Mode{load.Partial, load.Duplex} {
+	for _, mode := range []load.Mode{load.Buffered, load.Duplex} {
 		for _, warm := range []bool{true, false} {
 			l := b.loadOf(b.picker, usualFleet, mode, 0, warm)
 			l.Bodies, l.Streams, l.AbandonEvery = nil, streams/4, abandonEvery

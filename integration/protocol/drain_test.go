@@ -3,11 +3,14 @@ package protocol
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,6 +25,55 @@ func TestPickerKilled(t *testing.T) {
 	}
 	p.Stop()
 	goByFailureMode(t, "killed")
+}
+
+// A picker that dies while bodies come costs no FailOpen call a byte: the endpoint gets each body whole, and once.
+func TestPickerKilledInTheMiddleOfABody(t *testing.T) {
+	p := the.pickers["cut"]
+	body := prompt("a body whose picker dies", 400_000)
+	type upload struct {
+		name   string
+		rest   []byte
+		to     *io.PipeWriter
+		answer chan string
+	}
+	var uploads []upload
+	for version, by := range map[string]*http.Client{"HTTP/1.1": client, "HTTP/2": multiplexing} {
+		for _, sent := range []int{0, 1, 2_000, 20_000, 200_000, len(body) - 1} {
+			from, to := io.Pipe()
+			u := upload{fmt.Sprintf("%s, %d bytes sent", version, sent), body[sent:], to, make(chan string, 1)}
+			go func() {
+				sized := func(r *http.Request) { r.ContentLength = int64(len(body)) }
+				u.answer <- says(try(t.Context(), by, "waypoint cut open", from, header("Content-Type", "application/json"), sized)) //nolint:bodyclose // says closes it
+			}()
+			_, err := to.Write(body[:sent])
+			must(t, err)
+			uploads = append(uploads, u)
+		}
+	}
+	eventually(t, "the picker to know of the calls", func() bool { return p.metric(t, "streams_in_flight") == float64(len(uploads)) })
+	p.Stop()
+	time.Sleep(100 * time.Millisecond) // Envoy hears of it
+	sum := sha256.Sum256(body)
+	for _, u := range uploads {
+		go func() {
+			_, _ = u.to.Write(u.rest) // a call that was refused reads no more
+			_ = u.to.Close()
+		}()
+		if got := <-u.answer; !strings.Contains(got, hex.EncodeToString(sum[:])) {
+			t.Errorf("%s: the endpoint did not get the body: %s", u.name, got)
+		}
+	}
+}
+
+// says reads an answer as text, or tells why there is none.
+func says(response *http.Response, err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	defer func() { _ = response.Body.Close() }()
+	text, err := io.ReadAll(response.Body)
+	return fmt.Sprint(response.Status, " ", string(text), " ", err)
 }
 
 // goByFailureMode checks that FailOpen calls are served without a pick, and that FailClose calls are refused.

@@ -47,8 +47,9 @@ func (d door) waypointManager() object {
 // waypointClusters are the pickers under istiod's names for clusters.
 func (w *world) waypointClusters() []object {
 	var out []object
-	addresses := map[string]string{
-		"main": w.pickers["main"].Addresses["extproc"], "counted": w.pickers["counted"].Addresses["extproc"], "patient": w.patient.address,
+	addresses := map[string]string{"patient": w.patient.address}
+	for name, p := range w.pickers {
+		addresses[name] = p.Addresses["extproc"]
 	}
 	for name, p := range w.own {
 		addresses[name] = p.address

@@ -33,6 +33,7 @@ type door struct {
 	failOpen bool
 	checked  bool // a picker whose health is not SERVING gets no calls
 	waypoint bool // it is configured as at a waypoint, for our picker or, with duplex requests, for another one
+	narrow   bool // its listener buffers 32 KiB, where 1 MiB is the default
 }
 
 func doors() []door {
@@ -55,10 +56,12 @@ func doors() []door {
 		{name: "waypoint", pool: "general", picker: "main", requests: partial, waypoint: true},
 		{name: "waypoint limited", pool: "limited", picker: "main", requests: partial, waypoint: true},
 		{name: "waypoint broken", pool: "broken", picker: "main", requests: partial, waypoint: true},
+		{name: "waypoint narrow", pool: "general", picker: "main", requests: partial, waypoint: true, narrow: true},
 		{name: "waypoint http2", pool: "http2", picker: "main", requests: partial, waypoint: true},
 		{name: "waypoint " + duplex, pool: "general", picker: "main", requests: duplex, waypoint: true},
 		{name: "waypoint counted open", pool: "general", picker: "counted", requests: partial, failOpen: true, waypoint: true},
 		{name: "waypoint counted closed", pool: "general", picker: "counted", requests: partial, waypoint: true},
+		{name: "waypoint cut open", pool: "general", picker: "cut", requests: partial, failOpen: true, waypoint: true},
 		{name: "waypoint patient open", pool: "general", picker: "patient", requests: duplex, failOpen: true, waypoint: true},
 		{name: "waypoint patient closed", pool: "general", picker: "patient", requests: duplex, waypoint: true},
 	}
@@ -99,7 +102,11 @@ func (w *world) configuration() (listeners, clusters []object) {
 		if d.waypoint {
 			manager = d.waypointManager
 		}
-		listeners = append(listeners, local.Listener(d.name, manager()))
+		listener := local.Listener(d.name, manager())
+		if d.narrow {
+			listener["per_connection_buffer_limit_bytes"] = 32 << 10
+		}
+		listeners = append(listeners, listener)
 	}
 	for name, f := range w.pools {
 		clusters = append(clusters,

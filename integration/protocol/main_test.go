@@ -91,6 +91,7 @@ var pickerFlags = map[string][]string{
 	"main":    {"--max-message-bytes=16777216"}, // Envoy's BUFFERED door buffers 8 MiB
 	"narrow":  {"--max-streams=1"},
 	"killed":  {},
+	"cut":     {},
 	"counted": {},
 	"drained": {"--drain-delay=3s", "--drain-timeout=1m"},
 	"parted":  {"--drain-delay=0s", "--drain-timeout=100ms"},

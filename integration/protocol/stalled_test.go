@@ -64,8 +64,7 @@ func startOwnPicker(general *fleet, o extproc.Options) (*ownPicker, error) {
 	return p, nil
 }
 
-// The picker gives up a stalled body and refuses the call, in every failure mode and mode of sending bodies. If its stream
-// ended without a reply, a FailOpen Envoy would send the body's head twice.
+// The picker gives up a stalled body and refuses the call, in every failure mode and mode of sending bodies.
 func TestStalledBody(t *testing.T) {
 	body := prompt("a prompt that stops in the middle", 4000)
 	for _, door := range []string{

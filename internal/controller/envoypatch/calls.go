@@ -24,13 +24,19 @@ const grpcTypes = `(?i)\s*application/grpc.*`
 // expression must compile to at most 100 steps, or Envoy refuses it.
 const oneMessage = `/((vllm|sglang)\.grpc\..*|inference\.GRPCInferenceService/ModelInfer)`
 
-// shortLengths matches the content-lengths, in bytes, of bodies that surely fit into Envoy's buffer of 1 MiB. From 1.37.1 on,
-// Envoy loses the end of a body that it sends in mode BUFFERED_PARTIAL, if only the end of the body comes between that part
-// and the picker's reply. The model server then waits for the end for ever. One in ten bodies of 1 to 1.2 MiB was lost so.
-// (The cause is Envoy's fix of #43175, for several ext_proc filters in a row: an injected piece now says whether the body
-// has ended, and Envoy drops the empty piece behind it.) So longer bodies, and bodies of unknown length, stream through our
-// picker as through other projects' pickers.
+// shortLengths matches the content-lengths, in bytes, of bodies that fit into shortBuffer. Envoy answers 413 to a longer
+// body in mode BUFFERED, so longer bodies, and bodies of unknown length, stream through our picker as through other
+// projects' pickers.
+//
+// Mode BUFFERED_PARTIAL takes bodies of any length, but Envoy harms some. If the picker dies while a body comes, a call that
+// fails open gets the part that came before twice: Envoy injects it into the filters behind, and the router, which keeps
+// bodies for retries, puts it where Envoy looks for what is not sent yet (#45470 is the same fault with retries alone).
+// From 1.37.1 on, Envoy also loses the end of a body that is longer than the buffer, if only its end comes between the part
+// that was sent and the picker's reply.
 const shortLengths = `\d{1,6}`
+
+// shortBuffer is how many bytes of a short body Envoy buffers, also where an administrator lets its listeners buffer less.
+const shortBuffer = 1 << 20
 
 // calls is a subset of a route's calls, selected by their headers.
 type calls struct {
@@ -39,6 +45,8 @@ type calls struct {
 	shown []Protocol
 	// streamed says that bodies may be longer than Envoy's buffer.
 	streamed bool
+	// buffer is how many bytes of a body Envoy must be able to buffer; 0 where its own limit does.
+	buffer uint64
 }
 
 var (
@@ -50,7 +58,8 @@ var (
 			header("content-length", regex(shortLengths)),
 			orAbsent(header("content-type", regex(promptTypes))),
 		},
-		shown: []Protocol{Buffered, Duplex},
+		shown:  []Protocol{Buffered, Duplex},
+		buffer: shortBuffer,
 	}
 	prompts = calls{
 		headers: []*routev3.HeaderMatcher{

@@ -69,7 +69,7 @@ func TestAsk(t *testing.T) {
 				Metadata: map[string]string{"pool": "models/llama", "a-key": "first in order"},
 			},
 			wantCluster:  "outbound|9002||" + own,
-			wantMode:     mode(extprocv3.ProcessingMode_BUFFERED_PARTIAL, extprocv3.ProcessingMode_NONE, extprocv3.ProcessingMode_SKIP),
+			wantMode:     mode(extprocv3.ProcessingMode_BUFFERED, extprocv3.ProcessingMode_NONE, extprocv3.ProcessingMode_SKIP),
 			wantFailOpen: true,
 			wantMetadata: []string{"a-key=first in order", "pool=models/llama"},
 		},

@@ -167,7 +167,7 @@ func requestsStreamed() *extprocv3.ProcessingMode {
 
 func (p Protocol) processingMode() *extprocv3.ProcessingMode {
 	mode := headersOnly()
-	mode.RequestBodyMode = extprocv3.ProcessingMode_BUFFERED_PARTIAL
+	mode.RequestBodyMode = extprocv3.ProcessingMode_BUFFERED
 	if p == Duplex {
 		mode.RequestBodyMode = extprocv3.ProcessingMode_FULL_DUPLEX_STREAMED
 		mode.ResponseBodyMode = extprocv3.ProcessingMode_FULL_DUPLEX_STREAMED

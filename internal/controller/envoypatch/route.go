@@ -73,6 +73,9 @@ func (r Route) build(at Front, own Picker, part calls) (*routev3.Route, error) {
 	if err := errors.Join(r.Request.check(), r.Response.check()); err != nil {
 		return nil, err
 	}
+	if part.buffer > 0 {
+		out.RequestBodyBufferLimit = wrapperspb.UInt64(part.buffer)
+	}
 	out.RequestHeadersToAdd, out.RequestHeadersToRemove = r.Request.build()
 	out.ResponseHeadersToAdd, out.ResponseHeadersToRemove = r.Response.build()
 	switch {

@@ -143,9 +143,9 @@ func (p *waitlist) remove(x *session) {
 	p.n--
 }
 
-// refuseStalled refuses a call whose body stopped coming, whatever its pool's failure mode is. If the stream just ended
-// in the middle of a body, an Envoy 1.40 that fails open would send the buffered part on, and then that part again with
-// the rest, as its router keeps bodies for retries. It reports whether the call was still to be decided on.
+// refuseStalled refuses a call whose body stopped coming, whatever its pool's failure mode is. A model server would wait
+// for the rest as well. In mode BUFFERED_PARTIAL, moreover, an Envoy 1.40 whose stream just ended would send the part that
+// it has, and then that part again with the rest. It reports whether the call was still to be decided on.
 func (x *session) refuseStalled(within time.Duration) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -54,7 +54,7 @@ func drive(t *testing.T, l Load) *Driver {
 
 func TestClosed(t *testing.T) {
 	address := serveNothing(t)
-	for _, mode := range []Mode{Partial, Duplex} {
+	for _, mode := range []Mode{Buffered, Duplex} {
 		for _, size := range []int{1 << 10, 512 << 10} {
 			d := drive(t, Load{Address: address, Mode: mode, Bodies: [][]byte{prompt.Chat(size)}, Streams: 4, AbandonEvery: 5})
 			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)

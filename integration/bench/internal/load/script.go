@@ -20,9 +20,9 @@ import (
 type Mode uint8
 
 const (
-	// Partial is Envoy's BUFFERED_PARTIAL for requests, without the bodies of answers: a prompt comes as one message of up to
+	// Buffered is Envoy's BUFFERED for requests, without the bodies of answers: a prompt comes as one message of up to
 	// 1 MiB, and the proxy itself forwards the body.
-	Partial Mode = iota
+	Buffered Mode = iota
 	// Duplex is FULL_DUPLEX_STREAMED both ways: bodies come in chunks and the server sends every byte back.
 	Duplex
 )
@@ -85,7 +85,7 @@ func (s *script) number(call, serial uint64) {
 }
 
 func requestHeaders(bodyBytes int, mode Mode) *extprocv3.ProcessingRequest {
-	config := &extprocv3.ProtocolConfiguration{RequestBodyMode: procmodev3.ProcessingMode_BUFFERED_PARTIAL}
+	config := &extprocv3.ProtocolConfiguration{RequestBodyMode: procmodev3.ProcessingMode_BUFFERED}
 	if mode == Duplex {
 		config.RequestBodyMode = procmodev3.ProcessingMode_FULL_DUPLEX_STREAMED
 		config.ResponseBodyMode = procmodev3.ProcessingMode_FULL_DUPLEX_STREAMED

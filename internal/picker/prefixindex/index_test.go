@@ -442,6 +442,34 @@ func TestConcurrently(t *testing.T) {
 	wg.Wait()
 }
 
+// A reader that finds a run just as it is removed sees the run or nothing.
+func TestMatchWhileARunIsRemoved(t *testing.T) {
+	x, p := New(10, unlimited()), prompt(1, 5)
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	for range 2 {
+		wg.Go(func() {
+			depth := make([]int32, 1)
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if x.Match(p, depth); depth[0] != 0 && depth[0] != 5 {
+					t.Errorf("the endpoint holds %d blocks, want all 5 or none", depth[0])
+				}
+			}
+		})
+	}
+	for range 100_000 {
+		x.Insert(0, p)
+		x.Withdraw(0, p, 0)
+	}
+	close(done)
+	wg.Wait()
+}
+
 func TestMatchDoesNotAllocate(t *testing.T) {
 	x, p := New(1<<20, unlimited()), prompt(1, 2048)
 	for e := range 100 {

@@ -38,23 +38,29 @@ func newTable(slots int) *table {
 }
 
 func (t *table) get(block uint64) *run {
-	if i := t.find(block); i >= 0 {
-		return t.slots[i].run.Load()
-	}
-	return nil
+	_, r := t.find(block)
+	return r
 }
 
-func (t *table) find(block uint64) int {
+// find returns the run that begins with a block, and its slot; no run if there is none. The slot may have lost the run by then,
+// unless a writer asks.
+func (t *table) find(block uint64) (*slot, *run) {
 	mask := len(t.slots) - 1
 	for i := int(block * t.factor >> t.shift); ; i++ {
 		s := &t.slots[i&mask]
 		switch r := s.run.Load(); {
 		case r == nil:
-			return -1
+			return nil, nil
 		case s.block == block && r != removed:
-			return i & mask
+			return s, r
 		}
 	}
+}
+
+// set puts r, which may be removed, in the place of a run.
+func (t *table) set(old, r *run) {
+	s, _ := t.find(old.blocks[0])
+	s.run.Store(r)
 }
 
 // add adds a run to the table, which must have no other run with that first block, and returns the table to use from
@@ -96,13 +102,9 @@ func (t *table) copy() *table {
 	return c
 }
 
-func (t *table) replace(old, r *run) {
-	t.slots[t.find(old.blocks[0])].run.Store(r)
-}
-
 // remove takes a run out, and returns the table to use from now on.
 func (t *table) remove(r *run) *table {
-	t.slots[t.find(r.blocks[0])].run.Store(removed)
+	t.set(r, removed)
 	t.live--
 	if len(t.slots) > minSlots && t.live*16 < len(t.slots) {
 		return t.copy()

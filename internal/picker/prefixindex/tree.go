@@ -56,7 +56,7 @@ func (x *Index) put(n *node, blocks, held []uint64) {
 	old := n.run
 	n.run = &run{blocks: blocks, held: held, node: n}
 	n.run.live.Store(old.live.Load())
-	x.runs.Load().replace(old, n.run)
+	x.runs.Load().set(old, n.run)
 }
 
 // place is the end of a node on the way of a path: the endpoint's share in the node, and how many of the path's blocks
@@ -229,7 +229,7 @@ func (x *Index) split(n *node, k int) (*node, bool) {
 	n.run, n.holds, n.parent = lower, lowerHolds, upper
 	// A reader finds the whole run until the lower part can be found.
 	x.runs.Store(x.runs.Load().add(lower))
-	x.runs.Load().replace(old, upper.run)
+	x.runs.Load().set(old, upper.run)
 	return upper, true
 }
 

@@ -25,7 +25,7 @@ func alone(c server.Config, calls []workload.Call) sim.Summary {
 		}
 		left := call.Prompt - cached
 		steps := (left + c.BatchTokens - 1) / c.BatchTokens
-		first := time.Duration(steps)*c.Step + time.Duration(float64(left)/c.PrefillRate*float64(time.Second))
+		first := time.Duration(steps)*c.Step + time.Duration(c.Work(call.Prompt, cached)/c.PrefillRate*float64(time.Second))
 		outcomes = append(outcomes, sim.Outcome{At: call.At, First: call.At + first, Prompt: call.Prompt, Cached: cached, Resident: true})
 	}
 	return sim.Summarize(outcomes)

@@ -25,11 +25,13 @@ type report struct {
 	policies []policy.Policy
 	onTrace  []traceStudy
 	loads    []loadCurve
-	others   []study
-	harder   []study
-	several  []severalStudy
-	overload []study
-	results  results
+	// attending are the trace on servers with attention.
+	attending []study
+	others    []study
+	harder    []study
+	several   []severalStudy
+	overload  []study
+	results   results
 }
 
 // loadCurve is the TTFT p90 in seconds over calls a second, for each policy.
@@ -56,6 +58,8 @@ func (r *report) measure(policies []policy.Policy) error {
 		for _, s := range r.onTrace {
 			all = append(all, s.study)
 		}
+		r.attending = attentionStudies(r.scale, r.trace)
+		all = append(all, r.attending...)
 		recorded = loadStudies(r.scale, r.seed, r.trace, false)
 		spread = loadStudies(r.scale, r.seed, r.trace, true)
 		all = append(append(all, recorded...), spread...)
@@ -103,12 +107,13 @@ func (r *report) goals() []goal {
 // print writes all tables.
 func (r *report) print() {
 	if len(r.onTrace) > 0 {
-		r.heading("The real trace", fmt.Sprintf("%d calls, %.1f a second at its own speed. Caches are all servers' together, as a part of the working set of %.0f million tokens.",
-			len(r.trace), workload.Rate(r.trace), float64(workload.WorkingSet(r.trace))/1e6))
+		r.heading("The real trace", fmt.Sprintf("%d calls, %.1f a second at its own speed. Caches are all servers' together, as a part of the working set of %.0f million tokens. With attention, %d tokens before a token take as long as the rest of its prefill; without, each token takes the same time.",
+			len(r.trace), workload.Rate(r.trace), float64(workload.WorkingSet(r.trace))/1e6, attention))
 		var studies []study
 		for _, s := range r.onTrace {
 			studies = append(studies, s.study)
 		}
+		studies = append(studies, r.attending...)
 		r.usual(studies)
 		r.figures("Refused calls", studies, func(x result) string { return fmt.Sprintf("%.3f", x.Refused) })
 		r.heldTable()

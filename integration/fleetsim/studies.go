@@ -77,6 +77,22 @@ func traceStudies(s scale, calls []workload.Call) []traceStudy {
 	return out
 }
 
+// attention is that of an 8B model of 32 layers of 4,096: attention to 30,000 tokens takes as many operations as the rest of a
+// token's prefill.
+const attention = 30_000
+
+// attentionStudies are the trace on servers whose time for a token grows with the tokens before it. Such servers do less, so at
+// the trace's own speed.
+func attentionStudies(s scale, calls []workload.Call) []study {
+	var out []study
+	for _, n := range s.sizes {
+		fleet := fleetOf(n, 0.2, calls)
+		fleet.Server.Attention = attention
+		out = append(out, study{name: traceName(1, n, 0.2) + ", attention", fleet: fleet, calls: calls})
+	}
+	return out
+}
+
 func traceName(speed float64, servers int, caches float64) string {
 	return fmt.Sprintf("%g× on %d, caches %g %%", speed, servers, caches*100)
 }

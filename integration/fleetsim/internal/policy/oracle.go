@@ -73,7 +73,7 @@ func (p *oracle) others() float64 {
 	}
 	shortest := math.Inf(1)
 	for _, m := range p.members {
-		shortest = min(shortest, float64(p.servers[m].Backlog())/p.rate(m))
+		shortest = min(shortest, p.servers[m].Backlog()/p.rate(m))
 	}
 	return min(max(othersShare, shortest/patience), mostShare)
 }
@@ -82,8 +82,9 @@ func (p *oracle) others() float64 {
 // counts as long as their prefill.
 func (p *oracle) cost(m int, c *workload.Call, others float64) float64 {
 	s := p.servers[m]
-	wait, own := float64(s.Backlog()), float64(c.Prompt-s.Cached(c))
-	short := max(0, wait+own-float64(s.FreeTokens()))
+	wait, own := s.Backlog(), s.Work(c)
+	need := (wait + own) * float64(c.Prompt-s.Cached(c)) / own // in tokens, if those that wait are like this call's
+	short := max(0, need-float64(s.FreeTokens()))
 	tokens := wait + (1+others)*own + decodeTokens*float64(s.Calls()) + short
 	return tokens/p.rate(m) + p.adapterCost(s, c.Adapter)
 }

@@ -16,7 +16,7 @@
 //     is evicted (max_loras; LRUCacheWorkerLoRAManager).
 //
 // The time of a step is a sum: a constant (the weights are read once), the prompt tokens at the prefill rate (prefill is
-// bound by computing), and for each decoding call a constant and its context (decoding is bound by reading the keys and
+// bound by computing) with, where the server has it, attention to all tokens before them, and for each decoding call a constant and its context (decoding is bound by reading the keys and
 // values of all earlier tokens).
 //
 // Simplified: blocks are 512 tokens long (vLLM's are 16; a hit is rounded down by 256 tokens on average). The blocks of answers
@@ -43,8 +43,11 @@ const perBlock = BlockTokens / workload.BlockTokens
 type Config struct {
 	// Blocks is the size of the cache, in blocks of BlockTokens.
 	Blocks int
-	// PrefillRate is in tokens a second.
+	// PrefillRate is in tokens a second, of tokens with nothing before them.
 	PrefillRate float64
+	// Attention is the number of tokens before a token that take as long as the rest of its prefill; 0 for a server that takes
+	// the same time for each token.
+	Attention float64
 	// Step is the constant time of each step. DecodeCall is added for each decoding call, and DecodeToken for each token of
 	// such a call's context.
 	Step, DecodeCall, DecodeToken time.Duration
@@ -71,6 +74,15 @@ func Default(blocks int) Config {
 	}
 }
 
+// Work is what a server computes for a prompt's tokens behind the first so many, in tokens with nothing before them.
+func (c *Config) Work(tokens, computed int) float64 {
+	n := float64(tokens - computed)
+	if c.Attention == 0 {
+		return n
+	}
+	return n * (1 + (float64(computed)+n/2)/c.Attention)
+}
+
 // Server is one model server.
 type Server struct {
 	config   Config
@@ -87,11 +99,12 @@ type Server struct {
 
 	// pending counts, by name, the blocks that this server's calls will compute; see Cached.
 	pending map[uint64]int
-	backlog int
+	backlog float64
 
 	stepping           bool
 	stepBegan, stepEnd time.Duration
-	steps              int // ended so far
+	work               float64 // of the current step's prompts, in tokens with nothing before them
+	steps              int     // ended so far
 	decoding           int
 	context            int // tokens of all decoding calls
 
@@ -108,8 +121,8 @@ type request struct {
 	// tokens is what must be computed before the next token: the prompt and, after a preemption, the tokens generated before
 	// it.
 	tokens, computed, generated int
-	// behind is the part of tokens that counts in the server's backlog.
-	behind   int
+	// behind is the call's part of the server's backlog.
+	behind   float64
 	cached   int
 	resident bool
 	// scheduled: it was in the batch at least once. admitted: it is in the batch. began: it has its first token. skipped: it
@@ -170,8 +183,7 @@ func (s *Server) Fits(c *workload.Call) error {
 // Submit accepts a call, which must fit. The server must have been advanced to now.
 func (s *Server) Submit(now time.Duration, id int, c *workload.Call) {
 	r := &request{call: c, id: id, came: now, adapter: c.Adapter, tokens: c.Prompt}
-	r.behind = c.Prompt - s.Cached(c)
-	s.backlog += r.behind
+	s.owe(r, s.Work(c))
 	s.expect(c, 1)
 	s.waiting = slices.Insert(s.waiting, 0, r)
 	if !s.stepping {
@@ -207,8 +219,8 @@ func (s *Server) drop(r *request) {
 	if !r.decodes {
 		s.expect(r.call, -1)
 	}
-	s.backlog -= r.behind
-	r.behind, r.decodes = 0, false
+	s.owe(r, 0)
+	r.decodes = false
 	if r.began {
 		s.use(r.adapter, -1) // vLLM does not count it as ended
 	}
@@ -261,8 +273,11 @@ func Names(c *workload.Call) []uint64 {
 	return names
 }
 
-// Backlog returns the number of prompt tokens that are still to be computed.
-func (s *Server) Backlog() int { return s.backlog }
+// Work returns what is to be computed of a call once earlier ones are served, in tokens with nothing before them.
+func (s *Server) Work(c *workload.Call) float64 { return s.config.Work(c.Prompt, s.Cached(c)) }
+
+// Backlog returns what is still to be computed of all prompts, in tokens with nothing before them.
+func (s *Server) Backlog() float64 { return s.backlog }
 
 // Metrics are the metrics that a server exposes.
 type Metrics struct {

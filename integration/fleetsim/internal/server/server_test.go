@@ -51,7 +51,7 @@ func serve(t *testing.T, s *Server, calls ...*workload.Call) map[int]Ended {
 		t.Errorf("%d of %d calls ended", len(done), len(calls))
 	}
 	if s.Calls() != 0 || s.Backlog() != 0 || len(s.pending) != 0 || s.decoding != 0 || s.context != 0 {
-		t.Errorf("an idle server has %d calls, a backlog of %d, %d pending blocks, %d decoding with %d tokens",
+		t.Errorf("an idle server has %d calls, a backlog of %v, %d pending blocks, %d decoding with %d tokens",
 			s.Calls(), s.Backlog(), len(s.pending), s.decoding, s.context)
 	}
 	if got := s.cache.free(); got != s.config.Blocks {
@@ -184,8 +184,8 @@ func TestCachedSeesWhatWaits(t *testing.T) {
 	if got := s.Cached(call(3, 3000, 1)); got != 0 {
 		t.Errorf("Cached is %d for a prompt that nobody sent, want 0", got)
 	}
-	if got, want := s.Backlog(), 8000-2000; got != want {
-		t.Errorf("Backlog is %d after the first chunk, want %d", got, want)
+	if got, want := s.Backlog(), 8000.0-2000; got != want {
+		t.Errorf("Backlog is %v after the first chunk, want %v", got, want)
 	}
 }
 
@@ -278,7 +278,7 @@ func TestLeave(t *testing.T) {
 				t.Errorf("%d tokens of its prompt are cached, want %d", got, test.wantCached)
 			}
 			if s.Calls() != 0 || s.Backlog() != 0 || len(s.pending) != 0 || s.decoding != 0 || s.context != 0 || s.cache.free() != 100 {
-				t.Errorf("an idle server has %d calls, a backlog of %d, %d pending blocks, %d decoding with %d tokens, %d blocks free of 100",
+				t.Errorf("an idle server has %d calls, a backlog of %v, %d pending blocks, %d decoding with %d tokens, %d blocks free of 100",
 					s.Calls(), s.Backlog(), len(s.pending), s.decoding, s.context, s.cache.free())
 			}
 			if _, began := s.Leave(time.Hour, 1); began {
@@ -297,5 +297,26 @@ func TestAnswersTakeRoom(t *testing.T) {
 	}
 	if got := s.Cached(call(1, 2049, 1)); got >= 2048 {
 		t.Errorf("%d tokens are still cached beside an answer of five blocks and two prompts in a cache of ten", got)
+	}
+}
+
+// Attention makes a token the slower the more are before it, whether they are cached or not.
+func TestAttention(t *testing.T) {
+	c := even(100)
+	c.Attention = 1000
+	for name, tt := range map[string]struct{ tokens, computed, want int }{
+		"nothing before": {tokens: 1000, want: 1500},
+		"as much before": {tokens: 2000, computed: 1000, want: 2500},
+		"the last token": {tokens: 1001, computed: 1000, want: 2},
+		"nothing to do":  {tokens: 1000, computed: 1000, want: 0},
+	} {
+		if got := c.Work(tt.tokens, tt.computed); int(got+0.5) != tt.want {
+			t.Errorf("%s: the work is %v tokens, want %d", name, got, tt.want)
+		}
+	}
+	s := New(c)
+	s.Submit(0, 1, call(1, 2000, 1)) // in one step
+	if got, want := s.stepEnd, 5*time.Millisecond; got != want {
+		t.Errorf("the prompt takes %s, want %s", got, want)
 	}
 }

@@ -9,22 +9,28 @@ import (
 func (s *Server) begin(now time.Duration) {
 	preempted := s.grow()
 	budget := s.config.BatchTokens - s.decoding
+	s.work = 0
 	left, short := s.prefill(budget)
 	loads := 0
 	if !preempted && !short {
 		left, loads = s.admit(left)
 	}
-	prompt := budget - left
-	if s.stepping = prompt+s.decoding > 0; !s.stepping {
+	if s.stepping = budget-left+s.decoding > 0; !s.stepping {
 		return
 	}
 	s.stepBegan = now
 	took := float64(s.config.Step) +
-		float64(prompt)/s.config.PrefillRate*float64(time.Second) +
+		s.work/s.config.PrefillRate*float64(time.Second) +
 		float64(s.decoding)*float64(s.config.DecodeCall) +
 		float64(s.context)*float64(s.config.DecodeToken) +
 		float64(loads)*float64(s.config.AdapterLoad)
 	s.stepEnd = now + time.Duration(took*s.slowness)
+}
+
+// owe sets a call's part of the backlog.
+func (s *Server) owe(r *request, work float64) {
+	s.backlog += work - r.behind
+	r.behind = work
 }
 
 // grow gives the decoding calls the blocks for this step. It reports whether it preempted any call.
@@ -112,8 +118,7 @@ func (s *Server) start(r *request, budget int) (chunk int, ok bool) {
 	}
 	r.unnamed = need
 	r.computed = hit
-	s.backlog += r.tokens - hit - r.behind
-	r.behind = r.tokens - hit
+	s.owe(r, s.config.Work(r.tokens, hit))
 	return chunk, true
 }
 
@@ -141,8 +146,7 @@ func (s *Server) preempt(r *request) {
 	r.decodes = false
 	r.tokens = r.call.Prompt + r.generated
 	r.computed = 0
-	s.backlog += r.tokens - r.behind
-	r.behind = r.tokens
+	s.owe(r, s.config.Work(r.tokens, 0))
 	s.waiting = append(s.waiting, r)
 }
 
@@ -161,9 +165,9 @@ func (s *Server) leave(r *request) {
 // compute schedules n tokens of a prompt. From now on other calls find the blocks that these tokens fill.
 func (s *Server) compute(r *request, n int) {
 	from := r.computed / BlockTokens
+	s.work += s.config.Work(r.computed+n, r.computed)
 	r.computed += n
-	s.backlog -= n
-	r.behind -= n
+	s.owe(r, s.config.Work(r.tokens, r.computed))
 	for i := from; i < min(r.computed, r.call.Prompt)/BlockTokens; i++ {
 		if b := s.cache.name(blockName(r.call, i)); b != nil {
 			r.held = append(r.held, b)

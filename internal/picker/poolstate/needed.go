@@ -48,7 +48,7 @@ func (p *Pool) lineNow(now time.Duration) Line {
 
 // demand notes the work of a call that came, whose endpoints are ranked. The pool's mutex is held.
 func (p *Pool) demand(now time.Duration) {
-	p.waits.demand.add(now, float64(p.choices[0].Uncached), demandMemory)
+	p.waits.demand.add(now, p.choices[0].Work, demandMemory)
 }
 
 // needed returns how many endpoints the pool's calls need, at the speed that its endpoints have: for the prompts that come and those that

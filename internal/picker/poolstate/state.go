@@ -269,7 +269,7 @@ func (p *Pool) commit(c *Call, r *Reservation, call *selection.Call, n int, now 
 	}
 	first := &p.choices[0]
 	p.reserve(r, p.nextID(), call, first, int(p.held[first.Endpoint]), now)
-	p.choice.Decided(first.Endpoint, now, first.Uncached)
+	p.choice.Decided(first.Endpoint, now, first.Work)
 	p.tell(r.id, Event{Kind: Reserved, Endpoint: p.slots[first.Endpoint].addr, Facts: *c.Facts, Uncached: first.Uncached, Soon: len(p.sharers) > 1})
 	r.picked = n
 	for i, c := range p.choices[:n] {

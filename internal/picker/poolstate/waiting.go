@@ -154,7 +154,7 @@ func (p *Pool) ask(c *Call, r *Reservation) (made, *Waiting) {
 	if p.goes(c, now) {
 		return p.commit(c, r, &call, n, now), nil
 	}
-	w, err := p.wait(c, r, float64(p.choices[0].Uncached), now)
+	w, err := p.wait(c, r, p.choices[0].Work, now)
 	return made{at: now, err: err}, w
 }
 
@@ -176,7 +176,7 @@ func (p *Pool) wouldWait(c *Call, now time.Duration) time.Duration {
 	}
 	p.waits.line.Tick(now, p.choice.MeanTokens())
 	rule, flow, tenant := p.ruleOf(c)
-	return p.expect(&admission.Call{Flow: flow, Tenant: tenant, Weight: rule.Weight, Priority: rule.Priority, Work: max(1, float64(p.choices[0].Uncached))}, now)
+	return p.expect(&admission.Call{Flow: flow, Tenant: tenant, Weight: rule.Weight, Priority: rule.Priority, Work: max(1, p.choices[0].Work)}, now)
 }
 
 // begins reports whether the endpoint that was ranked first would begin with the call within a time.
@@ -428,10 +428,10 @@ func (p *Pool) sendNext(now time.Duration) bool {
 			return false
 		}
 		best := &p.choices[0]
-		if work := max(1, float64(best.Uncached), float64(w.call.Unread)); work != c.Work {
+		if work := max(1, best.Work, float64(w.call.Unread)); work != c.Work {
 			works = append(works, reworked{c, work})
 		}
-		p.choice.Suppose(best.Endpoint, now, best.Uncached)
+		p.choice.Suppose(best.Endpoint, now, best.Work)
 		tried++
 		return tried < planned
 	})

@@ -34,7 +34,7 @@ func (s *State) Begins(n int32, now time.Duration, uncached float64) time.Durati
 	wait := max(0, s.health[n].shed.until-t)
 	if h.own > 0 && s.read(n, t) {
 		queue := max(0, h.empty-t)
-		queue += max(0, queue+uncached*h.perToken-h.room)
+		queue += max(0, queue+uncached*s.density*h.perToken-h.room)
 		wait = max(wait, queue)
 	}
 	return seconds(wait)
@@ -88,11 +88,11 @@ type supposed struct {
 	before hot
 }
 
-// Suppose makes picks take endpoint n to have another call, with so many uncached tokens, until Unsuppose.
-func (s *State) Suppose(n int32, now time.Duration, uncached int) {
+// Suppose makes picks take endpoint n to have another call, with so many tokens to prefill, until Unsuppose.
+func (s *State) Suppose(n int32, now time.Duration, work float64) {
 	h, t := &s.hot[n], now.Seconds()
 	s.supposed = append(s.supposed, supposed{n, *h})
-	h.setQueue(t, h.queue(t)+max(1, float64(uncached)))
+	h.setQueue(t, h.queue(t)+max(1, work))
 	h.own++
 	h.calls++
 }
@@ -112,5 +112,5 @@ func seconds(s float64) time.Duration {
 // Due returns when the first token of a call was expected when it was picked, on the pool's clock.
 func (s *State) Due(c *Claim) time.Duration { return seconds(c.place.due) }
 
-// MeanTokens returns how many uncached prompt tokens a call brings on average.
+// MeanTokens returns how many tokens to prefill a call brings on average.
 func (s *State) MeanTokens() float64 { return s.meanTokens() }

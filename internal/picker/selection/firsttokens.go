@@ -67,12 +67,12 @@ type prefills struct {
 	loads   bool    // some may have waited until an adapter was loaded
 	tokens  float64 // 0 where the number is not known
 	prompts float64 // of own calls, with their cached tokens
-	// computed are the prompt tokens that the server counted as computed, in its own tokens; 0 where it does not.
+	// computed are the prompt tokens that the server counted as computed; 0 where it does not.
 	computed float64
 	seconds  float64 // without pauses
-	// uncached are the tokens of own calls without those that stand for the calls' overhead, and starts is how many of the
-	// calls came to an empty queue.
-	uncached, starts float64
+	// tried are the sums of what own calls brought, and starts is how many of the calls came to an empty queue.
+	tried  prefilled
+	starts float64
 	// The sums of the own calls' times to first token, in seconds, as expected and as observed.
 	expected, observed float64
 }
@@ -121,7 +121,7 @@ func (f *firstTokens) see(at float64, r *Reading, queue []place, foreign, ratio 
 	// The number may drop: vLLM counts what a call finds in the cache when its prefill begins, and its prompt when that ends.
 	f.last.Prefilled = max(f.last.Prefilled, last.Prefilled)
 	if last.Prefilled > 0 {
-		out.computed = float64(f.last.Prefilled - last.Prefilled)
+		out.computed = float64(f.last.Prefilled-last.Prefilled) / ratio
 	}
 	switch {
 	case foreign > 0:
@@ -146,7 +146,7 @@ func (f *firstTokens) see(at float64, r *Reading, queue []place, foreign, ratio 
 	}
 	if !out.own {
 		out.seconds = busy(float64(out.calls), max(0, seconds), at-f.free)
-		out.tokens = out.computed / ratio
+		out.tokens = out.computed
 		f.free = at
 	}
 	return out
@@ -249,7 +249,7 @@ func (f *firstTokens) timed(out *prefills, calls []place, seconds, at float64) {
 	out.observed = seconds
 	for _, t := range calls {
 		out.tokens += t.tokens()
-		out.uncached += t.uncached
+		out.tried.add(t)
 		out.prompts += t.prompt
 		if t.alone {
 			out.starts++

@@ -105,54 +105,6 @@ func TestFirstTokenShowsAPrefill(t *testing.T) {
 	}
 }
 
-// A call costs more than its tokens, and the pool learns how much.
-func TestOverheadIsLearned(t *testing.T) {
-	for name, want := range map[string]float64{"none": 0, "a step of 20 ms": 160, "a step of 64 ms": 512} {
-		t.Run(name, func(t *testing.T) {
-			s := followed()
-			now, sum, count := 3.0, 1.0, int64(1)
-			for i := range 200 {
-				tokens := 50 + i*37%4000
-				c := add(s, second(now), tokens)
-				took := (float64(tokens) + want) / 8000
-				sum += took
-				count++
-				s.Observe(0, second(now+took+0.01), counting(second(now+took+0.01), 1, count, sum))
-				s.Release(c, Ended, second(now+took+0.1))
-				now += 2
-				s.Age(second(now), numbers(1))
-			}
-			if math.Abs(s.perCall-want) > 0.2*want+20 {
-				t.Errorf("a call is taken to cost %.0f tokens more, want %.0f", s.perCall, want)
-			}
-			if rate := s.Rate(0); math.Abs(rate-8000) > 400 {
-				t.Errorf("the speed is taken for %.0f tokens a second, want 8000", rate)
-			}
-		})
-	}
-}
-
-// Observations that are alike or impossible give a usual or a bounded overhead.
-func TestOverheadIsBounded(t *testing.T) {
-	for name, tt := range map[string]struct{ tokens, seconds, least, most float64 }{
-		"one length":      {1000, 0.125, usualOverhead - 1, usualOverhead + 1},
-		"no tokens":       {0, 1, 0, mostOverhead},
-		"no time":         {1000, 1e-300, 0, mostOverhead},
-		"an endless time": {1000, math.MaxFloat64, 0, mostOverhead},
-		"too many tokens": {math.MaxFloat64, 1, 0, mostOverhead},
-	} {
-		t.Run(name, func(t *testing.T) {
-			var o overhead
-			for range 100 {
-				o.observe(1, tt.tokens, tt.seconds)
-			}
-			if got := o.tokens(); !(got >= tt.least && got <= tt.most) {
-				t.Errorf("the overhead is %v tokens, want %v to %v", got, tt.least, tt.most)
-			}
-		})
-	}
-}
-
 // What is remembered of calls between readings is bounded, as readings may never come.
 func TestGoneCallsAreBounded(t *testing.T) {
 	s := followed()
@@ -197,49 +149,5 @@ func TestMoreFirstTokensThanCalls(t *testing.T) {
 	s.Observe(0, second(3.2), counting(second(3.2), 1, 50, 2))
 	if s.Release(waits, Abandoned, second(3.3)) {
 		t.Error("a call in flight is taken to be prefilled by the first tokens of others")
-	}
-}
-
-// Whatever one endpoint counts, the pool's overhead stays near what the others show, and is right again soon.
-func TestOverheadOfALiar(t *testing.T) {
-	for name, lie := range map[string]float64{"no time at all": 1e-9, "an hour": 3600} {
-		t.Run(name, func(t *testing.T) {
-			const overhead = 160
-			s := stateWith(4, picksettings.Defaults())
-			sums, now := [4]float64{1, 1, 1, 1}, 1.0
-			for n := range int32(4) {
-				s.Observe(n, second(0.5), counting(second(0.5), 0, 1, 1))
-				s.Observe(n, second(0.9), counting(second(0.9), 0, 1, 1))
-			}
-			for i := range 400 {
-				n := int32(i % 4)
-				tokens := 50 + i*37%4000
-				c := s.Reserve(n, second(now), callFor("", tokens), tokens)
-				took := (float64(tokens) + overhead) / 8000
-				if sums[n] += took; n == 0 {
-					sums[n] += lie - took
-				}
-				s.Observe(n, second(now+took+0.01), counting(second(now+took+0.01), 1, int64(2+i/4), sums[n]))
-				s.Release(&c, Ended, second(now+took+0.1))
-				now++
-				s.Age(second(now), numbers(4))
-			}
-			if s.perCall > 3*overhead || s.Rate(1) < 6500 || s.Rate(1) > 9500 {
-				t.Errorf("a call is taken to cost %.0f tokens more and an honest endpoint to prefill %.0f a second, want about %d and 8000",
-					s.perCall, s.Rate(1), overhead)
-			}
-		})
-	}
-}
-
-// After calls without prompts and without overhead, the overhead is still a number, and is learned again.
-func TestOverheadAfterEmptyCalls(t *testing.T) {
-	s := followed()
-	s.overhead = overhead{weight: 100, sum: 1, uu: 1, uv: 1, vv: 1, at: 2}
-	s.perCall = 0
-	add(s, second(3), 0)
-	s.Observe(0, second(3.1), counting(second(3.1), 1, 2, 1.05))
-	if o := &s.overhead; math.IsNaN(o.uu) || math.IsInf(o.uu, 0) || math.IsNaN(o.uv) || math.IsNaN(o.vv) {
-		t.Errorf("the sums are %+v", o)
 	}
 }

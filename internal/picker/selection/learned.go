@@ -7,7 +7,7 @@ import (
 
 // Learned is what was observed of an endpoint's prefill, to be given to another picker.
 type Learned struct {
-	// Tokens were prefilled in so many Seconds; both have lost weight with time.
+	// Tokens like those of late were prefilled in so many Seconds; both have lost weight with time.
 	Tokens, Seconds float64
 }
 
@@ -15,7 +15,7 @@ type Learned struct {
 func (s *State) Learned(n int32, now time.Duration) Learned {
 	v := &s.loads[n].speed
 	v.forget(now.Seconds())
-	return Learned{v.tokens, v.seconds}
+	return Learned{v.tokens / s.density, v.seconds}
 }
 
 // Learn takes what another picker observed of endpoint n's prefill, unless more was observed here. It counts from the next
@@ -23,7 +23,7 @@ func (s *State) Learned(n int32, now time.Duration) Learned {
 func (s *State) Learn(n int32, l Learned, now time.Duration) {
 	v := &s.loads[n].speed
 	v.forget(now.Seconds())
-	rate := l.Tokens / l.Seconds
+	rate := l.Tokens * s.density / l.Seconds
 	if !(l.Seconds > v.seconds && rate >= slowest && rate <= fastest) {
 		return
 	}

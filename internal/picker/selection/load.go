@@ -23,7 +23,7 @@ type hot struct {
 }
 
 // load is the rest of an endpoint's work. A position in its queue is a sum: the work that the picker has sent to the
-// endpoint so far, in tokens to prefill, of which each call brings its uncached prompt tokens and its overhead.
+// endpoint so far, in tokens to prefill, as curve has them.
 type load struct {
 	arrived float64 // the position of the queue's end
 	places  []place // calls in flight in the order of their arrival
@@ -45,16 +45,18 @@ type place struct {
 	due        float64 // when its first token was expected on its arrival
 	start, end float64 // positions
 	prompt     float64 // tokens
+	lead       float64 // the part of its work that is not of its tokens
 	uncached   float64 // prompt tokens
 	alone      bool    // nothing was ahead of it
+	running    float64 // the calls that the endpoint answered when it came, where it was alone
 	adapter    int32   // the id of what may be its adapter; none where it needs none
 	loads      bool    // its adapter was not known to be loaded when it came
 }
 
-// tokens is the work that the call brought.
+// tokens is the work that the call brought, in tokens to prefill.
 func (t place) tokens() float64 { return t.end - t.start }
 
-// queue is the number of uncached prompt tokens that wait to be prefilled.
+// queue is the work that waits, in tokens to prefill.
 func (h *hot) queue(now float64) float64 { return max(0, h.empty-now) / h.perToken }
 
 // setQueue sets how many tokens wait at the given time.
@@ -64,17 +66,18 @@ func (h *hot) setQueue(now, tokens float64) { h.empty = now + max(0, tokens)*h.p
 func (s *State) add(n int32, now, prompt, uncached float64, adapter int32) place {
 	h, l := &s.hot[n], &s.loads[n]
 	ahead := h.queue(now)
-	work := max(uncached, 1) // so that each call has a position of its own
-	if ahead == 0 {
-		work += s.perCall
+	t := place{at: now, start: l.arrived, prompt: prompt, uncached: uncached, adapter: adapter, loads: !s.adapters.loaded(n, adapter)}
+	work := max(s.curve.work(prompt, uncached), 1) // so that each call has a position of its own
+	if t.alone = ahead == 0; t.alone {
+		t.running = h.calls
+		t.lead = s.curve.perCall
+		work += t.lead
 	}
 	h.setQueue(now, ahead+work)
-	due := h.empty
-	if ahead > 0 {
-		due += s.perCall * h.perToken
+	t.due, t.end = h.empty+s.curve.perRunning*t.running*h.perToken, t.start+work
+	if !t.alone {
+		t.due += s.curve.perCall * h.perToken
 	}
-	t := place{at: now, due: due, start: l.arrived, end: l.arrived + work, prompt: prompt, uncached: uncached, alone: ahead == 0,
-		adapter: adapter, loads: !s.adapters.loaded(n, adapter)}
 	l.arrived = t.end
 	l.fill.add(now, uncached)
 	l.others.own.add(now, 1, uncached)

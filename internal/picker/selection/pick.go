@@ -86,6 +86,8 @@ type Choice struct {
 	Endpoint int32
 	// Cached are the prompt's tokens that the endpoint is taken to have cached, and Uncached those that it must prefill.
 	Cached, Uncached int
+	// Work is how long those take, in tokens that have nothing before them.
+	Work float64
 	// Cost is the endpoint's, in seconds.
 	Cost float64
 }
@@ -118,7 +120,7 @@ func (s *State) Pick(c *Call, now time.Duration, rnd *rand.Rand, out *[Choices]C
 // rule holds the values of one pick that are the same for all candidates.
 type rule struct {
 	now    float64 // seconds of the clock
-	prompt int     // tokens
+	prompt float64 // tokens
 	share  float64 // the cost of a token to prefill, to this call and to others, as a multiple of its time
 	// A candidate takes no more calls at so many in flight, or at so many for each token a second of its speed if that is more.
 	bound, boundOfSpeed float64
@@ -129,7 +131,7 @@ type rule struct {
 }
 
 func (p *pick) rule(now time.Duration) rule {
-	r := rule{now: now.Seconds(), prompt: p.Facts.PromptTokens()}
+	r := rule{now: now.Seconds(), prompt: float64(p.Facts.PromptTokens())}
 	p.crowd(&r)
 	if r.id = p.adapters.find(p.Facts.Model); r.id != none {
 		r.name = Hash(p.Facts.Model)
@@ -197,16 +199,17 @@ func (p *pick) costs(r *rule) {
 		p.scratch.costs, p.scratch.classes = make([]float64, n), make([]class, n)
 	}
 	costs, classes := p.scratch.costs[:n], p.scratch.classes[:n]
-	unheard := p.unheard(r.now)
+	unheard, tokens := p.unheard(r.now), p.Facts.PromptTokens()
 	for i, e := range p.Candidates {
 		h := &p.hot[e]
 		wait := h.empty - r.now
 		if wait < 0 {
 			wait = 0
 		}
-		prefill := float64(Uncached(r.prompt, p.Cached[e])) * h.perToken
-		cost := wait + (r.share+h.displaces)*prefill + (p.perCall+callTokens*h.calls)*h.perToken + unheard*float64(h.theirs)
-		if short := wait + prefill - h.room; short > 0 {
+		uncached := float64(Uncached(tokens, p.Cached[e]))
+		own, mean := p.curve.work(r.prompt, uncached)*h.perToken, uncached*p.density*h.perToken
+		cost := wait + r.share*own + h.displaces*mean + (p.curve.perCall+callTokens*h.calls)*h.perToken + unheard*float64(h.theirs)
+		if short := wait + mean - h.room; short > 0 {
 			cost += short
 		}
 		costs[i], classes[i] = cost, 0
@@ -331,8 +334,9 @@ func (p *pick) rank(r *rule, rnd *rand.Rand, out *[Choices]Choice) int {
 
 func (p *pick) choice(r *rule, at int32) Choice {
 	e := p.Candidates[at]
-	own := Uncached(r.prompt, p.Cached[e])
-	return Choice{Endpoint: e, Cached: r.prompt - own, Uncached: own, Cost: p.scratch.costs[at]}
+	prompt := p.Facts.PromptTokens()
+	own := Uncached(prompt, p.Cached[e])
+	return Choice{Endpoint: e, Cached: prompt - own, Uncached: own, Work: p.curve.work(r.prompt, float64(own)), Cost: p.scratch.costs[at]}
 }
 
 // shortlist lists the candidates of a class that can come into a ranking: those that cost no more than the Choices

@@ -200,9 +200,9 @@ func TestPickCountsTokens(t *testing.T) {
 		cached int32
 		want   Choice
 	}{
-		"nothing cached":              {tokens: 1000, want: Choice{Uncached: 1000}},
-		"a part cached":               {tokens: 1000, cached: 10, want: Choice{Cached: 640, Uncached: 360}},
-		"all cached leaves one token": {tokens: 640, cached: 10, want: Choice{Cached: 639, Uncached: 1}},
+		"nothing cached":              {tokens: 1000, want: Choice{Uncached: 1000, Work: 1000}},
+		"a part cached":               {tokens: 1000, cached: 10, want: Choice{Cached: 640, Uncached: 360, Work: 360}},
+		"all cached leaves one token": {tokens: 640, cached: 10, want: Choice{Cached: 639, Uncached: 1, Work: 1}},
 		"no prompt":                   {want: Choice{}},
 	}
 	for name, tt := range tests {

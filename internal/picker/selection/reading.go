@@ -93,7 +93,7 @@ func (s *State) Observe(n int32, now time.Duration, r *Reading) FirstTokens {
 	ratio, followed, prompts := s.TokenRatio(n), l.first.known, l.first.last.Prompts
 	prefilled := l.first.see(at, r, queue, l.strangers(at, foreign), ratio)
 	if prefilled.calls > 0 && r.Prefilled > 0 {
-		l.others.count(t, prefilled.calls, prefilled.computed/ratio, float64(r.KVTokens)/ratio)
+		l.others.count(t, prefilled.calls, prefilled.computed, float64(r.KVTokens)/ratio)
 	}
 	if followed && l.first.known && r.Prompts > 0 {
 		l.ratio.observe(t, prefilled.prompts, float64(r.Prompts-prompts))
@@ -218,7 +218,7 @@ func (s *State) learn(n int32, now float64, next begun) bool {
 func (s *State) correct(n int32, now float64, arrived int, queue []place, waiting int, others float64) {
 	h, l := &s.hot[n], &s.loads[n]
 	first := len(queue) - waiting
-	least := l.arrived - l.arrivedAt(arrived) + others*l.others.tokens(s.meanTokens())
+	least := l.arrived - l.arrivedAt(arrived) + others*s.othersTokens(n)
 	for _, t := range queue[first:] {
 		least += t.tokens()
 	}
@@ -252,7 +252,7 @@ func (s *State) correctShared(n int32, now float64, arrived int, queue []place, 
 		}
 		h.setQueue(now, min(max(h.queue(now), least-since), most))
 	} else {
-		work := own + float64(unbegun-len(first))*l.others.tokens(s.meanTokens())
+		work := own + float64(unbegun-len(first))*s.othersTokens(n)
 		work -= work / float64(unbegun) / 2
 		h.setQueue(now, later+max(0, work-since))
 	}
@@ -331,6 +331,6 @@ func (s *State) weigh(n int32, now float64) {
 	h.room = math.Inf(1)
 	if w > 0 {
 		h.calls += w * r.foreign
-		h.room = r.room * h.perToken / w
+		h.room = r.room * s.density * h.perToken / w
 	}
 }

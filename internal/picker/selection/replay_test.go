@@ -127,7 +127,7 @@ func TestEstimatesOfARealEngine(t *testing.T) {
 			slices.Sort(off)
 			median, p90 := off[len(off)/2], off[len(off)*9/10]
 			t.Logf("%d calls: the median is off by %.2f times, the 90th percentile by %.2f; %.0f tokens a second and %.0f for a call",
-				len(off), median, p90, p.state.Rate(0), p.state.perCall)
+				len(off), median, p90, p.state.Rate(0), p.state.curve.perCall)
 			if median > 1.25 || p90 > 2 {
 				t.Errorf("the median is off by %.2f times, the 90th percentile by %.2f, want 1.25 and 2 at most", median, p90)
 			}

@@ -52,13 +52,13 @@ func (s *State) Share(all []Sharer) {
 	s.share.all = append(s.share.all[:0], all...)
 }
 
-// Decided notes that this picker has sent endpoint n a call with so many uncached prompt tokens.
-func (s *State) Decided(n int32, now time.Duration, uncached int) {
+// Decided notes that this picker has sent endpoint n a call with so many tokens to prefill.
+func (s *State) Decided(n int32, now time.Duration, work float64) {
 	if len(s.share.all) == 0 {
 		return
 	}
 	t := now.Seconds()
-	s.share.given = s.share.left(t) + float64(uncached)*s.hot[n].perToken
+	s.share.given = s.share.left(t) + work*s.hot[n].perToken
 	s.share.at = t
 }
 

@@ -35,7 +35,7 @@ func (s *State) decide(c *Call, now time.Duration, rnd *rand.Rand) int32 {
 	var out [Choices]Choice
 	s.Pick(c, now, rnd, &out)
 	s.Reserve(out[0].Endpoint, now, c, out[0].Uncached)
-	s.Decided(out[0].Endpoint, now, out[0].Uncached)
+	s.Decided(out[0].Endpoint, now, out[0].Work)
 	return out[0].Endpoint
 }
 

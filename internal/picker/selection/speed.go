@@ -29,6 +29,9 @@ const (
 	// leastPrefill is how many tokens calls must prefill on average for their time to tell a speed. With fewer, it is mostly
 	// that of one step.
 	leastPrefill = 4 * BlockTokens
+	// asExpected is how much more or less of a prompt than expected a server may compute for it to count for the curve: a prompt
+	// that was evicted would look like a long one.
+	asExpected = 0.25
 	// guessedWeight is the weight of a speed where it is a guess how calls overlapped, beside one of the picker's own calls.
 	guessedWeight = 0.25
 
@@ -84,40 +87,59 @@ func (s *State) learnFromFirstTokens(n int32, now float64, p prefills) {
 	if !(p.seconds > 0) || p.loads {
 		return
 	}
-	weight, least := 1.0, leastPrefill*float64(p.calls)
+	weight, uncached := 1.0, p.tried.tokens
 	if p.own {
-		starts := max(1, p.starts)
-		s.learnOverhead(n, now, p.uncached/starts, p.seconds/starts)
-		least += p.tokens - p.uncached
+		s.learnCurve(n, now, p)
 	} else {
 		weight = guessedWeight
-		p.tokens += s.perCall
+		p.tokens = p.tokens*s.density + s.curve.perCall
+		uncached = p.tokens
 	}
-	if p.tokens < least {
+	if uncached < leastPrefill*float64(p.calls) {
 		return
 	}
 	s.loads[n].speed.observe(now, weight*p.tokens, weight*p.seconds, s.hot[n].perToken)
 	s.setSpeed(n, now)
 }
 
-// learnOverhead takes the pool's overhead of a call from what endpoint n prefilled without a pause. An endpoint whose speed is
-// far from the pool's is left out, as its counters may lie.
-func (s *State) learnOverhead(n int32, now, tokens, seconds float64) {
+// learnCurve takes the pool's curve from what endpoint n prefilled without a pause. An endpoint whose speed is far from the
+// pool's is left out, as its counters may lie.
+func (s *State) learnCurve(n int32, now float64, p prefills) {
 	slowness := s.hot[n].perToken * s.meanRate
 	if slowness < 1.0/outlier || slowness > outlier {
 		return
 	}
-	within := float64(surprise)
-	if s.overhead.weight >= steady {
-		within = unlikely
+	if p.computed > 0 && math.Abs(p.computed-p.tried.tokens) > asExpected*p.tried.tokens+BlockTokens*float64(p.calls) {
+		return
 	}
-	expected := max(tokens+s.perCall, 1) * s.hot[n].perToken
-	s.overhead.observe(now, tokens, min(max(seconds, expected/within), expected*within)/slowness)
-	s.perCall = s.overhead.tokens()
+	starts := max(1, p.starts)
+	one := prefilled{tokens: p.tried.tokens / starts, pairs: p.tried.pairs / starts, running: p.tried.running / starts}
+	expected, within := s.fit.expects(one), float64(unlikely)
+	if s.fit.weight < steady {
+		expected, within = (one.tokens+s.curve.perCall)/s.meanRate, surprise
+	}
+	expected = max(expected, 1/s.meanRate)
+	s.fit.observe(now, one, min(max(p.seconds/starts/slowness, expected/within), expected*within))
 }
 
-// ageSpeeds decays the observations of speeds, and takes the pool's mean speed.
+// bend takes the curve that was learned last. What is known of speeds holds for tokens like those of late.
+func (s *State) bend() {
+	c, ok := s.fit.curve()
+	if !ok {
+		return
+	}
+	density := s.fit.density(c.context)
+	if density != s.density {
+		for n := range s.loads {
+			s.loads[n].speed.tokens *= density / s.density
+		}
+	}
+	s.curve, s.density = c, density
+}
+
+// ageSpeeds decays the observations of speeds, and takes the curve and the pool's mean speed.
 func (s *State) ageSpeeds(now float64, members []int32) {
+	s.bend()
 	s.observed = append(s.observed[:0], observedSpeed{rate: s.settings.PrefillRate, seconds: assumedSeconds, vote: assumedSeconds})
 	for _, n := range members {
 		v := &s.loads[n].speed

@@ -12,7 +12,7 @@ type Standing struct {
 	// InFlight are the picker's own calls, QueueTokens their uncached prompt tokens that wait to be prefilled.
 	InFlight    int
 	QueueTokens float64
-	// Rate is the speed of prefill in tokens a second. BytesPerToken is how many bytes of text a token of the server's has.
+	// Rate is the speed of prefill in tokens a second, of tokens like those of late. BytesPerToken is how many bytes of text a token of the server's has.
 	Rate, BytesPerToken float64
 	// FirstToken is the time to the first token of a call that arrives now and brings the recent average of uncached
 	// tokens, in seconds.
@@ -29,9 +29,9 @@ func (s *State) Standing(n int32, now time.Duration) Standing {
 	t := now.Seconds()
 	h := &s.hot[n]
 	out := Standing{
-		InFlight: int(h.own), QueueTokens: h.queue(t), Rate: h.rate,
+		InFlight: int(h.own), QueueTokens: s.Queue(n, now), Rate: h.rate / s.density,
 		BytesPerToken: request.BytesPerToken / s.TokenRatio(n),
-		FirstToken:    max(0, h.empty-t) + (s.meanTokens()+s.perCall)*h.perToken,
+		FirstToken:    max(0, h.empty-t) + (s.meanTokens()+s.curve.perCall)*h.perToken,
 		Failures:      s.health[n].failed.count, AvoidedFor: max(0, s.health[n].failed.until-t, s.health[n].shed.until-t),
 	}
 	for _, r := range s.adapters.slots[n].resident {

@@ -25,9 +25,10 @@ type State struct {
 	meanRate    float64 // prefill speed of an endpoint, in tokens a second
 	observed    []observedSpeed
 	work        work
-	overhead    overhead
+	fit         curveFit
+	curve       curve
+	density     float64 // what a mean uncached token takes, in tokens without anything before them
 	share       share
-	perCall     float64 // a call's overhead, in tokens to prefill
 	waiting     float64 // work that waits at the picker, in tokens to prefill
 	supposed    []supposed
 	scratch     scratch
@@ -35,7 +36,7 @@ type State struct {
 
 // NewState makes the state of a pool without endpoints.
 func NewState(settings picksettings.Settings) *State {
-	return &State{settings: settings, adapters: newAdapters(), aged: math.Inf(-1), meanRate: settings.PrefillRate}
+	return &State{settings: settings, adapters: newAdapters(), aged: math.Inf(-1), meanRate: settings.PrefillRate, density: 1}
 }
 
 // Configure replaces the settings. Learned speeds stay; a new assumed speed counts from the next call of Age on.
@@ -77,10 +78,12 @@ func (s *State) Restarted(n int32) {
 // InFlight is the number of the picker's own calls in flight at endpoint n.
 func (s *State) InFlight(n int32) int { return int(s.hot[n].own) }
 
-// Queue is the number of uncached prompt tokens that wait at endpoint n.
-func (s *State) Queue(n int32, now time.Duration) float64 { return s.hot[n].queue(now.Seconds()) }
+// Queue is the number of uncached prompt tokens that wait at endpoint n, if they are like the mean.
+func (s *State) Queue(n int32, now time.Duration) float64 {
+	return s.hot[n].queue(now.Seconds()) / s.density
+}
 
-// Rate is the prefill speed that endpoint n is taken to have, in tokens a second.
+// Rate is the prefill speed that endpoint n is taken to have, in tokens a second that have nothing before them.
 func (s *State) Rate(n int32) float64 { return 1 / s.hot[n].perToken }
 
 // Claim is what one call holds at an endpoint.
@@ -99,9 +102,10 @@ func (s *State) Reserve(n int32, now time.Duration, c *Call, uncached int) Claim
 	t := now.Seconds()
 	s.picks++
 	s.hot[n].lastPick = s.picks
-	s.work.add(t, 1, float64(uncached))
+	prompt := float64(c.Facts.PromptTokens())
+	s.work.add(t, 1, s.curve.work(prompt, float64(uncached)))
 	id := s.adapters.wanted(c.Facts.Model, t)
-	place := s.add(n, t, float64(c.Facts.PromptTokens()), float64(uncached), id)
+	place := s.add(n, t, prompt, float64(uncached), id)
 	kind := whole
 	if c.Facts.Stream {
 		kind = streamed
@@ -201,8 +205,9 @@ func (s *State) Computed(c *Claim, now time.Duration) int {
 	if s.isDeferred(c.Endpoint, now.Seconds(), c.place) {
 		return 0
 	}
-	computed := s.drained(c.Endpoint, now.Seconds()) - c.place.start - (c.place.tokens() - c.place.uncached)
-	return int(math.Round(min(max(0, computed), c.place.uncached)))
+	t := &c.place
+	done := (s.drained(c.Endpoint, now.Seconds()) - t.start - t.lead) / (t.tokens() - t.lead)
+	return int(math.Round(min(max(0, done), 1) * t.uncached))
 }
 
 // Release ends a claim. It reports whether the endpoint is taken to have prefilled the prompt.
@@ -235,7 +240,7 @@ func (s *State) Release(c *Claim, outcome Outcome, now time.Duration) (prefilled
 
 // work is what the pool's calls brought lately.
 type work struct {
-	tokens, calls float64 // sums that decay, of uncached prompt tokens and of calls
+	tokens, calls float64 // sums that decay, of tokens to prefill and of calls
 	at            float64 // when the sums were last decayed
 }
 
@@ -255,7 +260,7 @@ func (w *work) decay(now float64) {
 	w.at = max(now, w.at)
 }
 
-// meanTokens returns how many uncached prompt tokens a call brings on average.
+// meanTokens returns how many tokens to prefill a call brings on average.
 func (s *State) meanTokens() float64 {
 	if s.work.calls < 1e-9 {
 		return 0

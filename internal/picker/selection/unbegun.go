@@ -52,6 +52,11 @@ func (c *callsOfOthers) count(now float64, calls int, tokens, cache float64) {
 	c.counted.add(now, float64(calls), min(tokens, float64(calls)*cache))
 }
 
+// othersTokens is what a call of others brings to endpoint n on average, in tokens to prefill.
+func (s *State) othersTokens(n int32) float64 {
+	return s.loads[n].others.tokens(s.meanTokens()/s.density) * s.density
+}
+
 // tokens is the mean of the uncached prompt tokens of a call, or otherwise where nothing was counted.
 func (c *callsOfOthers) tokens(otherwise float64) float64 {
 	calls, tokens := c.counted.calls-c.own.calls, c.counted.tokens-c.own.tokens

@@ -330,7 +330,7 @@ func stand(ctx context.Context, t *testing.T, c string, refuse string) *front {
 	})
 	f := &front{}
 	f.refuse.Store(&refuse)
-	proxy := &httputil.ReverseProxy{FlushInterval: -1, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(behind) }}
+	proxy := passOn(&httputil.ReverseProxy{FlushInterval: -1, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(behind) }})
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(p.Status.PodIP, "8000"))
 	must(t, err)
 	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -346,6 +346,15 @@ func stand(ctx context.Context, t *testing.T, c string, refuse string) *front {
 	go func() { _ = server.Serve(listener) }() // ends at Close
 	t.Cleanup(func() { _ = server.Close() })
 	return f
+}
+
+// passOn has a proxy pass on requests with bodies. Otherwise the server closes a request's body when the answer begins, and the
+// proxy, which may still look for the body's end, breaks the call off.
+func passOn(proxy *httputil.ReverseProxy) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/1.1 always can
+		proxy.ServeHTTP(w, r)
+	})
 }
 
 // An endpoint with unreadable metrics gets as many calls as others do: the picker does not take it for idle while others

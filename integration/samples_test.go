@@ -306,11 +306,11 @@ func serveCurl(ctx context.Context, t *testing.T, see func(*http.Response)) {
 	t.Helper()
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", clientProxy)
 	must(t, err)
-	server := &http.Server{Handler: &httputil.ReverseProxy{
+	server := &http.Server{Handler: passOn(&httputil.ReverseProxy{
 		Rewrite:        func(*httputil.ProxyRequest) {}, // a proxy's request already has the full URL
 		Transport:      the.caller.HTTP.Transport,
 		ModifyResponse: func(r *http.Response) error { see(r); return nil },
-	}}
+	})}
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(func() { _ = server.Close() })
 }

@@ -378,16 +378,15 @@ type Caller struct {
 	Priority int
 	Weight   float64
 	Calls    int
-	// Work is what its calls bring, in tokens, and At when the first of them came.
-	Work float64
-	At   time.Duration
+	// At is when the first of its calls came.
+	At time.Duration
 }
 
 // Callers lists the callers with calls that wait, those with the most first.
 func (l *Line) Callers() []Caller {
 	var out []Caller
 	for f := range l.flows {
-		c := Caller{Flow: f.name, Priority: f.level.priority, Weight: f.weight, Calls: f.calls.calls, Work: f.calls.work, At: l.at}
+		c := Caller{Flow: f.name, Priority: f.level.priority, Weight: f.weight, Calls: f.calls.calls, At: l.at}
 		f.calls.each(func(x *Call) bool { c.At = min(c.At, x.At); return true })
 		out = append(out, c)
 	}

@@ -51,9 +51,9 @@ func (x *session) ask(p *poolstate.Pool, call *poolstate.Call) (why *poolstate.D
 	begin := time.Now()
 	if w.Held() {
 		x.server.awaitBody.pass(x)
-	}
-	if w.Held() && x.requestMode != duplex { // there the proxy sets the reply to the headers no time
-		_ = x.sendReply(reply{kind: x.message.kind, holds: pool.MostHold}) // a proxy that is gone ends the context
+		if x.requestMode != duplex { // there the proxy sets the reply to the headers no time
+			_ = x.sendReply(reply{kind: x.message.kind, holds: pool.MostHold}) // a proxy that is gone ends the context
+		}
 	}
 	why, err = w.Wait(x.context)
 	if x.context.Err() != nil && !x.reservation.Held() {

@@ -52,11 +52,11 @@ func (p *Pool) preview(c *Call) (made, time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := p.clock()
-	call, _, err := p.consider(c, now)
+	ranked, err := p.consider(c, now)
 	if err != nil {
 		return made{at: now, err: err}, 0
 	}
-	return made{rows: p.rank(&call, now), at: now}, p.wouldWait(c, now)
+	return made{rows: p.rank(&ranked.call, now), at: now}, p.wouldWait(c, now)
 }
 
 // rank copies the numbers of all candidates, in no order. The pool's mutex is held, so rank does no more than that.

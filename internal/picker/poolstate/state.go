@@ -208,12 +208,12 @@ func (p *Pool) choose(c *Call, r *Reservation) made {
 	defer p.mu.Unlock()
 	now := p.clock()
 	p.arrived(now)
-	call, n, err := p.consider(c, now)
+	ranked, err := p.consider(c, now)
 	if err != nil {
 		return made{at: now, err: err}
 	}
 	p.demand(now)
-	return p.commit(c, r, &call, n, now)
+	return p.commit(c, r, &ranked, now)
 }
 
 // made is a choice that was made, for what follows when the pool's mutex is not held any more.
@@ -253,26 +253,32 @@ func (p *Pool) arrived(now time.Duration) {
 	p.own.pick(now)
 }
 
-// consider ranks the endpoints for a call, up to n of them into p.choices.
-func (p *Pool) consider(c *Call, now time.Duration) (call selection.Call, n int, err error) {
-	if call, err = p.selectionCall(c, now); err != nil {
-		return call, 0, err
-	}
-	return call, p.choice.Pick(&call, now, p.rnd, &p.choices), nil
+// ranking is the call for which endpoints were ranked last, and how many of them are in p.choices.
+type ranking struct {
+	call selection.Call
+	n    int
 }
 
-// commit reserves the first of the n endpoints that were ranked for a call.
-func (p *Pool) commit(c *Call, r *Reservation, call *selection.Call, n int, now time.Duration) made {
+// consider ranks the endpoints for a call.
+func (p *Pool) consider(c *Call, now time.Duration) (r ranking, err error) {
+	if r.call, err = p.selectionCall(c, now); err == nil {
+		r.n = p.choice.Pick(&r.call, now, p.rnd, &p.choices)
+	}
+	return r, err
+}
+
+// commit reserves the first of the endpoints that were ranked for a call.
+func (p *Pool) commit(c *Call, r *Reservation, ranked *ranking, now time.Duration) made {
 	m := made{at: now, keep: p.recent.due(now)}
 	if m.keep || c.Explained || p.logged() {
-		m.rows = p.rank(call, now)
+		m.rows = p.rank(&ranked.call, now)
 	}
 	first := &p.choices[0]
-	p.reserve(r, p.nextID(), call, first, int(p.held[first.Endpoint]), now)
+	p.reserve(r, p.nextID(), &ranked.call, first, int(p.held[first.Endpoint]), now)
 	p.choice.Decided(first.Endpoint, now, first.Work)
 	p.tell(r.id, Event{Kind: Reserved, Endpoint: p.slots[first.Endpoint].addr, Facts: *c.Facts, Uncached: first.Uncached, Soon: len(p.sharers) > 1})
-	r.picked = n
-	for i, c := range p.choices[:n] {
+	r.picked = ranked.n
+	for i, c := range p.choices[:ranked.n] {
 		r.texts[i] = p.slots[c.Endpoint].text
 	}
 	r.untokenized = p.tellers > 0 && p.untokenized(c, first.Endpoint)

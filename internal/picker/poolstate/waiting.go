@@ -10,7 +10,6 @@ import (
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/admission"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/fairshare"
 	"github.com/inference-waypoint/inference-waypoint/internal/picker/refusal"
-	"github.com/inference-waypoint/inference-waypoint/internal/picker/selection"
 	"github.com/inference-waypoint/inference-waypoint/internal/picksettings"
 )
 
@@ -141,7 +140,7 @@ func (p *Pool) ask(c *Call, r *Reservation) (made, *Waiting) {
 	defer p.mu.Unlock()
 	now := p.clock()
 	p.arrived(now)
-	call, n, err := p.consider(c, now)
+	ranked, err := p.consider(c, now)
 	switch {
 	case errors.Is(err, p.noEndpoints) && p.settings.Load().EndpointsWithin > 0 && !p.waits.open:
 		p.waits.asleep = true
@@ -152,7 +151,7 @@ func (p *Pool) ask(c *Call, r *Reservation) (made, *Waiting) {
 	}
 	p.demand(now)
 	if p.goes(c, now) {
-		return p.commit(c, r, &call, n, now), nil
+		return p.commit(c, r, &ranked, now), nil
 	}
 	w, err := p.wait(c, r, p.choices[0].Work, now)
 	return made{at: now, err: err}, w
@@ -175,8 +174,8 @@ func (p *Pool) wouldWait(c *Call, now time.Duration) time.Duration {
 		return 0
 	}
 	p.waits.line.Tick(now, p.choice.MeanTokens())
-	rule, flow, tenant := p.ruleOf(c)
-	return p.expect(&admission.Call{Flow: flow, Tenant: tenant, Weight: rule.Weight, Priority: rule.Priority, Work: max(1, p.choices[0].Work)}, now)
+	place, _ := p.place(c, p.choices[0].Work)
+	return p.expect(&place, now)
 }
 
 // begins reports whether the endpoint that was ranked first would begin with the call within a time.
@@ -250,16 +249,26 @@ func (p *Pool) patience(c *Call) time.Duration {
 	return patience
 }
 
+// place returns what a call is to the line, and what its caller gets. work is what its best endpoint has to prefill.
+func (p *Pool) place(c *Call, work float64) (admission.Call, picksettings.Caller) {
+	rule, flow, tenant := p.ruleOf(c)
+	work = workIn(c, work)
+	return admission.Call{
+		Flow: flow, Tenant: tenant, Weight: rule.Weight, Priority: rule.Priority,
+		Work: work, Cost: work + outputCost*p.waits.outputs.mean(), Bytes: c.Bytes,
+	}, rule
+}
+
+// workIn is a call's work in the line: a body that was not read may be new to all endpoints.
+func workIn(c *Call, work float64) float64 { return max(1, work, float64(c.Unread)) }
+
 // wait puts a call into the line, or refuses it.
 func (p *Pool) wait(c *Call, r *Reservation, work float64, now time.Duration) (*Waiting, error) {
-	rule, flow, tenant := p.ruleOf(c)
 	patience := p.patience(c)
-	work = max(1, work, float64(c.Unread))
 	w := &Waiting{pool: p, call: c, r: r, decided: make(chan struct{})}
-	w.place = admission.Call{
-		Flow: flow, Tenant: tenant, Weight: rule.Weight, Priority: rule.Priority,
-		Work: work, Cost: work + outputCost*p.waits.outputs.mean(), Bytes: c.Bytes, At: now, Until: max(now, p.waits.wakes) + patience,
-	}
+	var rule picksettings.Caller
+	w.place, rule = p.place(c, work)
+	w.place.At, w.place.Until = now, max(now, p.waits.wakes)+patience
 	p.waits.line.Tick(now, p.choice.MeanTokens())
 	if err := p.refuses(w, rule, patience, now); err != nil {
 		return nil, err
@@ -354,9 +363,12 @@ func (p *Pool) ownPart() float64 {
 
 func retryAfter(d time.Duration) time.Duration { return min(max(d, leastRetry), mostRetry) }
 
+// unheld reports whether no call waits any more: those that still do are let go.
+func (p *Pool) unheld() bool { return p.waits.open || p.patience(&Call{}) == 0 }
+
 // letGo lets the calls go with which an endpoint would begin soon. Where no call waits any more it lets go a part of them.
 func (p *Pool) letGo(now time.Duration) {
-	if p.waits.open || p.patience(&Call{}) == 0 {
+	if p.unheld() {
 		p.letSomeGo(now)
 		return
 	}
@@ -418,17 +430,18 @@ func (p *Pool) letSomeGo(now time.Duration) {
 func (p *Pool) sendNext(now time.Duration) bool {
 	soon := p.soon()
 	var next *Waiting
-	var considered choice
+	var ranked ranking
+	var err error
 	var works []reworked
 	tried := 0
 	p.waits.line.Next(plannedOfOne, func(c *admission.Call) bool {
 		w := p.waits.by[c]
-		if considered = p.ranked(w.call, now); considered.err != nil || p.begins(soon, now) {
+		if ranked, err = p.consider(w.call, now); err != nil || p.begins(soon, now) {
 			next = w
 			return false
 		}
 		best := &p.choices[0]
-		if work := max(1, best.Work, float64(w.call.Unread)); work != c.Work {
+		if work := workIn(w.call, best.Work); work != c.Work {
 			works = append(works, reworked{c, work})
 		}
 		p.choice.Suppose(best.Endpoint, now, best.Work)
@@ -440,21 +453,9 @@ func (p *Pool) sendNext(now time.Duration) bool {
 		p.waits.line.Change(r.call, r.work)
 	}
 	if next != nil {
-		p.commitWaiting(next, considered, now)
+		p.commitWaiting(next, &ranked, err, now)
 	}
 	return next != nil
-}
-
-// choice is the ranking of endpoints for a call that was considered last.
-type choice struct {
-	call selection.Call
-	n    int
-	err  error
-}
-
-func (p *Pool) ranked(c *Call, now time.Duration) (r choice) {
-	r.call, r.n, r.err = p.consider(c, now)
-	return r
 }
 
 // reworked is what a call of the line brings now.
@@ -464,15 +465,18 @@ type reworked struct {
 }
 
 // send picks for a call of the line.
-func (p *Pool) send(w *Waiting, now time.Duration) { p.commitWaiting(w, p.ranked(w.call, now), now) }
+func (p *Pool) send(w *Waiting, now time.Duration) {
+	ranked, err := p.consider(w.call, now)
+	p.commitWaiting(w, &ranked, err, now)
+}
 
-// commitWaiting reserves the first of the endpoints that were ranked last, for a call of the line.
-func (p *Pool) commitWaiting(w *Waiting, ranked choice, now time.Duration) {
-	if ranked.err != nil {
-		p.decide(w, ranked.err)
+// commitWaiting reserves the first of the endpoints that were ranked last, for a call of the line, or refuses the call.
+func (p *Pool) commitWaiting(w *Waiting, ranked *ranking, err error, now time.Duration) {
+	if err != nil {
+		p.decide(w, err)
 		return
 	}
-	w.made = p.commit(w.call, w.r, &ranked.call, ranked.n, now)
+	w.made = p.commit(w.call, w.r, ranked, now)
 	w.r.waited = p.waits.line.Serve(&w.place)
 	p.metrics.Waited(now - w.place.At)
 	p.leftLine(w)
@@ -520,7 +524,7 @@ func (p *Pool) watch(now time.Duration) {
 
 // nextLook returns after which time the line is to be looked at again, if nothing happens before.
 func (p *Pool) nextLook(now time.Duration) time.Duration {
-	if p.waits.open || p.patience(&Call{}) == 0 {
+	if p.unheld() {
 		return soonest
 	}
 	soon := p.soon() // who begins earlier had its chance now

@@ -19,7 +19,7 @@ const (
 
 // Soon is how long a call may wait at an endpoint for its prefill to begin, if it is sent there now and not later.
 func (s *State) Soon() time.Duration {
-	return seconds(max(leastAhead, partAhead*s.meanTokens()/s.meanRate))
+	return seconds(max(leastAhead, partAhead*s.MeanTokens()/s.meanRate))
 }
 
 // Begins returns how long a call with so many uncached tokens that is sent to endpoint n now would wait there for its prefill to begin: for the queue, for KV memory and,
@@ -111,6 +111,3 @@ func seconds(s float64) time.Duration {
 
 // Due returns when the first token of a call was expected when it was picked, on the pool's clock.
 func (s *State) Due(c *Claim) time.Duration { return seconds(c.place.due) }
-
-// MeanTokens returns how many tokens to prefill a call brings on average.
-func (s *State) MeanTokens() float64 { return s.meanTokens() }

@@ -199,17 +199,20 @@ func (p *pick) costs(r *rule) {
 		p.scratch.costs, p.scratch.classes = make([]float64, n), make([]class, n)
 	}
 	costs, classes := p.scratch.costs[:n], p.scratch.classes[:n]
-	unheard, tokens := p.unheard(r.now), p.Facts.PromptTokens()
+	unheard, prompt := p.unheard(r.now), p.Facts.PromptTokens()
+	// curve.work times the share is uncached·(first - each·uncached).
+	first, each := r.share*(1+p.curve.context*r.prompt), r.share*p.curve.context/2
+	perCall, density := p.curve.perCall, p.density
 	for i, e := range p.Candidates {
 		h := &p.hot[e]
 		wait := h.empty - r.now
 		if wait < 0 {
 			wait = 0
 		}
-		uncached := float64(Uncached(tokens, p.Cached[e]))
-		own, mean := p.curve.work(r.prompt, uncached)*h.perToken, uncached*p.density*h.perToken
-		cost := wait + r.share*own + h.displaces*mean + (p.curve.perCall+callTokens*h.calls)*h.perToken + unheard*float64(h.theirs)
-		if short := wait + mean - h.room; short > 0 {
+		uncached := float64(Uncached(prompt, p.Cached[e]))
+		mean := density * uncached
+		cost := wait + (uncached*(first-each*uncached)+h.displaces*mean+perCall+callTokens*h.calls)*h.perToken + unheard*float64(h.theirs)
+		if short := wait + mean*h.perToken - h.room; short > 0 {
 			cost += short
 		}
 		costs[i], classes[i] = cost, 0

@@ -75,7 +75,7 @@ func (s *State) unheard(now float64) float64 {
 	if len(s.share.all) == 0 {
 		return 0
 	}
-	return s.share.left(now) + s.share.each*sameInstant*s.meanTokens()/s.meanRate
+	return s.share.left(now) + s.share.each*sameInstant*s.MeanTokens()/s.meanRate
 }
 
 // deal gives each endpoint to one of the pickers, to each as many, but for one: of the pickers that have not got theirs, to that

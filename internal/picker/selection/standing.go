@@ -31,7 +31,7 @@ func (s *State) Standing(n int32, now time.Duration) Standing {
 	out := Standing{
 		InFlight: int(h.own), QueueTokens: s.Queue(n, now), Rate: h.rate / s.density,
 		BytesPerToken: request.BytesPerToken / s.TokenRatio(n),
-		FirstToken:    max(0, h.empty-t) + (s.meanTokens()+s.curve.perCall)*h.perToken,
+		FirstToken:    max(0, h.empty-t) + (s.MeanTokens()+s.curve.perCall)*h.perToken,
 		Failures:      s.health[n].failed.count, AvoidedFor: max(0, s.health[n].failed.until-t, s.health[n].shed.until-t),
 	}
 	for _, r := range s.adapters.slots[n].resident {

@@ -260,8 +260,8 @@ func (w *work) decay(now float64) {
 	w.at = max(now, w.at)
 }
 
-// meanTokens returns how many tokens to prefill a call brings on average.
-func (s *State) meanTokens() float64 {
+// MeanTokens returns how many tokens to prefill a call brings on average.
+func (s *State) MeanTokens() float64 {
 	if s.work.calls < 1e-9 {
 		return 0
 	}

@@ -22,26 +22,25 @@ func (c *curve) work(prompt, uncached float64) float64 {
 const (
 	// curveMemory is the time after which what was observed of the curve weighs 1/e, in seconds.
 	curveMemory = 60
-	// usualPerCall is what a call is taken to cost beside its tokens as far as observations do not show it, in tokens to
-	// prefill: calls of one length show nothing of it.
+	// usualPerCall is what a call is taken to cost beside its tokens where observations do not show it, in tokens to prefill.
 	usualPerCall = callTokens
 	// Once there are as many observations as steady, one can show no more than unlikely times the time that was expected, and no
 	// less than that part of it.
 	steady, unlikely = 10, 2
-	// hint is the weight of that, in observations, and of there being nothing else.
+	// hint is the weight, in observations, of the usual curve: calls that are alike show nothing of another.
 	hint = 0.05
-	// clearly is how many standard deviations a part of the curve must be apart from 0.
+	// clearly is how many standard deviations a part of the curve must be apart from the usual one.
 	clearly = 3
 	// The bounds of the curve. A GPU's attention to 1,000 tokens takes as long as the rest of a token's prefill at the very least;
 	// for usual models it is some 30,000 tokens.
 	mostPerCall, mostPerRunning, mostContext = 1024, 256, 1.0 / 1000
 )
 
-// curveFit finds the curve by the method of least squares, from the times t of prefills: t = a + b·tokens + c·pairs + d·running,
-// with the error divided by √t. pairs are, for each of the tokens, those before it in its prompt. The sums decay.
+// curveFit finds the curve by the method of least squares, from the times t of prefills: t = a + b·(tokens + usualPerCall) + c·pairs
+// + d·running, with the error divided by √t. pairs are, for each of the tokens, those before it in its prompt. The sums decay.
 type curveFit struct {
 	weight  float64       // the number of observations
-	sums    [4]float64    // of their values: 1, tokens, pairs and running
+	sums    [4]float64    // of their values: 1, tokens with usualPerCall, pairs and running
 	seconds float64       // of their times
 	moment  [4][4]float64 // of the products of an observation's values, divided by its time
 	found   [4]float64    // a, b, c and d, as curve found them last
@@ -57,10 +56,14 @@ func (p *prefilled) add(t place) {
 	p.running += t.running
 }
 
+func (p prefilled) values() [4]float64 {
+	return [4]float64{1, p.tokens + usualPerCall, p.pairs, p.running}
+}
+
 // observe notes that a server of the pool's mean speed took so many seconds for a prefill.
 func (f *curveFit) observe(now float64, p prefilled, seconds float64) {
 	keep := math.Exp(-max(0, now-f.at) / curveMemory)
-	x := [4]float64{1, p.tokens, p.pairs, p.running}
+	x := p.values()
 	for i := range x {
 		f.sums[i] = f.sums[i]*keep + x[i]
 		for j := range x {
@@ -73,8 +76,11 @@ func (f *curveFit) observe(now float64, p prefilled, seconds float64) {
 }
 
 // expects returns how long a prefill was expected to take, in seconds.
-func (f *curveFit) expects(p prefilled) float64 {
-	return f.found[0] + f.found[1]*p.tokens + f.found[2]*p.pairs + f.found[3]*p.running
+func (f *curveFit) expects(p prefilled) (t float64) {
+	for i, x := range p.values() {
+		t += f.found[i] * x
+	}
+	return t
 }
 
 // curve returns the curve that fits best; ok is false where nothing was observed. No part of it is negative.
@@ -82,42 +88,40 @@ func (f *curveFit) curve() (c curve, ok bool) {
 	if !(f.weight > 0) || !(f.moment[1][1] > 0) {
 		return curve{}, false
 	}
-	// Hints say that a is usualPerCall times b, and that c and d are 0.
-	m, k := f.moment, hint*f.moment[0][0]/f.weight
-	m[0][0] += k
-	m[0][1] -= k * usualPerCall
-	m[1][0] -= k * usualPerCall
-	m[1][1] += k * usualPerCall * usualPerCall
-	for i := 2; i < len(m); i++ {
+	m := f.moment
+	for _, i := range parts { // a hint of the mean weight says that the part is 0
 		mean := f.sums[i] / f.weight
-		m[i][i] += k * mean * mean
+		m[i][i] += hint * f.moment[0][0] / f.weight * mean * mean
 	}
 	x := f.clear(&m)
 	f.found = x
-	b := x[1]
-	part := func(i int, most float64) float64 {
-		if !(x[i] < most*b) { // b may be 0
+	part := func(time, most float64) float64 {
+		if !(time < most*x[1]) { // b may be 0
 			return most
 		}
-		return x[i] / b
+		return max(0, time/x[1])
 	}
-	return curve{perCall: part(0, mostPerCall), context: part(2, mostContext), perRunning: part(3, mostPerRunning)}, true
+	return curve{perCall: part(x[0]+usualPerCall*x[1], mostPerCall), context: part(x[2], mostContext), perRunning: part(x[3], mostPerRunning)}, true
 }
+
+// parts are the values of a solution beside b.
+var parts = [...]int{2, 3, 0}
 
 // density is what a mean token takes, in tokens without anything before them.
 func (f *curveFit) density(context float64) float64 {
-	if !(f.sums[1] > 0) {
+	tokens := f.sums[1] - usualPerCall*f.sums[0]
+	if !(tokens > 0) {
 		return 1
 	}
-	return 1 + context*f.sums[2]/f.sums[1]
+	return 1 + context*f.sums[2]/tokens
 }
 
-// clear returns the solution that has c and d only where they clearly explain more of the times: small errors of the curve
-// send long prompts away from their caches.
+// clear returns the solution that has each part only where it clearly explains more of the times: small errors of the curve
+// send long prompts away from their caches, and calls that are alike tell nothing of it.
 func (f *curveFit) clear(m *[4][4]float64) [4]float64 {
 	var out [4]bool
 	x := solve(m, &f.sums, out)
-	for _, i := range [...]int{2, 3} {
+	for _, i := range parts {
 		less := out
 		less[i] = true
 		without := solve(m, &f.sums, less)
@@ -137,13 +141,13 @@ func (f *curveFit) left(x *[4]float64) float64 {
 	return sum
 }
 
-// solve solves m·x = y for a positive definite m, without the values that are out. Values that come out below 0 are left out too,
-// one after the other.
+// solve solves m·x = y for a positive definite m, without the values that are out. Values but the first that come out below 0 are
+// left out too, one after the other.
 func solve(m *[4][4]float64, y *[4]float64, out [4]bool) (x [4]float64) {
 	for range m {
 		x = eliminate(*m, *y, out)
 		least := -1
-		for i := range x {
+		for i := 1; i < len(x); i++ {
 			if x[i] < 0 && (least < 0 || x[i]*y[i] < x[least]*y[least]) {
 				least = i
 			}

@@ -16,7 +16,8 @@ type lab struct {
 	now     float64
 	counted Counters
 	running int
-	noise   *rand.Rand // of the times, up to a fifth; nil for none
+	noise   *rand.Rand // of the times; nil for none
+	give    float64    // the largest part of a time by which it varies
 }
 
 func newLab(truth curve) *lab {
@@ -35,7 +36,7 @@ func (l *lab) read(at float64) {
 func (l *lab) takes(prompt, uncached int) float64 {
 	tokens := l.truth.work(float64(prompt), float64(uncached)) + l.truth.perCall + l.truth.perRunning*float64(l.running)
 	if l.noise != nil {
-		tokens *= 0.8 + 0.4*l.noise.Float64()
+		tokens *= 1 + l.give*(2*l.noise.Float64()-1)
 	}
 	return tokens / 8000
 }
@@ -93,7 +94,9 @@ func TestCurveIsLearned(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(truth)
+			l.noise, l.give = rand.New(rand.NewPCG(1, 1)), 0.05
 			l.learn(300, 6)
+			l.noise = nil
 			got := l.curve
 			if !within(got.perCall, truth.perCall, 0.25, 50) || !within(got.perRunning, truth.perRunning, 0.25, 10) || !within(got.context, truth.context, 0.25, 1e-5) {
 				t.Errorf("the curve is %+v, want %+v", got, truth)
@@ -118,7 +121,7 @@ func within(got, want, part, least float64) bool { return math.Abs(got-want) <= 
 func TestCurveOfAnEvenServer(t *testing.T) {
 	for seed := range uint64(20) {
 		l := newLab(curve{perCall: 80})
-		l.noise = rand.New(rand.NewPCG(seed, 1))
+		l.noise, l.give = rand.New(rand.NewPCG(seed, 1)), 0.2
 		bent := 0
 		for range 30 {
 			l.learn(10, 3)
@@ -128,6 +131,21 @@ func TestCurveOfAnEvenServer(t *testing.T) {
 		}
 		if bent > 6 {
 			t.Errorf("seed %d: attention was seen %d of 30 times", seed, bent)
+		}
+	}
+}
+
+// Calls that are alike tell nothing of the curve, however their times vary.
+func TestCurveOfCallsThatAreAlike(t *testing.T) {
+	for seed := range uint64(20) {
+		l := newLab(curve{perCall: 200})
+		l.noise, l.give = rand.New(rand.NewPCG(seed, 1)), 0.5
+		for range 100 {
+			c, _, took := l.serve(300+l.noise.IntN(20), 300)
+			l.end(c, took)
+		}
+		if got := l.curve; got != (curve{perCall: usualPerCall}) {
+			t.Errorf("seed %d: the curve is %+v, want the usual one", seed, got)
 		}
 	}
 }
@@ -159,8 +177,8 @@ func TestToldSpeedOfACurve(t *testing.T) {
 	other := stateWith(1, picksettings.Defaults())
 	other.Learn(0, l.Learned(0, second(l.now)), 0)
 	other.Age(0, numbers(1))
-	mean := l.fit.sums[1] / l.fit.weight
-	behind := l.fit.sums[2] / l.fit.sums[1]
+	mean := l.fit.sums[1]/l.fit.weight - usualPerCall
+	behind := l.fit.sums[2] / (mean * l.fit.weight)
 	uncached := int(mean)
 	call := callFor("", int(behind+mean/2))
 	there := other.Reserve(0, 0, call, uncached)

@@ -144,7 +144,7 @@ func (p *Pool) ask(c *Call, r *Reservation) (made, *Waiting) {
 	switch {
 	case errors.Is(err, p.noEndpoints) && p.settings.Load().EndpointsWithin > 0 && !p.waits.open:
 		p.waits.asleep = true
-		w, err := p.wait(c, r, float64(c.Facts.PromptTokens()), now)
+		w, err := p.wait(c, r, p.choice.Work(c.Facts.PromptTokens()), now)
 		return made{at: now, err: err}, w
 	case err != nil:
 		return made{at: now, err: err}, nil
@@ -252,7 +252,7 @@ func (p *Pool) patience(c *Call) time.Duration {
 // place returns what a call is to the line, and what its caller gets. work is what its best endpoint has to prefill.
 func (p *Pool) place(c *Call, work float64) (admission.Call, picksettings.Caller) {
 	rule, flow, tenant := p.ruleOf(c)
-	work = workIn(c, work)
+	work = p.workIn(c, work)
 	return admission.Call{
 		Flow: flow, Tenant: tenant, Weight: rule.Weight, Priority: rule.Priority,
 		Work: work, Cost: work + outputCost*p.waits.outputs.mean(), Bytes: c.Bytes,
@@ -260,7 +260,7 @@ func (p *Pool) place(c *Call, work float64) (admission.Call, picksettings.Caller
 }
 
 // workIn is a call's work in the line: a body that was not read may be new to all endpoints.
-func workIn(c *Call, work float64) float64 { return max(1, work, float64(c.Unread)) }
+func (p *Pool) workIn(c *Call, work float64) float64 { return max(1, work, p.choice.Work(c.Unread)) }
 
 // wait puts a call into the line, or refuses it.
 func (p *Pool) wait(c *Call, r *Reservation, work float64, now time.Duration) (*Waiting, error) {
@@ -441,7 +441,7 @@ func (p *Pool) sendNext(now time.Duration) bool {
 			return false
 		}
 		best := &p.choices[0]
-		if work := workIn(w.call, best.Work); work != c.Work {
+		if work := p.workIn(w.call, best.Work); work != c.Work {
 			works = append(works, reworked{c, work})
 		}
 		p.choice.Suppose(best.Endpoint, now, best.Work)

@@ -14,6 +14,13 @@ type curve struct {
 	context float64
 }
 
+// computed returns how many tokens a server has prefilled that end a prompt, of which so many are not cached, when it has done so much
+// of their work: the inverse of work.
+func (c *curve) computed(prompt, uncached, done float64) float64 {
+	first := 1 + c.context*(prompt-uncached)
+	return min(uncached, 2*max(0, done)/(first+math.Sqrt(first*first+2*c.context*max(0, done))))
+}
+
 // work is how long so many tokens take that end a prompt and are not cached, in tokens without anything before them.
 func (c *curve) work(prompt, uncached float64) float64 {
 	return uncached * (1 + c.context*(prompt-uncached/2))
@@ -22,6 +29,8 @@ func (c *curve) work(prompt, uncached float64) float64 {
 const (
 	// curveMemory is the time after which what was observed of the curve weighs 1/e, in seconds.
 	curveMemory = 60
+	// forgotten is how many times that time it takes until nothing of it counts any more.
+	forgotten = 3
 	// usualPerCall is what a call is taken to cost beside its tokens where observations do not show it, in tokens to prefill.
 	usualPerCall = callTokens
 	// Once there are as many observations as steady, one can show no more than unlikely times the time that was expected, and no
@@ -44,6 +53,7 @@ type curveFit struct {
 	seconds float64       // of their times
 	moment  [4][4]float64 // of the products of an observation's values, divided by its time
 	found   [4]float64    // a, b, c and d, as curve found them last
+	trusted bool          // that was from steady observations at least
 	at      float64       // when the sums were last decayed
 }
 
@@ -83,7 +93,7 @@ func (f *curveFit) expects(p prefilled) (t float64) {
 	return t
 }
 
-// curve returns the curve that fits best; ok is false where nothing was observed. No part of it is negative.
+// curve returns the curve that fits best; ok is false where the observations tell of none. No part of it is negative.
 func (f *curveFit) curve() (c curve, ok bool) {
 	if !(f.weight > 0) || !(f.moment[1][1] > 0) {
 		return curve{}, false
@@ -94,12 +104,15 @@ func (f *curveFit) curve() (c curve, ok bool) {
 		m[i][i] += hint * f.moment[0][0] / f.weight * mean * mean
 	}
 	x := f.clear(&m)
-	f.found = x
+	f.found, f.trusted = x, f.weight >= steady
+	if !(x[1] > 0) { // all take one step, however long they are
+		return curve{}, false
+	}
 	part := func(time, most float64) float64 {
-		if !(time < most*x[1]) { // b may be 0
-			return most
+		if tokens := min(time/x[1], most); tokens > rounding*most {
+			return tokens
 		}
-		return max(0, time/x[1])
+		return 0
 	}
 	return curve{perCall: part(x[0]+usualPerCall*x[1], mostPerCall), context: part(x[2], mostContext), perRunning: part(x[3], mostPerRunning)}, true
 }

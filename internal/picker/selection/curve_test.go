@@ -150,6 +150,91 @@ func TestCurveOfCallsThatAreAlike(t *testing.T) {
 	}
 }
 
+// Calls that come in one burst, before any other call lets the pool take what it learned, spoil nothing.
+func TestCurveOfABurst(t *testing.T) {
+	l := newLab(curve{perCall: 80})
+	var burst []Claim
+	for range 40 {
+		burst = append(burst, l.Reserve(0, second(l.now), callFor("", 300), 300))
+	}
+	l.running = len(burst)
+	for i := range burst {
+		took := l.takes(300, 300) * float64(i+1)
+		l.counted.Prefilled += 300
+		l.counted.FirstTokens++
+		l.counted.FirstTokenSeconds += took
+		l.read(l.now + took + 0.001)
+	}
+	l.now += 3
+	for i := range burst {
+		l.end(burst[i], 0)
+	}
+	l.learn(100, 0)
+	if got := l.curve; got.perCall > 160 || got.context > 0 {
+		t.Errorf("after a burst the curve is %+v", got)
+	}
+	if rate := l.Rate(0); !within(rate, 8000, 0.2, 0) {
+		t.Errorf("after a burst the speed is taken for %.0f tokens a second, want 8000", rate)
+	}
+}
+
+// Prefills that take one step, however long they are, show no attention.
+func TestCurveOfShortPrefills(t *testing.T) {
+	for seed := range uint64(20) {
+		l := newLab(curve{})
+		l.noise, l.give = rand.New(rand.NewPCG(seed, 1)), 0.2
+		bent := 0
+		for range 150 {
+			uncached := 16 + l.noise.IntN(100)
+			l.truth.perCall = 160 - float64(uncached)
+			c, _, took := l.serve(uncached+l.noise.IntN(8000), uncached)
+			l.end(c, took)
+			if got := l.curve; got.context > 0 || got.perRunning > 0 {
+				bent++
+			}
+		}
+		if bent > 30 {
+			t.Errorf("seed %d: attention or running calls were seen %d of 150 times", seed, bent)
+		}
+	}
+}
+
+// Other prompts change nothing of a speed, nor does a pause what is known.
+func TestCurveOutlastsOtherPrompts(t *testing.T) {
+	l := newLab(curve{perCall: 80, context: 1.0 / 3000})
+	l.learn(300, 0)
+	for range 2 {
+		for i := range 60 {
+			uncached := 300 + i*37%1500
+			c, expected, took := l.serve(uncached+18_000+i*531%4000, uncached)
+			if !within(expected, took, 0.2, 0.02) {
+				t.Fatalf("call %d is expected to take %.2f s, and takes %.2f", i, expected, took)
+			}
+			l.end(c, took)
+		}
+		l.now += 600
+		l.Age(second(l.now), numbers(1))
+	}
+}
+
+// What calls that are answered take of each step counts once.
+func TestManyRunningCalls(t *testing.T) {
+	l := newLab(curve{perCall: 80, perRunning: 10})
+	for range 27 {
+		c, _, took := l.serve(100, 100)
+		l.now += took + 0.3
+		_ = c // it goes on
+	}
+	for i := range 200 {
+		uncached := 200 + i*37%800
+		c, expected, took := l.serve(uncached, uncached)
+		if i > 100 && !within(expected, took, 0.15, 0.01) {
+			t.Fatalf("call %d is expected to take %.3f s, and takes %.3f", i, expected, took)
+		}
+		l.end(c, took)
+	}
+}
+
 // A prompt that was evicted takes longer than expected, which says nothing of the curve.
 func TestEvictedPromptsDoNotBendTheCurve(t *testing.T) {
 	l := newLab(curve{perCall: 80})
@@ -212,12 +297,12 @@ func TestPickCountsAttention(t *testing.T) {
 	}
 }
 
-// Computed tokens of a call are counted in order of work: the overhead comes first.
+// Of a call that is prefilled, the overhead comes first, and then the tokens with the least before them.
 func TestComputedOfACurve(t *testing.T) {
 	s := stateWith(1, picksettings.Defaults())
 	s.curve = curve{perCall: 800, context: 1.0 / 4000}
 	c := s.Reserve(0, 0, callFor("", 4000), 4000) // 800 and 6,000 tokens of work
-	for at, want := range map[time.Duration]int{0: 0, second(0.1): 0, second(0.475): 2000, second(0.85): 4000, second(9): 4000} {
+	for at, want := range map[time.Duration]int{0: 0, second(0.1): 0, second(0.475): 2325, second(0.85): 4000, second(9): 4000} {
 		if got := s.Computed(&c, at); got < want-1 || got > want+1 {
 			t.Errorf("after %s %d tokens are computed, want %d", at, got, want)
 		}

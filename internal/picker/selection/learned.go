@@ -21,6 +21,10 @@ func (s *State) Learned(n int32, now time.Duration) Learned {
 // Learn takes what another picker observed of endpoint n's prefill, unless more was observed here. It counts from the next
 // call of Age on.
 func (s *State) Learn(n int32, l Learned, now time.Duration) {
+	if now.Seconds() > s.fit.at+forgotten*curveMemory && s.fit.weight > 0 { // what was learned of the curve is about other prompts
+		s.setCurve(curve{}, 1/s.density)
+		s.fit, s.density = curveFit{}, 1
+	}
 	v := &s.loads[n].speed
 	v.forget(now.Seconds())
 	rate := l.Tokens * s.density / l.Seconds

@@ -70,11 +70,11 @@ func (s *State) add(n int32, now, prompt, uncached float64, adapter int32) place
 	work := max(s.curve.work(prompt, uncached), 1) // so that each call has a position of its own
 	if t.alone = ahead == 0; t.alone {
 		t.running = h.calls
-		t.lead = s.curve.perCall
+		t.lead = s.curve.perCall + s.curve.perRunning*t.running
 		work += t.lead
 	}
 	h.setQueue(now, ahead+work)
-	t.due, t.end = h.empty+s.curve.perRunning*t.running*h.perToken, t.start+work
+	t.due, t.end = h.empty, t.start+work
 	if !t.alone {
 		t.due += s.curve.perCall * h.perToken
 	}

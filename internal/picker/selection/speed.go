@@ -91,9 +91,8 @@ func (s *State) learnFromFirstTokens(n int32, now float64, p prefills) {
 	if p.own {
 		s.learnCurve(n, now, p)
 	} else {
-		weight = guessedWeight
-		p.tokens = p.tokens*s.density + s.curve.perCall
-		uncached = p.tokens
+		weight, uncached = guessedWeight, p.tokens
+		p.tokens = s.workOfOthers(p.tokens, float64(p.calls)) + s.curve.perCall
 	}
 	if uncached < leastPrefill*float64(p.calls) {
 		return
@@ -102,10 +101,20 @@ func (s *State) learnFromFirstTokens(n int32, now float64, p prefills) {
 	s.setSpeed(n, now)
 }
 
+// workOfOthers is the work of calls of others with so many uncached tokens together, of which nothing else is known.
+func (s *State) workOfOthers(tokens, calls float64) float64 {
+	each := tokens / max(calls, 1)
+	return calls * s.curve.work(each, each)
+}
+
 // learnCurve takes the pool's curve from what endpoint n prefilled without a pause. An endpoint whose speed is far from the
-// pool's is left out, as its counters may lie.
+// pool's is left out, as its counters may lie, unless no other was observed. Attention is learned where the server counts what it
+// computed: one that caches nothing would else look like one with much of it.
 func (s *State) learnCurve(n int32, now float64, p prefills) {
-	slowness := s.hot[n].perToken * s.meanRate
+	slowness := 1.0
+	if len(s.observed) > 2 { // the assumed speed is one of them
+		slowness = s.hot[n].perToken * s.meanRate
+	}
 	if slowness < 1.0/outlier || slowness > outlier {
 		return
 	}
@@ -114,9 +123,12 @@ func (s *State) learnCurve(n int32, now float64, p prefills) {
 	}
 	starts := max(1, p.starts)
 	one := prefilled{tokens: p.tried.tokens / starts, pairs: p.tried.pairs / starts, running: p.tried.running / starts}
+	if p.computed <= 0 {
+		one.pairs = 0
+	}
 	expected, within := s.fit.expects(one), float64(unlikely)
-	if s.fit.weight < steady {
-		expected, within = (one.tokens+s.curve.perCall)/s.meanRate, surprise
+	if c := &s.curve; !s.fit.trusted {
+		expected, within = (one.tokens+c.context*one.pairs+c.perRunning*one.running+c.perCall)/s.meanRate, surprise
 	}
 	expected = max(expected, 1/s.meanRate)
 	s.fit.observe(now, one, min(max(p.seconds/starts/slowness, expected/within), expected*within))
@@ -124,17 +136,25 @@ func (s *State) learnCurve(n int32, now float64, p prefills) {
 
 // bend takes the curve that was learned last. What is known of speeds holds for tokens like those of late.
 func (s *State) bend() {
+	if s.fit.trusted && s.fit.weight < steady { // few observations do not outweigh what many told
+		return
+	}
 	c, ok := s.fit.curve()
 	if !ok {
 		return
 	}
-	density := s.fit.density(c.context)
-	if density != s.density {
+	s.setCurve(c, s.fit.density(c.context)/s.fit.density(s.curve.context))
+	s.density = s.fit.density(c.context)
+}
+
+// setCurve takes a curve by which tokens like those of late take so many times as long as by the one before.
+func (s *State) setCurve(c curve, times float64) {
+	s.curve = c
+	if times != 1 {
 		for n := range s.loads {
-			s.loads[n].speed.tokens *= density / s.density
+			s.loads[n].speed.tokens *= times
 		}
 	}
-	s.curve, s.density = c, density
 }
 
 // ageSpeeds decays the observations of speeds, and takes the curve and the pool's mean speed.

@@ -206,8 +206,7 @@ func (s *State) Computed(c *Claim, now time.Duration) int {
 		return 0
 	}
 	t := &c.place
-	done := (s.drained(c.Endpoint, now.Seconds()) - t.start - t.lead) / (t.tokens() - t.lead)
-	return int(math.Round(min(max(0, done), 1) * t.uncached))
+	return int(math.Round(s.curve.computed(t.prompt, t.uncached, s.drained(c.Endpoint, now.Seconds())-t.start-t.lead)))
 }
 
 // Release ends a claim. It reports whether the endpoint is taken to have prefilled the prompt.
@@ -259,6 +258,10 @@ func (w *work) decay(now float64) {
 	w.calls *= keep
 	w.at = max(now, w.at)
 }
+
+// Work returns how many tokens to prefill a prompt of so many tokens is of which nothing is cached: a token counts for more, the more
+// are before it.
+func (s *State) Work(tokens int) float64 { return s.curve.work(float64(tokens), float64(tokens)) }
 
 // MeanTokens returns how many tokens to prefill a call brings on average.
 func (s *State) MeanTokens() float64 {

@@ -54,7 +54,7 @@ func (c *callsOfOthers) count(now float64, calls int, tokens, cache float64) {
 
 // othersTokens is what a call of others brings to endpoint n on average, in tokens to prefill.
 func (s *State) othersTokens(n int32) float64 {
-	return s.loads[n].others.tokens(s.MeanTokens()/s.density) * s.density
+	return s.workOfOthers(s.loads[n].others.tokens(s.MeanTokens()/s.density), 1)
 }
 
 // tokens is the mean of the uncached prompt tokens of a call, or otherwise where nothing was counted.

@@ -94,8 +94,8 @@
 // The time of a prefill is not that of its tokens alone. A call that comes to an empty queue takes some time however short its
 // prompt is: a step of the server, and the end of the step before, which takes the longer the more calls the server answers. And a
 // token takes the longer the more tokens are before it. All three are learned for the pool, by least squares over the prefills that
-// began with an empty queue, in tokens that take as long; the last two only where they clearly explain the times. Where the server
-// counts what it computed, a prompt that was not cached as expected does not count. On records of a real vLLM at 30, 80
+// began with an empty queue, in tokens that take as long, each only where it clearly explains the times. Where the server counts what
+// it computed, a prompt that was not cached as expected does not count; where it does not, attention is not learned. On records of a real vLLM at 30, 80
 // and 120 % of what it can do, the expected times are off by 1.09, 1.13 and 1.15 times in the median; without attention
 // and the calls that it answers by 1.19, 1.22 and 1.12 times, and with tokens alone by 1.4 to 1.5 times.
 //

@@ -14,16 +14,16 @@ type curve struct {
 	context float64
 }
 
+// work is how long so many tokens take that end a prompt and are not cached, in tokens without anything before them.
+func (c *curve) work(prompt, uncached float64) float64 {
+	return uncached * (1 + c.context*(prompt-uncached/2))
+}
+
 // computed returns how many tokens a server has prefilled that end a prompt, of which so many are not cached, when it has done so much
 // of their work: the inverse of work.
 func (c *curve) computed(prompt, uncached, done float64) float64 {
 	first := 1 + c.context*(prompt-uncached)
 	return min(uncached, 2*max(0, done)/(first+math.Sqrt(first*first+2*c.context*max(0, done))))
-}
-
-// work is how long so many tokens take that end a prompt and are not cached, in tokens without anything before them.
-func (c *curve) work(prompt, uncached float64) float64 {
-	return uncached * (1 + c.context*(prompt-uncached/2))
 }
 
 const (

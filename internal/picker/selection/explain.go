@@ -73,15 +73,16 @@ func (s *State) Explain(c *Call, now time.Duration) []Reason {
 // reason splits a candidate's cost into its terms, which add up to the cost that Pick compares.
 func (p *pick) reason(r *rule, e int32, home bool) Reason {
 	h := &p.hot[e]
-	own := Uncached(p.Facts.PromptTokens(), p.Cached[e])
+	own := Uncached(r.prompt, p.Cached[e])
+	work := p.curve.work(float64(r.prompt), float64(own))
 	why := Reason{
-		Endpoint: e, CachedTokens: p.Facts.PromptTokens() - own, UncachedTokens: own,
+		Endpoint: e, CachedTokens: r.prompt - own, UncachedTokens: own,
 		QueueTokens: h.queue(r.now) / p.density, Rate: h.rate / p.density,
 		InFlight: int(h.own), Calls: h.calls, ReadingAge: r.now - p.loads[e].reading.at,
-		Wait: max(0, h.empty-r.now), Prefill: (p.curve.work(r.prompt, float64(own)) + p.curve.perCall) * h.perToken,
+		Wait: max(0, h.empty-r.now), Prefill: (work + p.curve.perCall) * h.perToken,
 	}
 	tokens := float64(own) * p.density * h.perToken
-	why.Others = (r.share-1)*p.curve.work(r.prompt, float64(own))*h.perToken + h.displaces*tokens
+	why.Others = (r.share-1)*work*h.perToken + h.displaces*tokens
 	why.Batch = callTokens * h.perToken * h.calls
 	why.Pickers = p.unheard(r.now) * float64(h.theirs)
 	why.Memory = max(0, why.Wait+tokens-h.room)

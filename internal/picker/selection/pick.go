@@ -120,7 +120,7 @@ func (s *State) Pick(c *Call, now time.Duration, rnd *rand.Rand, out *[Choices]C
 // rule holds the values of one pick that are the same for all candidates.
 type rule struct {
 	now    float64 // seconds of the clock
-	prompt float64 // tokens
+	prompt int     // tokens
 	share  float64 // the cost of a token to prefill, to this call and to others, as a multiple of its time
 	// A candidate takes no more calls at so many in flight, or at so many for each token a second of its speed if that is more.
 	bound, boundOfSpeed float64
@@ -131,7 +131,7 @@ type rule struct {
 }
 
 func (p *pick) rule(now time.Duration) rule {
-	r := rule{now: now.Seconds(), prompt: float64(p.Facts.PromptTokens())}
+	r := rule{now: now.Seconds(), prompt: p.Facts.PromptTokens()}
 	p.crowd(&r)
 	if r.id = p.adapters.find(p.Facts.Model); r.id != none {
 		r.name = Hash(p.Facts.Model)
@@ -199,9 +199,9 @@ func (p *pick) costs(r *rule) {
 		p.scratch.costs, p.scratch.classes = make([]float64, n), make([]class, n)
 	}
 	costs, classes := p.scratch.costs[:n], p.scratch.classes[:n]
-	unheard, prompt := p.unheard(r.now), p.Facts.PromptTokens()
+	unheard := p.unheard(r.now)
 	// curve.work times the share is uncached·(first - each·uncached).
-	first, each := r.share*(1+p.curve.context*r.prompt), r.share*p.curve.context/2
+	first, each := r.share*(1+p.curve.context*float64(r.prompt)), r.share*p.curve.context/2
 	perCall, density := p.curve.perCall, p.density
 	for i, e := range p.Candidates {
 		h := &p.hot[e]
@@ -209,7 +209,7 @@ func (p *pick) costs(r *rule) {
 		if wait < 0 {
 			wait = 0
 		}
-		uncached := float64(Uncached(prompt, p.Cached[e]))
+		uncached := float64(Uncached(r.prompt, p.Cached[e]))
 		mean := density * uncached
 		cost := wait + (uncached*(first-each*uncached)+h.displaces*mean+perCall+callTokens*h.calls)*h.perToken + unheard*float64(h.theirs)
 		if short := wait + mean*h.perToken - h.room; short > 0 {
@@ -337,9 +337,8 @@ func (p *pick) rank(r *rule, rnd *rand.Rand, out *[Choices]Choice) int {
 
 func (p *pick) choice(r *rule, at int32) Choice {
 	e := p.Candidates[at]
-	prompt := p.Facts.PromptTokens()
-	own := Uncached(prompt, p.Cached[e])
-	return Choice{Endpoint: e, Cached: prompt - own, Uncached: own, Work: p.curve.work(r.prompt, float64(own)), Cost: p.scratch.costs[at]}
+	own := Uncached(r.prompt, p.Cached[e])
+	return Choice{Endpoint: e, Cached: r.prompt - own, Uncached: own, Work: p.curve.work(float64(r.prompt), float64(own)), Cost: p.scratch.costs[at]}
 }
 
 // shortlist lists the candidates of a class that can come into a ranking: those that cost no more than the Choices

@@ -143,8 +143,9 @@ func (s *State) bend() {
 	if !ok {
 		return
 	}
-	s.setCurve(c, s.fit.density(c.context)/s.fit.density(s.curve.context))
-	s.density = s.fit.density(c.context)
+	density := s.fit.density(c.context)
+	s.setCurve(c, density/s.fit.density(s.curve.context))
+	s.density = density
 }
 
 // setCurve takes a curve by which tokens like those of late take so many times as long as by the one before.
